@@ -1,0 +1,36 @@
+# Everything a person types. `make help` lists it.
+PYTHON ?= $(shell scripts/find-python)
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint up clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
+
+setup: .venv/.ready plugins/example.wasm  ## make .venv, with circleosd and circlectl in .venv/bin
+
+.venv/.ready: requirements.lock pyproject.toml scripts/setup
+	@scripts/setup "$(PYTHON)"
+	@touch $@
+
+plugins/%.wasm: plugins/%.wat | .venv/.ready
+	@$(BIN)/python plugins/wat2wasm.py $< $@
+
+demo: setup  ## watch CircleOSD do its main job, in a throw-away directory
+	@scripts/demo
+
+up: setup  ## run CircleOSD in the foreground until Ctrl-C, without systemd
+	@$(BIN)/circleosd up
+
+lint: setup  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup  ## all tests; as root those on a booted systemd too
+	@scripts/test-packages
+	$(BIN)/python -m pytest
+
+clean:  ## remove what the above made
+	rm -rf .venv build dist plugins/*.wasm .pytest_cache .mypy_cache .ruff_cache

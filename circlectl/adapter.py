@@ -1,0 +1,142 @@
+"""The one place that knows python-fire: from a command line to an inert description of a request.
+
+Fire runs a command before it has looked at the whole line, guesses types, and offers a Python prompt and a pager.
+So what it calls
+here only notes what was asked; arguments stay the texts that were typed; its own flags cannot be reached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import re
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from circlectl.commands import Command
+from circleosd.api.contract import Mark
+from circleosd.errors import BadRequest
+
+LITERAL = "\0"  # marks an argument from behind `--`; no argument can hold this character itself (execve(2))
+
+
+class Call:
+    """What was asked for. Fire would chain what is left of a line onto a result's members; this has none to show."""
+
+    __slots__ = ("arguments", "command")
+
+    def __init__(self, command: Command, arguments: Mapping[str, str]) -> None:
+        self.command = command
+        self.arguments = arguments
+
+    def __dir__(self) -> list[str]:
+        return []
+
+
+class _Members:
+    """A level of the command tree: what Fire finds are the given names and nothing of Python's."""
+
+    def __init__(self, members: Mapping[str, Any]) -> None:
+        self.__dict__.update(members)
+
+    def __dir__(self) -> list[str]:
+        return [*self.__dict__]
+
+
+@contextlib.contextmanager
+def _stand_ins() -> Iterator[None]:
+    """While Fire is imported: asyncio, of which it needs one predicate, and its Windows colors, as empty stand-ins.
+
+    asyncio alone is most of Fire's import time, and every command would pay it.
+    """
+    asyncio = types.ModuleType("asyncio")
+    asyncio.iscoroutinefunction = inspect.iscoroutinefunction  # type: ignore[attr-defined]  # a stand-in
+    names = {"asyncio": asyncio, "fire.formatting_windows": types.ModuleType("fire.formatting_windows")}
+    absent = {name: module for name, module in names.items() if name not in sys.modules}
+    sys.modules.update(absent)
+    try:
+        yield
+    finally:
+        for name in absent:
+            if name == "asyncio":
+                del sys.modules[name]
+
+
+def parse(command: Command, arguments: Sequence[str]) -> Mapping[str, str]:
+    """The parameters that a command line gives, as typed. Raises `BadRequest` for a line that Fire does not accept."""
+    with _stand_ins():
+        import fire
+        from fire import decorators
+
+    made: list[Call] = []  # Fire is untyped: what it returns is only compared with what was made
+
+    def method(**given: str) -> Call:
+        made.append(Call(command, {name: value for name, value in given.items() if value is not None}))
+        return made[-1]
+
+    def bound(*values: str, **given: str) -> Call:
+        return method(**signature.bind_partial(*values, **given).arguments)
+
+    signature = _signature(command)
+    bound.__name__ = command.verb
+    bound.__signature__ = signature  # type: ignore[attr-defined]  # what inspect.signature() goes by
+    decorators.SetParseFn(_as_typed)(bound)
+
+    tree = _Members({command.group: _Members({command.verb: bound})})
+    line = [command.group, command.verb, *_normal(command, arguments), "--", "--separator", LITERAL + LITERAL]
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            result = fire.Fire(tree, command=line, name="circlectl", serialize=lambda _: None)
+        except fire.core.FireExit as exc:
+            raise BadRequest(_sentence(command, exc.trace.elements[-1])) from None
+    call = made[-1] if made else None
+    if call is None or result is not call:
+        raise BadRequest(f"cannot make sense of the arguments of {command.group} {command.verb}")
+    return call.arguments
+
+
+def _signature(command: Command) -> inspect.Signature:
+    """Required parameters are positional, and so are optional ones not marked as options; the rest are flags."""
+    kinds = inspect.Parameter
+    positional, flags = [], []
+    for item in command.parameters:
+        if Mark.OPTION in item.marks:
+            flags.append(kinds(item.name, kinds.KEYWORD_ONLY, default=None))
+        elif item.required:
+            positional.append(kinds(item.name, kinds.POSITIONAL_OR_KEYWORD))
+        else:
+            positional.append(kinds(item.name, kinds.POSITIONAL_OR_KEYWORD, default=None))
+    return inspect.Signature([*positional, *flags])
+
+
+def _as_typed(value: str) -> str:
+    return value.removeprefix(LITERAL)
+
+
+def _normal(command: Command, arguments: Sequence[str]) -> list[str]:
+    """Say in Fire's terms what it would misread: switches without a value, and everything behind `--`."""
+    switches = {f"--{item.name.replace('_', '-')}" for item in command.parameters if item.type is bool}
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    before = [f"{item}=true" if item.replace("_", "-") in switches else item for item in arguments[:end]]
+    # Fire takes a lone - and a negative number for neither flag nor value in places; they are values.
+    before = [LITERAL + item if re.fullmatch(r"-([0-9.].*)?", item, re.DOTALL) else item for item in before]
+    return [*before, *(LITERAL + item for item in arguments[end + 1 :])]
+
+
+def _sentence(command: Command, element: Any) -> str:
+    """What Fire found wrong, in a sentence without its vocabulary."""
+    name = f"{command.group} {command.verb}"
+    text = str(element.ErrorAsStr()).replace(LITERAL, "")
+    missing = [item.name for item in command.parameters if item.required and item.name in text]
+    if "required argument" in text and missing:
+        return f"{name} needs {missing[-1].upper()}"
+    unused = [item.removeprefix(LITERAL) for item in element.args or []]
+    if "Could not consume arg" in text:
+        known = {f"--{item.name.replace('_', '-')}" for item in command.parameters if Mark.OPTION in item.marks}
+        flag = next((item for item in unused if item.startswith("-") and item.split("=")[0] not in known), None)
+        extra = flag or text.partition("Could not consume arg:")[2].strip() or " ".join(unused)
+        return f"{name} does not take {extra!r}"
+    return f"{name}: {text[:1].lower()}{text[1:]}"

@@ -1,0 +1,55 @@
+"""Which commands there are: those of the contracts by group, and the few that ask several services."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from circleosd.api.contract import Mark, Parameter, parameters
+
+if TYPE_CHECKING:
+    from circleosd.api.contract import Request
+
+GROUPS = {
+    "user": "users, logins, sessions",
+    "service": "services and the units behind them",
+    "plugin": "plugins: load, call, unload",
+    "system": "CircleOSD as a whole",
+}
+_MODULES = {
+    "user": "circleosd.api.auth",
+    "service": "circleosd.api.registry",
+    "plugin": "circleosd.api.plugins",
+    "system": "circlectl.system",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: `service` is who carries it out, None for one that asks several."""
+
+    group: str
+    verb: str
+    contract: type[Request]
+    service: str | None
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """What can be given on the command line, in order."""
+        hidden = {Mark.HIDDEN, Mark.SECRET}
+        return [item for item in parameters(self.contract) if not item.marks & hidden]
+
+    @property
+    def secrets(self) -> list[Parameter]:
+        """What is asked for without echo."""
+        return [item for item in parameters(self.contract) if Mark.SECRET in item.marks]
+
+
+def of_group(group: str) -> Mapping[str, Command]:
+    """The commands of a group by verb. Imports that group's contracts and no others: each costs time at every start."""
+    module = importlib.import_module(_MODULES[group])
+    service = getattr(module, "SERVICE", None)
+    found = (Command(group, contract.command, contract, service) for contract in module.CONTRACTS if contract.command)
+    return {command.verb: command for command in found}

@@ -1,0 +1,75 @@
+"""Help, made from the contracts: what there is, what it takes, what it does."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from circlectl import commands
+from circlectl.commands import Command
+from circleosd.api.contract import Mark, Parameter
+
+GLOBAL = """\
+Flags of every command:
+  --json            print the reply's data as JSON
+  --password-stdin  read a password from standard input instead of asking
+  --                what follows is values, also if it looks like a flag
+  -h, --help        show this and do nothing
+"""
+
+
+def overview() -> str:
+    """All groups and their commands."""
+    lines = ["usage: circlectl GROUP COMMAND [ARGUMENT ...] [--flag ...]", ""]
+    for group, about in commands.GROUPS.items():
+        lines.append(f"{group}: {about}")
+        lines += _listing(group)
+        lines.append("")
+    return "\n".join(lines) + GLOBAL
+
+
+def of_group(group: str) -> str:
+    """The commands of one group."""
+    return "\n".join([f"usage: circlectl {group} COMMAND", "", *_listing(group), "", GLOBAL])
+
+
+def _listing(group: str) -> list[str]:
+    found = commands.of_group(group).values()
+    return [f"  {usage(command):<44} {_lower(command.contract.summary())}" for command in found]
+
+
+def of_command(command: Command) -> str:
+    """One command in detail."""
+    lines = [f"usage: circlectl {command.group} {usage(command)}", "", command.contract.summary(), ""]
+    for item in command.parameters:
+        default = "" if item.required or item.default in (None, False, "") else f" (default: {item.default})"
+        choices = get_args(item.type) if all(isinstance(arg, str) for arg in get_args(item.type)) else ()
+        among = f": {', '.join(choices)}" if choices else ""
+        lines.append(f"  {_word(item):<20} {item.doc}{among}{default}")
+    for item in command.secrets:
+        lines.append(f"  {'(' + item.name + ')':<20} {item.doc}: asked for without echo, or --password-stdin")
+    needs = (
+        f"Needs the role {command.contract.access}." if command.contract.access != "anyone" else "Anyone may do this."
+    )
+    return "\n".join([*lines, "", needs, "", GLOBAL])
+
+
+def usage(command: Command) -> str:
+    """The verb and what it takes."""
+    words = [command.verb]
+    for item in command.parameters:
+        if Mark.OPTION not in item.marks:
+            words.append(_word(item) if item.required else f"[{_word(item)}]")
+    if any(Mark.OPTION in item.marks for item in command.parameters):
+        words.append("[--flag ...]")
+    return " ".join(words)
+
+
+def _word(item: Parameter) -> str:
+    name = item.name.replace("_", "-")
+    if Mark.OPTION not in item.marks:
+        return name.upper()
+    return f"--{name}" if item.type is bool else f"--{name} {name.upper()}"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:].rstrip(".")

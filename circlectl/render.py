@@ -1,0 +1,87 @@
+"""Replies as a person reads them: tables, fields, or the text itself."""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_TIMES = {"created", "last_login", "expires", "since", "loaded", "time"}
+_SIZES = {"memory", "size"}
+_SPANS = {"uptime", "duration"}
+_WIDE = 60  # columns of a table cell before it is cut
+
+
+def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    """Rows under a header, columns as wide as needed."""
+    if not rows:
+        return "none"
+    cells = [[column.upper().replace("_", " ") for column in columns]]
+    cells += [[_cut(value(column, row.get(column))) for column in columns] for row in rows]
+    widths = [max(_width(row[index]) for row in cells) for index in range(len(columns))]
+    return "\n".join("  ".join(_pad(*pair) for pair in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def fields(data: dict[str, Any]) -> str:
+    """One `name: value` a line, names aligned."""
+    width = max(map(len, data), default=0) + 1
+    return "\n".join(f"{key.replace('_', ' ') + ':':<{width}} {value(key, item)}" for key, item in data.items())
+
+
+def value(name: str, item: Any) -> str:
+    """A value as text; its name says whether it is a time, a size or a span."""
+    if item is None:
+        return "-"
+    if isinstance(item, bool):
+        return "yes" if item else "no"
+    if isinstance(item, (list, tuple)):
+        return ", ".join(value("", part) for part in item) or "-"
+    if isinstance(item, dict):
+        return ", ".join(f"{key}={value(key, part)}" for key, part in item.items()) or "-"
+    if isinstance(item, (int, float)):
+        forms: tuple[tuple[set[str], Callable[[float], str]], ...] = (
+            (_TIMES, lambda seconds: time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))),
+            (_SIZES, _size),
+            (_SPANS, _span),
+        )
+        for names, form in forms:
+            if name in names:
+                return form(item)
+    return printable(str(item))
+
+
+def printable(text: str) -> str:
+    """`text` without characters that would steer a terminal (C0, C1, DEL), shown as escapes instead."""
+    return "".join(char if unicodedata.category(char) != "Cc" else repr(char)[1:-1] for char in text)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _width(text: str) -> int:
+    """Columns on a terminal: wide East Asian characters take two, combining ones none (UAX #11)."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
+    )
+
+
+def _pad(text: str, width: int) -> str:
+    return text + " " * (width - _width(text))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDE else text[: _WIDE - 1] + "…"

@@ -1,0 +1,77 @@
+"""How the reply of each command looks; what is not named here is shown by its type."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, get_args
+
+from circlectl import render
+from circlectl.commands import Command
+
+
+def of(command: Command, data: Any, *, terminal: bool) -> str | None:
+    """The text to print for a reply; None for nothing. On a terminal control characters are shown, not obeyed."""
+    if special := _SPECIAL.get((command.group, command.verb)):
+        return special(data)
+    if isinstance(data, str):
+        return data if not terminal else "\n".join(map(render.printable, data.split("\n")))
+    if isinstance(data, list):
+        row_type = get_args(command.contract.reply)[0]
+        hidden = _HIDDEN.get((command.group, command.verb), ())
+        return render.table(data, [name for name in row_type.__annotations__ if name not in hidden])
+    if isinstance(data, dict):
+        return render.fields(data)
+    return None
+
+
+def _login(data: dict[str, Any]) -> str:
+    return f"logged in as {data['user']} ({data['role']}) until {render.value('expires', data['expires'])}"
+
+
+def _job(data: dict[str, Any]) -> str:
+    pid = f", pid {data['pid']}" if data["pid"] else ""
+    return f"{data['name']}: {data['state']} ({data['sub']}{pid})"
+
+
+def _status(rows: list[dict[str, Any]]) -> str:
+    return render.table(rows, ("service", "state", "version", "pid", "uptime", "memory", "connections", "requests"))
+
+
+def _history(rows: list[dict[str, Any]]) -> str:
+    """A line an act: an intent is shown only while its outcome is not known."""
+    ended = {(row["service"], row["intent"]) for row in rows if row["intent"]}
+    shown = []
+    for row in rows:
+        if row["phase"] == "intent" and (row["service"], row["seq"]) in ended:
+            continue
+        actor = row["actor"]
+        shown.append(
+            {
+                "time": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["time"])),
+                "who": f"{actor['user'] or '-'}/{actor['uid']}",
+                "service": row["service"],
+                "action": row["action"],
+                "object": row["object"],
+                "outcome": row["error"] or ("done" if row["phase"] == "outcome" else row["phase"]),
+                "change": _change(row["before"], row["after"]),
+            }
+        )
+    return render.table(shown, ("time", "who", "service", "action", "object", "outcome", "change"))
+
+
+def _change(before: Any, after: Any) -> str:
+    if before is None and after is None:
+        return "-"
+    return f"{render.value('', before)} → {render.value('', after)}"
+
+
+_SPECIAL: dict[tuple[str, str], Callable[[Any], str]] = {
+    ("user", "login"): _login,
+    ("service", "start"): _job,
+    ("service", "stop"): _job,
+    ("service", "restart"): _job,
+    ("system", "status"): _status,
+    ("system", "history"): _history,
+}
+_HIDDEN = {("plugin", "list"): ("digest", "capabilities", "plugin_type")}

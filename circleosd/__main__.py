@@ -1,0 +1,235 @@
+"""`circleosd COMMAND`: the composition root, the only place that picks implementations."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from circleosd import __version__
+from circleosd.errors import CircleError
+
+if TYPE_CHECKING:
+    from circleosd.config import Settings
+    from circleosd.database import Database
+    from circleosd.registry.units import UnitManager
+    from circleosd.service import Identify, Service
+
+    Composed = tuple[Service, Database, int]
+
+# Looking for pydantic plugins costs each start of a service 15 ms; CircleOSD has none.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+USAGE = """usage: circleosd COMMAND
+
+  up [--dir DIR]      run all of CircleOSD here, in the foreground, without systemd
+  auth-service        users, logins, sessions        } started by systemd or by `circleosd up`,
+  service-registry    names and the units behind them} each with its socket
+  plugin-manager      loads and invokes plugins      }
+  worker NAME         runs the code of one plugin; started for plugin-manager
+  --version
+"""
+
+
+def main() -> NoReturn:
+    """Run one command and exit with its status."""
+    argv = sys.argv[1:]
+    try:
+        sys.exit(run(argv))
+    except CircleError as error:
+        print(f"circleosd: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def run(argv: list[str]) -> int:
+    """Carry out a command line; return the exit status."""
+    match argv:
+        case ["worker", name]:
+            from circleosd.worker.main import main as worker
+
+            return worker([name])
+        case ["auth-service" | "service-registry" | "plugin-manager" as service]:
+            return serve(service)
+        case ["up"]:
+            return up(None)
+        case ["up", "--dir", directory]:
+            return up(Path(directory))
+        case ["--version"]:
+            print(f"circleosd {__version__}")
+            return 0
+        case ["--help" | "-h"]:
+            print(USAGE, end="")
+            return 0
+        case _:
+            print(USAGE, end="", file=sys.stderr)
+            return 2
+
+
+def serve(name: str) -> int:
+    """Run one of the three services on the socket that was passed to it."""
+    import asyncio
+
+    from circleosd.systemd import journal
+
+    journal.set_up(name)
+    asyncio.run(_serve(name))
+    return 0
+
+
+async def _serve(name: str) -> None:
+    from circleosd import config
+    from circleosd.server import Server
+    from circleosd.systemd.activation import listening_socket
+    from circleosd.systemd.notify import Notifier
+
+    settings = config.load(os.environ)
+    listener = listening_socket()
+    # The other services listen beside this one, in whatever mode and directory that is.
+    runtime = Path(listener.getsockname()).parent
+    state = Path(os.environ.get("STATE_DIRECTORY") or config.state_home(os.environ) / "circleosd" / name)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    compose = {"auth-service": _auth, "service-registry": _registry, "plugin-manager": _plugins}[name]
+    service, database, max_line = await compose(settings, runtime, state)
+    try:
+        await Server(service, listener, settings.server, max_line=max_line, manager=Notifier()).run()
+    finally:
+        database.close()
+
+
+async def _auth(settings: Settings, runtime: Path, state: Path) -> Composed:
+    from circleosd.api import auth as contracts
+    from circleosd.auth.passwords import Passwords
+    from circleosd.auth.service import AuthService
+    from circleosd.auth.store import MIGRATIONS
+    from circleosd.database import Database
+
+    database = Database(state / "auth.db", MIGRATIONS)
+    lifetime, uids = settings.auth.session_lifetime, frozenset(_uids("registry", "plugins").values())
+    handlers = AuthService(database, Passwords(settings.auth.hashing), session_lifetime=lifetime, services=uids)
+    return _service(contracts, handlers, handlers.identify, database, settings), database, settings.auth.max_line
+
+
+async def _registry(settings: Settings, runtime: Path, state: Path) -> Composed:
+    from circleosd import config
+    from circleosd.api import auth
+    from circleosd.api import registry as contracts
+    from circleosd.database import Database
+    from circleosd.policy import Grant
+    from circleosd.registry import catalog
+    from circleosd.registry.service import MIGRATIONS, RegistryService
+    from circleosd.upstream import Identities
+
+    database = Database(state / "registry.db", MIGRATIONS)
+    directories = [path / "services.d" for path in config.config_dirs(os.environ)]
+    handlers = RegistryService(lambda: catalog.read(directories), _unit_manager(settings.registry.unit_timeout))
+    # The plugin manager runs its workers as units.
+    workers = tuple(Grant(f"service:{verb}", "plugin@*") for verb in ("start", "stop", "restart", "status"))
+    identities = Identities(
+        config.socket_path(auth.SERVICE, runtime),
+        timeout=settings.server.request_timeout,
+        trusted=dict.fromkeys(_uids("plugins").values(), workers),
+    )
+    service = _service(contracts, handlers, identities.identify, database, settings)
+    return service, database, settings.registry.max_line
+
+
+def _unit_manager(timeout: float) -> UnitManager:
+    if supervisor := os.environ.get("CIRCLEOSD_SUPERVISOR"):
+        from circleosd.registry.embedded import SupervisedUnits
+
+        return SupervisedUnits(Path(supervisor), timeout=timeout)
+    from circleosd.systemd.units import SystemdUnits
+
+    # A user manager sets this for its services, the system manager does not (systemd.exec(5)).
+    return SystemdUnits(scope="user" if os.environ.get("XDG_RUNTIME_DIR") else "system", timeout=timeout)
+
+
+async def _plugins(settings: Settings, runtime: Path, state: Path) -> Composed:
+    from circleosd import config
+    from circleosd.api import auth, registry
+    from circleosd.api import plugins as contracts
+    from circleosd.database import Database
+    from circleosd.plugins.runner import Runners
+    from circleosd.plugins.service import PluginService
+    from circleosd.plugins.store import MIGRATIONS, Artifacts
+    from circleosd.upstream import Identities
+
+    database = Database(state / "plugins.db", MIGRATIONS)
+    artifacts = Artifacts(state / "store")
+    runners = Runners(
+        config.socket_path(registry.SERVICE, runtime),
+        runtime / "plugins",
+        Path(os.environ.get("CACHE_DIRECTORY") or state / "compiled"),
+        artifacts.open,
+        settings.plugins,
+    )
+    handlers = PluginService(database, artifacts, runners, settings.plugins)
+    await handlers.start()
+    identities = Identities(config.socket_path(auth.SERVICE, runtime), timeout=settings.server.request_timeout)
+    service = _service(contracts, handlers, identities.identify, database, settings)
+    return service, database, settings.plugins.max_line
+
+
+def _service(contracts: Any, handlers: object, identify: Identify, database: Database, settings: Settings) -> Service:
+    """The service that serves one module of contracts."""
+    from circleosd.ledger import Ledger
+    from circleosd.service import Service
+    from circleosd.systemd.journal import mirror
+
+    return Service(
+        contracts.SERVICE,
+        contracts.GROUP,
+        contracts.CONTRACTS,
+        handlers,
+        identify=identify,
+        ledger=Ledger(database, contracts.SERVICE, mirror),
+        request_timeout=settings.server.request_timeout,
+    )
+
+
+def _uids(*services: str) -> dict[str, int]:
+    """The uids of CircleOSD's system users (units/circleosd.sysusers.conf); those that do not exist are left out."""
+    import pwd
+
+    uids = {}
+    for service in services:
+        with contextlib.suppress(KeyError):
+            uids[service] = pwd.getpwnam(f"circleosd-{service}").pw_uid
+    return uids
+
+
+def up(directory: Path | None) -> int:
+    """Run the embedded mode in the foreground, below `directory` if that is given."""
+    import asyncio
+    import logging
+
+    from circleosd import config, embedded
+
+    logging.basicConfig(level=logging.INFO, format="circleosd: %(message)s", stream=sys.stderr)
+    environment = os.environ
+    if directory is None:
+        state = config.state_home(environment)
+        cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        given = environment.get("CIRCLEOSD_RUNTIME_DIR")
+        runtime = Path(given) if given else config.user_runtime_dir(environment)
+    else:
+        directory = directory.absolute()
+        runtime, state, cache = directory / "run", directory / "state", directory / "cache"
+    places = embedded.Places(runtime, state, cache, _unit_directories())
+    return asyncio.run(embedded.run(places))
+
+
+def _unit_directories() -> tuple[Path, ...]:
+    """Where unit files are: ours in the source tree or beside the installation, then where systemd looks for
+    others'.
+    """
+    own = (Path(__file__).parent.parent / "units", Path(sys.prefix) / "share/circleosd/units")
+    given = [Path(item) for item in os.environ.get("CIRCLEOSD_UNIT_PATH", "").split(":") if item]
+    system = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
+    return (*given, *(path for path in own if path.is_dir()), *system)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""What a contract is made of: the base class of all requests and the rules for their fields.
+
+Nothing here imports pydantic: `circlectl` builds its command line from contracts, and pydantic's import alone would
+cost
+it more than everything else it does. The daemons' pydantic meets the rules through `__get_pydantic_core_schema__`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+
+from circleosd.policy import Access
+
+
+class Effect(StrEnum):
+    """What carrying out an action changes, which decides how it is recorded in the ledger."""
+
+    NONE = "none"  # reads; only denials are recorded
+    STATE = "state"  # changes the service's own database; the handler records it in the same transaction
+    EXTERNAL = "external"  # acts outside it; the dispatcher records the intent before and the outcome after
+
+
+class Rule:
+    """A constraint on a field: `check` raises ValueError with a sentence that quotes the value."""
+
+    def check(self, value: Any) -> None:
+        raise NotImplementedError
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
+        """Have pydantic call `check` after the type itself was validated (pydantic, "Custom types")."""
+
+        def checked(value: Any) -> Any:
+            self.check(value)
+            return value
+
+        return {
+            "type": "function-after",
+            "function": {"type": "no-info", "function": checked},
+            "schema": handler(source),
+        }
+
+
+def quoted(value: str, most: int = 60) -> str:
+    """`value` as it can stand in a message: escaped, in quotes, cut when long."""
+    return repr(value if len(value) <= most else value[:most] + "…")
+
+
+@dataclass(frozen=True)
+class Pattern(Rule):
+    """The whole text matches `regex`; `means` says in words what that is."""
+
+    regex: str
+    means: str
+
+    def check(self, value: Any) -> None:
+        if not re.fullmatch(self.regex, value):
+            raise ValueError(f"{quoted(value)} is not {self.means}")
+
+
+@dataclass(frozen=True)
+class Length(Rule):
+    """Between `least` and `most` characters; `secret` keeps the value out of the message."""
+
+    least: int
+    most: int
+
+    def check(self, value: Any) -> None:
+        if not self.least <= len(value) <= self.most:
+            raise ValueError(f"must have {self.least} to {self.most} characters, not {len(value)}")
+
+
+@dataclass(frozen=True)
+class Between(Rule):
+    """A number from `least` to `most`, both included."""
+
+    least: float
+    most: float
+
+    def check(self, value: Any) -> None:
+        if not self.least <= value <= self.most:
+            raise ValueError(f"{value} is not between {self.least} and {self.most}")
+
+
+@dataclass(frozen=True)
+class Doc:
+    """What a field is, in a few words, for help and reference."""
+
+    text: str
+
+
+class Mark(StrEnum):
+    """How `circlectl` treats a field that is not simply an argument."""
+
+    SECRET = "secret"  # asked for without echo; never an argument, never in the ledger
+    FILE = "file"  # a path: made absolute, and opened by circlectl, which passes the descriptor
+    HIDDEN = "hidden"  # set by programs, not offered on the command line
+    OPTION = "option"  # always a --flag, never positional
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One field of a contract, as help, command line and ledger see it."""
+
+    name: str
+    type: Any
+    required: bool
+    default: Any
+    doc: str
+    marks: frozenset[Mark]
+
+
+class Request:
+    """Base of every contract. Class arguments say what the fields cannot.
+
+    action: the name on the wire. access: the role that it needs; a grant of `VERB` on the object suffices too.
+    object: the field that names the object acted on. effect: how it is recorded. command: the verb in circlectl's
+    group, None when there is none. reply: the type of `data`. stream: whether several replies may come.
+    """
+
+    action: ClassVar[str]
+    access: ClassVar[Access]
+    effect: ClassVar[Effect]
+    object_field: ClassVar[str | None]
+    command: ClassVar[str | None]
+    reply: ClassVar[Any]
+    stream: ClassVar[bool]
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    def __init_subclass__(
+        cls,
+        *,
+        action: str,
+        access: Access,
+        reply: Any,
+        effect: Effect = Effect.NONE,
+        object: str | None = None,
+        command: str | None = "",
+        stream: bool = False,
+    ) -> None:
+        cls.action = action
+        cls.access = access
+        cls.effect = effect
+        cls.object_field = object
+        cls.command = action if command == "" else command
+        cls.reply = reply
+        cls.stream = stream
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
+        """Take a dict for the dataclass itself, while its fields stay strict: "5" is no number."""
+        return {**handler(source), "strict": False}
+
+    @classmethod
+    def summary(cls) -> str:
+        """The docstring's first line."""
+        return (cls.__doc__ or "").strip().partition("\n")[0]
+
+
+def parameters(contract: type[Request]) -> Iterator[Parameter]:
+    """The fields of a contract in order."""
+    hints = get_type_hints(contract, include_extras=True)
+    for item in fields(contract):  # type: ignore[arg-type]  # every contract is a dataclass
+        hint = hints[item.name]
+        doc = ""
+        marks: set[Mark] = set()
+        if get_origin(hint) is Annotated:
+            hint, *extras = get_args(hint)
+            marks.update(extra for extra in extras if isinstance(extra, Mark))
+            doc = next((extra.text for extra in extras if isinstance(extra, Doc)), "")
+        required = item.default is MISSING and item.default_factory is MISSING
+        default = None if item.default is MISSING else item.default
+        yield Parameter(item.name, hint, required, default, doc, frozenset(marks))

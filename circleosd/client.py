@@ -1,0 +1,65 @@
+"""One blocking call to a service. Imports nothing heavy: every `circlectl` command pays for this module."""
+
+from __future__ import annotations
+
+import array
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from circleosd import wire
+from circleosd.errors import Timeout, Unavailable, from_code
+
+CHUNK = 256 * 1024
+
+
+def call(path: Path, request: dict[str, Any], *, files: Sequence[int] = (), timeout: float = 200.0) -> Iterator[Any]:
+    """Send `request` to the service that listens at `path`; yield the `data` of each reply, one unless it is a stream.
+
+    `files` are descriptors to pass along, `timeout` seconds between two replies. Raises the error that the service
+    names,
+    `Unavailable` when it cannot be reached or goes away, `Timeout`.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout)
+        try:
+            sock.connect(str(path))
+            _send(sock, wire.encode(request), files)
+            yield from _replies(sock)
+        except TimeoutError as exc:
+            raise Timeout(f"no reply from {path.stem} within {timeout:g} s") from exc
+        except (FileNotFoundError, ConnectionRefusedError) as exc:
+            raise Unavailable(f"{path.stem} is not listening at {path}") from exc
+        except PermissionError as exc:
+            raise Unavailable(f"may not connect to {path}: it is for the members of its group") from exc
+        except OSError as exc:
+            raise Unavailable(f"cannot talk to {path.stem}: {exc.strerror or exc}") from exc
+
+
+def _send(sock: socket.socket, line: bytes, files: Sequence[int]) -> None:
+    """Send the line; a peer that has already refused it has said why, so a broken pipe is left to the reading."""
+    try:
+        if files:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))
+            sent = sock.sendmsg([line], [rights])
+            line = line[sent:]
+        sock.sendall(line)
+    except (BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _replies(sock: socket.socket) -> Iterator[Any]:
+    buffer = wire.LineBuffer(1 << 30)  # the service is trusted; its own bounds are far below
+    while True:
+        while (line := buffer.next_line()) is None:
+            data = sock.recv(CHUNK)
+            if not data:
+                raise ConnectionResetError("it closed the connection without an answer")
+            buffer.feed(data)
+        reply = wire.decode_object(line)
+        if not reply.get("ok"):
+            raise from_code(str(reply.get("error")), str(reply.get("message")))
+        yield reply.get("data")
+        if not reply.get("more"):
+            return

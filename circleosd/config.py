@@ -1,0 +1,188 @@
+"""Where things are and how they are set.
+
+Settings, later wins: built in, `/etc/circleosd/config.toml`, `$XDG_CONFIG_HOME/circleosd/config.toml`,
+`~/.circleosd/config.toml`, then variables `CIRCLEOSD_<TABLE>_<KEY>` (such as CIRCLEOSD_SERVER_IDLE_EXIT=5).
+`$CIRCLEOSD_CONFIG_DIR`, if set, stands for all three directories.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from circleosd.errors import BadRequest
+
+SOCKETS = ("auth-service", "service-registry", "plugin-manager")
+SYSTEM_RUNTIME = Path("/run/circleosd")
+SUN_PATH = 107  # bytes of a Unix socket's path, unix(7)
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Bounds that every service keeps. Times in seconds, sizes in bytes.
+
+    idle_exit: without a connection for so long, a service exits (0: never). idle_connection: a connection without a
+    request for so long is closed. read_timeout: a line begun must be complete by then. write_timeout: replies must be
+    taken by then. request_timeout: a request is given up by then. max_buffered: unfinished lines of all connections.
+    """
+
+    idle_exit: float = 30.0
+    max_connections: int = 1024
+    max_connections_per_uid: int = 512
+    idle_connection: float = 60.0
+    read_timeout: float = 20.0
+    write_timeout: float = 20.0
+    request_timeout: float = 180.0
+    max_buffered: int = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class AuthSettings:
+    """auth-service. session_lifetime in seconds; hashing bounds how many passwords are hashed at once."""
+
+    max_line: int = 64 * 1024
+    session_lifetime: float = 12 * 3600.0
+    hashing: int = 2
+
+
+@dataclass(frozen=True)
+class RegistrySettings:
+    """service-registry. `unit_timeout`: seconds that a job may take."""
+
+    max_line: int = 64 * 1024
+    unit_timeout: float = 120.0
+
+
+@dataclass(frozen=True)
+class PluginSettings:
+    """plugin-manager. Ceilings on what a manifest may ask for: memory and output in bytes, time in seconds."""
+
+    max_line: int = 8 * 1024 * 1024
+    max_artifact: int = 64 * 1024 * 1024
+    memory: int = 256 * 1024 * 1024
+    time: float = 60.0
+    output: int = 8 * 1024 * 1024
+    load_time: float = 120.0
+    idle_worker: float = 20.0
+    queue: int = 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings, one table a service."""
+
+    server: ServerSettings = field(default_factory=ServerSettings)
+    auth: AuthSettings = field(default_factory=AuthSettings)
+    registry: RegistrySettings = field(default_factory=RegistrySettings)
+    plugins: PluginSettings = field(default_factory=PluginSettings)
+
+
+def config_dirs(env: Mapping[str, str]) -> list[Path]:
+    """The directories that hold config.toml and services.d, least important first."""
+    if only := env.get("CIRCLEOSD_CONFIG_DIR"):
+        return [Path(only)]
+    dirs = [Path("/etc/circleosd")]
+    home = env.get("HOME")
+    if xdg := env.get("XDG_CONFIG_HOME") or (home and f"{home}/.config"):
+        dirs.append(Path(xdg) / "circleosd")
+    if home:
+        dirs.append(Path(home) / ".circleosd")
+    return dirs
+
+
+def runtime_dir(env: Mapping[str, str]) -> Path:
+    """The directory of the sockets: `$CIRCLEOSD_RUNTIME_DIR`, else /run/circleosd if it is there, else the user's
+    own.
+    """
+    if given := env.get("CIRCLEOSD_RUNTIME_DIR"):
+        return Path(given)
+    if SYSTEM_RUNTIME.is_dir():
+        return SYSTEM_RUNTIME
+    return user_runtime_dir(env)
+
+
+def user_runtime_dir(env: Mapping[str, str]) -> Path:
+    """`$XDG_RUNTIME_DIR/circleosd`; without that variable /run/circleosd for root, else below the state directory."""
+    if xdg := env.get("XDG_RUNTIME_DIR"):
+        return Path(xdg) / "circleosd"
+    return SYSTEM_RUNTIME if os.getuid() == 0 else state_home(env) / "circleosd" / "run"
+
+
+def state_home(env: Mapping[str, str]) -> Path:
+    """`$XDG_STATE_HOME`, by default ~/.local/state (XDG Base Directory Specification)."""
+    return Path(env.get("XDG_STATE_HOME") or Path(env.get("HOME") or "/") / ".local/state")
+
+
+def socket_path(service: str, runtime: Path) -> Path:
+    """Where a service listens. Raises `BadRequest` for a path that no socket can have."""
+    path = runtime / f"{service}.sock"
+    if len(os.fsencode(path)) > SUN_PATH:
+        raise BadRequest(f"cannot use {path} as a socket: a path may have {SUN_PATH} bytes; set CIRCLEOSD_RUNTIME_DIR")
+    return path
+
+
+def _merge(into: dict[str, Any], table: Mapping[str, Any]) -> None:
+    for key, value in table.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _from_variables(env: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The tables that CIRCLEOSD_<TABLE>_<KEY> variables set, values still text."""
+    tables: dict[str, dict[str, str]] = {}
+    for table in fields(Settings):
+        prefix = f"CIRCLEOSD_{table.name.upper()}_"
+        for key, value in env.items():
+            if key.startswith(prefix):
+                tables.setdefault(table.name, {})[key.removeprefix(prefix).lower()] = value
+    return tables
+
+
+def load(env: Mapping[str, str]) -> Settings:
+    """Read all sources. Raises `BadRequest` that names the file or variable and the key that is wrong."""
+    import tomllib
+
+    from pydantic import TypeAdapter, ValidationError
+
+    merged: dict[str, Any] = {}
+    sources: list[str] = []
+    for directory in config_dirs(env):
+        path = directory / "config.toml"
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as exc:
+            raise BadRequest(f"cannot read {path}: {exc}") from exc
+        sources.append(str(path))
+        _merge(merged, content)
+    if variables := _from_variables(env):
+        sources.append("CIRCLEOSD_ variables")
+        _merge(merged, variables)
+    unknown = _unknown_keys(merged)
+    if unknown:
+        raise BadRequest(f"no such setting: {unknown} (from {', '.join(sources)})")
+    try:
+        return TypeAdapter(Settings).validate_python(merged)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadRequest(f"setting {where}: {first['msg']} (from {', '.join(sources)})") from exc
+
+
+def _unknown_keys(merged: Mapping[str, Any]) -> str | None:
+    defaults = Settings()
+    known = {table.name: {item.name for item in fields(getattr(defaults, table.name))} for table in fields(Settings)}
+    for table, keys in merged.items():
+        if table not in known:
+            return str(table)
+        if isinstance(keys, Mapping):
+            for key in keys:
+                if key not in known[table]:
+                    return f"{table}.{key}"
+    return None

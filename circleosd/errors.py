@@ -1,0 +1,115 @@
+"""Every error that crosses the wire: its stable code and the exit status of `circlectl`.
+
+The codes are a closed set; clients may match on them. The message is one sentence for a person and may change.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CircleError(Exception):
+    """A failure with a stable code. `str(error)` is the sentence that the caller reads."""
+
+    code: ClassVar[str]
+    exit_status: ClassVar[int]
+
+
+class Internal(CircleError):
+    """A defect in CircleOSD; the details are in the service's log, never in the reply."""
+
+    code = "internal"
+    exit_status = 1
+
+
+class BadRequest(CircleError):
+    """The request is not of the form that its contract declares."""
+
+    code = "bad-request"
+    exit_status = 2
+
+
+class UnknownAction(CircleError):
+    """The service has no such action."""
+
+    code = "unknown-action"
+    exit_status = 3
+
+
+class Denied(CircleError):
+    """The caller may not do this."""
+
+    code = "denied"
+    exit_status = 4
+
+
+class NotFound(CircleError):
+    """The named object does not exist."""
+
+    code = "not-found"
+    exit_status = 5
+
+
+class Exists(CircleError):
+    """The name is taken."""
+
+    code = "exists"
+    exit_status = 6
+
+
+class Conflict(CircleError):
+    """The object's present state does not allow this."""
+
+    code = "conflict"
+    exit_status = 7
+
+
+class Limit(CircleError):
+    """A documented bound was reached."""
+
+    code = "limit"
+    exit_status = 8
+
+
+class Timeout(CircleError):
+    """The time allowed for this ran out."""
+
+    code = "timeout"
+    exit_status = 9
+
+
+class PluginFailed(CircleError):
+    """The plugin trapped, crashed or reported an error of its own."""
+
+    code = "plugin-failed"
+    exit_status = 10
+
+
+class UnitFailed(CircleError):
+    """systemd carried the job out, and the unit failed."""
+
+    code = "unit-failed"
+    exit_status = 11
+
+
+class Unavailable(CircleError):
+    """A service, or what it depends on, cannot be reached."""
+
+    code = "unavailable"
+    exit_status = 12
+
+
+BY_CODE: dict[str, type[CircleError]] = {
+    error.code: error
+    for error in (
+        Internal, BadRequest, UnknownAction, Denied, NotFound, Exists, Conflict, Limit, Timeout, PluginFailed,
+        UnitFailed, Unavailable,
+    )
+}  # fmt: skip
+
+
+def from_code(code: str, message: str) -> CircleError:
+    """The error that a reply names. A code from a newer peer becomes `Internal`, its name kept in the message."""
+    if error := BY_CODE.get(code):
+        return error(message)
+    return Internal(f"{message} ({code})")

@@ -1,0 +1,105 @@
+"""The manifest of a plugin: what it is called, what it asks for, how it is run. Pure functions of bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from circleosd.api.plugins import PLUGIN_NAME, PluginName
+from circleosd.config import PluginSettings
+from circleosd.errors import BadRequest, Limit
+
+MAX_MANIFEST = 64 * 1024  # bytes
+
+ELF = b"\x7fELF"
+WASM = b"\0asm"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Capability(_Strict):
+    """A host interface that the plugin asks for, and why."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z]+(:[A-Za-z0-9_.@*-]+)*$", max_length=200)]
+    reason: Annotated[str, Field(max_length=500)] = ""
+
+
+class Limits(_Strict):
+    """What the plugin may use at most: memory, output and storage in bytes, time of one call in seconds."""
+
+    memory: Annotated[int, Field(ge=64 * 1024)] = 64 * 1024 * 1024
+    time: Annotated[float, Field(gt=0, strict=False)] = 5.0
+    output: Annotated[int, Field(ge=1)] = 1024 * 1024
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 1
+    storage: Annotated[int, Field(ge=0)] = 1024 * 1024
+
+
+class Manifest(_Strict):
+    """A plugin's manifest, as the author wrote it."""
+
+    name: PluginName
+    version: Annotated[str, Field(min_length=1, max_length=64)] = "0"
+    description: Annotated[str, Field(max_length=500)] = ""
+    plugin_type: Literal["wasm", "native"] = "wasm"
+    entry: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    abi: Literal["core", "component", "wasi", "native"] | None = None
+    capabilities: tuple[Capability, ...] = ()
+    limits: Limits = Limits()
+    config: dict[str, str] = Field(default_factory=dict)
+    instance: Literal["fresh", "shared"] = "fresh"
+    deterministic: bool = False
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    size: Annotated[int, Field(ge=0)] | None = None
+
+
+def parse(content: bytes | dict[str, Any]) -> Manifest:
+    """Read a manifest, from the bytes of its file or as JSON that was sent inline. Raises `BadRequest`."""
+    try:
+        value = content if isinstance(content, dict) else json.loads(content)
+        if isinstance(value, dict):
+            # A bare name is short for a capability without a reason.
+            asked = [{"name": item} if isinstance(item, str) else item for item in value.get("capabilities", ())]
+            value = {**value, "capabilities": asked}
+        # As JSON, where a list is what a tuple is here.
+        return Manifest.model_validate_json(json.dumps(value))
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the manifest"
+        raise BadRequest(f"the manifest is wrong: {where}: {first['msg'].removeprefix('Value error, ')}") from exc
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise BadRequest(f"the manifest is not JSON: {exc}") from exc
+
+
+def derive(path: str, head: bytes) -> Manifest:
+    """The manifest of an artifact that has none: named after its file, without capabilities."""
+    stem = PurePath(path).stem
+    name = re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-_")[:48]
+    if not re.fullmatch(PLUGIN_NAME, name):
+        raise BadRequest(f"cannot make a plugin name of {stem!r}; give a manifest with a name")
+    return Manifest(name=name, plugin_type=type_of(head))
+
+
+def type_of(head: bytes) -> Literal["wasm", "native"]:
+    """What an artifact is by its first bytes. Raises `BadRequest` for what is no plugin."""
+    if head.startswith(WASM):
+        return "wasm"
+    if head.startswith(ELF):
+        return "native"
+    raise BadRequest("this is no plugin: neither WebAssembly nor a shared object (ELF)")
+
+
+def check(manifest: Manifest, head: bytes, ceiling: PluginSettings) -> None:
+    """Hold a manifest against its artifact and the host's ceilings. Raises `BadRequest`, `Limit`."""
+    found = type_of(head)
+    if manifest.plugin_type != found:
+        raise BadRequest(f"the manifest says plugin_type {manifest.plugin_type}, but the artifact is {found}")
+    for name in ("memory", "time", "output"):
+        asked, most = getattr(manifest.limits, name), getattr(ceiling, name)
+        if asked > most:
+            raise Limit(f"the manifest asks for {name} {asked:g}; this host allows {most:g} (plugins.{name})")

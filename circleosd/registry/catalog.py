@@ -1,0 +1,122 @@
+"""The catalog: which names exist and which units they stand for.
+
+It is read from `services.d/*.toml` in the configuration directories:
+
+    [[service]]
+    name = "nginx"
+    unit = "nginx.service"
+    description = "the web server"          # optional
+    verbs = ["start", "stop", "restart"]    # optional; default: all
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import TypeAdapter, ValidationError
+
+from circleosd.api.contract import Length, Pattern
+from circleosd.api.plugins import PLUGIN_NAME
+from circleosd.api.registry import ServiceName
+from circleosd.errors import BadRequest, NotFound
+from circleosd.registry.units import Verb
+
+ALL_VERBS: tuple[Verb, ...] = ("start", "stop", "restart")
+PLUGIN_PREFIX = "plugin@"
+PLUGIN_UNITS = "circleosd-plugin@*.service"
+
+UnitName = Annotated[
+    str,
+    # systemd.unit(5): at most 255 characters of this set, and a type
+    Pattern(
+        r"[a-zA-Z0-9:_.\\-]+(@[a-zA-Z0-9:_.\\-]*)?\.(service|socket|timer|path|target|mount|slice)",
+        "the full name of a unit, such as nginx.service",
+    ),
+    Length(3, 255),
+]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cataloged service."""
+
+    name: ServiceName
+    unit: UnitName
+    description: str = ""
+    verbs: list[Verb] | None = None
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic's own protocol
+
+
+OWN = (
+    Entry("auth-service", "circleosd-auth.service", "users, logins, sessions"),
+    Entry("service-registry", "circleosd-registry.service", "names and the units behind them"),
+    Entry("plugin-manager", "circleosd-plugins.service", "loads and invokes plugins"),
+)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Names and their entries. `problems` says which files could not be used and why."""
+
+    entries: dict[str, Entry]
+    problems: tuple[str, ...]
+
+    def find(self, name: str) -> Entry:
+        """The entry of that name; `plugin@X` and `plugin@X.socket` are the worker of the plugin X. Raises
+        `NotFound`.
+        """
+        if entry := self.entries.get(name):
+            return entry
+        if worker := re.fullmatch(rf"{PLUGIN_PREFIX}({PLUGIN_NAME}(?:\.staged)?)(\.socket)?", name):
+            unit = f"circleosd-plugin@{worker[1]}{worker[2] or '.service'}"
+            return Entry(name, unit, f"worker of the plugin {worker[1]}")
+        raise NotFound(f"no service {name} in the catalog; see: circlectl service list")
+
+
+def plugin_entry(unit: str) -> Entry:
+    """The entry of a worker's unit, `circleosd-plugin@X.service`."""
+    name = unit.removeprefix("circleosd-plugin@").removesuffix(".service")
+    return Entry(PLUGIN_PREFIX + name, unit, f"worker of the plugin {name}")
+
+
+def read(directories: Sequence[Path]) -> Catalog:
+    """Read the drop-in files; of two entries with one name the later directory's and then the later file's counts.
+
+    A file that cannot be used is left out and named in `problems`: one bad file must not take all services away.
+    """
+    entries = {entry.name: entry for entry in OWN}
+    problems = []
+    for path in sorted(_files(directories), key=lambda path: (directories.index(path.parent), path.name)):
+        try:
+            for entry in parse(path.read_text(encoding="utf-8")):
+                if entry.name in {own.name for own in OWN} or entry.name.startswith(PLUGIN_PREFIX):
+                    raise BadRequest(f"the name {entry.name} is CircleOSD's own")
+                entries[entry.name] = entry
+        except (OSError, ValueError, BadRequest) as exc:
+            problems.append(f"{path}: {exc}")
+    return Catalog(entries, tuple(problems))
+
+
+def parse(text: str) -> list[Entry]:
+    """The entries of one file. Raises `BadRequest` or ValueError with what is wrong."""
+    tables = tomllib.loads(text)
+    if set(tables) != {"service"}:
+        raise BadRequest("a catalog file has [[service]] tables and nothing else")
+    try:
+        return TypeAdapter(list[Entry]).validate_python(tables["service"])
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadRequest(f"service {where}: {first['msg']}") from exc
+
+
+def _files(directories: Sequence[Path]) -> Iterator[Path]:
+    for directory in directories:
+        if directory.is_dir():
+            yield from directory.glob("*.toml")

@@ -1,0 +1,395 @@
+"""A service on its socket: connections, bounds, idle exit, readiness, watchdog.
+
+A connection's requests are answered in order, one at a time; connections do not wait for one another. Whatever a
+peer sends
+or leaves unsent, it holds at most one line buffer and one reply, and for a bounded time.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+import struct
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from circleosd import wire
+from circleosd.config import ServerSettings
+from circleosd.errors import BadRequest, CircleError, Limit, Timeout
+from circleosd.policy import Peer
+
+log = logging.getLogger(__name__)
+
+LINGER = 5.0  # seconds in which what a refused peer still sends is read and dropped, so that it can read the reply
+MAX_FILES = 4  # descriptors that may wait on a connection
+SHUTDOWN = 20.0  # seconds that requests in hand get after SIGTERM; the units allow more
+GRACE = 0.05  # seconds between looks at the connections while shutting down
+SMALL = 64 * 1024  # bytes a connection may hold without asking the shared budget
+
+
+class Dispatcher(Protocol):
+    """What a server needs of a service."""
+
+    name: str
+    connections: Callable[[], int]
+
+    async def dispatch(self, line: bytes, peer: Peer, files: Descriptors) -> bytes | AsyncIterator[bytes]: ...
+
+
+class Manager(Protocol):
+    """What a server tells the service manager (circleosd.systemd.notify)."""
+
+    watchdog_interval: float | None
+
+    def ready(self, status: str) -> None: ...
+
+    def status(self, text: str) -> None: ...
+
+    def alive(self) -> None: ...
+
+    def stopping(self) -> None: ...
+
+
+class Descriptors:
+    """Descriptors that a peer passed (SCM_RIGHTS), first in first out."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[int] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, descriptors: list[int]) -> None:
+        self._waiting.extend(descriptors)
+
+    def take(self) -> int:
+        """The next one; the caller closes it. Raises `BadRequest` if there is none."""
+        if not self._waiting:
+            raise BadRequest("the request names a descriptor that did not come with it (SCM_RIGHTS)")
+        return self._waiting.popleft()
+
+    def close(self) -> None:
+        while self._waiting:
+            os.close(self._waiting.popleft())
+
+
+class _PassingSocket(socket.socket):
+    """A socket whose `recv` also collects passed descriptors, so that asyncio's transport can read from it."""
+
+    descriptors: Descriptors
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        space = socket.CMSG_SPACE(MAX_FILES * array.array("i").itemsize)
+        data, ancillary, _, _ = self.recvmsg(size, space, flags | socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers = array.array("i")
+                numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+                self.descriptors.add(list(numbers))
+        return data
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Who connected, by the kernel's word (SO_PEERCRED, unix(7))."""
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return Peer(uid=uid & 0xFFFFFFFF, gid=gid & 0xFFFFFFFF, pid=pid)
+
+
+class Connection(asyncio.Protocol):
+    """One peer. It is read from, then perhaps drained after a breach of the bounds, until it is gone."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self, server: Server, peer: Peer, descriptors: Descriptors) -> None:
+        self._server = server
+        self.peer = peer
+        self._descriptors = descriptors
+        self._buffer = wire.LineBuffer(server.max_line)
+        self._task: asyncio.Task[None] | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._ended = False  # nothing more is expected of the peer
+        self._draining = False  # refused: what it sends is dropped until it has read why
+        self._since = server.now()  # when the connection last changed between working and waiting
+        self._write_blocked: float | None = None  # when the peer stopped taking replies
+        self._booked = 0  # bytes taken from the shared budget
+
+    # what asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
+        fresh = not len(self._buffer)
+        self._buffer.feed(data)
+        if self._task is not None:
+            if len(self._buffer) > SMALL:
+                self._transport.pause_reading()
+            return
+        if fresh:
+            self._since = self._server.now()
+        if (line := self._next_line()) is not None:
+            self._work(line)
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        if self._task is None:
+            self._end()
+        return True  # keep the other direction open for the replies
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+        self._write_blocked = self._server.now()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+        self._write_blocked = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended = True
+        self._descriptors.close()
+        self._writable.set()
+        self._server.booked -= self._booked
+        self._server.lost(self)
+
+    # what the server calls
+
+    def refuse(self, error: CircleError) -> None:
+        """Answer with an error and close once the peer could read it: closing at once would lose it on the way."""
+        self._transport.write(wire.failure(error))
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._ended = self._draining = True
+        self._since = self._server.now()
+        self._buffer = wire.LineBuffer(0)
+
+    def check(self, now: float) -> None:
+        """Close what has used up its time."""
+        settings = self._server.settings
+        if self._write_blocked is not None and now - self._write_blocked > settings.write_timeout:
+            self._transport.abort()
+        elif self._draining:
+            if now - self._since > LINGER:
+                self._transport.abort()
+        elif self._task is None and not self._ended:
+            if len(self._buffer):
+                if now - self._since > settings.read_timeout:
+                    self.refuse(Timeout(f"the line was not completed within {settings.read_timeout:g} s"))
+            elif now - self._since > settings.idle_connection:
+                self.refuse(Timeout(f"no request for {settings.idle_connection:g} s"))
+
+    def close_if_quiet(self) -> None:
+        """Close unless a request is in hand."""
+        if self._task is None:
+            self._transport.close()
+
+    # the work
+
+    def _next_line(self) -> bytes | None:
+        """The next request to answer; None when more must come first, or nothing will."""
+        try:
+            line = self._buffer.next_line()
+            if len(self._descriptors) > MAX_FILES:
+                raise Limit(f"at most {MAX_FILES} descriptors may wait on a connection")
+            self._book(0 if line is not None else len(self._buffer))
+        except Limit as error:
+            self.refuse(error)
+            return None
+        return line
+
+    def _book(self, size: int) -> None:
+        """Account for `size` buffered bytes. Raises `Limit` when all connections together hold too much."""
+        more = max(0, size - SMALL) - self._booked
+        if more > 0 and self._server.booked + more > self._server.settings.max_buffered:
+            raise Limit("too much unfinished input at once; try again later")
+        self._server.booked += more
+        self._booked += more
+
+    def _work(self, line: bytes) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._answer(line))
+
+    async def _answer(self, line: bytes | None) -> None:
+        """Answer `line` and the whole lines behind it."""
+        while line is not None and not self._transport.is_closing():
+            reply = await self._server.service.dispatch(line, self.peer, self._descriptors)
+            if isinstance(reply, bytes):
+                await self._write(reply)
+            else:
+                async for part in reply:
+                    await self._write(part)
+                    if self._transport.is_closing():
+                        break
+            line = self._next_line() if not self._draining else None
+        self._task = None
+        self._since = self._server.now()
+        if self._draining:
+            return
+        if self._ended:
+            self._end()
+        else:
+            self._transport.resume_reading()
+
+    async def _write(self, reply: bytes) -> None:
+        """Write, and wait while the peer does not take what was written before."""
+        self._transport.write(reply)
+        if not self._writable.is_set():
+            await self._writable.wait()
+
+    def _end(self) -> None:
+        """The peer has sent its last byte and got its replies: close."""
+        if len(self._buffer) and not self._draining:
+            self._transport.write(wire.failure(BadRequest("the line has no end; a request is one whole line")))
+        self._transport.close()
+
+
+class Server:
+    """Serves one service on one listening socket until it is idle or told to stop.
+
+    `max_line` is in bytes. `now` is the clock that all time-outs use, in seconds.
+    """
+
+    def __init__(
+        self,
+        service: Dispatcher,
+        listener: socket.socket,
+        settings: ServerSettings,
+        *,
+        max_line: int,
+        manager: Manager,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.service = service
+        self.settings = settings
+        self.max_line = max_line
+        self.now = now
+        self.booked = 0
+        self._listener = listener
+        self._manager = manager
+        self._connections: set[Connection] = set()
+        self._per_uid: Counter[int] = Counter()
+        self._last_busy = now()
+        self._stop = asyncio.Event()
+        service.connections = lambda: len(self._connections)
+
+    def lost(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self._connections.discard(connection)
+        self._per_uid[connection.peer.uid] -= 1
+        if not self._per_uid[connection.peer.uid]:
+            del self._per_uid[connection.peer.uid]
+        self._last_busy = self.now()
+
+    async def run(self) -> None:
+        """Serve until idle for `idle_exit` seconds, or SIGTERM or SIGINT.
+
+        No request is lost by an idle exit: a connection counts from its accept(2), and one that was not accepted stays
+        in the queue of the socket, which the service manager holds and listens to again.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        _raise_descriptor_limit()
+        self._listener.setblocking(False)
+        loop.add_reader(self._listener, self._accept)
+        self._manager.ready("listening")
+        timers = [loop.create_task(self._sweep())]
+        if self._manager.watchdog_interval:
+            timers.append(loop.create_task(self._feed_watchdog(self._manager.watchdog_interval)))
+        try:
+            await self._stop.wait()
+        finally:
+            loop.remove_reader(self._listener)
+            self._manager.stopping()
+            await self._finish()
+            for timer in timers:
+                timer.cancel()
+            self._listener.close()
+
+    def _accept(self) -> None:
+        """Take one waiting connection; the loop calls again if there are more."""
+        try:
+            accepted, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as exc:  # no descriptor left: the peer waits in the queue until one is
+            log.warning("cannot accept a connection: %s", exc)
+            return
+        self._last_busy = self.now()
+        peer = peer_of(accepted)
+        if refusal := self._refusal(peer):
+            # Answered and closed at once, not counted: a flood of these must not pile up.
+            accepted.setblocking(False)
+            with accepted, contextlib.suppress(OSError):
+                accepted.send(wire.failure(Limit(refusal)))
+            return
+        sock = _PassingSocket(fileno=accepted.detach())
+        sock.descriptors = Descriptors()
+        sock.setblocking(False)
+        connection = Connection(self, peer, sock.descriptors)
+        self._connections.add(connection)
+        self._per_uid[peer.uid] += 1
+        asyncio.get_running_loop().create_task(self._open(connection, sock))
+
+    def _refusal(self, peer: Peer) -> str | None:
+        settings = self.settings
+        if len(self._connections) >= settings.max_connections:
+            return f"at most {settings.max_connections} connections at once; try again later"
+        if self._per_uid[peer.uid] >= settings.max_connections_per_uid:
+            return f"at most {settings.max_connections_per_uid} connections at once for uid {peer.uid}"
+        return None
+
+    async def _open(self, connection: Connection, sock: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
+        except OSError as exc:
+            log.warning("cannot serve a connection: %s", exc)
+            sock.close()
+            self.lost(connection)
+
+    async def _sweep(self) -> None:
+        """Look after time-outs and idleness, four times within the shortest of them but not oftener than 20 Hz."""
+        settings = self.settings
+        shortest = min(
+            settings.idle_exit or 60.0, settings.idle_connection, settings.read_timeout, settings.write_timeout
+        )
+        while True:
+            await asyncio.sleep(min(1.0, max(0.05, shortest / 4)))
+            now = self.now()
+            for connection in list(self._connections):
+                connection.check(now)
+            if self._connections:
+                self._last_busy = now
+            elif settings.idle_exit and now - self._last_busy >= settings.idle_exit:
+                self._stop.set()
+                return
+
+    async def _feed_watchdog(self, interval: float) -> None:
+        while True:
+            self._manager.alive()
+            await asyncio.sleep(interval)
+
+    async def _finish(self) -> None:
+        """Let the requests in hand end, for a bounded time."""
+        started = self.now()
+        while self._connections and self.now() - started < SHUTDOWN:
+            await asyncio.sleep(GRACE)  # what was sent before we stopped may still be on its way
+            for connection in list(self._connections):
+                connection.check(self.now())
+                connection.close_if_quiet()
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the hard limit; the loop uses epoll, to which 1024 is no border."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,271 @@
+"""From contract to handler: one line in, one reply (or a stream of them) out.
+
+The order for every request: decode, identify the caller, authorize, validate the parameters, carry out, record.
+This is the one
+gate: a handler runs only for callers who may do what they ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import TypeAdapter, ValidationError
+
+from circleosd import __version__, wire
+from circleosd.api.common import Event, Health, History, Report
+from circleosd.api.contract import Effect, Mark, Request, parameters
+from circleosd.database import Transaction
+from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, UnknownAction
+from circleosd.ledger import Entry, Ledger, Phase
+from circleosd.policy import Access, Caller, Peer, authorize
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Any, "Act"], Awaitable[Any]]
+StreamHandler = Callable[[Any, "Act"], AsyncIterator[Any]]
+Identify = Callable[[Peer, str | None], Awaitable[Caller]]
+
+PARAMETER_SHOWN = 256  # characters of a text parameter that the ledger keeps
+
+
+class Files(Protocol):
+    """The descriptors that came with a request; whoever takes one closes it."""
+
+    def take(self) -> int: ...
+
+
+class Act:
+    """One request being carried out: who asks, about what, and its rows in the ledger.
+
+    Handlers set `object`, `before` and `after` where they know better than the contract, and `message` where a success
+    needs a word to the caller.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        caller: Caller,
+        token: str | None,
+        contract: type[Request],
+        object: str | None,
+        files: Files,
+    ) -> None:
+        self.caller = caller
+        self.token = token
+        self.contract = contract
+        self.object = object
+        self.files = files
+        self.params: dict[str, Any] = {}
+        self.before: Any = None
+        self.after: Any = None
+        self.message: str | None = None
+        self._ledger = ledger
+        self._started = time.monotonic()
+        self.recorded = False
+
+    def commit(self, tx: Transaction, *, before: Any = None, after: Any = None) -> None:
+        """Record the change that `tx` makes, in `tx`. Every handler of an `Effect.STATE` action calls this."""
+        self.before, self.after = before, after
+        self._ledger.append(tx, self._entry("done"))
+        self.recorded = True
+
+    async def record(self, phase: Phase, error: CircleError | None = None, intent: int | None = None) -> int:
+        """Add a row of its own; return its number."""
+        return await self._ledger.record(self._entry(phase, error, intent))
+
+    def _entry(self, phase: Phase, error: CircleError | None = None, intent: int | None = None) -> Entry:
+        return Entry(
+            phase=phase,
+            caller=self.caller,
+            action=self.contract.action,
+            object=self.object,
+            params=self.params,
+            before=self.before,
+            after=self.after,
+            error=error.code if error else None,
+            message=str(error) if error else None,
+            duration=None if phase == "intent" else round(time.monotonic() - self._started, 6),
+            intent=intent,
+        )
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A contract, what validates it and what carries it out."""
+
+    contract: type[Request]
+    handler: Any
+    secrets: frozenset[str]
+    verb: str
+
+
+class Service:
+    """The actions of one service. `handlers` has a method for each contract, named like the action.
+
+    `identify` turns a peer and its token into a caller and raises `Denied` for a token that names no session.
+    `request_timeout` is in seconds; streams are not bound by it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        group: str,
+        contracts: Sequence[type[Request]],
+        handlers: object,
+        *,
+        identify: Identify,
+        ledger: Ledger,
+        request_timeout: float,
+    ) -> None:
+        self.name = name
+        self.requests = 0
+        self._identify = identify
+        self._ledger = ledger
+        self._timeout = request_timeout
+        self._adapters: dict[str, TypeAdapter[Any]] = {}
+        self._endpoints: dict[str, Endpoint] = {}
+        for contract in contracts:
+            secrets = frozenset(item.name for item in parameters(contract) if Mark.SECRET in item.marks)
+            handler = getattr(self if contract in (Health, History) else handlers, contract.action)
+            self._endpoints[contract.action] = Endpoint(contract, handler, secrets, f"{group}:{contract.action}")
+        self.connections: Callable[[], int] = lambda: 0
+        self._started = time.monotonic()
+
+    async def dispatch(self, line: bytes, peer: Peer, files: Files) -> bytes | AsyncIterator[bytes]:
+        """Carry out the request in `line`; return the reply line, or an iterator of them for a stream. Never raises."""
+        tag: object = wire.ABSENT
+        self.requests += 1
+        try:
+            request = wire.decode_object(line)
+            tag = request.get("tag", wire.ABSENT)
+            envelope = wire.envelope(request)
+            endpoint = self._endpoints.get(envelope.action)
+            if endpoint is None:
+                raise UnknownAction(f"{self.name} has no action {envelope.action[:64]!r}")
+            act, parsed = await self._admit(endpoint, envelope, peer, files)
+            if endpoint.contract.stream:
+                return self._stream(endpoint.handler(parsed, act), tag)
+            async with asyncio.timeout(self._timeout):
+                data = await self._carry_out(endpoint, parsed, act)
+            return wire.success(data, message=act.message, tag=tag)
+        except CircleError as error:
+            return wire.failure(error, tag=tag)
+        except TimeoutError:
+            return wire.failure(Timeout(f"not done within {self._timeout:g} s"), tag=tag)
+        except Exception:
+            log.exception("a request failed")
+            return wire.failure(_internal(), tag=tag)
+
+    async def _admit(self, endpoint: Endpoint, envelope: wire.Envelope, peer: Peer, files: Files) -> tuple[Act, Any]:
+        """Identify, authorize, validate. Raises the error that the caller gets; a denial is on record by then."""
+        contract = endpoint.contract
+        value = envelope.params.get(contract.object_field) if contract.object_field else None
+        name = value[:PARAMETER_SHOWN] if isinstance(value, str) else None
+        act = Act(self._ledger, Caller(peer), envelope.token, contract, name, files)
+        try:
+            act.caller = await self._identify(peer, envelope.token)
+            authorize(act.caller, contract.access, endpoint.verb, name)
+        except Denied as error:
+            if contract.effect is not Effect.NONE or contract.access in (Access.OPERATOR, Access.ADMIN):
+                await act.record("denied", error)
+            raise
+        parsed = self._validate(contract, envelope.params)
+        act.params = {
+            key: value[:PARAMETER_SHOWN] if isinstance(value, str) else value
+            for key, value in envelope.params.items()
+            if key not in endpoint.secrets
+        }
+        return act, parsed
+
+    def _validate(self, contract: type[Request], params: dict[str, Any]) -> Any:
+        adapter = self._adapters.get(contract.action)
+        if adapter is None:
+            adapter = self._adapters[contract.action] = TypeAdapter(contract)
+        try:
+            return adapter.validate_python(params)
+        except ValidationError as exc:
+            raise BadRequest(_sentence(contract, exc)) from exc
+
+    async def _carry_out(self, endpoint: Endpoint, parsed: Any, act: Act) -> Any:
+        """Run the handler and see to it that the ledger knows."""
+        effect = endpoint.contract.effect
+        intent = await act.record("intent") if effect is Effect.EXTERNAL else None
+        try:
+            result = await endpoint.handler(parsed, act)
+        except BaseException as exc:
+            if effect is not Effect.NONE and not act.recorded:
+                error = _error_of(exc)
+                phase: Phase = "outcome" if intent else "denied" if isinstance(error, Denied) else "failed"
+                await asyncio.shield(act.record(phase, error, intent))
+            raise
+        if effect is Effect.EXTERNAL:
+            await act.record("outcome", intent=intent)
+        elif effect is Effect.STATE and not act.recorded:
+            raise AssertionError(f"{endpoint.verb} changed state without a row in the ledger")
+        return result
+
+    async def _stream(self, items: AsyncIterator[Any], tag: object) -> AsyncIterator[bytes]:
+        """Each item as a reply with `more`, and a last one that holds null; an error ends the stream."""
+        try:
+            async for item in items:
+                yield wire.success(item, tag=tag, more=True)
+            yield wire.success(None, tag=tag)
+        except CircleError as error:
+            yield wire.failure(error, tag=tag)
+        except Exception:
+            log.exception("a stream failed")
+            yield wire.failure(_internal(), tag=tag)
+
+    async def health(self, request: Health, act: Act) -> Report:
+        """Handler of `health`, the same for every service."""
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            pages = int(statm.read().split()[1])
+        return Report(
+            service=self.name,
+            version=__version__,
+            pid=os.getpid(),
+            uptime=round(time.monotonic() - self._started, 3),
+            memory=pages * os.sysconf("SC_PAGE_SIZE"),
+            connections=self.connections(),
+            requests=self.requests,
+        )
+
+    async def history(self, request: History, act: Act) -> list[Event]:
+        """Handler of `history`, the same for every service."""
+        return await self._ledger.history(request)
+
+
+def _internal() -> Internal:
+    return Internal("an internal error; the service's log has the details")
+
+
+def _error_of(exc: BaseException) -> CircleError:
+    """What the ledger calls an exception that ended an act."""
+    if isinstance(exc, CircleError):
+        return exc
+    if isinstance(exc, (TimeoutError, asyncio.CancelledError)):
+        return Timeout("not done in the time allowed")
+    return _internal()
+
+
+def _sentence(contract: type[Request], exc: ValidationError) -> str:
+    """The first thing wrong with a request's parameters, in words."""
+    first = exc.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int) or part)
+    match first["type"]:
+        case "missing":
+            return f"{contract.action} needs the parameter {where}"
+        case "unexpected_keyword_argument":
+            known = ", ".join(item.name for item in parameters(contract)) or "none"
+            return f"{contract.action} has no parameter {where[:64]!r}; it has: {known}"
+        case "value_error":
+            return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        case _:
+            message = first["msg"].removeprefix("Input ")
+            return f"{where}: {message}"

@@ -1,0 +1,94 @@
+"""One service asking another: the same wire, without blocking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from circleosd import wire
+from circleosd.errors import CircleError, Denied, Timeout, Unavailable, from_code
+from circleosd.policy import Caller, Grant, Peer, Role, higher, role_of_uid
+
+MAX_REPLY = 16 * 1024 * 1024
+CACHED = 1.0  # seconds that a verified identity is believed; a revocation is effective everywhere within that time
+MAX_CACHED = 4096
+
+
+async def ask(path: Path, request: dict[str, Any], *, timeout: float) -> Any:
+    """Send one request to the service at `path` and return its `data`.
+
+    Raises the error that it names, `Unavailable` when it cannot be reached, `Timeout` after `timeout` seconds.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_unix_connection(str(path), limit=MAX_REPLY)
+            try:
+                writer.write(wire.encode(request))
+                await writer.drain()
+                line = await reader.readline()
+            finally:
+                writer.close()
+    except TimeoutError as exc:
+        raise Timeout(f"{path.stem} did not answer within {timeout:g} s") from exc
+    except OSError as exc:
+        raise Unavailable(f"cannot reach {path.stem}: {exc.strerror or exc}") from exc
+    if not line:
+        raise Unavailable(f"{path.stem} closed the connection without an answer")
+    reply = wire.decode_object(line)
+    if not reply.get("ok"):
+        raise from_code(str(reply.get("error")), str(reply.get("message")))
+    return reply.get("data")
+
+
+class Identities:
+    """Turns a peer and its token into a caller, by asking auth-service.
+
+    `trusted` gives the uids of other CircleOSD services the grants that their work needs.
+    """
+
+    def __init__(self, auth: Path, *, timeout: float, trusted: dict[int, tuple[Grant, ...]] | None = None) -> None:
+        self._auth = auth
+        self._timeout = timeout
+        self._trusted = trusted or {}
+        self._own_uid = os.getuid()
+        self._known: dict[tuple[int, bytes], tuple[float, Any]] = {}
+
+    async def identify(self, peer: Peer, token: str | None) -> Caller:
+        """The caller behind a connection. Raises `Denied` for a token that names no session."""
+        role = role_of_uid(peer.uid, self._own_uid)
+        grants = self._trusted.get(peer.uid, ())
+        if token is None and (role is not None or grants):
+            return Caller(peer, role, grants=grants)
+        try:
+            identity = await self._verified(peer, token)
+        except Unavailable as exc:
+            if token is None:  # only a login could tell more about this uid: it is a stranger
+                return Caller(peer, role, grants=grants)
+            raise Unavailable(f"cannot verify the session: {exc}") from exc
+        user_role = Role(identity["role"]) if identity["role"] else None
+        user_grants = tuple(Grant(verb, name) for verb, name in identity["grants"])
+        return Caller(peer, higher(role, user_role), identity["user"], identity["session"], grants + user_grants)
+
+    async def _verified(self, peer: Peer, token: str | None) -> Any:
+        key = (peer.uid, hashlib.sha256((token or "").encode()).digest())
+        now = time.monotonic()
+        if (known := self._known.get(key)) and now - known[0] < CACHED:
+            if isinstance(known[1], CircleError):
+                raise known[1]
+            return known[1]
+        if len(self._known) >= MAX_CACHED:
+            self._known.clear()
+        request: dict[str, Any] = {"action": "verify", "uid": peer.uid}
+        if token is not None:
+            request["token"] = token
+        try:
+            identity = await ask(self._auth, request, timeout=self._timeout)
+        except Denied as exc:
+            self._known[key] = (now, exc)
+            raise
+        self._known[key] = (now, identity)
+        return identity

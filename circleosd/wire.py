@@ -1,0 +1,128 @@
+r"""The wire: newline-delimited JSON, one object a line, UTF-8. No I/O here.
+
+A request is `{"action":NAME, …parameters, "token"?:STR, "tag"?:ANY}\n`, a reply
+`{"ok":true,"message":STR|null,"data":ANY}\n` or
+`{"ok":false,"message":STR,"data":null,"error":CODE}\n`, with `"tag"` if the request had one and `"more":true` on every
+reply of a stream but the last.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from circleosd.errors import BadRequest, CircleError, Limit
+
+JSON = Any  # a value that json.loads may return
+MAX_TOKEN = 256  # characters; ours have 43
+
+
+class _Absent:
+    """The type of `ABSENT`: no tag was sent (null is a tag)."""
+
+
+ABSENT = _Absent()
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """A request before its parameters are looked at."""
+
+    action: str
+    params: dict[str, JSON]
+    token: str | None
+
+
+class LineBuffer:
+    r"""Cuts received bytes into lines of at most `limit` bytes, the newline not counted.
+
+    Each byte is looked at once, however small the pieces it arrives in.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._data = bytearray()
+        self._searched = 0
+
+    def __len__(self) -> int:
+        """Bytes held that no `next_line` has returned."""
+        return len(self._data)
+
+    def feed(self, data: bytes) -> None:
+        """Add what was received."""
+        self._data += data
+
+    def next_line(self) -> bytes | None:
+        """The next whole line without its newline, or None if more must be received first.
+
+        Raises `Limit` when the line is longer than allowed; the stream cannot be followed after that.
+        """
+        end = self._data.find(b"\n", self._searched, self.limit + 1)
+        if end < 0:
+            if len(self._data) > self.limit:
+                raise Limit(f"a line may have at most {self.limit} bytes")
+            self._searched = len(self._data)
+            return None
+        line = bytes(self._data[:end])
+        del self._data[: end + 1]
+        self._searched = 0
+        return line
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def decode_object(line: bytes) -> dict[str, JSON]:
+    """The JSON object (RFC 8259) that a line holds. Raises `BadRequest` for anything else."""
+    try:
+        text = line.decode("utf-8")
+        value = json.loads(text, parse_constant=_refuse_constant)
+        if "\\ud" in text or "\\uD" in text:
+            # An unpaired surrogate is no Unicode text and could be neither stored nor sent on.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeError as exc:
+        raise BadRequest("the line is not UTF-8 text") from exc
+    except RecursionError as exc:
+        raise BadRequest("the line is nested too deeply") from exc
+    except ValueError as exc:
+        raise BadRequest(f"the line is not JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise BadRequest("a request is a JSON object with an action")
+    return value
+
+
+def envelope(request: dict[str, JSON]) -> Envelope:
+    """The envelope of a decoded request. Raises `BadRequest`."""
+    params = {key: value for key, value in request.items() if key not in ("action", "token", "tag")}
+    action = request.get("action")
+    if not isinstance(action, str):
+        raise BadRequest("a request needs an action, a string")
+    token = request.get("token")
+    if token is not None and not (isinstance(token, str) and 0 < len(token) <= MAX_TOKEN):
+        raise BadRequest(f"the token is a string of at most {MAX_TOKEN} characters")
+    return Envelope(action, params, token)
+
+
+def encode(value: JSON) -> bytes:
+    """One line: compact JSON and its newline."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8") + b"\n"
+
+
+def success(data: JSON, *, message: str | None = None, tag: object = ABSENT, more: bool = False) -> bytes:
+    """The reply line of a request that was carried out."""
+    reply: dict[str, JSON] = {"ok": True, "message": message, "data": data}
+    if more:
+        reply["more"] = True
+    if tag is not ABSENT:
+        reply["tag"] = tag
+    return encode(reply)
+
+
+def failure(error: CircleError, *, tag: object = ABSENT) -> bytes:
+    """The reply line of a request that failed."""
+    reply: dict[str, JSON] = {"ok": False, "message": str(error), "data": None, "error": error.code}
+    if tag is not ABSENT:
+        reply["tag"] = tag
+    return encode(reply)

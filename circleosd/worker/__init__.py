@@ -1,0 +1,4 @@
+"""The process that runs plugin code: one for each plugin, started by its socket.
+
+`frames`, `inspect` and `cachekey` are pure and free of Wasmtime: the manager imports them too.
+"""

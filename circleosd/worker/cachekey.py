@@ -1,0 +1,33 @@
+"""Under which name a compilation is kept: everything that it depends on, in one digest.
+
+Does not import Wasmtime: the manager, which never runs plugin code, asks too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+# Raise it with every change in engine.configuration that alters compiled code.
+CONFIGURATION: Final = 1
+
+
+def cache_key(sha256: str, *, deterministic: bool = False) -> str:
+    """64 hexadecimal digits for the compilation of the artifact with that digest on this machine."""
+    parts = (sha256, _host(), str(CONFIGURATION), "fuel" if deterministic else "epoch")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _host() -> str:
+    """Wasmtime's version, the machine, and what its CPU can do (proc_cpuinfo(5))."""
+    features = ""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.partition(":")[0].strip() in ("flags", "Features"):
+            features = line
+            break
+    return f"{version('wasmtime')}\n{platform.machine()}\n{features}"

@@ -1,0 +1,348 @@
+"""Wasmtime's C API, where the worker needs it: engines, modules, stores, traps.
+
+The package's own classes look up types at every call (47 µs instead of 2); what is used of it here are its
+declarations of the C API, `wasmtime._bindings`. Pointers are ctypes pointers; whoever gets one from a
+`new_…` owns it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from ctypes import POINTER, byref, c_void_p
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from wasmtime import _bindings as c
+
+from circleosd.worker.failure import PluginFailure
+from circleosd.worker.frames import Limits
+from circleosd.worker.limits import STORE_TICKS
+
+Pointer: TypeAlias = Any
+
+MAX_STACK: Final = 512 << 10
+MAX_TABLE_ELEMENTS: Final = 100_000
+MAX_TABLES: Final = 8
+MAX_BACKTRACE: Final = 16
+FUEL_PER_SECOND: Final = 200_000_000
+
+# What a slot of the pool keeps resident and clears itself, instead of by a system call.
+KEEP_RESIDENT: Final = 256 << 10
+MAX_INSTANCE_SIZE: Final = 16 << 20
+
+# A component may have that many memories, tables and inner instances; the largest seen, Python's, has 25.
+COMPONENT_MEMORIES: Final = 16
+COMPONENT_TABLES: Final = 64
+COMPONENT_INSTANCES: Final = 256
+
+NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, c_void_p))
+_I32: Final = 0
+
+
+def configuration(*, deterministic: bool, pool: Limits | None) -> Pointer:
+    """A `wasm_config_t`. `pool`: instances come from a pool dimensioned for these limits.
+
+    What code is compiled for must be the same with and without a pool: cachekey.CONFIGURATION names it.
+    """
+    config = c.wasm_config_new()
+    c.wasmtime_config_max_wasm_stack_set(config, MAX_STACK)
+    c.wasmtime_config_epoch_interruption_set(config, not deterministic)
+    c.wasmtime_config_consume_fuel_set(config, deterministic)
+    c.wasmtime_config_cranelift_nan_canonicalization_set(config, deterministic)
+    c.wasmtime_config_wasm_relaxed_simd_deterministic_set(config, deterministic)
+    c.wasmtime_config_wasm_threads_set(config, False)
+    c.wasmtime_config_shared_memory_set(config, False)
+    c.wasmtime_config_wasm_memory64_set(config, False)
+    c.wasmtime_config_wasm_gc_set(config, False)
+    c.wasmtime_config_native_unwind_info_set(config, False)
+    if pool is not None:
+        c.wasmtime_pooling_allocation_strategy_set(config, _pool(pool))
+    return config
+
+
+def _pool(limits: Limits) -> Pointer:
+    pool = c.wasmtime_pooling_allocation_config_new()
+    slots = limits.concurrency + 2
+    c.wasmtime_pooling_allocation_config_total_core_instances_set(pool, slots)
+    c.wasmtime_pooling_allocation_config_total_component_instances_set(pool, 1)
+    c.wasmtime_pooling_allocation_config_total_memories_set(pool, slots)
+    c.wasmtime_pooling_allocation_config_total_tables_set(pool, slots * MAX_TABLES)
+    c.wasmtime_pooling_allocation_config_total_stacks_set(pool, 1)
+    c.wasmtime_pooling_allocation_config_total_gc_heaps_set(pool, 1)
+    c.wasmtime_pooling_allocation_config_max_tables_per_module_set(pool, MAX_TABLES)
+    c.wasmtime_pooling_allocation_config_table_elements_set(pool, MAX_TABLE_ELEMENTS)
+    c.wasmtime_pooling_allocation_config_max_core_instance_size_set(pool, MAX_INSTANCE_SIZE)
+    c.wasmtime_pooling_allocation_config_max_memory_size_set(pool, min(limits.memory, 4 << 30))
+    c.wasmtime_pooling_allocation_config_linear_memory_keep_resident_set(pool, KEEP_RESIDENT)
+    return pool
+
+
+class Engine:
+    """One Wasmtime engine with a worker's configuration, alive as long as the process."""
+
+    def __init__(self, limits: Limits, *, deterministic: bool, pool: bool) -> None:
+        self.limits = limits
+        self.deterministic = deterministic
+        self.fuel = max(1, int(limits.time * FUEL_PER_SECOND))
+        self.pointer = c.wasm_engine_new_with_config(
+            configuration(deterministic=deterministic, pool=limits if pool else None)
+        )
+
+    def tick(self) -> tuple[int, int] | None:
+        """The C function that moves the epoch on, and its argument; None when fuel is what counts.
+
+        It does nothing but one atomic addition, so it may be called from any thread at any time.
+        """
+        if self.deterministic:
+            return None
+        function = ctypes.cast(c._wasmtime_engine_increment_epoch, c_void_p).value
+        engine = ctypes.cast(self.pointer, c_void_p).value
+        assert function is not None and engine is not None
+        return function, engine
+
+    def new_store(self) -> tuple[Pointer, Pointer]:
+        """A store that holds one core module's instance within the limits, and its context."""
+        store = _store_new(self.pointer, None, NO_FINALIZER)
+        _limiter(store, self.limits.memory, MAX_TABLE_ELEMENTS, 1, MAX_TABLES, 1)
+        return store, _store_context(store)
+
+    def new_component_store(self) -> tuple[Pointer, Pointer]:
+        """A store that holds one component's instances within the limits, and its context."""
+        store = _store_new(self.pointer, None, NO_FINALIZER)
+        _limiter(
+            store,
+            self.limits.memory,
+            MAX_TABLE_ELEMENTS,
+            COMPONENT_INSTANCES,
+            COMPONENT_TABLES,
+            COMPONENT_MEMORIES,
+        )
+        return store, _store_context(store)
+
+    def allow(self, context: Pointer) -> None:
+        """Lets the store run for a call's time from now on, or, deterministic, for a call's fuel."""
+        if self.deterministic:
+            check(c.wasmtime_context_set_fuel(context, self.fuel), self.limits)
+        else:
+            _set_deadline(context, STORE_TICKS)
+
+
+_store_new = c._wasmtime_store_new
+_store_context = c._wasmtime_store_context
+_limiter = c._wasmtime_store_limiter
+_set_deadline = c._wasmtime_context_set_epoch_deadline
+delete_store = c._wasmtime_store_delete
+
+
+Kind: TypeAlias = Literal["module", "component"]
+
+
+class _Functions(NamedTuple):
+    pointer: Any
+    new: Any
+    serialize: Any
+    deserialize: Any
+    deserialize_file: Any
+
+
+_KINDS: Final[dict[str, _Functions]] = {
+    "module": _Functions(
+        POINTER(c.wasmtime_module_t),
+        c.wasmtime_module_new,
+        c.wasmtime_module_serialize,
+        c.wasmtime_module_deserialize,
+        c.wasmtime_module_deserialize_file,
+    ),
+    "component": _Functions(
+        POINTER(c.wasmtime_component_t),
+        c.wasmtime_component_new,
+        c.wasmtime_component_serialize,
+        c.wasmtime_component_deserialize,
+        c.wasmtime_component_deserialize_file,
+    ),
+}
+
+
+def compile_code(kind: Kind, data: bytes, *, deterministic: bool) -> bytes:
+    """Compiles and serializes. Raises `PluginFailure` (`bad-request`) for invalid code."""
+    functions = _KINDS[kind]
+    engine = c.wasm_engine_new_with_config(configuration(deterministic=deterministic, pool=None))
+    pointer = functions.pointer()
+    error = functions.new(engine, _bytes_pointer(data), len(data), byref(pointer))
+    if error:
+        reason = _take_error(error).cause
+        raise PluginFailure("bad-request", f"cannot load the plugin: it does not compile: {reason}")
+    vector = c.wasm_byte_vec_t()
+    error = functions.serialize(pointer, byref(vector))
+    if error:
+        raise PluginFailure("plugin-failed", f"cannot serialize the compilation: {_take_error(error).cause}")
+    return ctypes.string_at(vector.data, vector.size)
+
+
+def code_from_bytes(kind: Kind, engine: Engine, data: bytes) -> Pointer:
+    """A module or component from its serialized form, which must come from `compile_code`."""
+    functions = _KINDS[kind]
+    pointer = functions.pointer()
+    check(functions.deserialize(engine.pointer, _bytes_pointer(data), len(data), byref(pointer)), engine.limits)
+    return pointer
+
+
+def code_from_file(kind: Kind, engine: Engine, descriptor: int) -> Pointer | None:
+    """The same from an open file, mapped if possible, so that its pages are shared between workers.
+
+    None when the file does not fit this Wasmtime, configuration or machine: compile then.
+    """
+    functions = _KINDS[kind]
+    pointer = functions.pointer()
+    path = ctypes.create_string_buffer(f"/proc/self/fd/{descriptor}".encode())
+    error = functions.deserialize_file(engine.pointer, path, byref(pointer))
+    if not error:
+        return pointer
+    # Mapping code fails for a file that this user may not reopen, or on a file system mounted noexec.
+    c.wasmtime_error_delete(error)
+    data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    error = functions.deserialize(engine.pointer, _bytes_pointer(data), len(data), byref(pointer))
+    if not error:
+        return pointer
+    c.wasmtime_error_delete(error)
+    return None
+
+
+def _bytes_pointer(data: bytes) -> Any:
+    """A `uint8_t *` to the bytes themselves; the caller keeps `data` alive."""
+    return ctypes.cast(data, POINTER(ctypes.c_uint8))
+
+
+def chars(text: str) -> Any:
+    """Text as the C API takes names: an array of char, to be passed with its length."""
+    encoded = text.encode()
+    return (ctypes.c_char * len(encoded)).from_buffer_copy(encoded)
+
+
+def i32_function_type(parameters: int, results: int) -> Pointer:
+    """A `wasm_functype_t` of i32 parameters and results."""
+    vectors = []
+    for count in (parameters, results):
+        vector = c.wasm_valtype_vec_t()
+        items = (POINTER(c.wasm_valtype_t) * count)(*(c.wasm_valtype_new(_I32) for _ in range(count)))
+        c.wasm_valtype_vec_new(byref(vector), count, items)
+        vectors.append(vector)
+    return c.wasm_functype_new(byref(vectors[0]), byref(vectors[1]))
+
+
+FAULT: Final = "internal fault of the worker in a host function"
+
+
+def new_trap(message: str) -> int:
+    """A `wasm_trap_t *` as the number that a host function returns."""
+    encoded = message.encode("utf-8", "replace")
+    trap = c.wasmtime_trap_new((ctypes.c_char * len(encoded)).from_buffer_copy(encoded), len(encoded))
+    return ctypes.cast(trap, c_void_p).value or 0
+
+
+def report_fault() -> None:
+    """Writes the exception in hand to the journal: plugins must not be able to cause one."""
+    sys.excepthook(*sys.exc_info())
+
+
+class Trouble(NamedTuple):
+    """A trap or an error of Wasmtime, taken apart."""
+
+    cause: str
+    backtrace: list[str]
+    exit_status: int | None
+
+
+def check(error: Pointer, limits: Limits) -> None:
+    """Raises the `PluginFailure` for a `wasmtime_error_t *`, if it is one."""
+    if error:
+        raise failure(_take_error(error), limits)
+
+
+def trap_failure(trap: Pointer, limits: Limits) -> PluginFailure:
+    """The failure for a `wasm_trap_t *`, which is deleted."""
+    message = c.wasm_byte_vec_t()
+    c.wasm_trap_message(trap, byref(message))
+    frames = c.wasm_frame_vec_t()
+    c.wasm_trap_trace(trap, byref(frames))
+    trouble = Trouble(_root_cause(_take_text(message)), _backtrace(frames), None)
+    c.wasm_trap_delete(trap)
+    return failure(trouble, limits)
+
+
+def failure(trouble: Trouble, limits: Limits) -> PluginFailure:
+    """Which failure a trap or error is: a limit that was reached, or the plugin's own."""
+    cause, backtrace = trouble.cause, trouble.backtrace
+    if cause == "wasm trap: interrupt":
+        return PluginFailure("timeout", f"took longer than {limits.time:g} s", backtrace)
+    if cause.startswith("wasm trap: all fuel consumed"):
+        units = int(limits.time * FUEL_PER_SECOND)
+        return PluginFailure("limit", f"used up its fuel of {units} units (time = {limits.time:g} s)", backtrace)
+    if "exceeds memory limits" in cause or "memory minimum size" in cause:
+        return PluginFailure("limit", f"needs more memory than its limit of {limits.memory} bytes: {cause}", backtrace)
+    if "exceeds table limits" in cause or "table minimum size" in cause:
+        return PluginFailure("limit", f"needs a larger table than is allowed: {cause}", backtrace)
+    if cause.startswith("wasm trap: "):
+        return PluginFailure("plugin-failed", "trap: " + cause.removeprefix("wasm trap: "), backtrace)
+    return PluginFailure("plugin-failed", cause, backtrace)
+
+
+def take_error(error: Pointer) -> Trouble:
+    """Takes a `wasmtime_error_t *` apart and deletes it."""
+    return _take_error(error)
+
+
+def _take_error(error: Pointer) -> Trouble:
+    message = c.wasm_byte_vec_t()
+    c.wasmtime_error_message(error, byref(message))
+    frames = c.wasm_frame_vec_t()
+    c.wasmtime_error_wasm_trace(error, byref(frames))
+    status = ctypes.c_int(0)
+    exited = c.wasmtime_error_exit_status(error, byref(status))
+    c.wasmtime_error_delete(error)
+    return Trouble(_root_cause(_take_text(message)), _backtrace(frames), status.value if exited else None)
+
+
+def _take_text(vector: Any) -> str:
+    text = ctypes.string_at(vector.data, vector.size).decode("utf-8", "replace") if vector.size else ""
+    c.wasm_byte_vec_delete(byref(vector))
+    return text.rstrip("\0")
+
+
+def _root_cause(message: str) -> str:
+    """The innermost cause of a Wasmtime error message, which lists its causes outermost first."""
+    _, separator, causes = message.rpartition("\nCaused by:\n")
+    if not separator:
+        return message.strip()
+    lines = [line.strip() for line in causes.splitlines() if line.strip()]
+    if not lines:
+        return message.strip()
+    last: list[str] = []
+    for line in lines:
+        number, colon, rest = line.partition(": ")
+        if colon and number.isdigit():
+            last = [rest]
+        else:
+            last.append(line)
+    return " ".join(last)
+
+
+def _backtrace(frames: Any) -> list[str]:
+    """One line a frame, innermost first: function name or number, and where in the module it is."""
+    lines = []
+    for index in range(min(frames.size, MAX_BACKTRACE)):
+        frame = frames.data[index]
+        name = c.wasmtime_frame_func_name(frame)
+        number = c.wasm_frame_func_index(frame)
+        function = _text(name.contents) if name else f"function {number}"
+        lines.append(f"{function} (offset {c.wasm_frame_module_offset(frame):#x})")
+    if frames.size > MAX_BACKTRACE:
+        lines.append(f"… {frames.size - MAX_BACKTRACE} more")
+    c.wasm_frame_vec_delete(byref(frames))
+    return lines
+
+
+def _text(vector: Any) -> str:
+    text = ctypes.string_at(vector.data, vector.size).decode("utf-8", "replace")
+    return text if len(text) <= 200 else text[:200] + "…"

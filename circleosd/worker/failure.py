@@ -1,0 +1,23 @@
+"""The one exception by which plugin code's failures travel through the worker."""
+
+from __future__ import annotations
+
+from circleosd.worker.frames import Code, Failed
+
+# A plugin's own error message may be as long as a reply; what reaches people need not.
+MAX_MESSAGE = 64 << 10
+
+
+class PluginFailure(Exception):
+    """A load, a call or an instance failed, for the reason that its caller is to see."""
+
+    def __init__(self, code: Code, message: str, backtrace: list[str] | None = None) -> None:
+        super().__init__(message)
+        self.code: Code = code
+        self.message = message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + " …"
+        self.backtrace = backtrace or []
+        self.restarted = False
+
+    def as_failed(self) -> Failed:
+        """The body of the FAILED frame that reports it."""
+        return Failed(self.code, self.message, self.backtrace, self.restarted)

@@ -1,0 +1,318 @@
+"""What plugin manager and worker say to each other: framing and bodies, without I/O.
+
+A frame is a header `!IBI` (body length, kind, call id) and a body, over a Unix stream socket. The manager
+sends LOAD once, first, with the artifact's descriptor (SCM_RIGHTS, on the frame's first byte) and, if
+`precompiled`, that of its compilation; the worker answers with COMPILED at most once, then READY or FAILED,
+all under call id 0. Each INVOKE or EVENT has a call id of its own, not 0, and is answered under it by one
+RESULT or FAILED, before which any number of LOG and HOST_CALL frames may come under the same id; each
+HOST_CALL waits for its HOST_REPLY. LOG frames under id 0 come from loading or from making an instance.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+HEADER: Final = struct.Struct("!IBI")
+
+LOAD: Final = 1
+INVOKE: Final = 2
+HOST_REPLY: Final = 3
+EVENT: Final = 4
+READY: Final = 16
+COMPILED: Final = 17
+RESULT: Final = 18
+FAILED: Final = 19
+LOG: Final = 20
+HOST_CALL: Final = 21
+
+# A payload or reply of 16 MiB is four times the longest request line of the services, so that an
+# escaped payload never meets this bound first.
+MAX_PAYLOAD: Final = 16 << 20
+MAX_HOST_CALL: Final = 1 << 20
+MAX_LOG: Final = 8 << 10
+MAX_NAME: Final = 128
+
+# A compilation is two to six times its module; a 50 MB module stays below.
+MAX_COMPILED: Final = 512 << 20
+
+TO_WORKER: Final[dict[int, int]] = {
+    LOAD: 4 << 20,
+    INVOKE: MAX_PAYLOAD + MAX_NAME + 2,
+    EVENT: MAX_PAYLOAD + MAX_NAME + 2,
+    HOST_REPLY: MAX_PAYLOAD,
+}
+TO_MANAGER: Final[dict[int, int]] = {
+    READY: 4 << 20,
+    COMPILED: MAX_COMPILED,
+    RESULT: MAX_PAYLOAD,
+    FAILED: 1 << 20,
+    LOG: MAX_LOG + 1,
+    HOST_CALL: MAX_HOST_CALL,
+}
+
+Code: TypeAlias = Literal["plugin-failed", "timeout", "limit", "not-found", "bad-request"]
+Abi: TypeAlias = Literal["core", "component", "wasi", "native"]
+
+# Levels of LOG frames and of the plugins' log functions.
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+class FrameError(Exception):
+    """The peer broke the protocol; the connection is of no further use."""
+
+
+class Limits(NamedTuple):
+    """`memory` and `output` in bytes, `time` in seconds, `concurrency` in calls at once."""
+
+    memory: int = 64 << 20
+    time: float = 5.0
+    output: int = 4 << 20
+    concurrency: int = 1
+
+
+class Load(NamedTuple):
+    """What a worker is to run. `abi` None means: find out; `entry` is native's init function."""
+
+    name: str
+    plugin_type: Literal["wasm", "native"]
+    limits: Limits = Limits()
+    abi: Abi | None = None
+    entry: str | None = None
+    instance: Literal["fresh", "shared"] = "fresh"
+    deterministic: bool = False
+    config: dict[str, str] = {}  # noqa: RUF012  (a NamedTuple's default, never written to)
+    granted: tuple[str, ...] = ()
+    precompiled: bool = False
+
+
+class Ready(NamedTuple):
+    """`sandbox` names what the worker confined itself with, for example `seccomp`."""
+
+    abi: Abi
+    functions: list[str]
+    imports: list[str]
+    description: str | None
+    sandbox: list[str]
+
+
+class Failed(NamedTuple):
+    """`restarted`: a shared instance was discarded, and its state with it."""
+
+    code: Code
+    message: str
+    backtrace: list[str]
+    restarted: bool = False
+
+
+class Frame(NamedTuple):
+    """One received frame. A `memoryview` body is valid until the decoder is fed again."""
+
+    kind: int
+    call_id: int
+    body: Buffer
+
+
+def encode(kind: int, call_id: int, body: Buffer = b"") -> bytes:
+    """One whole frame. Raises `FrameError` when the body exceeds the bound of its kind."""
+    check(kind, len(body), TO_WORKER if kind < READY else TO_MANAGER)
+    return HEADER.pack(len(body), kind, call_id) + body
+
+
+def check(kind: int, length: int, bounds: dict[int, int]) -> None:
+    """Raises `FrameError` for a kind that is not in `bounds` or a body longer than its figure there."""
+    bound = bounds.get(kind)
+    if bound is None:
+        raise FrameError(f"cannot read the frame: kind {kind} is unknown here")
+    if length > bound:
+        raise FrameError(f"cannot take a frame of kind {kind} with {length} bytes: the bound is {bound}")
+
+
+class Decoder:
+    """Bytes in, frames out. Holds no more than one frame's bound and one piece of input."""
+
+    def __init__(self, bounds: dict[int, int]) -> None:
+        self._bounds = bounds
+        self._buffer = bytearray()
+
+    def feed(self, data: Buffer) -> list[Frame]:
+        """The frames that `data` completes. Raises `FrameError`, after which the decoder is spent."""
+        buffer = self._buffer
+        buffer += data
+        frames = []
+        start = 0
+        available = len(buffer)
+        while available - start >= HEADER.size:
+            length, kind, call_id = HEADER.unpack_from(buffer, start)
+            check(kind, length, self._bounds)
+            end = start + HEADER.size + length
+            if end > available:
+                break
+            frames.append(Frame(kind, call_id, bytes(memoryview(buffer)[start + HEADER.size : end])))
+            start = end
+        if start:
+            del buffer[:start]
+        return frames
+
+    @property
+    def clean(self) -> bool:
+        """Whether the input so far ends at the end of a frame."""
+        return not self._buffer
+
+
+def named_body(name: str, payload: Buffer) -> bytes:
+    """The body of INVOKE (function, payload) and of EVENT (topic, payload): u16 length, name, payload."""
+    encoded = name.encode()
+    if not 0 < len(encoded) <= MAX_NAME:
+        raise FrameError(f"cannot send a name of {len(encoded)} bytes: it must have 1 to {MAX_NAME}")
+    return len(encoded).to_bytes(2, "big") + encoded + payload
+
+
+def split_named(body: Buffer) -> tuple[str, memoryview]:
+    """Name and payload of INVOKE and EVENT. Raises `FrameError`."""
+    view = memoryview(body)
+    if len(view) < 2:
+        raise FrameError("cannot read the frame: it ends before its name")
+    end = 2 + int.from_bytes(view[:2], "big")
+    if end > len(view):
+        raise FrameError("cannot read the frame: its name is longer than the frame")
+    try:
+        return str(view[2:end], "utf-8"), view[end:]
+    except UnicodeDecodeError as exc:
+        raise FrameError("cannot read the frame: its name is not UTF-8") from exc
+
+
+def json_body(value: object) -> bytes:
+    """Compact JSON in UTF-8."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def json_object(body: Buffer) -> dict[str, Any]:
+    """The JSON object in `body`. Raises `FrameError`."""
+    try:
+        value = json.loads(bytes(body))
+    except (ValueError, RecursionError) as exc:
+        raise FrameError(f"cannot read the frame: {exc}") from exc
+    if not isinstance(value, dict):
+        raise FrameError("cannot read the frame: it is no JSON object")
+    return value
+
+
+def load_body(load: Load) -> bytes:
+    """The body of LOAD."""
+    return json_body({**load._asdict(), "limits": load.limits._asdict()})
+
+
+def parse_load(body: Buffer) -> Load:
+    """The inverse of `load_body`. Raises `FrameError` for a missing, unknown or mistyped field."""
+    value = json_object(body)
+    try:
+        limits = Limits(**value.pop("limits"))
+        load = Load(**{**value, "limits": limits, "granted": tuple(value.get("granted", ()))})
+    except (KeyError, TypeError) as exc:
+        raise FrameError(f"cannot read the load request: {exc}") from exc
+    _require(isinstance(load.name, str) and 0 < len(load.name) <= MAX_NAME, "name")
+    _require(load.plugin_type in ("wasm", "native"), "plugin_type")
+    _require(load.abi is None or load.abi in get_args(Abi), "abi")
+    _require(load.entry is None or isinstance(load.entry, str), "entry")
+    _require(load.instance in ("fresh", "shared"), "instance")
+    _require(isinstance(load.deterministic, bool), "deterministic")
+    _require(isinstance(load.precompiled, bool), "precompiled")
+    _require(all(isinstance(item, str) for item in load.granted), "granted")
+    _require(isinstance(load.config, dict) and all(isinstance(item, str) for item in load.config.values()), "config")
+    _require(_whole(limits.memory) and _whole(limits.output) and _whole(limits.concurrency), "limits")
+    _require(isinstance(limits.time, int | float) and 0 < limits.time < 1e6, "limits.time")
+    _require(limits.output <= MAX_PAYLOAD and limits.concurrency <= 64, "limits")
+    return load
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 48
+
+
+def _require(condition: bool, field: str) -> None:
+    if not condition:
+        raise FrameError(f"cannot read the load request: the value of {field} is not allowed")
+
+
+def ready_body(ready: Ready) -> bytes:
+    """The body of READY."""
+    return json_body(ready._asdict())
+
+
+def parse_ready(body: Buffer) -> Ready:
+    """The inverse of `ready_body`. The worker may be taken over: every field is checked."""
+    value = json_object(body)
+    abi, description = value.get("abi"), value.get("description")
+    if abi not in get_args(Abi) or not (description is None or isinstance(description, str)):
+        raise FrameError("cannot read READY: abi or description is not allowed")
+    return Ready(abi, _texts(value, "functions"), _texts(value, "imports"), description, _texts(value, "sandbox"))
+
+
+def failed_body(failed: Failed) -> bytes:
+    """The body of FAILED."""
+    return json_body(failed._asdict())
+
+
+def parse_failed(body: Buffer) -> Failed:
+    """The inverse of `failed_body`. The worker may be taken over: every field is checked."""
+    value = json_object(body)
+    code, message = value.get("code"), value.get("message")
+    if code not in get_args(Code) or not isinstance(message, str):
+        raise FrameError("cannot read FAILED: code or message is not allowed")
+    return Failed(cast(Code, code), message, _texts(value, "backtrace"), value.get("restarted") is True)
+
+
+def _texts(value: dict[str, Any], field: str) -> list[str]:
+    items = value.get(field)
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise FrameError(f"cannot read the frame: {field} is no list of text")
+    return items
+
+
+def log_body(level: int, text: str) -> bytes:
+    """The body of LOG: u8 level, UTF-8 text, cut at `MAX_LOG` bytes."""
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) > MAX_LOG:
+        encoded = encoded[: MAX_LOG - 3].decode("utf-8", "ignore").encode() + "…".encode()
+    return bytes((min(max(level, 0), 3),)) + encoded
+
+
+def parse_log(body: Buffer) -> tuple[int, str]:
+    """Level (0 to 3) and text. Raises `FrameError`."""
+    data = bytes(body)
+    if not data or data[0] > 3:
+        raise FrameError("cannot read LOG: it has no valid level")
+    return data[0], data[1:].decode("utf-8", "replace")
+
+
+def parse_host_call(body: Buffer) -> tuple[str, dict[str, str]]:
+    """Call and arguments of HOST_CALL. Raises `FrameError`."""
+    value = json_object(body)
+    call, args = value.get("call"), value.get("args")
+    if not isinstance(call, str) or not isinstance(args, dict):
+        raise FrameError("cannot read HOST_CALL: call or args is not allowed")
+    if not all(isinstance(item, str) for item in args.values()):
+        raise FrameError("cannot read HOST_CALL: an argument is no text")
+    return call, args
+
+
+def host_reply_body(data: object) -> bytes:
+    """The body of HOST_REPLY for a call that succeeded with `data`."""
+    return json_body({"ok": True, "data": data})
+
+
+def host_error_body(code: str, message: str) -> bytes:
+    """The body of HOST_REPLY for a call that was refused or failed."""
+    return json_body({"ok": False, "error": code, "message": message})
+
+
+def parse_host_reply(body: Buffer) -> tuple[bool, Any]:
+    """(True, data), or (False, `code: message`). Raises `FrameError`."""
+    value = json_object(body)
+    if value.get("ok") is True:
+        return True, value.get("data")
+    return False, f"{value.get('error', 'internal')}: {value.get('message', 'no reason given')}"

@@ -1,0 +1,153 @@
+"""What plugin code may ask of its host: the log, and the calls of ABI.md's table.
+
+Nothing here raises for what a plugin did: a callback from plugin code has nowhere to raise to. The manager
+decides again about every call that reaches it; what is refused here saves the round trip.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from circleosd.worker.frames import (
+    LOG,
+    MAX_HOST_CALL,
+    MAX_LOG,
+    Buffer,
+    FrameError,
+    Load,
+    json_body,
+    log_body,
+    parse_host_reply,
+)
+
+# What one call may log: 32 of the longest messages.
+LOG_BUDGET: Final = 32 * MAX_LOG
+
+# (True, the result) or (False, "code: message").
+Answer: TypeAlias = tuple[bool, Any]
+
+
+class HostCall(NamedTuple):
+    """Names of the arguments, all text, and the capability, in which an argument may stand."""
+
+    arguments: tuple[str, ...]
+    capability: str
+
+
+CALLS: Final[dict[str, HostCall]] = {
+    "kv.get": HostCall(("key",), "kv"),
+    "kv.set": HostCall(("key", "value"), "kv"),
+    "kv.delete": HostCall(("key",), "kv"),
+    "kv.keys": HostCall(("prefix",), "kv"),
+    "config.get": HostCall(("key",), "config"),
+    "config.keys": HostCall((), "config"),
+    "clock.now": HostCall((), "clock"),
+    "clock.monotonic": HostCall((), "clock"),
+    "services.list": HostCall((), "services:read"),
+    "services.status": HostCall(("name",), "services:read"),
+    "services.restart": HostCall(("name",), "services:restart:{name}"),
+    "events.emit": HostCall(("topic", "payload"), "events:{topic}"),
+}
+
+
+def is_granted(capability: str, granted: tuple[str, ...]) -> bool:
+    """Whether the list holds the capability, or its kind with `*` as the name."""
+    kind, _, _ = capability.rpartition(":")
+    return capability in granted or (bool(kind) and f"{kind}:*" in granted)
+
+
+def needed_capability(call: str, args: dict[str, str]) -> str:
+    """The capability that a call of `CALLS` with these arguments needs."""
+    pattern = CALLS[call].capability
+    prefix, brace, name = pattern.partition("{")
+    return prefix + args[name[:-1]] if brace else pattern
+
+
+class _Current(threading.local):
+    call_id: int = 0
+    budget: int = LOG_BUDGET
+
+
+class Host:
+    """One plugin's host. `send` sends a frame; `ask` sends a HOST_CALL and returns its reply's body."""
+
+    def __init__(
+        self,
+        load: Load,
+        send: Callable[[int, int, Buffer], None],
+        ask: Callable[[int, Buffer], Buffer],
+    ) -> None:
+        self._granted = load.granted
+        self._config = load.config if is_granted("config", load.granted) else {}
+        self._send = send
+        self._ask = ask
+        self._current = _Current()
+        self._local: dict[str, Callable[[dict[str, str]], Any]] = {
+            "config.get": lambda args: self._config.get(args["key"]),
+            "config.keys": lambda args: sorted(self._config),
+            "clock.now": lambda args: time.time_ns() // 1_000_000,
+            "clock.monotonic": lambda args: time.monotonic_ns(),
+        }
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of a WASI program: the configuration, if that is granted."""
+        return self._config
+
+    def begin(self, call_id: int) -> None:
+        """What this thread does from now on, it does for that call; 0 for none."""
+        self._current.call_id = call_id
+        self._current.budget = LOG_BUDGET
+
+    def log(self, level: int, text: str) -> None:
+        """Sends one message, or drops it when the call has logged too much."""
+        current = self._current
+        if current.budget <= 0:
+            return
+        body = log_body(level, text)
+        current.budget -= len(body)
+        self._send(LOG, current.call_id, body)
+        if current.budget <= 0:
+            self._send(LOG, current.call_id, log_body(2, "further log messages of this call were dropped"))
+
+    def call(self, call: str, args: dict[str, str]) -> Answer:
+        """One call of `CALLS`, whose arguments are complete."""
+        capability = needed_capability(call, args)
+        if not is_granted(capability, self._granted):
+            return False, f"denied: this plugin has not been granted the capability {capability}"
+        local = self._local.get(call)
+        if local is not None:
+            return True, local(args)
+        request = json_body({"call": call, "args": args})
+        if len(request) > MAX_HOST_CALL:
+            return False, f"limit: a host call may have {MAX_HOST_CALL} bytes"
+        try:
+            return parse_host_reply(self._ask(self._current.call_id, request))
+        except FrameError as exc:
+            return False, f"internal: {exc}"
+
+    def call_json(self, request: bytes) -> tuple[bool, bytes]:
+        """The same for a JSON request; the answer is the result's JSON, or the error's text."""
+        ok, result = self._call_json(request)
+        return ok, json_body(result) if ok else str(result).encode("utf-8", "replace")
+
+    def _call_json(self, request: bytes) -> Answer:
+        try:
+            value = json.loads(request)
+        except (ValueError, RecursionError) as exc:
+            return False, f"bad-request: the host call is not JSON: {exc}"
+        call = value.get("call") if isinstance(value, dict) else None
+        known = CALLS.get(call) if isinstance(call, str) else None
+        if known is None:
+            return False, f"bad-request: there is no host call {str(call)[:80]!r}"
+        args = value.get("args") or {}
+        if not isinstance(args, dict) or set(args) != set(known.arguments):
+            names = ", ".join(known.arguments) or "none"
+            return False, f"bad-request: the arguments of {call} are: {names}"
+        if not all(isinstance(item, str) for item in args.values()):
+            return False, f"bad-request: the arguments of {call} must be text"
+        return self.call(call, args)

@@ -1,0 +1,139 @@
+"""From a load request and its descriptors to a plugin that can be called, in a confined process."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, Protocol
+
+from circleosd.worker import inspect
+from circleosd.worker.channel import Channel
+from circleosd.worker.failure import PluginFailure
+from circleosd.worker.frames import COMPILED, Abi, Buffer, FrameError, Load, Ready
+from circleosd.worker.host import Host
+from circleosd.worker.limits import SharedWatch, Watch, bound_memory, forbid_files, forbid_processes
+from circleosd.worker.sandbox import confine
+
+MAX_ARTIFACT: Final = 64 << 20
+THREAD_STACK: Final = 2 << 20
+
+
+class Plugin(Protocol):
+    """A loaded plugin of any ABI. `call` and `event` raise `PluginFailure` and nothing else."""
+
+    functions: list[str]
+    description: str | None
+
+    def call(self, function: str, payload: Buffer) -> bytes:
+        """The reply to one call, UTF-8."""
+
+    def event(self, topic: str, payload: Buffer) -> bytes:
+        """Delivers one event."""
+
+    def prepare(self) -> None:
+        """Whatever can be done between two calls instead of during the next."""
+
+
+class Loaded(NamedTuple):
+    """`watch` must be running whenever a method of `plugin` is."""
+
+    plugin: Plugin
+    watch: Watch
+    ready: Ready
+
+
+def load_plugin(load: Load, descriptors: list[int], channel: Channel, host: Host, parallel: int) -> Loaded:
+    """Loads and confines. `parallel` calls will run at once. Raises `PluginFailure` when it is refused."""
+    wanted = 2 if load.precompiled else 1
+    if len(descriptors) != wanted:
+        raise FrameError(f"{len(descriptors)} descriptors came with the load request, not {wanted}")
+    size = os.fstat(descriptors[0]).st_size
+    if size > MAX_ARTIFACT:
+        raise PluginFailure(
+            "limit", f"cannot load the plugin: it has {size} bytes, and at most {MAX_ARTIFACT} are allowed"
+        )
+    if size == 0:
+        raise PluginFailure("bad-request", "cannot load the plugin: it is empty")
+    with mmap.mmap(descriptors[0], size, access=mmap.ACCESS_READ) as data:
+        if load.plugin_type == "native":
+            inspect.inspect_native(data)
+            return _load_native(load, descriptors[0], host, parallel)
+        artifact = inspect.inspect(data, load.abi)
+        return _load_wasm(load, artifact, data, descriptors[1:], channel, host, parallel)
+
+
+def _load_wasm(
+    load: Load,
+    artifact: inspect.Artifact,
+    data: mmap.mmap,
+    precompiled: list[int],
+    channel: Channel,
+    host: Host,
+    parallel: int,
+) -> Loaded:
+    # Wasmtime takes 10 MB and 30 ms, which the worker of a native plugin does without.
+    from circleosd.worker.engine import Engine, Kind, code_from_bytes, code_from_file
+
+    kind: Kind = "component" if artifact.abi == "component" else "module"
+    engine = code = None
+    if precompiled:
+        engine = Engine(load.limits, deterministic=load.deterministic, pool=kind == "module")
+        code = code_from_file(kind, engine, precompiled[0])
+    if engine is None or code is None:
+        from circleosd.worker.compiler import compile_in_child
+
+        compiled = compile_in_child(kind, data, deterministic=load.deterministic)
+        channel.send(COMPILED, 0, compiled)
+        engine = engine or Engine(load.limits, deterministic=load.deterministic, pool=kind == "module")
+        code = code_from_bytes(kind, engine, compiled)
+        del compiled
+    plugin_class = _plugin_class(artifact.abi)
+    threads = parallel + (0 if artifact.abi == "core" else 2 * (os.cpu_count() or 1))
+    bound_memory(load.limits.memory * (parallel + 1) + threads * THREAD_STACK)
+    sandbox = confine()
+    watch = _watch(load, parallel, engine.tick())
+    watch.begin()
+    try:
+        plugin = plugin_class(engine, code, artifact, load, host)
+    finally:
+        watch.end()
+    # Not earlier: Wasmtime writes a module's initial memory to a memfd for the first instance.
+    forbid_files()
+    ready = Ready(artifact.abi, plugin.functions, artifact.imports, plugin.description, sandbox)
+    return Loaded(plugin, watch, ready)
+
+
+def _plugin_class(abi: Abi) -> Callable[[Any, Any, inspect.Artifact, Load, Host], Plugin]:
+    if abi == "core":
+        from circleosd.worker.core import CorePlugin
+
+        return CorePlugin
+    if abi == "component":
+        from circleosd.worker.component import ComponentPlugin
+
+        return ComponentPlugin
+    from circleosd.worker.wasi import WasiPlugin
+
+    return WasiPlugin
+
+
+def _load_native(load: Load, artifact: int, host: Host, parallel: int) -> Loaded:
+    from circleosd.worker.native import NativePlugin
+
+    bound_memory(load.limits.memory + parallel * THREAD_STACK)
+    forbid_files()
+    sandbox = confine(artifact)
+    if "seccomp" not in sandbox and parallel == 1:
+        forbid_processes()
+    watch = _watch(load, parallel, None)
+    watch.begin()
+    try:
+        plugin = NativePlugin(artifact, load, host)
+    finally:
+        watch.end()
+    return Loaded(plugin, watch, Ready("native", plugin.functions, [], plugin.description, sandbox))
+
+
+def _watch(load: Load, parallel: int, tick: tuple[int, int] | None) -> Watch:
+    return (SharedWatch if parallel > 1 else Watch)(load.limits.time, tick)

@@ -1,0 +1,61 @@
+"""The worker process: takes its socket, loads one plugin, and serves its manager until that hangs up.
+
+Started as `circleosd worker NAME` with the listening socket as descriptor 3 (sd_listen_fds(3)). Exit
+status 0 after the manager has hung up, 1 when it broke the protocol or no socket was passed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import Final
+
+from circleosd.worker.channel import Channel
+from circleosd.worker.frames import LOAD, FrameError, parse_load
+from circleosd.worker.limits import settle
+
+_LISTEN_FDS_START: Final = 3
+
+
+def main(argv: list[str]) -> int:
+    """`argv` is the plugin's name."""
+    if len(argv) != 1:
+        print("cannot start the worker: it takes one argument, the plugin's name", file=sys.stderr)
+        return 2
+    try:
+        settle()
+        listener = passed_socket(os.environ, os.getpid())
+        connection, _ = listener.accept()
+        listener.close()
+        return serve(Channel(connection), argv[0])
+    except (BrokenPipeError, ConnectionResetError):
+        return 0
+    except (FrameError, OSError) as exc:
+        print(f"cannot serve the plugin {argv[0]}: {exc}", file=sys.stderr)
+        return 1
+
+
+def passed_socket(environment: dict[str, str] | os._Environ[str], pid: int) -> socket.socket:
+    """The one listening socket that the service manager passed. Raises OSError without one."""
+    if environment.get("LISTEN_PID") != str(pid) or environment.get("LISTEN_FDS") != "1":
+        raise OSError("no socket was passed; the worker is started by its socket unit")
+    os.set_inheritable(_LISTEN_FDS_START, False)
+    return socket.socket(fileno=_LISTEN_FDS_START)
+
+
+def serve(channel: Channel, name: str) -> int:
+    """Serves one connection. Raises `FrameError` or OSError when the manager breaks off or errs."""
+    frame, descriptors = channel.receive_first()
+    if frame is None:
+        return 0
+    if frame.kind != LOAD:
+        raise FrameError("the first frame is not LOAD")
+    load = parse_load(frame.body)
+    if load.name != name:
+        raise FrameError(f"it was asked to load {load.name}")
+    # Not before there is something to load: imports are most of the start, and the manager may hang up.
+    from circleosd.worker.session import run
+
+    run(channel, load, descriptors)
+    return 0

@@ -1,0 +1,226 @@
+"""What the worker gives up before plugin code runs: a second wall, where systemd's sandbox may be missing.
+
+landlock(7): no file can be written, made or removed, and only what the interpreter and the system's
+libraries consist of can be read; no TCP; no signal and no abstract socket beyond the process. seccomp(2): no
+other process, no program, no socket, none of the calls that manage the machine. Both are left out, and
+reported so, where the kernel lacks them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+import sys
+from pathlib import Path
+from typing import Final
+
+# Directories and files that may be read, if they exist; besides the interpreter's own and this package's.
+_READABLE: Final = (
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/nix/store",
+    "/gnu/store",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/dev/null",
+    "/dev/zero",
+    "/dev/urandom",
+)
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_READ: Final = 1 << 2 | 1 << 3
+_EXECUTE: Final = 1 << 0
+_FILE_RIGHTS: Final = _EXECUTE | 1 << 2
+# The rights that each version of Landlock knows about: all are handled, that is, denied but for _READABLE.
+_FS_RIGHTS: Final = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
+_NET_RIGHTS: Final = 3
+_SCOPES: Final = 3
+
+_SET_MODE_FILTER: Final = 1
+_CLONE_THREAD: Final = 0x10000
+_ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_AT_NUMBER, _AT_ARCHITECTURE, _AT_ARGUMENT = 0, 4, 16
+
+# AUDIT_ARCH_…, and the numbers of the calls that are refused; None where the machine has no such call.
+_MACHINES: Final = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+_SECCOMP: Final = (317, 277)
+_CLONE: Final = (56, 220)
+_CLONE3: Final = (435, 435)
+_SIGNALS_SELF_ONLY: Final = {"kill": (62, 129), "tgkill": (234, 131)}
+_REFUSED: Final[dict[str, tuple[int | None, int | None]]] = {
+    "fork": (57, None),
+    "vfork": (58, None),
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "tkill": (200, 130),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
+    "pidfd_getfd": (438, 438),
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "mount_setattr": (442, 442),
+    "setns": (308, 268),
+    "unshare": (272, 97),
+    "open_by_handle_at": (304, 265),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "keyctl": (250, 219),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "reboot": (169, 142),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "acct": (163, 89),
+    "quotactl": (179, 60),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+    "settimeofday": (164, 170),
+    "clock_settime": (227, 112),
+    "adjtimex": (159, 171),
+    "clock_adjtime": (305, 266),
+}
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def confine(readable: int | None = None) -> list[str]:
+    """Confines this thread and those that it starts, for good; names what it could use.
+
+    `readable` is an open file that may be opened again, and mapped to be run: a native plugin's artifact.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    used = []
+    version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+    if version > 0:
+        _landlock(libc, version, readable)
+        used.append(f"landlock-{version}")
+    if _seccomp(libc):
+        used.append("seccomp")
+    return used
+
+
+def _landlock(libc: ctypes.CDLL, version: int, readable: int | None) -> None:
+    rights = _FS_RIGHTS[min(version, 5)]
+    attributes = struct.pack("=Q", rights)
+    if version >= 4:
+        attributes += struct.pack("=Q", _NET_RIGHTS)
+    if version >= 6:
+        attributes += struct.pack("=Q", _SCOPES)
+    ruleset = _checked(libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0), "landlock")
+    try:
+        for path in _readable_paths():
+            try:
+                descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                allowed = _READ | _EXECUTE if os.path.isdir(path) else _FILE_RIGHTS
+                _allow(libc, ruleset, descriptor, allowed)
+            finally:
+                os.close(descriptor)
+        if readable is not None:
+            _allow(libc, ruleset, readable, _FILE_RIGHTS)
+        _checked(libc.syscall(_RESTRICT_SELF, ruleset, 0), "landlock")
+    finally:
+        os.close(ruleset)
+
+
+def _readable_paths() -> list[str]:
+    package = str(Path(__file__).resolve().parent.parent)
+    return sorted({*_READABLE, sys.prefix, sys.base_prefix, sys.exec_prefix, package} - {"/"})
+
+
+def _allow(libc: ctypes.CDLL, ruleset: int, descriptor: int, rights: int) -> None:
+    rule = struct.pack("=Qi", rights, descriptor)
+    _checked(libc.syscall(_ADD_RULE, ruleset, 1, rule, 0), "landlock")
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"cannot confine the worker: {what} failed")
+    return result
+
+
+def _seccomp(libc: ctypes.CDLL) -> bool:
+    machine = _MACHINES.get(platform.machine())
+    if machine is None:
+        return False
+    program = _filter(*machine, pid=os.getpid())
+    header = _Program(len(program) // 8, program)
+    result = libc.syscall(_SECCOMP[machine[1]], _SET_MODE_FILTER, 0, ctypes.byref(header))
+    if result != 0 and ctypes.get_errno() in (errno.ENOSYS, errno.EINVAL):
+        return False
+    _checked(result, "seccomp")
+    return True
+
+
+def _filter(architecture: int, column: int, *, pid: int) -> bytes:
+    """The classic BPF program of seccomp(2), for a process with that id."""
+    refuse = _ERRNO | errno.EPERM
+    program = [
+        _statement(_LOAD, _AT_ARCHITECTURE),
+        _jump(_EQUAL, architecture, 1, 0),
+        _statement(_RETURN, _KILL),
+        _statement(_LOAD, _AT_NUMBER),
+    ]
+    if column == 0:
+        # The x32 numbers would be a second way to every call.
+        program += [_jump(_AT_LEAST, 0x40000000, 0, 1), _statement(_RETURN, refuse)]
+    for numbers in _REFUSED.values():
+        number = numbers[column]
+        if number is not None:
+            program += [_jump(_EQUAL, number, 0, 1), _statement(_RETURN, refuse)]
+    # A filter cannot see clone3's flags; without it the C library uses clone.
+    program += [_jump(_EQUAL, _CLONE3[column], 0, 1), _statement(_RETURN, _ERRNO | errno.ENOSYS)]
+    program += [
+        _jump(_EQUAL, _CLONE[column], 0, 4),
+        _statement(_LOAD, _AT_ARGUMENT),
+        _jump(_ANY_BIT, _CLONE_THREAD, 0, 1),
+        _statement(_RETURN, _ALLOW),
+        _statement(_RETURN, refuse),
+    ]
+    for numbers in _SIGNALS_SELF_ONLY.values():
+        program += [
+            _jump(_EQUAL, numbers[column], 0, 4),
+            _statement(_LOAD, _AT_ARGUMENT),
+            _jump(_EQUAL, pid, 0, 1),
+            _statement(_RETURN, _ALLOW),
+            _statement(_RETURN, refuse),
+        ]
+    return b"".join([*program, _statement(_RETURN, _ALLOW)])
+
+
+def _statement(code: int, value: int) -> bytes:
+    return struct.pack("=HBBI", code, 0, 0, value)
+
+
+def _jump(code: int, value: int, if_true: int, if_false: int) -> bytes:
+    return struct.pack("=HBBI", code, if_true, if_false, value)

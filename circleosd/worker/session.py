@@ -1,0 +1,144 @@
+"""One plugin's calls, from its loading to the end of the connection."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections import deque
+from typing import NoReturn
+
+from circleosd.worker.channel import Channel
+from circleosd.worker.failure import PluginFailure
+from circleosd.worker.frames import (
+    EVENT,
+    FAILED,
+    HOST_CALL,
+    HOST_REPLY,
+    INVOKE,
+    READY,
+    RESULT,
+    Buffer,
+    Frame,
+    FrameError,
+    Load,
+    failed_body,
+    ready_body,
+    split_named,
+)
+from circleosd.worker.host import Host
+from circleosd.worker.loader import THREAD_STACK, Loaded, load_plugin
+
+
+def run(channel: Channel, load: Load, descriptors: list[int]) -> None:
+    """Loads the plugin, reports READY or FAILED, and serves until the manager hangs up."""
+    # A shared instance admits one call at a time.
+    parallel = 1 if load.plugin_type == "wasm" and load.instance == "shared" else load.limits.concurrency
+    session = _Parallel(channel, load, parallel) if parallel > 1 else _Serial(channel, load)
+    try:
+        session.loaded = load_plugin(load, descriptors, channel, session.host, parallel)
+    except PluginFailure as exc:
+        channel.send(FAILED, 0, failed_body(exc.as_failed()))
+        return
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    channel.send(READY, 0, ready_body(session.loaded.ready))
+    session.serve()
+
+
+class _Serial:
+    """Calls one after the other, on the thread that reads the connection."""
+
+    loaded: Loaded
+
+    def __init__(self, channel: Channel, load: Load) -> None:
+        self.channel = channel
+        self.host = Host(load, channel.send, self.ask)
+        self._waiting: deque[Frame] = deque()
+
+    def serve(self) -> None:
+        """Returns at the end of the stream."""
+        while True:
+            frame = self._waiting.popleft() if self._waiting else self.channel.receive()
+            if frame is None:
+                return
+            self.answer(frame)
+
+    def answer(self, frame: Frame) -> None:
+        """Runs one call, sends its result, and gets ready for the next, all under the watch."""
+        if frame.kind not in (INVOKE, EVENT):
+            raise FrameError(f"a frame of kind {frame.kind} came where a call was expected")
+        name, payload = split_named(frame.body)
+        plugin, watch, _ = self.loaded
+        self.host.begin(frame.call_id)
+        watch.begin()
+        try:
+            reply = plugin.call(name, payload) if frame.kind == INVOKE else plugin.event(name, payload)
+        except PluginFailure as exc:
+            self.channel.send(FAILED, frame.call_id, failed_body(exc.as_failed()))
+        else:
+            self.channel.send(RESULT, frame.call_id, reply)
+        watch.extend()
+        self.host.begin(0)
+        plugin.prepare()
+        watch.end()
+
+    def ask(self, call_id: int, body: Buffer) -> Buffer:
+        """Sends a host call and waits for its reply; calls that arrive meanwhile wait."""
+        try:
+            self.channel.send(HOST_CALL, call_id, body)
+            while (frame := self.channel.receive()) is not None:
+                if frame.kind == HOST_REPLY and frame.call_id == call_id:
+                    return frame.body
+                self._waiting.append(frame)
+        except (OSError, FrameError):
+            sys.excepthook(*sys.exc_info())
+        # Plugin code is on the stack, so this cannot be left by an exception; and nobody waits any more.
+        _end(0)
+
+
+class _Parallel(_Serial):
+    """Calls side by side, on as many threads; the first one only reads."""
+
+    def __init__(self, channel: Channel, load: Load, parallel: int) -> None:
+        super().__init__(channel, load)
+        self._tasks: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+        self._replies: dict[int, queue.SimpleQueue[Buffer]] = {}
+        self._threads = parallel
+
+    def serve(self) -> None:
+        threading.stack_size(THREAD_STACK)
+        for _ in range(self._threads):
+            threading.Thread(target=self._work, daemon=True).start()
+        while (frame := self.channel.receive()) is not None:
+            if frame.kind != HOST_REPLY:
+                self._tasks.put(frame)
+            elif (replies := self._replies.get(frame.call_id)) is not None:
+                replies.put(frame.body)
+        _end(0)
+
+    def _work(self) -> None:
+        try:
+            while True:
+                self.answer(self._tasks.get())
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            _end(1)
+
+    def ask(self, call_id: int, body: Buffer) -> Buffer:
+        replies: queue.SimpleQueue[Buffer] = queue.SimpleQueue()
+        self._replies[call_id] = replies
+        try:
+            self.channel.send(HOST_CALL, call_id, body)
+            return replies.get()
+        except OSError:
+            _end(0)
+        finally:
+            del self._replies[call_id]
+
+
+def _end(status: int) -> NoReturn:
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,50 @@
+"""Fixtures of the integration tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+
+from tests.integration.embedded_host import EmbeddedHost
+
+NewHost = Callable[[Mapping[str, str]], EmbeddedHost]
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[EmbeddedHost]:
+    """One running CircleOSD for the tests of a module."""
+    yield from _running({})
+
+
+@pytest.fixture
+def new_host() -> Iterator[NewHost]:
+    """Makes running hosts with settings of one's own."""
+    made: list[Iterator[EmbeddedHost]] = []
+
+    def make(settings: Mapping[str, str]) -> EmbeddedHost:
+        running = _running(settings)
+        made.append(running)
+        return next(running)
+
+    yield make
+    for running in made:
+        assert next(running, None) is None
+
+
+def _running(settings: Mapping[str, str]) -> Iterator[EmbeddedHost]:
+    host = EmbeddedHost(settings)
+    try:
+        host.start()
+        yield host
+        if host.process:
+            assert host.stop() == 0, host.log
+        left = host.processes()
+        assert left == [], f"processes were left behind: {left}\n{host.log}"
+        assert "Traceback" not in host.log, host.log
+    finally:
+        if host.process:
+            host.process.kill()
+            host.process.wait()
+        shutil.rmtree(host.directory)

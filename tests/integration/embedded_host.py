@@ -1,0 +1,146 @@
+"""CircleOSD in the embedded mode, in a directory of its own, as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parent.parent.parent
+BIN = Path(sys.executable).parent
+FAST = {"CIRCLEOSD_SERVER_IDLE_EXIT": "60"}
+
+
+class EmbeddedHost:
+    """A supervisor with its services. `settings` are CIRCLEOSD_ variables."""
+
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="cosd-"))  # short: a socket's path has 107 bytes
+        self.runtime = self.directory / "run"
+        self.units = self.directory / "units"
+        self.catalog = self.directory / "config" / "services.d"
+        self.units.mkdir()
+        self.catalog.mkdir(parents=True)
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.directory),
+            "LANG": "C.UTF-8",
+            "XDG_STATE_HOME": str(self.directory / "home"),
+            "CIRCLEOSD_RUNTIME_DIR": str(self.runtime),
+            "CIRCLEOSD_CONFIG_DIR": str(self.directory / "config"),
+            "CIRCLEOSD_UNIT_PATH": str(self.units),
+            **FAST,
+            **(settings or {}),
+        }
+        self.log_path = self.directory / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the supervisor and wait until its sockets listen."""
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [BIN / "circleosd", "up", "--dir", self.directory], env=self.environment, stdout=log, stderr=log
+            )
+        self.wait_for(lambda: (self.runtime / "plugin-manager.sock").exists() and "listening below" in self.log)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End the supervisor; return its exit status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        status = self.process.wait(40)
+        self.process = None
+        return status
+
+    @property
+    def log(self) -> str:
+        """What supervisor and services have said."""
+        return self.log_path.read_text(errors="replace")
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 15) -> None:
+        """Wait until `condition` holds; fail with the log if it does not in time."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"it did not happen in {seconds} s; the log:\n{self.log}"
+            assert self.process is None or self.process.poll() is None, f"the supervisor ended; the log:\n{self.log}"
+            time.sleep(0.02)  # between looks at a condition
+
+    def ctl(
+        self, *arguments: str, stdin: str = "", env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run circlectl."""
+        return subprocess.run(
+            [BIN / "circlectl", *arguments],
+            input=stdin,
+            env={**self.environment, **(env or {})},
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def ok(self, *arguments: str, stdin: str = "") -> str:
+        """Run circlectl, which must succeed; return what it printed."""
+        done = self.ctl(*arguments, stdin=stdin)
+        assert done.returncode == 0, f"{arguments}: {done.returncode} {done.stderr}\n{self.log}"
+        return done.stdout
+
+    def connect(self, service: str, timeout: float = 30) -> socket.socket:
+        """A raw connection to a service."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(timeout)
+        sock.connect(str(self.runtime / f"{service}.sock"))
+        return sock
+
+    def call(self, service: str, request: Mapping[str, Any] | bytes, timeout: float = 30) -> dict[str, Any]:
+        """Send one line, return the reply line as an object."""
+        line = request if isinstance(request, bytes) else json.dumps(request).encode() + b"\n"
+        with self.connect(service, timeout) as sock:
+            sock.sendall(line)
+            return read_reply(sock)
+
+    def data(self, service: str, action: str, **parameters: Any) -> Any:
+        """The data of a request that must succeed."""
+        reply = self.call(service, {"action": action, **parameters})
+        assert reply["ok"], reply
+        return reply["data"]
+
+    def pid(self, service: str) -> int:
+        """The process of a service, started if need be."""
+        return int(self.data(service, "health")["pid"])
+
+    def add_service(self, name: str, unit: str) -> None:
+        """Catalog a service with a unit file of the text `unit`."""
+        (self.units / f"{name}.service").write_text(unit)
+        (self.catalog / f"{name}.toml").write_text(f'[[service]]\nname = "{name}"\nunit = "{name}.service"\n')
+
+    def processes(self) -> list[int]:
+        """Processes that belong to this host: those with its runtime directory in their environment."""
+        mark = f"CIRCLEOSD_RUNTIME_DIR={self.runtime}".encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if mark in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+            except OSError:
+                continue  # ended meanwhile, or not ours
+        return found
+
+
+def read_reply(sock: socket.socket) -> dict[str, Any]:
+    """Read one reply line."""
+    data = b""
+    while not data.endswith(b"\n"):
+        chunk = sock.recv(1 << 20)
+        assert chunk, f"the connection ended after {data[:200]!r}"
+        data += chunk
+    reply: dict[str, Any] = json.loads(data)
+    return reply
