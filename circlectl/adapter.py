@@ -48,13 +48,20 @@ class _Members:
 
 @contextlib.contextmanager
 def _stand_ins() -> Iterator[None]:
-    """While Fire is imported: asyncio, of which it needs one predicate, and its Windows colors, as empty stand-ins.
+    """While Fire is imported: stand-ins for what it does not need here and every command would wait for.
 
-    asyncio alone is most of Fire's import time, and every command would pay it.
+    asyncio is most of Fire's import time, for one predicate; its console runs $PAGER; its Windows colors load ctypes.
     """
     asyncio = types.ModuleType("asyncio")
     asyncio.iscoroutinefunction = inspect.iscoroutinefunction  # type: ignore[attr-defined]  # a stand-in
-    names = {"asyncio": asyncio, "fire.formatting_windows": types.ModuleType("fire.formatting_windows")}
+    console = types.ModuleType("fire.console")
+    console.console_io = types.ModuleType("fire.console.console_io")  # type: ignore[attr-defined]  # a stand-in
+    names = {
+        "asyncio": asyncio,
+        "fire.console": console,
+        "fire.console.console_io": console.console_io,
+        "fire.formatting_windows": types.ModuleType("fire.formatting_windows"),
+    }
     absent = {name: module for name, module in names.items() if name not in sys.modules}
     sys.modules.update(absent)
     try:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from circleosd.api.contract import Mark, Parameter, parameters
 
@@ -26,8 +25,7 @@ _MODULES = {
 }
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """One command: `service` is who carries it out, None for one that asks several."""
 
     group: str

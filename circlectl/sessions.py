@@ -5,44 +5,40 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from circleosd.config import state_home
+from circleosd.paths import state_home
 
 
-def _path(runtime: Path) -> Path:
+def _path(runtime: str) -> str:
     """One file for each instance of CircleOSD: a token of one means nothing to another."""
-    return (
-        state_home(os.environ)
-        / "circleosd"
-        / "sessions"
-        / f"{str(runtime.absolute()).strip('/').replace('/', '-')}.json"
-    )
+    name = os.path.abspath(runtime).strip("/").replace("/", "-")
+    return f"{state_home(os.environ)}/circleosd/sessions/{name}.json"
 
 
-def load(runtime: Path) -> str | None:
+def load(runtime: str) -> str | None:
     """The token to send along, if there is one that has not expired."""
     try:
-        session = json.loads(_path(runtime).read_text(encoding="utf-8"))
+        with open(_path(runtime), encoding="utf-8") as file:
+            session = json.load(file)
         return str(session["token"]) if session["expires"] > time.time() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def save(runtime: Path, login: dict[str, Any]) -> None:
-    """Keep what a login replied."""
+def save(runtime: str, login: dict[str, Any]) -> None:
+    """Keep what a login replied, in a file that only its owner can read."""
     path = _path(runtime)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent)  # mkstemp(3): mode 0600
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    new = f"{path}.{os.getpid()}"
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         json.dump({"user": login["user"], "token": login["token"], "expires": login["expires"]}, file)
-    os.replace(name, path)
+    os.replace(new, path)
 
 
-def forget(runtime: Path) -> None:
+def forget(runtime: str) -> None:
     """Remove the token."""
     with contextlib.suppress(FileNotFoundError):
-        _path(runtime).unlink()
+        os.unlink(_path(runtime))

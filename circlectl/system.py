@@ -1,26 +1,23 @@
 """Commands that ask every service: how CircleOSD is, and what was done with it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from circleosd.api import common
-from circleosd.api.contract import Request
-from circleosd.config import SOCKETS
+from circleosd.api.contract import Request, contract
 from circleosd.errors import CircleError
+from circleosd.paths import SERVICES
 from circleosd.policy import Access
 
 Ask = Callable[[str, dict[str, Any]], Any]
 
 
-@dataclass(frozen=True)
+@contract
 class Status(Request, action="status", access=Access.VIEWER, reply=list[common.Report]):
     """Show how each service of CircleOSD is."""
 
 
-@dataclass(frozen=True)
+@contract
 class History(common.History, action="history", access=Access.ADMIN, reply=list[common.Event]):
     """Show what was done, by whom, and how it ended, over all services in one order."""
 
@@ -32,7 +29,7 @@ def status(ask: Ask, request: dict[str, Any]) -> tuple[Any, CircleError | None]:
     """Each service's report; of one that cannot be asked the error. The first error is returned beside."""
     rows: list[dict[str, Any]] = []
     first: CircleError | None = None
-    for service in SOCKETS:
+    for service in SERVICES:
         try:
             rows.append({"state": "running", **ask(service, {"action": "health"})})
         except CircleError as error:
@@ -47,7 +44,7 @@ def history(ask: Ask, request: dict[str, Any]) -> tuple[Any, CircleError | None]
     """
     rows: list[dict[str, Any]] = []
     first: CircleError | None = None
-    for service in SOCKETS:
+    for service in SERVICES:
         try:
             rows += ask(service, {**request, "action": "history"})
         except CircleError as error:

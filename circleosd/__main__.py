@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from circleosd import __version__
+from circleosd import __version__, paths
 from circleosd.errors import CircleError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ async def _serve(name: str) -> None:
     listener = listening_socket()
     # The other services listen beside this one, in whatever mode and directory that is.
     runtime = Path(listener.getsockname()).parent
-    state = Path(os.environ.get("STATE_DIRECTORY") or config.state_home(os.environ) / "circleosd" / name)
+    state = Path(os.environ.get("STATE_DIRECTORY") or f"{paths.state_home(os.environ)}/circleosd/{name}")
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     compose = {"auth-service": _auth, "service-registry": _registry, "plugin-manager": _plugins}[name]
     service, database, max_line = await compose(settings, runtime, state)
@@ -112,7 +112,6 @@ async def _auth(settings: Settings, runtime: Path, state: Path) -> Composed:
 
 
 async def _registry(settings: Settings, runtime: Path, state: Path) -> Composed:
-    from circleosd import config
     from circleosd.api import auth
     from circleosd.api import registry as contracts
     from circleosd.database import Database
@@ -122,12 +121,12 @@ async def _registry(settings: Settings, runtime: Path, state: Path) -> Composed:
     from circleosd.upstream import Identities
 
     database = Database(state / "registry.db", MIGRATIONS)
-    directories = [path / "services.d" for path in config.config_dirs(os.environ)]
+    directories = [Path(path) / "services.d" for path in paths.config_dirs(os.environ)]
     handlers = RegistryService(lambda: catalog.read(directories), _unit_manager(settings.registry.unit_timeout))
     # The plugin manager runs its workers as units.
     workers = tuple(Grant(f"service:{verb}", "plugin@*") for verb in ("start", "stop", "restart", "status"))
     identities = Identities(
-        config.socket_path(auth.SERVICE, runtime),
+        paths.socket_path(auth.SERVICE, str(runtime)),
         timeout=settings.server.request_timeout,
         trusted=dict.fromkeys(_uids("plugins").values(), workers),
     )
@@ -139,7 +138,7 @@ def _unit_manager(timeout: float) -> UnitManager:
     if supervisor := os.environ.get("CIRCLEOSD_SUPERVISOR"):
         from circleosd.registry.embedded import SupervisedUnits
 
-        return SupervisedUnits(Path(supervisor), timeout=timeout)
+        return SupervisedUnits(supervisor, timeout=timeout)
     from circleosd.systemd.units import SystemdUnits
 
     # A user manager sets this for its services, the system manager does not (systemd.exec(5)).
@@ -147,7 +146,6 @@ def _unit_manager(timeout: float) -> UnitManager:
 
 
 async def _plugins(settings: Settings, runtime: Path, state: Path) -> Composed:
-    from circleosd import config
     from circleosd.api import auth, registry
     from circleosd.api import plugins as contracts
     from circleosd.database import Database
@@ -159,7 +157,7 @@ async def _plugins(settings: Settings, runtime: Path, state: Path) -> Composed:
     database = Database(state / "plugins.db", MIGRATIONS)
     artifacts = Artifacts(state / "store")
     runners = Runners(
-        config.socket_path(registry.SERVICE, runtime),
+        paths.socket_path(registry.SERVICE, str(runtime)),
         runtime / "plugins",
         Path(os.environ.get("CACHE_DIRECTORY") or state / "compiled"),
         artifacts.open,
@@ -167,7 +165,7 @@ async def _plugins(settings: Settings, runtime: Path, state: Path) -> Composed:
     )
     handlers = PluginService(database, artifacts, runners, settings.plugins)
     await handlers.start()
-    identities = Identities(config.socket_path(auth.SERVICE, runtime), timeout=settings.server.request_timeout)
+    identities = Identities(paths.socket_path(auth.SERVICE, str(runtime)), timeout=settings.server.request_timeout)
     service = _service(contracts, handlers, identities.identify, database, settings)
     return service, database, settings.plugins.max_line
 
@@ -205,20 +203,21 @@ def up(directory: Path | None) -> int:
     import asyncio
     import logging
 
-    from circleosd import config, embedded
+    from circleosd.embedded.supervisor import Places
+    from circleosd.embedded.supervisor import run as supervise
 
     logging.basicConfig(level=logging.INFO, format="circleosd: %(message)s", stream=sys.stderr)
     environment = os.environ
     if directory is None:
-        state = config.state_home(environment)
+        state = Path(paths.state_home(environment))
         cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         given = environment.get("CIRCLEOSD_RUNTIME_DIR")
-        runtime = Path(given) if given else config.user_runtime_dir(environment)
+        runtime = Path(given or paths.user_runtime_dir(environment))
     else:
         directory = directory.absolute()
         runtime, state, cache = directory / "run", directory / "state", directory / "cache"
-    places = embedded.Places(runtime, state, cache, _unit_directories())
-    return asyncio.run(embedded.run(places))
+    places = Places(runtime, state, cache, _unit_directories())
+    return asyncio.run(supervise(places))
 
 
 def _unit_directories() -> tuple[Path, ...]:

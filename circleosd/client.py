@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import socket
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from circleosd import wire
@@ -14,27 +13,28 @@ from circleosd.errors import Timeout, Unavailable, from_code
 CHUNK = 256 * 1024
 
 
-def call(path: Path, request: dict[str, Any], *, files: Sequence[int] = (), timeout: float = 200.0) -> Iterator[Any]:
+def call(path: str, request: dict[str, Any], *, files: Sequence[int] = (), timeout: float = 200.0) -> Iterator[Any]:
     """Send `request` to the service that listens at `path`; yield the `data` of each reply, one unless it is a stream.
 
     `files` are descriptors to pass along, `timeout` seconds between two replies. Raises the error that the service
     names,
     `Unavailable` when it cannot be reached or goes away, `Timeout`.
     """
+    name = path.rpartition("/")[2].removesuffix(".sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
         try:
-            sock.connect(str(path))
+            sock.connect(path)
             _send(sock, wire.encode(request), files)
             yield from _replies(sock)
         except TimeoutError as exc:
-            raise Timeout(f"no reply from {path.stem} within {timeout:g} s") from exc
+            raise Timeout(f"no reply from {name} within {timeout:g} s") from exc
         except (FileNotFoundError, ConnectionRefusedError) as exc:
-            raise Unavailable(f"{path.stem} is not listening at {path}") from exc
+            raise Unavailable(f"{name} is not listening at {path}") from exc
         except PermissionError as exc:
             raise Unavailable(f"may not connect to {path}: it is for the members of its group") from exc
         except OSError as exc:
-            raise Unavailable(f"cannot talk to {path.stem}: {exc.strerror or exc}") from exc
+            raise Unavailable(f"cannot talk to {name}: {exc.strerror or exc}") from exc
 
 
 def _send(sock: socket.socket, line: bytes, files: Sequence[int]) -> None:

@@ -1,23 +1,17 @@
-"""Where things are and how they are set.
-
-Settings, later wins: built in, `/etc/circleosd/config.toml`, `$XDG_CONFIG_HOME/circleosd/config.toml`,
+"""Settings. Later wins: built in, `/etc/circleosd/config.toml`, `$XDG_CONFIG_HOME/circleosd/config.toml`,
 `~/.circleosd/config.toml`, then variables `CIRCLEOSD_<TABLE>_<KEY>` (such as CIRCLEOSD_SERVER_IDLE_EXIT=5).
 `$CIRCLEOSD_CONFIG_DIR`, if set, stands for all three directories.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from circleosd.errors import BadRequest
-
-SOCKETS = ("auth-service", "service-registry", "plugin-manager")
-SYSTEM_RUNTIME = Path("/run/circleosd")
-SUN_PATH = 107  # bytes of a Unix socket's path, unix(7)
+from circleosd.paths import config_dirs
 
 
 @dataclass(frozen=True)
@@ -80,50 +74,6 @@ class Settings:
     plugins: PluginSettings = field(default_factory=PluginSettings)
 
 
-def config_dirs(env: Mapping[str, str]) -> list[Path]:
-    """The directories that hold config.toml and services.d, least important first."""
-    if only := env.get("CIRCLEOSD_CONFIG_DIR"):
-        return [Path(only)]
-    dirs = [Path("/etc/circleosd")]
-    home = env.get("HOME")
-    if xdg := env.get("XDG_CONFIG_HOME") or (home and f"{home}/.config"):
-        dirs.append(Path(xdg) / "circleosd")
-    if home:
-        dirs.append(Path(home) / ".circleosd")
-    return dirs
-
-
-def runtime_dir(env: Mapping[str, str]) -> Path:
-    """The directory of the sockets: `$CIRCLEOSD_RUNTIME_DIR`, else /run/circleosd if it is there, else the user's
-    own.
-    """
-    if given := env.get("CIRCLEOSD_RUNTIME_DIR"):
-        return Path(given)
-    if SYSTEM_RUNTIME.is_dir():
-        return SYSTEM_RUNTIME
-    return user_runtime_dir(env)
-
-
-def user_runtime_dir(env: Mapping[str, str]) -> Path:
-    """`$XDG_RUNTIME_DIR/circleosd`; without that variable /run/circleosd for root, else below the state directory."""
-    if xdg := env.get("XDG_RUNTIME_DIR"):
-        return Path(xdg) / "circleosd"
-    return SYSTEM_RUNTIME if os.getuid() == 0 else state_home(env) / "circleosd" / "run"
-
-
-def state_home(env: Mapping[str, str]) -> Path:
-    """`$XDG_STATE_HOME`, by default ~/.local/state (XDG Base Directory Specification)."""
-    return Path(env.get("XDG_STATE_HOME") or Path(env.get("HOME") or "/") / ".local/state")
-
-
-def socket_path(service: str, runtime: Path) -> Path:
-    """Where a service listens. Raises `BadRequest` for a path that no socket can have."""
-    path = runtime / f"{service}.sock"
-    if len(os.fsencode(path)) > SUN_PATH:
-        raise BadRequest(f"cannot use {path} as a socket: a path may have {SUN_PATH} bytes; set CIRCLEOSD_RUNTIME_DIR")
-    return path
-
-
 def _merge(into: dict[str, Any], table: Mapping[str, Any]) -> None:
     for key, value in table.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
@@ -152,7 +102,7 @@ def load(env: Mapping[str, str]) -> Settings:
     merged: dict[str, Any] = {}
     sources: list[str] = []
     for directory in config_dirs(env):
-        path = directory / "config.toml"
+        path = Path(directory) / "config.toml"
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from circleosd.errors import Denied
 
@@ -29,8 +29,7 @@ class Access(StrEnum):
 _RANK: dict[str, int] = {"anyone": 0, "viewer": 1, "operator": 2, "admin": 3}
 
 
-@dataclass(frozen=True)
-class Grant:
+class Grant(NamedTuple):
     """Permission for `verb` (such as `service:restart`) on the objects that match the glob `object`."""
 
     verb: str
@@ -41,8 +40,7 @@ class Grant:
         return fnmatchcase(verb, self.verb) and fnmatchcase(name, self.object)
 
 
-@dataclass(frozen=True)
-class Peer:
+class Peer(NamedTuple):
     """The process at the other end of a connection, as the kernel names it (SO_PEERCRED, unix(7))."""
 
     uid: int
@@ -50,8 +48,7 @@ class Peer:
     pid: int
 
 
-@dataclass(frozen=True)
-class Caller:
+class Caller(NamedTuple):
     """Who makes a request: the kernel's word about the process and, where there is one, the CircleOSD user.
 
     `role` is the higher of what the uid and the user give; None is a stranger.
@@ -61,7 +58,7 @@ class Caller:
     role: Role | None = None
     user: str | None = None
     session: str | None = None
-    grants: tuple[Grant, ...] = field(default=())
+    grants: tuple[Grant, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.user} (uid {self.peer.uid})" if self.user else f"uid {self.peer.uid}"

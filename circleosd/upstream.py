@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 from circleosd import wire
@@ -18,14 +17,15 @@ CACHED = 1.0  # seconds that a verified identity is believed; a revocation is ef
 MAX_CACHED = 4096
 
 
-async def ask(path: Path, request: dict[str, Any], *, timeout: float) -> Any:
+async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
     """Send one request to the service at `path` and return its `data`.
 
     Raises the error that it names, `Unavailable` when it cannot be reached, `Timeout` after `timeout` seconds.
     """
+    name = path.rpartition("/")[2].removesuffix(".sock")
     try:
         async with asyncio.timeout(timeout):
-            reader, writer = await asyncio.open_unix_connection(str(path), limit=MAX_REPLY)
+            reader, writer = await asyncio.open_unix_connection(path, limit=MAX_REPLY)
             try:
                 writer.write(wire.encode(request))
                 await writer.drain()
@@ -33,11 +33,11 @@ async def ask(path: Path, request: dict[str, Any], *, timeout: float) -> Any:
             finally:
                 writer.close()
     except TimeoutError as exc:
-        raise Timeout(f"{path.stem} did not answer within {timeout:g} s") from exc
+        raise Timeout(f"{name} did not answer within {timeout:g} s") from exc
     except OSError as exc:
-        raise Unavailable(f"cannot reach {path.stem}: {exc.strerror or exc}") from exc
+        raise Unavailable(f"cannot reach {name}: {exc.strerror or exc}") from exc
     if not line:
-        raise Unavailable(f"{path.stem} closed the connection without an answer")
+        raise Unavailable(f"{name} closed the connection without an answer")
     reply = wire.decode_object(line)
     if not reply.get("ok"):
         raise from_code(str(reply.get("error")), str(reply.get("message")))
@@ -50,7 +50,7 @@ class Identities:
     `trusted` gives the uids of other CircleOSD services the grants that their work needs.
     """
 
-    def __init__(self, auth: Path, *, timeout: float, trusted: dict[int, tuple[Grant, ...]] | None = None) -> None:
+    def __init__(self, auth: str, *, timeout: float, trusted: dict[int, tuple[Grant, ...]] | None = None) -> None:
         self._auth = auth
         self._timeout = timeout
         self._trusted = trusted or {}

@@ -9,8 +9,7 @@ reply of a stream but the last.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from circleosd.errors import BadRequest, CircleError, Limit
 
@@ -25,8 +24,7 @@ class _Absent:
 ABSENT = _Absent()
 
 
-@dataclass(frozen=True)
-class Envelope:
+class Envelope(NamedTuple):
     """A request before its parameters are looked at."""
 
     action: str

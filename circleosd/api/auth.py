@@ -1,12 +1,9 @@
 """Contracts of auth-service: users, logins, sessions."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import Annotated, Literal, TypedDict
 
 from circleosd.api.common import Health, History
-from circleosd.api.contract import Between, Doc, Effect, Length, Mark, Pattern, Request
+from circleosd.api.contract import Between, Doc, Effect, Length, Mark, Pattern, Request, contract
 from circleosd.policy import Access
 
 SERVICE = "auth-service"
@@ -59,7 +56,7 @@ class Identity(TypedDict):
     grants: list[list[str]]
 
 
-@dataclass(frozen=True)
+@contract
 class Create(Request, action="create", access=Access.ADMIN, reply=User, effect=Effect.STATE, object="name"):
     """Create a user, who can then log in."""
 
@@ -70,7 +67,7 @@ class Create(Request, action="create", access=Access.ADMIN, reply=User, effect=E
                    Mark.OPTION] = None  # fmt: skip
 
 
-@dataclass(frozen=True)
+@contract
 class LoginUser(Request, action="login", access=Access.ANYONE, reply=Login, effect=Effect.STATE, object="name"):
     """Log in as a user; later commands then act as that user."""
 
@@ -78,24 +75,24 @@ class LoginUser(Request, action="login", access=Access.ANYONE, reply=Login, effe
     password: Password
 
 
-@dataclass(frozen=True)
+@contract
 class Verify(Request, action="verify", access=Access.ANYONE, reply=Identity):
     """Tell which user a session token names, or the uid without one; the services ask this about their callers."""
 
     uid: Annotated[int | None, Doc("the uid that presented the token, instead of one's own"), Mark.HIDDEN] = None
 
 
-@dataclass(frozen=True)
+@contract
 class WhoAmI(Request, action="whoami", access=Access.ANYONE, reply=Identity):
     """Show who you are to CircleOSD, and what you may do."""
 
 
-@dataclass(frozen=True)
+@contract
 class Logout(Request, action="logout", access=Access.ANYONE, reply=None, effect=Effect.STATE):
     """End your session."""
 
 
-@dataclass(frozen=True)
+@contract
 class ListUsers(Request, action="list", access=Access.VIEWER, reply=list[User]):
     """List the users."""
 

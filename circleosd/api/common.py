@@ -1,11 +1,8 @@
 """Actions that every service has."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
-from circleosd.api.contract import Between, Doc, Length, Mark, Request
+from circleosd.api.contract import Between, Doc, Length, Mark, Request, contract
 from circleosd.policy import Access
 
 
@@ -40,12 +37,12 @@ class Event(TypedDict):
     intent: int | None
 
 
-@dataclass(frozen=True)
+@contract
 class Health(Request, action="health", access=Access.VIEWER, reply=Report, command=None):
     """Tell how the service is: version, process, memory, connections."""
 
 
-@dataclass(frozen=True)
+@contract
 class History(Request, action="history", access=Access.ADMIN, reply=list[Event], command=None):
     """Show what was done, by whom, and how it ended."""
 

@@ -11,9 +11,27 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    NamedTuple,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from circleosd.policy import Access
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def contract(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass without the methods that nobody calls: each costs every start of circlectl."""
+    return dataclass(frozen=True, eq=False, repr=False)(cls)
 
 
 class Effect(StrEnum):
@@ -49,47 +67,46 @@ def quoted(value: str, most: int = 60) -> str:
     return repr(value if len(value) <= most else value[:most] + "…")
 
 
-@dataclass(frozen=True)
 class Pattern(Rule):
     """The whole text matches `regex`; `means` says in words what that is."""
 
-    regex: str
-    means: str
+    def __init__(self, regex: str, means: str) -> None:
+        self.regex = regex
+        self.means = means
 
     def check(self, value: Any) -> None:
         if not re.fullmatch(self.regex, value):
             raise ValueError(f"{quoted(value)} is not {self.means}")
 
 
-@dataclass(frozen=True)
 class Length(Rule):
-    """Between `least` and `most` characters; `secret` keeps the value out of the message."""
+    """Between `least` and `most` characters. The message does not quote the text: it may be a password."""
 
-    least: int
-    most: int
+    def __init__(self, least: int, most: int) -> None:
+        self.least = least
+        self.most = most
 
     def check(self, value: Any) -> None:
         if not self.least <= len(value) <= self.most:
             raise ValueError(f"must have {self.least} to {self.most} characters, not {len(value)}")
 
 
-@dataclass(frozen=True)
 class Between(Rule):
     """A number from `least` to `most`, both included."""
 
-    least: float
-    most: float
+    def __init__(self, least: float, most: float) -> None:
+        self.least = least
+        self.most = most
 
     def check(self, value: Any) -> None:
         if not self.least <= value <= self.most:
             raise ValueError(f"{value} is not between {self.least} and {self.most}")
 
 
-@dataclass(frozen=True)
-class Doc:
+class Doc(str):
     """What a field is, in a few words, for help and reference."""
 
-    text: str
+    __slots__ = ()
 
 
 class Mark(StrEnum):
@@ -101,8 +118,7 @@ class Mark(StrEnum):
     OPTION = "option"  # always a --flag, never positional
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """One field of a contract, as help, command line and ledger see it."""
 
     name: str
@@ -160,17 +176,17 @@ class Request:
         return (cls.__doc__ or "").strip().partition("\n")[0]
 
 
-def parameters(contract: type[Request]) -> Iterator[Parameter]:
+def parameters(request: type[Request]) -> Iterator[Parameter]:
     """The fields of a contract in order."""
-    hints = get_type_hints(contract, include_extras=True)
-    for item in fields(contract):  # type: ignore[arg-type]  # every contract is a dataclass
+    hints = get_type_hints(request, include_extras=True)
+    for item in fields(request):  # type: ignore[arg-type]  # every contract is a dataclass
         hint = hints[item.name]
         doc = ""
         marks: set[Mark] = set()
         if get_origin(hint) is Annotated:
             hint, *extras = get_args(hint)
             marks.update(extra for extra in extras if isinstance(extra, Mark))
-            doc = next((extra.text for extra in extras if isinstance(extra, Doc)), "")
+            doc = next((str(extra) for extra in extras if isinstance(extra, Doc)), "")
         required = item.default is MISSING and item.default_factory is MISSING
         default = None if item.default is MISSING else item.default
         yield Parameter(item.name, hint, required, default, doc, frozenset(marks))

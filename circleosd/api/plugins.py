@@ -1,12 +1,10 @@
 """Contracts of plugin-manager: loading, listing, invoking and unloading plugins."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, Literal, TypedDict
 
 from circleosd.api.common import Health, History
-from circleosd.api.contract import Doc, Effect, Length, Mark, Pattern, Request
+from circleosd.api.contract import Doc, Effect, Length, Mark, Pattern, Request, contract
 from circleosd.policy import Access
 
 SERVICE = "plugin-manager"
@@ -35,7 +33,7 @@ class Plugin(TypedDict):
     loaded: float
 
 
-@dataclass(frozen=True)
+@contract
 class Load(Request, action="load", access=Access.ADMIN, reply=Plugin, effect=Effect.STATE, object="path"):
     """Load a plugin from a file, or upgrade the loaded one of that name."""
 
@@ -54,12 +52,12 @@ class Load(Request, action="load", access=Access.ADMIN, reply=Plugin, effect=Eff
     ] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@contract
 class ListPlugins(Request, action="list", access=Access.VIEWER, reply=list[Plugin]):
     """List the loaded plugins."""
 
 
-@dataclass(frozen=True)
+@contract
 class Invoke(Request, action="invoke", access=Access.OPERATOR, reply=str, object="id"):
     """Call a function of a plugin with a text and print its reply."""
 
@@ -68,7 +66,7 @@ class Invoke(Request, action="invoke", access=Access.OPERATOR, reply=str, object
     payload: Annotated[str, Doc("the text that the function gets")] = ""
 
 
-@dataclass(frozen=True)
+@contract
 class Unload(Request, action="unload", access=Access.ADMIN, reply=Plugin, effect=Effect.STATE, object="id"):
     """Unload a plugin and forget it."""
 

@@ -1,12 +1,9 @@
 """Contracts of service-registry: names, the systemd units behind them, and what is done to those."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import Annotated, TypedDict
 
 from circleosd.api.common import Health, History
-from circleosd.api.contract import Doc, Effect, Pattern, Request
+from circleosd.api.contract import Doc, Effect, Pattern, Request, contract
 from circleosd.policy import Access
 
 SERVICE = "service-registry"
@@ -53,33 +50,33 @@ class Job(TypedDict):
     pid: int | None
 
 
-@dataclass(frozen=True)
+@contract
 class ListServices(Request, action="list", access=Access.VIEWER, reply=list[Service]):
     """List the services and their states."""
 
 
-@dataclass(frozen=True)
+@contract
 class Status(Request, action="status", access=Access.VIEWER, reply=ServiceStatus, object="name"):
     """Show one service in detail."""
 
     name: ServiceName
 
 
-@dataclass(frozen=True)
+@contract
 class Start(Request, action="start", access=Access.OPERATOR, reply=Job, effect=Effect.EXTERNAL, object="name"):
     """Start a service and wait until it runs or failed."""
 
     name: ServiceName
 
 
-@dataclass(frozen=True)
+@contract
 class Stop(Request, action="stop", access=Access.OPERATOR, reply=Job, effect=Effect.EXTERNAL, object="name"):
     """Stop a service and wait until it is gone."""
 
     name: ServiceName
 
 
-@dataclass(frozen=True)
+@contract
 class Restart(Request, action="restart", access=Access.OPERATOR, reply=Job, effect=Effect.EXTERNAL, object="name"):
     """Stop a service if it runs, then start it."""
 

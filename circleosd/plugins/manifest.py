@@ -34,7 +34,7 @@ class Limits(_Strict):
     """What the plugin may use at most: memory, output and storage in bytes, time of one call in seconds."""
 
     memory: Annotated[int, Field(ge=64 * 1024)] = 64 * 1024 * 1024
-    time: Annotated[float, Field(gt=0, strict=False)] = 5.0
+    time: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 5.0
     output: Annotated[int, Field(ge=1)] = 1024 * 1024
     concurrency: Annotated[int, Field(ge=1, le=64)] = 1
     storage: Annotated[int, Field(ge=0)] = 1024 * 1024
@@ -62,9 +62,9 @@ def parse(content: bytes | dict[str, Any]) -> Manifest:
     """Read a manifest, from the bytes of its file or as JSON that was sent inline. Raises `BadRequest`."""
     try:
         value = content if isinstance(content, dict) else json.loads(content)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and isinstance(value.get("capabilities"), list):
             # A bare name is short for a capability without a reason.
-            asked = [{"name": item} if isinstance(item, str) else item for item in value.get("capabilities", ())]
+            asked = [{"name": item} if isinstance(item, str) else item for item in value["capabilities"]]
             value = {**value, "capabilities": asked}
         # As JSON, where a list is what a tuple is here.
         return Manifest.model_validate_json(json.dumps(value))

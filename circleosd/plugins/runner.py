@@ -51,7 +51,7 @@ class Runners:
 
     def __init__(
         self,
-        registry: Path,
+        registry: str,
         sockets: Path,
         cache: Path,
         open_artifact: Callable[[str], int],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from circleosd import upstream
 from circleosd.registry.units import UnitState, Verb
@@ -12,7 +11,7 @@ from circleosd.registry.units import UnitState, Verb
 class SupervisedUnits:
     """A `UnitManager` that asks the supervisor listening at `path`; a job may take `timeout` seconds."""
 
-    def __init__(self, path: Path, *, timeout: float) -> None:
+    def __init__(self, path: str, *, timeout: float) -> None:
         self._path = path
         self._timeout = timeout
 

@@ -1,0 +1,52 @@
+"""Where things are. Plain strings and no imports to speak of: every `circlectl` command pays for this module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from circleosd.errors import BadRequest
+
+SERVICES = ("auth-service", "service-registry", "plugin-manager")
+SYSTEM_RUNTIME = "/run/circleosd"
+SUN_PATH = 107  # bytes of a Unix socket's path, unix(7)
+
+
+def config_dirs(env: Mapping[str, str]) -> list[str]:
+    """The directories that hold config.toml and services.d, least important first."""
+    if only := env.get("CIRCLEOSD_CONFIG_DIR"):
+        return [only]
+    dirs = ["/etc/circleosd"]
+    home = env.get("HOME")
+    if xdg := env.get("XDG_CONFIG_HOME") or (home and f"{home}/.config"):
+        dirs.append(f"{xdg}/circleosd")
+    if home:
+        dirs.append(f"{home}/.circleosd")
+    return dirs
+
+
+def runtime_dir(env: Mapping[str, str]) -> str:
+    """The directory of the sockets: `$CIRCLEOSD_RUNTIME_DIR`, else /run/circleosd if there, else the user's own."""
+    if given := env.get("CIRCLEOSD_RUNTIME_DIR"):
+        return given
+    return SYSTEM_RUNTIME if os.path.isdir(SYSTEM_RUNTIME) else user_runtime_dir(env)
+
+
+def user_runtime_dir(env: Mapping[str, str]) -> str:
+    """`$XDG_RUNTIME_DIR/circleosd`; without that variable /run/circleosd for root, else below the state directory."""
+    if xdg := env.get("XDG_RUNTIME_DIR"):
+        return f"{xdg}/circleosd"
+    return SYSTEM_RUNTIME if os.getuid() == 0 else f"{state_home(env)}/circleosd/run"
+
+
+def state_home(env: Mapping[str, str]) -> str:
+    """`$XDG_STATE_HOME`, by default ~/.local/state (XDG Base Directory Specification)."""
+    return env.get("XDG_STATE_HOME") or f"{env.get('HOME', '')}/.local/state"
+
+
+def socket_path(service: str, runtime: str) -> str:
+    """Where a service listens. Raises `BadRequest` for a path that no socket can have."""
+    path = f"{runtime}/{service}.sock"
+    if len(os.fsencode(path)) > SUN_PATH:
+        raise BadRequest(f"cannot use {path} as a socket: a path may have {SUN_PATH} bytes; set CIRCLEOSD_RUNTIME_DIR")
+    return path

@@ -1,0 +1,68 @@
+"""What stands in for collaborators in the unit tests: a clock, a service manager, a caller's identity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from circleosd.errors import Denied, NotFound
+from circleosd.policy import Caller, Peer, Role
+from circleosd.registry.units import UnitState, Verb
+
+ROOT = Peer(uid=0, gid=0, pid=1)
+STRANGER = Peer(uid=4242, gid=4242, pid=1)
+
+
+async def identify(peer: Peer, token: str | None) -> Caller:
+    """Root is admin, the token `operator` an operator, everybody else a stranger; any other token is refused."""
+    if token == "operator":
+        return Caller(peer, Role.OPERATOR, "olga", "s1")
+    if token is not None:
+        raise Denied("the session is unknown")
+    return Caller(peer, Role.ADMIN if peer.uid == 0 else None)
+
+
+class NoFiles:
+    """No descriptors came with the request."""
+
+    def take(self) -> int:
+        raise AssertionError("no handler under test takes a descriptor")
+
+
+class Units:
+    """A service manager whose units are a dictionary of states."""
+
+    def __init__(self, **states: str) -> None:
+        self.active = {f"{name}.service": state for name, state in states.items()}
+        self.jobs: list[tuple[str, str]] = []
+        self.result = "done"
+        self.listening = False
+
+    async def states(self, units: Sequence[str]) -> list[UnitState]:
+        return [
+            UnitState(
+                unit,
+                f"the unit {unit}",
+                "loaded" if unit in self.active else "not-found",
+                self.active.get(unit, "inactive"),
+                "dead",
+                result="exit-code" if self.result != "done" else "success",
+                exit_status=3 if self.result != "done" else 0,
+                triggered_by=(unit.replace(".service", ".socket"),) if self.listening else (),
+                listening=self.listening,
+            )
+            for unit in units
+        ]
+
+    async def matching(self, pattern: str) -> list[str]:
+        return []
+
+    async def job(self, verb: Verb, unit: str) -> str:
+        if unit not in self.active:
+            raise NotFound(f"no unit {unit}")
+        self.jobs.append((verb, unit))
+        if self.result == "done":
+            self.active[unit] = "inactive" if verb == "stop" else "active"
+        return self.result
+
+    async def log_tail(self, unit: str, lines: int) -> list[str]:
+        return ["cannot bind port 80"]

@@ -1,0 +1,70 @@
+"""The catalog of services."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from circleosd.errors import BadRequest, NotFound
+from circleosd.registry import catalog
+
+GOOD = '[[service]]\nname = "nginx"\nunit = "nginx.service"\ndescription = "web"\nverbs = ["restart"]\n'
+
+
+def test_own_services_are_always_there_and_files_add_theirs(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(GOOD)
+    found = catalog.read([tmp_path, tmp_path / "missing"])
+    assert [*found.entries] == ["auth-service", "service-registry", "plugin-manager", "nginx"]
+    assert found.find("nginx").verbs == ["restart"]
+    assert found.problems == ()
+    with pytest.raises(NotFound):
+        found.find("apache")
+
+
+def test_the_later_directory_and_file_win(tmp_path: Path) -> None:
+    for directory, file, unit in [("1", "z", "first"), ("2", "a", "second"), ("2", "b", "third")]:
+        (tmp_path / directory).mkdir(exist_ok=True)
+        (tmp_path / directory / f"{file}.toml").write_text(GOOD.replace("nginx.service", f"{unit}.service"))
+    assert catalog.read([tmp_path / "1", tmp_path / "2"]).find("nginx").unit == "third.service"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nonsense",
+        "[service]\n",
+        'x = 1\n[[service]]\nname = "a"\nunit = "a.service"\n',
+        '[[service]]\nname = "a"\n',
+        '[[service]]\nname = "a"\nunit = "a"\n',
+        '[[service]]\nname = "a"\nunit = "../a.service"\n',
+        '[[service]]\nname = "a b"\nunit = "a.service"\n',
+        '[[service]]\nname = "a"\nunit = "a.service"\nverbs = ["fly"]\n',
+        '[[service]]\nname = "a"\nunit = "a.service"\ncolor = "red"\n',
+        '[[service]]\nname = "auth-service"\nunit = "a.service"\n',
+        '[[service]]\nname = "plugin@x"\nunit = "a.service"\n',
+    ],
+)
+def test_a_bad_file_is_named_and_takes_no_other_away(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    (tmp_path / "good.toml").write_text(GOOD)
+    found = catalog.read([tmp_path])
+    assert "nginx" in found.entries
+    assert len(found.problems) == 1
+    assert "bad.toml" in found.problems[0]
+
+
+def test_workers_are_found_by_their_plugin(tmp_path: Path) -> None:
+    found = catalog.read([tmp_path])
+    assert found.find("plugin@json-filter").unit == "circleosd-plugin@json-filter.service"
+    assert found.find("plugin@x.socket").unit == "circleosd-plugin@x.socket"
+    assert found.find("plugin@x.staged.socket").unit == "circleosd-plugin@x.staged.socket"
+    assert catalog.plugin_entry("circleosd-plugin@x.service").name == "plugin@x"
+    for name in ("plugin@", "plugin@X", "plugin@../x", "plugin@a.b"):
+        with pytest.raises(NotFound):
+            found.find(name)
+
+
+def test_parse_says_which_entry_is_wrong() -> None:
+    with pytest.raises(BadRequest, match=r"0\.unit"):
+        catalog.parse('[[service]]\nname = "a"\nunit = "a"\n')

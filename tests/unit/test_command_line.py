@@ -1,0 +1,120 @@
+"""circlectl's command line: the traps of Fire, and what a line becomes. No service is called here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from circlectl import adapter, cli, commands, helptext
+from circleosd.errors import BadRequest
+
+TEXTS = ["None", "True", "12345", "1e5", "2e9672320848", "0x10", "[1,2]", '{"a":1}', "(1,)", "", " ", "a b", "'q'", '"']
+TEXTS += ["-", "-5", "-.5", "ünï→🙂" * 400, "a\nb", "__class__", "--json"[2:], "$(id)", "%s", "\\", "*"]
+
+
+def parse(line: str, *more: str) -> dict[str, str]:
+    group, verb, *rest = line.split()
+    return dict(adapter.parse(commands.of_group(group)[verb], [*rest, *more]))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_arguments_arrive_as_typed(text: str) -> None:
+    assert parse("plugin invoke example handle", text) == {"id": "example", "func": "handle", "payload": text}
+    assert parse("user create", text) == {"name": text}
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "--help", "-h", "--", "--json", "--separator", "---", "-x", "--payload=1"])
+def test_behind_two_dashes_everything_is_a_value(text: str) -> None:
+    expected = {"id": "example", "func": "handle", "payload": text}
+    assert parse("plugin invoke example handle", "--", text) == expected
+    assert parse("plugin invoke", "--", "example", "handle", text) == expected
+
+
+def test_flags_take_their_value_by_space_or_equals() -> None:
+    assert parse("user create alice --role operator") == {"name": "alice", "role": "operator"}
+    assert parse("user create --role=operator --uid=5 alice") == {"name": "alice", "role": "operator", "uid": "5"}
+
+
+def test_a_switch_takes_no_value_from_what_follows() -> None:
+    assert parse("plugin load --trust x.so") == {"trust": "true", "path": "x.so"}
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("service stop", "service stop needs NAME"),
+        ("plugin invoke example", "plugin invoke needs FUNC"),
+        ("service stop nginx apache", "does not take 'apache'"),
+        ("service stop nginx __class__", "does not take '__class__'"),
+        ("service stop nginx __init__", "does not take '__init__'"),
+        ("service stop nginx command", "does not take 'command'"),
+        ("service stop nginx --now", "does not take '--now'"),
+        ("service list extra", "does not take 'extra'"),
+        ("user create alice --password=x", "does not take '--password=x'"),
+        ("plugin load x --files=1", "does not take '--files=1'"),
+    ],
+)
+def test_a_line_that_fits_no_command_is_refused_in_our_words(
+    line: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(BadRequest, match=says):
+        parse(line)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "line", ["service stop nginx --help", "service stop nginx -h", "service --help stop nginx", "user create --help"]
+)
+def test_help_does_nothing_else(line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIRCLEOSD_RUNTIME_DIR", "/nonexistent")
+    monkeypatch.setenv("PAGER", "/bin/false")
+    assert cli.run(line.split()) == 0
+    assert capsys.readouterr().out.startswith("usage: circlectl")
+
+
+@pytest.mark.parametrize("line", ["-- --interactive", "service -- --interactive", "service list -- --interactive"])
+def test_fires_own_flags_cannot_be_reached(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(line.split()) == 2
+    assert ">>>" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", ["keys", "service pop", "nonsense", "service __class__", "service __dir__"])
+def test_pythons_members_are_no_commands(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(line.split()) == 2
+    assert "no command" in capsys.readouterr().err
+
+
+def test_an_error_is_one_line_with_its_code_and_a_next_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIRCLEOSD_RUNTIME_DIR", "/nonexistent")
+    assert cli.run(["service", "list"]) == 12
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "not listening at /nonexistent" in err
+    assert "[unavailable]; start CircleOSD:" in err
+
+
+def test_every_command_has_help_that_names_what_it_takes() -> None:
+    everything = helptext.overview()
+    for group in commands.GROUPS:
+        for command in commands.of_group(group).values():
+            assert f"  {command.verb}" in everything
+            text = helptext.of_command(command)
+            for item in command.parameters:
+                assert item.doc, f"{command.group} {command.verb} {item.name} has no Doc"
+                assert item.doc in text
+
+
+def test_the_command_line_is_made_without_heavy_imports() -> None:
+    code = (
+        "import sys; from circlectl.cli import run; run(['service', 'list']); "
+        "print(sorted({'asyncio','pydantic','pydantic_core','wasmtime','dbus_fast','rich','sqlite3','ctypes','subprocess',"
+        "'tomllib','systemd','argon2'} & set(sys.modules)))"
+    )
+    environment = {"CIRCLEOSD_RUNTIME_DIR": "/nonexistent", "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,51 @@
+"""Settings and places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from circleosd import config, paths
+from circleosd.errors import BadRequest
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for directory, idle in [(tmp_path / "xdg/circleosd", 5), (home / ".circleosd", 6)]:
+        directory.mkdir(parents=True)
+        (directory / "config.toml").write_text(f"[server]\nidle_exit = {idle}\nread_timeout = {idle}\n")
+    env = {"HOME": str(home), "XDG_CONFIG_HOME": str(tmp_path / "xdg"), "CIRCLEOSD_SERVER_READ_TIMEOUT": "7.5"}
+    settings = config.load(env)
+    assert (settings.server.idle_exit, settings.server.read_timeout) == (6, 7.5)
+    assert settings.server.write_timeout == config.ServerSettings().write_timeout
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[server]\nidle_exit = 'soon'\n", "setting server.idle_exit"),
+        ("[server]\nidle_exti = 5\n", "no such setting: server.idle_exti"),
+        ("[sever]\nidle_exit = 5\n", "no such setting: sever"),
+        ("server = 5\n", "setting server"),
+        ("nonsense", "cannot read"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_file(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(BadRequest, match=says) as caught:
+        config.load({"CIRCLEOSD_CONFIG_DIR": str(tmp_path)})
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_wrong_variable_is_named() -> None:
+    with pytest.raises(BadRequest, match=r"no such setting: auth\.nonsense"):
+        config.load({"CIRCLEOSD_CONFIG_DIR": "/nonexistent", "CIRCLEOSD_AUTH_NONSENSE": "1"})
+
+
+def test_where_the_sockets_are() -> None:
+    assert paths.runtime_dir({"CIRCLEOSD_RUNTIME_DIR": "/x", "XDG_RUNTIME_DIR": "/y"}) == "/x"
+    assert paths.user_runtime_dir({"XDG_RUNTIME_DIR": "/y"}) == "/y/circleosd"
+    assert paths.socket_path("auth-service", "/x") == "/x/auth-service.sock"
+    with pytest.raises(BadRequest, match="107 bytes"):
+        paths.socket_path("auth-service", "/" + "x" * 100)

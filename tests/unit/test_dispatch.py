@@ -1,0 +1,169 @@
+"""From a line to its reply: the gate, validation, the ledger. Bytes in, bytes out, over the registry's contracts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from circleosd.api import registry as contracts
+from circleosd.api.common import Event
+from circleosd.database import Database
+from circleosd.ledger import Ledger
+from circleosd.policy import Peer
+from circleosd.registry.catalog import OWN, Catalog, Entry
+from circleosd.registry.service import MIGRATIONS, RegistryService
+from circleosd.service import Service
+from tests.unit.fakes import ROOT, STRANGER, NoFiles, Units, identify
+
+
+class Registry:
+    """The registry without sockets: `ask` takes a request and returns its reply."""
+
+    def __init__(self, database: Database) -> None:
+        self.units = Units(nginx="active")
+        self.mirrored: list[Event] = []
+        entries = {entry.name: entry for entry in OWN}
+        entries |= {"nginx": Entry("nginx", "nginx.service"), "ghost": Entry("ghost", "ghost.service")}
+        entries["readonly"] = Entry("readonly", "nginx.service", verbs=["restart"])
+        self.service = Service(
+            contracts.SERVICE,
+            contracts.GROUP,
+            contracts.CONTRACTS,
+            RegistryService(lambda: Catalog(entries, ()), self.units),
+            identify=identify,
+            ledger=Ledger(database, contracts.SERVICE, self.mirrored.append),
+            request_timeout=5,
+        )
+
+    def ask(self, request: bytes | dict[str, Any], peer: Peer = ROOT) -> dict[str, Any]:
+        line = request if isinstance(request, bytes) else json.dumps(request).encode()
+        reply = asyncio.run(_bytes(self.service, line, peer))
+        assert reply.endswith(b"\n")
+        result: dict[str, Any] = json.loads(reply)
+        return result
+
+    def history(self) -> list[tuple[str, str, str | None]]:
+        rows = self.ask({"action": "history"})["data"]
+        return [(row["phase"], row["action"], row["object"]) for row in rows]
+
+
+async def _bytes(service: Service, line: bytes, peer: Peer) -> bytes:
+    reply = await service.dispatch(line, peer, NoFiles())
+    assert not isinstance(reply, AsyncIterator)
+    return reply
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    database = Database(tmp_path / "r.db", MIGRATIONS)
+    yield Registry(database)
+    database.close()
+
+
+def test_a_start_is_intended_carried_out_and_recorded(registry: Registry) -> None:
+    reply = registry.ask({"action": "start", "name": "nginx", "tag": [1]})
+    assert reply["ok"]
+    assert reply["tag"] == [1]
+    assert reply["data"]["state"] == "active"
+    assert registry.units.jobs == [("start", "nginx.service")]
+    assert registry.history() == [("intent", "start", "nginx"), ("outcome", "start", "nginx")]
+    assert [event["seq"] for event in registry.mirrored] == [1, 2]
+
+
+def test_a_failed_unit_is_an_error_with_its_result_and_what_it_said(registry: Registry) -> None:
+    registry.units.result = "failed"
+    reply = registry.ask({"action": "start", "name": "nginx"})
+    assert reply["error"] == "unit-failed"
+    for part in ("exit status 3", "exit-code", "cannot bind port 80"):
+        assert part in reply["message"]
+    row = registry.ask({"action": "history", "failed": True})["data"][-1]
+    assert (row["phase"], row["error"], row["intent"]) == ("outcome", "unit-failed", 1)
+
+
+def test_stopping_a_service_whose_socket_listens_says_so(registry: Registry) -> None:
+    registry.units.listening = True
+    assert "nginx.socket still listens" in registry.ask({"action": "stop", "name": "nginx"})["message"]
+
+
+def test_a_stranger_is_denied_before_parameters_are_looked_at_and_that_is_recorded(registry: Registry) -> None:
+    reply = registry.ask({"action": "stop", "name": "nginx", "nonsense": 1}, STRANGER)
+    assert reply["error"] == "denied"
+    assert registry.units.jobs == []
+    assert registry.history() == [("denied", "stop", "nginx")]
+    row = registry.ask({"action": "history"})["data"][0]
+    assert row["actor"]["uid"] == STRANGER.uid
+    assert row["error"] == "denied"
+
+
+def test_a_refused_token_is_recorded_as_a_denial_of_a_mutation(registry: Registry) -> None:
+    assert registry.ask({"action": "stop", "name": "nginx", "token": "forged"})["error"] == "denied"
+    assert registry.history() == [("denied", "stop", "nginx")]
+
+
+def test_a_denied_look_is_not_recorded(registry: Registry) -> None:
+    assert registry.ask({"action": "list"}, STRANGER)["error"] == "denied"
+    assert registry.history() == []
+
+
+def test_a_token_gives_its_users_rights_and_name(registry: Registry) -> None:
+    assert registry.ask({"action": "stop", "name": "nginx", "token": "operator"}, STRANGER)["ok"]
+    assert registry.ask({"action": "history"})["data"][0]["actor"]["user"] == "olga"
+    assert registry.ask({"action": "history", "token": "operator"}, STRANGER)["error"] == "denied"
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "says"),
+    [
+        ({"action": "fly"}, "unknown-action", "no action 'fly'"),
+        ({"action": "start"}, "bad-request", "needs the parameter name"),
+        ({"action": "start", "name": 5}, "bad-request", "name: should be a valid string"),
+        ({"action": "start", "name": "a b"}, "bad-request", "'a b' is not a service name"),
+        ({"action": "start", "name": "nginx", "force": True}, "bad-request", "no parameter 'force'; it has: name"),
+        ({"action": "start", "name": "../etc"}, "bad-request", "not a service name"),
+        ({"action": "start", "name": "x" * 129}, "bad-request", "not a service name"),
+        ({"action": "start", "name": "nginx\n"}, "bad-request", "not a service name"),
+        ({"action": "start", "name": "unheard"}, "not-found", "no service unheard in the catalog"),
+        ({"action": "start", "name": "ghost"}, "not-found", "the unit ghost.service of the service ghost"),
+        ({"action": "stop", "name": "readonly"}, "denied", "does not allow stop for readonly"),
+        ({"action": "history", "lines": 0}, "bad-request", "not between 1 and 10000"),
+        ({"action": "history", "lines": "5"}, "bad-request", "should be a valid integer"),
+    ],
+)
+def test_wrong_requests_get_a_code_and_a_reason(
+    registry: Registry, request_: dict[str, Any], code: str, says: str
+) -> None:
+    reply = registry.ask(request_)
+    assert (reply["ok"], reply["data"], reply["error"]) == (False, None, code)
+    assert says in reply["message"]
+    assert registry.units.jobs == []
+
+
+def test_a_defect_is_an_opaque_reply_and_the_service_goes_on(
+    registry: Registry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(units: object) -> list[object]:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(registry.units, "states", broken)
+    reply = registry.ask({"action": "list"})
+    assert reply["error"] == "internal"
+    assert "secret" not in reply["message"]
+    assert "secret detail" in caplog.text
+    monkeypatch.undo()
+    assert registry.ask({"action": "list"})["ok"]
+
+
+@pytest.mark.parametrize("action", ["stop", "restart"])
+def test_the_registry_does_not_end_itself_while_it_answers(registry: Registry, action: str) -> None:
+    reply = registry.ask({"action": action, "name": "service-registry"})
+    assert reply["error"] == "conflict"
+    assert registry.units.jobs == []
+
+
+def test_a_worker_of_no_loaded_plugin_is_not_found(registry: Registry) -> None:
+    assert registry.ask({"action": "stop", "name": "plugin@nothing"})["error"] == "not-found"

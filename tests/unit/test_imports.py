@@ -1,0 +1,75 @@
+"""The import rule: imports point one way, and circlectl knows nothing of the daemons."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.embedded_host import PROJECT
+
+# What each part may import of CircleOSD, besides itself. A part is a module or a package.
+ALLOWED = {
+    "errors": set[str](),
+    "policy": {"errors"},
+    "paths": {"errors"},
+    "config": {"errors", "paths"},
+    "wire": {"errors"},
+    "api": {"errors", "policy"},
+    "client": {"errors", "wire"},
+    "database": {"errors"},
+    "ledger": {"api", "database", "policy"},
+    "service": {"api", "database", "errors", "ledger", "policy", "wire"},
+    "server": {"config", "errors", "policy", "wire"},
+    "upstream": {"errors", "policy", "wire"},
+    "systemd": {"api", "errors", "registry.units"},
+    "worker": set[str](),
+    "auth": {"api", "database", "errors", "ledger", "policy", "service"},
+    "registry": {"api", "database", "errors", "ledger", "policy", "service", "upstream"},
+    "plugins": {
+        "api", "config", "database", "errors", "ledger", "policy", "service", "upstream",
+        "worker.frames", "worker.cachekey",
+    },
+    "embedded": {"config", "errors", "policy", "registry.units", "server", "systemd", "wire"},
+    "circlectl": {"api", "client", "errors", "paths", "policy"},
+}  # fmt: skip
+ONLY_HERE = {"dbus_fast": "systemd", "sdnotify": "systemd", "wasmtime": "worker", "argon2": "auth", "fire": "circlectl"}
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    for path in sorted((PROJECT / "circleosd").rglob("*.py")):
+        part = path.relative_to(PROJECT / "circleosd").parts[0].removesuffix(".py")
+        if part not in ("__init__", "__main__"):
+            yield part, path
+    for path in sorted((PROJECT / "circlectl").rglob("*.py")):
+        yield "circlectl", path
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The modules that a file imports, as dotted names, a name from a package included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize(("part", "path"), [pytest.param(*item, id=str(item[1].name)) for item in sources()])
+def test_imports_point_one_way(part: str, path: Path) -> None:
+    for name in imported(path):
+        top, _, rest = name.partition(".")
+        if top == "circlectl":
+            assert part == "circlectl", f"{path} imports {name}"
+        if top == "circleosd" and rest != "__version__" and not rest.startswith(part):
+            assert any(rest == ok or rest.startswith(f"{ok}.") for ok in ALLOWED[part]), f"{path} imports {name}"
+        if top in ONLY_HERE:
+            assert part == ONLY_HERE[top], f"{path} imports {name}"
+        if top == "systemd":
+            assert part == "systemd", f"{path} imports {name}"
+
+
+def test_every_part_is_named_in_the_rule() -> None:
+    assert {part for part, _ in sources()} == set(ALLOWED)

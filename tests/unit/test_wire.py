@@ -1,0 +1,97 @@
+"""The wire, as bytes in and bytes out."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from circleosd import wire
+from circleosd.errors import BadRequest, Limit, NotFound
+
+
+def test_lines_come_out_whole_however_small_the_pieces() -> None:
+    stream = b'{"a":1}\n\n{"b":"\xc3\xa9"}\n'
+    for size in (1, 2, 7, len(stream)):
+        buffer, lines = wire.LineBuffer(100), []
+        for start in range(0, len(stream), size):
+            buffer.feed(stream[start : start + size])
+            while (line := buffer.next_line()) is not None:
+                lines.append(line)
+        assert lines == [b'{"a":1}', b"", b'{"b":"\xc3\xa9"}']
+        assert len(buffer) == 0
+
+
+def test_a_line_of_the_limit_passes_and_one_byte_more_does_not() -> None:
+    buffer = wire.LineBuffer(5)
+    buffer.feed(b"12345\n")
+    assert buffer.next_line() == b"12345"
+    buffer.feed(b"123456")
+    with pytest.raises(Limit, match="at most 5 bytes"):
+        buffer.next_line()
+
+
+def test_a_long_line_is_refused_also_when_its_end_is_there_already() -> None:
+    buffer = wire.LineBuffer(5)
+    buffer.feed(b"123456\n")
+    with pytest.raises(Limit):
+        buffer.next_line()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"", "not JSON"),
+        (b"nonsense", "not JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"[1]", "a JSON object"),
+        (b'"text"', "a JSON object"),
+        (b"null", "a JSON object"),
+        (b'{"action":NaN}', "not JSON"),
+        (b'{"action":1e999}', "needs an action"),
+        (b'{"action":"x","v":"\\ud800"}', "not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"action":' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"action":null}', "needs an action"),
+        (b"{}", "needs an action"),
+        (b'{"action":"x","token":5}', "the token is a string"),
+        (b'{"action":"x","token":""}', "the token is a string"),
+        (b'{"action":"x","token":"' + b"t" * 300 + b'"}', "the token is a string"),
+    ],
+)
+def test_what_is_no_request_is_refused_with_the_reason(line: bytes, says: str) -> None:
+    with pytest.raises(BadRequest, match=says):
+        wire.envelope(wire.decode_object(line))
+
+
+def test_random_bytes_never_raise_anything_but_bad_request() -> None:
+    chance = random.Random(1)
+    valid = b'{"action":"invoke","id":"example","func":"handle","payload":"h\\u00e9llo","tag":[1,{"a":null}]}'
+    for _ in range(5000):
+        line = bytearray(valid)
+        for _ in range(chance.randrange(1, 6)):
+            line[chance.randrange(len(line))] = chance.randrange(256)
+        try:
+            wire.envelope(wire.decode_object(bytes(line)))
+        except BadRequest:
+            continue
+
+
+def test_a_paired_surrogate_escape_is_text() -> None:
+    assert wire.decode_object(b'{"action":"x","v":"\\ud83d\\ude00"}')["v"] == "\N{GRINNING FACE}"
+
+
+def test_replies_have_the_documented_form() -> None:
+    assert wire.success([1]) == b'{"ok":true,"message":null,"data":[1]}\n'
+    assert wire.success("é", message="well", tag=None) == (
+        '{"ok":true,"message":"well","data":"é","tag":null}\n'.encode()
+    )
+    assert json.loads(wire.success(1, more=True))["more"] is True
+    assert wire.failure(NotFound("no such thing"), tag=7) == (
+        b'{"ok":false,"message":"no such thing","data":null,"error":"not-found","tag":7}\n'
+    )
+
+
+def test_a_reply_is_one_line_whatever_it_holds() -> None:
+    assert wire.success("a\nb\r\u2028").count(b"\n") == 1
