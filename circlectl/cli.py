@@ -12,7 +12,7 @@ from circlectl import commands
 from circlectl.commands import Command
 from circleosd import client, paths
 from circleosd.api.contract import Mark, Parameter
-from circleosd.errors import BadRequest, CircleError, Denied
+from circleosd.errors import BadRequest, CircleError, Denied, Unavailable
 
 _NEXT_STEP = {
     "bad-request": "see: circlectl {command} --help",
@@ -40,6 +40,11 @@ def run(argv: Sequence[str]) -> int:
     except CircleError as error:
         _complain(error, " ".join(words[:2]))
         return error.exit_status
+    except OSError as exc:  # of standard output or the session's file; the service's are translated by the client
+        if isinstance(exc, BrokenPipeError):
+            raise
+        _complain(Unavailable(str(exc)), " ".join(words[:2]))
+        return Unavailable.exit_status
 
 
 def _split(argv: Sequence[str]) -> tuple[set[str], list[str]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from circleosd.api import common
 from circleosd.api.contract import Request, contract
-from circleosd.errors import CircleError
+from circleosd.errors import CircleError, Unavailable
 from circleosd.paths import SERVICES
 from circleosd.policy import Access
 
@@ -47,7 +47,7 @@ def history(ask: Ask, request: dict[str, Any]) -> tuple[Any, CircleError | None]
     for service in SERVICES:
         try:
             rows += ask(service, {**request, "action": "history"})
-        except CircleError as error:
+        except Unavailable as error:
             first = first or error
     rows.sort(key=lambda row: row["time"])
     return rows[-request.get("lines", 100) :], first

@@ -122,7 +122,7 @@ async def _registry(settings: Settings, runtime: Path, state: Path) -> Composed:
 
     database = Database(state / "registry.db", MIGRATIONS)
     directories = [Path(path) / "services.d" for path in paths.config_dirs(os.environ)]
-    handlers = RegistryService(lambda: catalog.read(directories), _unit_manager(settings.registry.unit_timeout))
+    handlers = RegistryService(catalog.Reader(directories), _unit_manager(settings.registry.unit_timeout))
     # The plugin manager runs its workers as units.
     workers = tuple(Grant(f"service:{verb}", "plugin@*") for verb in ("start", "stop", "restart", "status"))
     identities = Identities(

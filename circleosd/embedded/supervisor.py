@@ -122,7 +122,7 @@ class Supervisor:
     def _service(self, name: str) -> Service:
         """The service of that name; one that does not run is read from its file anew."""
         known = self._services.get(name)
-        if known and (known.pid or self._jobs[name].locked()):
+        if known and known.pid:
             return known
         file = self._file(name)
         if known:

@@ -239,7 +239,7 @@ class Service:
     def _bark(self) -> None:
         log.error("%s gave no sign of life in time", self.name)
         self.result = "watchdog"
-        self.kill(signal.SIGABRT)
+        self.kill(signal.SIGKILL)  # and not SIGABRT, which a stopped process would not notice
 
     def _ended(self, pidfd: int) -> None:
         assert self.pid is not None

@@ -11,10 +11,12 @@ It is read from `services.d/*.toml` in the configuration directories:
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -85,6 +87,22 @@ def plugin_entry(unit: str) -> Entry:
     return Entry(PLUGIN_PREFIX + name, unit, f"worker of the plugin {name}")
 
 
+class Reader:
+    """Reads the drop-in files of `directories` again whenever one has changed."""
+
+    def __init__(self, directories: Sequence[Path]) -> None:
+        self._directories = directories
+        self._seen: object = None
+        self._catalog = Catalog({}, ())
+
+    def __call__(self) -> Catalog:
+        """The catalog as it is on disk now."""
+        seen = [(path, stat.st_mtime_ns, stat.st_ino) for path in _files(self._directories) if (stat := _stat(path))]
+        if seen != self._seen:
+            self._catalog, self._seen = read(self._directories), seen
+        return self._catalog
+
+
 def read(directories: Sequence[Path]) -> Catalog:
     """Read the drop-in files; of two entries with one name the later directory's and then the later file's counts.
 
@@ -109,11 +127,23 @@ def parse(text: str) -> list[Entry]:
     if set(tables) != {"service"}:
         raise BadRequest("a catalog file has [[service]] tables and nothing else")
     try:
-        return TypeAdapter(list[Entry]).validate_python(tables["service"])
+        return _entries().validate_python(tables["service"])
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise BadRequest(f"service {where}: {first['msg']}") from exc
+
+
+@cache
+def _entries() -> TypeAdapter[list[Entry]]:
+    return TypeAdapter(list[Entry])
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:  # removed a moment ago, or a dangling link
+        return None
 
 
 def _files(directories: Sequence[Path]) -> Iterator[Path]:

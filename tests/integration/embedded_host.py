@@ -45,11 +45,13 @@ class EmbeddedHost:
 
     def start(self) -> None:
         """Start the supervisor and wait until its sockets listen."""
+        self.log_path.touch()
+        said = self.log.count("listening below")
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [BIN / "circleosd", "up", "--dir", self.directory], env=self.environment, stdout=log, stderr=log
             )
-        self.wait_for(lambda: (self.runtime / "plugin-manager.sock").exists() and "listening below" in self.log)
+        self.wait_for(lambda: self.log.count("listening below") > said)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End the supervisor; return its exit status."""

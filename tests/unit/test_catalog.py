@@ -65,6 +65,18 @@ def test_workers_are_found_by_their_plugin(tmp_path: Path) -> None:
             found.find(name)
 
 
+def test_a_reader_sees_every_change_of_the_files(tmp_path: Path) -> None:
+    reader = catalog.Reader([tmp_path])
+    assert "nginx" not in reader().entries
+    (tmp_path / "a.toml").write_text(GOOD)
+    assert reader() is reader()
+    assert reader().find("nginx").description == "web"
+    (tmp_path / "a.toml").write_text(GOOD.replace('"web"', '"the web"'))
+    assert reader().find("nginx").description == "the web"
+    (tmp_path / "a.toml").unlink()
+    assert "nginx" not in reader().entries
+
+
 def test_parse_says_which_entry_is_wrong() -> None:
     with pytest.raises(BadRequest, match=r"0\.unit"):
         catalog.parse('[[service]]\nname = "a"\nunit = "a"\n')

@@ -1,0 +1,209 @@
+"""Clients that send garbage, half a line, too much or nothing: an answer for them, nothing for the others."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import NewHost
+from tests.integration.embedded_host import EmbeddedHost, read_reply
+
+SERVICES = ["auth-service", "service-registry", "plugin-manager"]
+HASTY = {
+    "CIRCLEOSD_SERVER_READ_TIMEOUT": "0.5",
+    "CIRCLEOSD_SERVER_WRITE_TIMEOUT": "0.5",
+    "CIRCLEOSD_SERVER_IDLE_CONNECTION": "1",
+}
+
+
+def resident(pid: int) -> int:
+    """Resident bytes of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+def to_the_end(sock: socket.socket) -> bytes:
+    """Everything until the peer closes."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := sock.recv(1 << 20):
+            data += chunk
+    return data
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_malformed_line_gets_an_error_and_the_connection_stays(host: EmbeddedHost, service: str) -> None:
+    with host.connect(service) as sock:
+        for line in (b"garbage", b"", b"{}", b"[]", b"\xff\xfe\xfd", b'{"action":"fly"}', b'{"action":"health","x":1}'):
+            sock.sendall(line + b"\n")
+            assert read_reply(sock)["error"] in ("bad-request", "unknown-action")
+        sock.sendall(b'{"action":"health","tag":"t"}\n')
+        reply = read_reply(sock)
+        assert reply["ok"]
+        assert reply["tag"] == "t"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_pipelined_requests_are_answered_in_order(host: EmbeddedHost, service: str) -> None:
+    with host.connect(service) as sock, sock.makefile("rb") as replies:
+        sender = threading.Thread(
+            target=sock.sendall, args=(b"".join(b'{"action":"health","tag":%d}\n' % n for n in range(2000)),)
+        )
+        sender.start()
+        assert [json.loads(replies.readline())["tag"] for _ in range(2000)] == list(range(2000))
+        sender.join()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_hundred_clients_at_once_are_all_answered(host: EmbeddedHost, service: str) -> None:
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(host.connect(service)) for _ in range(100)]
+        for sock in socks:
+            sock.sendall(b'{"action":"health"}\n{"action":"list"}\n')
+        for sock in socks:
+            with sock.makefile("rb") as replies:
+                assert [json.loads(replies.readline())["ok"] for _ in range(2)] == [True, True]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_line_of_a_gibibyte_is_refused_without_being_kept(host: EmbeddedHost, service: str) -> None:
+    pid = host.pid(service)
+    before = resident(pid)
+    block = b"x" * (1 << 20)
+    with host.connect(service) as sock:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(1024):
+                sock.sendall(block)
+            sock.sendall(b"\n")
+        reply = json.loads(to_the_end(sock))
+    assert reply["error"] == "limit"
+    assert "a line may have at most" in reply["message"]
+    assert resident(pid) - before < 24 << 20
+    assert host.pid(service) == pid
+
+
+def test_half_a_line_and_nothing_are_timed_out_and_nobody_else_notices(new_host: NewHost) -> None:
+    host = new_host(HASTY)
+    for service in SERVICES:
+        host.pid(service)
+        with host.connect(service) as half, host.connect(service) as silent, host.connect(service) as good:
+            half.sendall(b'{"action":"he')
+            begun = time.monotonic()
+            worst = 0.0
+            while time.monotonic() - begun < 0.8:
+                asked = time.monotonic()
+                good.sendall(b'{"action":"health"}\n')
+                assert read_reply(good)["ok"]
+                worst = max(worst, time.monotonic() - asked)
+            assert json.loads(to_the_end(half))["error"] == "timeout"
+            assert "no request for 1 s" in json.loads(to_the_end(silent))["message"]
+            assert worst < 0.5, "the well-behaved client waited for the others' time-outs"
+
+
+def test_a_line_sent_byte_by_byte_must_be_complete_in_time(new_host: NewHost) -> None:
+    host = new_host(HASTY)
+    with host.connect("auth-service") as sock, contextlib.suppress(BrokenPipeError):
+        begun = time.monotonic()
+        while time.monotonic() - begun < 10:
+            sock.sendall(b" ")
+            sock.settimeout(0.05)
+            try:
+                data = sock.recv(4096)
+            except TimeoutError:
+                continue
+            assert json.loads(data)["error"] == "timeout"
+            assert time.monotonic() - begun < 5
+            return
+    pytest.fail("a sender of one byte at a time was never cut off")
+
+
+def test_who_does_not_read_is_cut_off_and_holds_up_nobody(new_host: NewHost) -> None:
+    host = new_host(HASTY)
+    pid = host.pid("auth-service")
+    before = resident(pid)
+    with host.connect("auth-service") as deaf:
+        deaf.settimeout(0.2)
+        with contextlib.suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
+            for _ in range(2000):
+                deaf.sendall(b'{"action":"health"}\n' * 500)
+        assert host.data("auth-service", "health")["pid"] == pid
+        deaf.settimeout(20)
+        answered = to_the_end(deaf)
+    assert len(answered) < 8 << 20
+    assert resident(pid) - before < 16 << 20
+
+
+def test_a_line_without_its_end_gets_an_error(host: EmbeddedHost) -> None:
+    with host.connect("auth-service") as sock:
+        sock.sendall(b'{"action":"health"}\n{"action":"health"}')
+        sock.shutdown(socket.SHUT_WR)
+        first, second = (json.loads(line) for line in to_the_end(sock).splitlines())
+    assert first["ok"]
+    assert "the line has no end" in second["message"]
+
+
+def test_the_connection_bounds_hold_and_say_so(new_host: NewHost) -> None:
+    host = new_host({"CIRCLEOSD_SERVER_MAX_CONNECTIONS": "5"})
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            sock = stack.enter_context(host.connect("auth-service"))
+            sock.sendall(b'{"action":"health"}\n')
+            assert read_reply(sock)["ok"]
+        refused = stack.enter_context(host.connect("auth-service"))
+        reply = json.loads(to_the_end(refused))
+        assert (reply["error"], "at most 5 connections" in reply["message"]) == ("limit", True)
+    host.wait_for(lambda: host.call("auth-service", {"action": "health"})["ok"])
+
+    host = new_host({"CIRCLEOSD_SERVER_MAX_CONNECTIONS_PER_UID": "2"})
+    with host.connect("auth-service") as one, host.connect("auth-service") as two:
+        for sock in (one, two):
+            sock.sendall(b'{"action":"health"}\n')
+            assert read_reply(sock)["ok"]
+        with host.connect("auth-service") as three:
+            assert "connections at once for uid" in json.loads(to_the_end(three))["message"]
+
+
+def test_unfinished_lines_of_all_connections_share_a_bound(new_host: NewHost) -> None:
+    host = new_host({"CIRCLEOSD_SERVER_MAX_BUFFERED": str(4 << 20), "CIRCLEOSD_PLUGINS_MAX_LINE": str(2 << 20)})
+    part = b'{"action":"invoke","payload":"' + b"x" * (1 << 20)
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(host.connect("plugin-manager")) for _ in range(8)]
+        for sock in socks:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                sock.sendall(part)
+        refused = 0
+        for sock in socks:
+            sock.settimeout(0.5)
+            with contextlib.suppress(TimeoutError):
+                refused += b"too much unfinished input" in sock.recv(4096)
+        assert 3 <= refused <= 6
+        assert host.call("plugin-manager", {"action": "health"})["ok"]
+
+
+def test_descriptors_that_nobody_asked_for_are_closed(host: EmbeddedHost) -> None:
+    pid = host.pid("auth-service")
+    count = len([*Path(f"/proc/{pid}/fd").iterdir()])
+    with Path("/dev/null").open() as null, host.connect("auth-service") as sock:
+        for _ in range(20):
+            socket.send_fds(sock, [b'{"action":"health"}\n'], [null.fileno()] * 4)
+            read_reply_or_end(sock)
+    host.wait_for(lambda: len([*Path(f"/proc/{pid}/fd").iterdir()]) <= count)
+
+
+def read_reply_or_end(sock: socket.socket) -> None:
+    """Read a reply, if the connection still stands."""
+    with contextlib.suppress(AssertionError, OSError):
+        read_reply(sock)
+
+
+@pytest.fixture(autouse=True)
+def _others_are_served_afterwards(host: EmbeddedHost) -> Iterator[None]:
+    yield
+    for service in SERVICES:
+        assert host.call(service, {"action": "health"})["ok"]

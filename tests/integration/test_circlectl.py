@@ -1,0 +1,242 @@
+"""circlectl as a person uses it, against running services."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.embedded_host import BIN, PROJECT, EmbeddedHost
+
+TEXTS = [
+    "None",
+    "12345",
+    "1e5",
+    "2e9672320848",
+    "[1,2]",
+    '{"a":1}',
+    "",
+    "é漢🙂x" * 410,
+    " padded ",
+    "a\nb",
+    "True",
+    "-",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plugin(host: EmbeddedHost) -> None:
+    host.ok("plugin", "load", "plugins/example.wasm")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_plugin_gets_the_text_that_was_typed(host: EmbeddedHost, text: str) -> None:
+    assert host.ok("plugin", "invoke", "example", "handle", text).endswith(f": {text}\n")
+
+
+@pytest.mark.parametrize("text", ["-5", "--help", "--json", "--", "-h", *TEXTS])
+def test_a_plugin_gets_the_text_behind_two_dashes(host: EmbeddedHost, text: str) -> None:
+    assert host.ok("plugin", "invoke", "example", "handle", "--", text).endswith(f": {text}\n")
+
+
+def test_the_text_is_four_kib() -> None:
+    assert max(len(text.encode()) for text in TEXTS) > 4096
+
+
+def test_help_stops_nothing(host: EmbeddedHost) -> None:
+    host.add_service("keeper", "[Service]\nExecStart=/bin/sleep 600\n")
+    host.ok("service", "start", "keeper")
+    before = host.data("service-registry", "status", name="keeper")
+    for flag in ("--help", "-h"):
+        assert "usage: circlectl service stop NAME" in host.ok("service", "stop", "keeper", flag)
+        assert "usage:" in host.ok("service", flag, "stop", "keeper")
+    assert host.data("service-registry", "status", name="keeper") == {
+        **before,
+        "memory": pytest.approx(before["memory"]),
+    }
+
+
+def test_names_are_texts_and_the_rule_quotes_them(host: EmbeddedHost) -> None:
+    host.ok("user", "create", "None", "--password-stdin", stdin="long enough\n")
+    assert "None" in {user["name"] for user in host.data("auth-service", "list")}
+    done = host.ctl("user", "create", "12345", "--password-stdin", stdin="long enough\n")
+    assert done.returncode == 2
+    assert "'12345' is not a user name" in done.stderr
+    taken = host.ctl("user", "create", "None", "--password-stdin", stdin="long enough\n")
+    assert taken.returncode == 6
+    assert "there already is the user None" in taken.stderr
+
+
+def test_a_login_is_kept_used_and_ended(host: EmbeddedHost) -> None:
+    host.ok("user", "create", "alice", "--role", "operator", "--password-stdin", stdin="correct horse\n")
+    wrong = host.ctl("user", "login", "alice", "--password-stdin", stdin="battery staple\n")
+    assert wrong.returncode == 4
+    assert "the name or the password is wrong" in wrong.stderr
+    assert "logged in as alice (operator)" in host.ok(
+        "user", "login", "alice", "--password-stdin", stdin="correct horse\n"
+    )
+    (session,) = (Path(host.environment["XDG_STATE_HOME"]) / "circleosd/sessions").iterdir()
+    assert session.stat().st_mode & 0o777 == 0o600
+    identity = json.loads(host.ok("user", "whoami", "--json"))
+    assert identity["user"] == "alice"
+    assert identity["session"]
+    assert "token" not in identity
+    host.ok("user", "logout")
+    assert not session.exists()
+    assert json.loads(host.ok("user", "whoami", "--json"))["user"] is None
+    again = host.ctl("user", "logout")
+    assert again.returncode == 7
+
+
+def test_a_token_that_is_no_session_is_refused_with_the_next_step(host: EmbeddedHost) -> None:
+    host.ok("user", "create", "bob", "--password-stdin", stdin="correct horse\n")
+    host.ok("user", "login", "bob", "--password-stdin", stdin="correct horse\n")
+    (session,) = (Path(host.environment["XDG_STATE_HOME"]) / "circleosd/sessions").iterdir()
+    kept = json.loads(session.read_text())
+    session.write_text(json.dumps({**kept, "token": "x" * 43}))
+    done = host.ctl("service", "list")
+    assert done.returncode == 4
+    assert "log in" in done.stderr
+    assert host.ctl("user", "logout").returncode == 4
+    assert not session.exists(), "a session that is gone at the service is gone here too"
+    host.ok("service", "list")
+
+
+def test_passwords_are_nowhere(host: EmbeddedHost) -> None:
+    secret = "Tr0ub4dor&3-secret"
+    host.ok("user", "create", "carol", "--password-stdin", stdin=f"{secret}\n")
+    host.ok("user", "login", "carol", "--password-stdin", stdin=f"{secret}\n")
+    token = json.loads(next((Path(host.environment["XDG_STATE_HOME"]) / "circleosd/sessions").iterdir()).read_text())[
+        "token"
+    ]
+    host.ok("user", "logout")
+    for path in host.directory.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert secret.encode() not in content, path
+            assert token.encode() not in content, path
+    refused = host.ctl("user", "create", "dave", f"--password={secret}")
+    assert refused.returncode == 2
+
+
+def test_a_password_is_asked_for_without_echo(host: EmbeddedHost) -> None:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [BIN / "circlectl", "user", "create", "erin"], env=host.environment,
+        stdin=slave, stdout=slave, stderr=slave, start_new_session=True, close_fds=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(slave)
+    shown = b""
+    for prompt in (b"Password: ", b"Password again: "):
+        while not shown.endswith(prompt):
+            assert select.select([master], [], [], 10)[0], shown
+            shown += os.read(master, 1024)
+        os.write(master, b"hidden password\n")
+    while select.select([master], [], [], 10)[0]:
+        try:
+            shown += os.read(master, 1024)
+        except OSError:  # the terminal is closed
+            break
+    assert process.wait(10) == 0, shown
+    os.close(master)
+    assert b"hidden" not in shown
+    assert b"erin" in shown
+
+
+def test_without_a_terminal_a_password_needs_its_flag(host: EmbeddedHost) -> None:
+    done = host.ctl("user", "login", "alice")
+    assert done.returncode == 2
+    assert "--password-stdin" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["service", "stop", "nothing"], 5, "no service nothing in the catalog; see: circlectl service list"),
+        (["service", "stop"], 2, "service stop needs NAME"),
+        (["service", "stop", "../etc"], 2, "is not a service name"),
+        (["plugin", "invoke", "none", "f", "x"], 5, "no plugin none is loaded"),
+        (["plugin", "invoke", "example", "nofunc", "x"], 5, "has no function 'nofunc'; it has: handle, upper, crc32"),
+        (["plugin", "load", "README.md"], 2, "neither WebAssembly nor a shared object"),
+        (["plugin", "load", "nonexistent.wasm"], 2, "cannot open nonexistent.wasm: No such file or directory"),
+        (["plugin", "load", "/dev/zero"], 2, "not a regular file"),
+        (["plugin", "load", "plugins"], 2, "not a regular file"),
+        (["plugin", "load", "plugins/example.wasm", "--manifest", "README.md"], 2, "the manifest is not JSON"),
+        (["plugin", "unload", "none"], 5, "no plugin none is loaded"),
+        (["user", "create", "x", "--uid", "abc", "--password-stdin"], 2, "'abc' is not a number"),
+        (["user", "create", "x", "--role", "king", "--password-stdin"], 2, "role"),
+        (["system", "history", "--lines", "0"], 2, "not between 1 and 10000"),
+        (["fly"], 2, "no command 'fly'"),
+    ],
+)
+def test_errors_are_one_line_with_a_stable_status(
+    host: EmbeddedHost, arguments: list[str], status: int, says: str
+) -> None:
+    done = host.ctl(*arguments, stdin="long enough\n")
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+    assert done.stderr.startswith("circlectl: ")
+
+
+def test_json_is_the_replys_data(host: EmbeddedHost) -> None:
+    assert json.loads(host.ok("plugin", "list", "--json")) == host.data("plugin-manager", "list")
+    assert json.loads(host.ok("--json", "plugin", "invoke", "example", "upper", "a")) == "A"
+
+
+def test_status_and_history_cover_all_services(host: EmbeddedHost) -> None:
+    assert [row["service"] for row in json.loads(host.ok("system", "status", "--json"))] == [
+        "auth-service", "service-registry", "plugin-manager",
+    ]  # fmt: skip
+    host.ctl("service", "start", "nothing")
+    rows = json.loads(host.ok("system", "history", "--json", "--lines", "1000"))
+    assert [row["time"] for row in rows] == sorted(row["time"] for row in rows)
+    assert {"auth-service", "service-registry", "plugin-manager"} == {row["service"] for row in rows}
+    loads = [row for row in rows if row["action"] == "load" and row["object"] == "example"]
+    assert loads[0]["phase"] == "done"
+    assert loads[0]["actor"]["uid"] == os.getuid()
+    assert any(row["error"] == "not-found" and row["object"] == "nothing" for row in rows)
+
+
+def test_control_characters_do_not_reach_a_terminal(host: EmbeddedHost) -> None:
+    master, slave = pty.openpty()
+    subprocess.run(
+        [BIN / "circlectl", "plugin", "invoke", "example", "handle", "\x1b[31mred"],
+        env=host.environment, stdout=slave, stderr=slave, stdin=subprocess.DEVNULL, check=True, timeout=20,
+    )  # fmt: skip
+    shown = os.read(master, 4096)
+    os.close(master)
+    os.close(slave)
+    assert b"\\x1b[31mred" in shown
+    assert b"\x1b[31m" not in shown
+
+
+def test_a_closed_pipe_is_no_error_message(host: EmbeddedHost) -> None:
+    for number in range(30):
+        host.ctl("service", "start", f"missing{number}")
+    done = subprocess.run(
+        f"'{BIN}/circlectl' system history --lines 1000 | head -c 1 >/dev/null",
+        shell=True, env=host.environment, capture_output=True, text=True, timeout=20, check=False, cwd=PROJECT,
+    )  # fmt: skip
+    assert done.stderr == ""
+
+
+def test_a_listing_costs_a_few_starts_of_python(host: EmbeddedHost) -> None:
+    host.ok("service", "list")
+
+    def once(*command: str | Path) -> float:
+        begun = time.perf_counter()
+        subprocess.run(command, env=host.environment, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - begun
+
+    # In turn, and the fastest of each: what a busy machine adds is in neither.
+    pairs = [(once(BIN / "circlectl", "service", "list"), once(BIN / "python3", "-c", "pass")) for _ in range(25)]
+    ratio = min(pair[0] for pair in pairs) / min(pair[1] for pair in pairs)
+    assert ratio <= 5, f"circlectl service list takes {ratio:.1f} starts of Python"
