@@ -49,10 +49,10 @@ class Socket:
         self._wanted = wanted
         mode = int(self.file.get("Socket", "SocketMode", "0666"), 8)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
         before = os.umask(0o777 & ~mode)
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.path.unlink(missing_ok=True)
             listener.bind(str(self.path))
             listener.listen(int(self.file.get("Socket", "Backlog", "4096")))
         except OSError as exc:
