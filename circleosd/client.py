@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import socket
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,12 +23,14 @@ def call(path: str, request: dict[str, Any], *, files: Sequence[int] = (), timeo
     """
     name = path.rpartition("/")[2].removesuffix(".sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(timeout)
+        # Connect blocking, with a bound: otherwise a full queue would be an error at once (EAGAIN, connect(2)).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(timeout) + 1, 0))
         try:
             sock.connect(path)
+            sock.settimeout(timeout)
             _send(sock, wire.encode(request), files)
             yield from _replies(sock)
-        except TimeoutError as exc:
+        except (TimeoutError, BlockingIOError) as exc:
             raise Timeout(f"no reply from {name} within {timeout:g} s") from exc
         except (FileNotFoundError, ConnectionRefusedError) as exc:
             raise Unavailable(f"{name} is not listening at {path}") from exc

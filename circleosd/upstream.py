@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import socket
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from circleosd.policy import Caller, Grant, Peer, Role, higher, role_of_uid
 MAX_REPLY = 16 * 1024 * 1024
 CACHED = 1.0  # seconds that a verified identity is believed; a revocation is effective everywhere within that time
 MAX_CACHED = 4096
+QUEUE_FULL = 0.01  # seconds until a listener with a full queue is tried again
 
 
 async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
@@ -25,7 +27,7 @@ async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
     name = path.rpartition("/")[2].removesuffix(".sock")
     try:
         async with asyncio.timeout(timeout):
-            reader, writer = await asyncio.open_unix_connection(path, limit=MAX_REPLY)
+            reader, writer = await asyncio.open_unix_connection(sock=await connect(path), limit=MAX_REPLY)
             try:
                 writer.write(wire.encode(request))
                 await writer.drain()
@@ -42,6 +44,24 @@ async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
     if not reply.get("ok"):
         raise from_code(str(reply.get("error")), str(reply.get("message")))
     return reply.get("data")
+
+
+async def connect(path: str) -> socket.socket:
+    """A connected non-blocking socket. While the listener's queue is full, wait for a place in it.
+
+    asyncio takes that state, EAGAIN in connect(2), for a connection in progress, and then fails. Raises OSError.
+    """
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(path)
+            return sock
+        except BlockingIOError:
+            sock.close()
+            await asyncio.sleep(QUEUE_FULL)
+        except BaseException:
+            sock.close()
+            raise
 
 
 class Identities:

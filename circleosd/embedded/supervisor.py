@@ -288,7 +288,7 @@ async def run(places: Places) -> int:
         path.unlink(missing_ok=True)
         control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         control.bind(str(path))
-        control.listen(64)
+        control.listen(4096)
         server = Server(supervisor, control, ServerSettings(idle_exit=0), max_line=64 * 1024, manager=Notifier())
         serving = asyncio.create_task(server.run())
         try:

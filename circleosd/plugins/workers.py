@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from circleosd import upstream
 from circleosd.errors import BadRequest, CircleError, Limit, NotFound, PluginFailed, Timeout
 from circleosd.worker import frames
 from circleosd.worker.frames import FrameError
@@ -55,9 +56,8 @@ class Worker(asyncio.Protocol):
         worker refuses the artifact, `WorkerGone`, `Timeout` after `timeout` seconds.
         """
         loop = asyncio.get_running_loop()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock = await upstream.connect(str(path))
         try:
-            await loop.sock_connect(sock, str(path))
             frame = frames.encode(frames.LOAD, 0, frames.load_body(load))
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
             sent = sock.sendmsg([frame], [rights])
