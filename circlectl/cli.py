@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from circlectl import commands
@@ -13,6 +13,8 @@ from circlectl.commands import Command
 from circleosd import client, paths
 from circleosd.api.contract import Mark, Parameter
 from circleosd.errors import BadRequest, CircleError, Denied, Unavailable
+
+TIMEOUT = 200.0  # seconds for a reply; the services give up before
 
 _NEXT_STEP = {
     "bad-request": "see: circlectl {command} --help",
@@ -94,12 +96,22 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: set[str]) -> i
     runtime = paths.runtime_dir(os.environ)
     token = sessions.load(runtime) if command.verb != "login" else None
 
-    def ask(service: str, message: dict[str, Any]) -> Any:
+    def replies(service: str, message: dict[str, Any]) -> Iterator[Any]:
         envelope = {"token": token} if token else {}
-        *_, data = client.call(paths.socket_path(service, runtime), {**message, **envelope}, files=opened)
-        return data
+        timeout = None if command.contract.stream else TIMEOUT
+        path = paths.socket_path(service, runtime)
+        return client.call(path, {**message, **envelope}, files=opened, timeout=timeout)
+
+    def ask(service: str, message: dict[str, Any]) -> Any:
+        return next(replies(service, message))
 
     problem: CircleError | None = None
+    if command.service and command.contract.stream:
+        for data in replies(command.service, request):
+            if data is not None:
+                _show(command, data, as_json="--json" in flags)
+                sys.stdout.flush()
+        return 0
     if command.service is None:
         from circlectl import system
 
@@ -128,6 +140,10 @@ def _convert(item: Parameter, text: str) -> Any:
         text.encode()
     except UnicodeEncodeError:
         raise BadRequest(f"{item.name}: {text!r} is not UTF-8 text") from None
+    if Mark.TIME in item.marks:
+        from circlectl import times
+
+        return times.parse(text)
     types = set(get_args(item.type) or (item.type,))
     if bool in types:
         if text.lower() not in ("true", "false"):

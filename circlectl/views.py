@@ -66,11 +66,25 @@ def _change(before: Any, after: Any) -> str:
     return f"{render.value('', before)} → {render.value('', after)}"
 
 
-_SPECIAL: dict[tuple[str, str], Callable[[Any], str]] = {
+def _log(lines: list[dict[str, Any]] | dict[str, Any]) -> str | None:
+    rows = lines if isinstance(lines, list) else [lines]
+    shown = [f"{render.value('time', row['time'])}  {render.printable(row['text'])}" for row in rows]
+    return "\n".join(shown) if shown else None
+
+
+def _change_of_state(row: dict[str, Any]) -> str:
+    now = time.strftime("%H:%M:%S")
+    return f"{now}  {row['name']}: {row['state']} ({row['sub']})"
+
+
+_SPECIAL: dict[tuple[str, str], Callable[[Any], str | None]] = {
     ("user", "login"): _login,
     ("service", "start"): _job,
     ("service", "stop"): _job,
     ("service", "restart"): _job,
+    ("service", "reload"): _job,
+    ("service", "logs"): _log,
+    ("service", "watch"): _change_of_state,
     ("system", "status"): _status,
     ("system", "history"): _history,
 }

@@ -12,26 +12,26 @@ from circleosd import wire
 from circleosd.errors import Timeout, Unavailable, from_code
 
 CHUNK = 256 * 1024
+CONNECT = 60.0  # seconds to connect when replies may take any time
 
 
-def call(path: str, request: dict[str, Any], *, files: Sequence[int] = (), timeout: float = 200.0) -> Iterator[Any]:
+def call(path: str, request: dict[str, Any], *, files: Sequence[int] = (), timeout: float | None) -> Iterator[Any]:
     """Send `request` to the service that listens at `path`; yield the `data` of each reply, one unless it is a stream.
 
-    `files` are descriptors to pass along, `timeout` seconds between two replies. Raises the error that the service
-    names,
-    `Unavailable` when it cannot be reached or goes away, `Timeout`.
+    `files` are descriptors to pass along, `timeout` seconds that a reply may take (None: any). Raises the error that
+    the service names, `Unavailable` when it cannot be reached or goes away, `Timeout`.
     """
     name = path.rpartition("/")[2].removesuffix(".sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         # Connect blocking, with a bound: otherwise a full queue would be an error at once (EAGAIN, connect(2)).
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(timeout) + 1, 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(timeout or CONNECT) + 1, 0))
         try:
             sock.connect(path)
             sock.settimeout(timeout)
             _send(sock, wire.encode(request), files)
             yield from _replies(sock)
         except (TimeoutError, BlockingIOError) as exc:
-            raise Timeout(f"no reply from {name} within {timeout:g} s") from exc
+            raise Timeout(f"no reply from {name} in time") from exc
         except (FileNotFoundError, ConnectionRefusedError) as exc:
             raise Unavailable(f"{name} is not listening at {path}") from exc
         except PermissionError as exc:

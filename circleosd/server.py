@@ -13,12 +13,13 @@ import contextlib
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import struct
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from circleosd import wire
@@ -41,7 +42,7 @@ class Dispatcher(Protocol):
     name: str
     connections: Callable[[], int]
 
-    async def dispatch(self, line: bytes, peer: Peer, files: Descriptors) -> bytes | AsyncIterator[bytes]: ...
+    async def dispatch(self, line: bytes, peer: Peer, files: Descriptors) -> bytes | AsyncGenerator[bytes, None]: ...
 
 
 class Manager(Protocol):
@@ -117,6 +118,7 @@ class Connection(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._ended = False  # nothing more is expected of the peer
+        self._streaming = False  # the request in hand goes on until somebody ends it
         self._draining = False  # refused: what it sends is dropped until it has read why
         self._since = server.now()  # when the connection last changed between working and waiting
         self._write_blocked: float | None = None  # when the peer stopped taking replies
@@ -161,6 +163,7 @@ class Connection(asyncio.Protocol):
         self._descriptors.close()
         self._writable.set()
         self._server.booked -= self._booked
+        self._end_stream()
         self._server.lost(self)
 
     # what the server calls
@@ -179,6 +182,9 @@ class Connection(asyncio.Protocol):
         settings = self._server.settings
         if self._write_blocked is not None and now - self._write_blocked > settings.write_timeout:
             self._transport.abort()
+        elif self._streaming:
+            if self._ended and self._hung_up():
+                self._transport.abort()
         elif self._draining:
             if now - self._since > LINGER:
                 self._transport.abort()
@@ -190,8 +196,9 @@ class Connection(asyncio.Protocol):
                 self.refuse(Timeout(f"no request for {settings.idle_connection:g} s"))
 
     def close_if_quiet(self) -> None:
-        """Close unless a request is in hand."""
-        if self._task is None:
+        """Close unless a request is in hand; a stream is ended."""
+        self._end_stream()
+        if self._task is None or self._streaming:
             self._transport.close()
 
     # the work
@@ -216,6 +223,16 @@ class Connection(asyncio.Protocol):
         self._server.booked += more
         self._booked += more
 
+    def _end_stream(self) -> None:
+        if self._streaming and self._task:
+            self._task.cancel()
+
+    def _hung_up(self) -> bool:
+        """Whether the peer has closed both directions, and not just said that it sends no more (poll(2), POLLHUP)."""
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
+        return any(event & select.POLLHUP for _, event in poll.poll(0))
+
     def _work(self, line: bytes) -> None:
         self._task = asyncio.get_running_loop().create_task(self._answer(line))
 
@@ -226,10 +243,11 @@ class Connection(asyncio.Protocol):
             if isinstance(reply, bytes):
                 await self._write(reply)
             else:
-                async for part in reply:
-                    await self._write(part)
-                    if self._transport.is_closing():
-                        break
+                self._streaming = True
+                async with contextlib.aclosing(reply):
+                    async for part in reply:
+                        await self._write(part)
+                self._streaming = False
             line = self._next_line() if not self._draining else None
         self._task = None
         self._since = self._server.now()

@@ -8,10 +8,11 @@ gate: a handler runs only for callers who may do what they ask.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,7 +29,6 @@ from circleosd.policy import Access, Caller, Peer, authorize
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Any, "Act"], Awaitable[Any]]
-StreamHandler = Callable[[Any, "Act"], AsyncIterator[Any]]
 Identify = Callable[[Peer, str | None], Awaitable[Caller]]
 
 PARAMETER_SHOWN = 256  # characters of a text parameter that the ledger keeps
@@ -137,7 +137,7 @@ class Service:
         self.connections: Callable[[], int] = lambda: 0
         self._started = time.monotonic()
 
-    async def dispatch(self, line: bytes, peer: Peer, files: Files) -> bytes | AsyncIterator[bytes]:
+    async def dispatch(self, line: bytes, peer: Peer, files: Files) -> bytes | AsyncGenerator[bytes, None]:
         """Carry out the request in `line`; return the reply line, or an iterator of them for a stream. Never raises."""
         tag: object = wire.ABSENT
         self.requests += 1
@@ -149,10 +149,10 @@ class Service:
             if endpoint is None:
                 raise UnknownAction(f"{self.name} has no action {envelope.action[:64]!r}")
             act, parsed = await self._admit(endpoint, envelope, peer, files)
-            if endpoint.contract.stream:
-                return self._stream(endpoint.handler(parsed, act), tag)
             async with asyncio.timeout(self._timeout):
                 data = await self._carry_out(endpoint, parsed, act)
+            if endpoint.contract.stream and isinstance(data, AsyncIterator):
+                return self._stream(data, tag)
             return wire.success(data, message=act.message, tag=tag)
         except CircleError as error:
             return wire.failure(error, tag=tag)
@@ -210,11 +210,12 @@ class Service:
             raise AssertionError(f"{endpoint.verb} changed state without a row in the ledger")
         return result
 
-    async def _stream(self, items: AsyncIterator[Any], tag: object) -> AsyncIterator[bytes]:
+    async def _stream(self, items: AsyncIterator[Any], tag: object) -> AsyncGenerator[bytes, None]:
         """Each item as a reply with `more`, and a last one that holds null; an error ends the stream."""
         try:
-            async for item in items:
-                yield wire.success(item, tag=tag, more=True)
+            async with closing(items):
+                async for item in items:
+                    yield wire.success(item, tag=tag, more=True)
             yield wire.success(None, tag=tag)
         except CircleError as error:
             yield wire.failure(error, tag=tag)
@@ -239,6 +240,16 @@ class Service:
     async def history(self, request: History, act: Act) -> list[Event]:
         """Handler of `history`, the same for every service."""
         return await self._ledger.history(request)
+
+
+@contextlib.asynccontextmanager
+async def closing(items: AsyncIterator[Any]) -> AsyncIterator[None]:
+    """Close an iterator in the end, if it is one that can be closed."""
+    try:
+        yield
+    finally:
+        if isinstance(items, AsyncGenerator):
+            await items.aclose()
 
 
 def _internal() -> Internal:

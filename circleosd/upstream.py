@@ -7,6 +7,7 @@ import hashlib
 import os
 import socket
 import time
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from circleosd import wire
@@ -44,6 +45,30 @@ async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
     if not reply.get("ok"):
         raise from_code(str(reply.get("error")), str(reply.get("message")))
     return reply.get("data")
+
+
+async def follow(path: str, request: dict[str, Any]) -> AsyncGenerator[Any, None]:
+    """Send a request that is answered by a stream; yield the `data` of each reply but the last.
+
+    Raises the error that it names, `Unavailable` when the service cannot be reached or goes away.
+    """
+    name = path.rpartition("/")[2].removesuffix(".sock")
+    try:
+        reader, writer = await asyncio.open_unix_connection(sock=await connect(path), limit=MAX_REPLY)
+        try:
+            writer.write(wire.encode(request))
+            while line := await reader.readline():
+                reply = wire.decode_object(line)
+                if not reply.get("ok"):
+                    raise from_code(str(reply.get("error")), str(reply.get("message")))
+                if not reply.get("more"):
+                    return
+                yield reply.get("data")
+        finally:
+            writer.close()
+    except OSError as exc:
+        raise Unavailable(f"cannot reach {name}: {exc.strerror or exc}") from exc
+    raise Unavailable(f"{name} ended the stream")
 
 
 async def connect(path: str) -> socket.socket:

@@ -49,6 +49,6 @@ class History(Request, action="history", access=Access.ADMIN, reply=list[Event],
     user: Annotated[str | None, Doc("only acts of this CircleOSD user"), Length(1, 64), Mark.OPTION] = None
     object: Annotated[str | None, Doc("only acts on this object"), Length(1, 256), Mark.OPTION] = None
     action_name: Annotated[str | None, Doc("only this action"), Length(1, 64), Mark.OPTION] = None
-    since: Annotated[float | None, Doc("only acts since then, seconds since the epoch"), Mark.OPTION] = None
+    since: Annotated[float | None, Doc("only acts since this time"), Mark.TIME, Mark.OPTION] = None
     failed: Annotated[bool, Doc("only acts that failed or were denied"), Mark.OPTION] = False
     lines: Annotated[int, Doc("at most this many, the newest"), Between(1, 10_000), Mark.OPTION] = 100

@@ -115,6 +115,7 @@ class Mark(StrEnum):
     SECRET = "secret"  # asked for without echo; never an argument, never in the ledger
     FILE = "file"  # a path: made absolute, and opened by circlectl, which passes the descriptor
     HIDDEN = "hidden"  # set by programs, not offered on the command line
+    TIME = "time"  # seconds since the epoch; typed as such, as a date, or as a span of time ago
     OPTION = "option"  # always a --flag, never positional
 
 

@@ -3,7 +3,7 @@
 from typing import Annotated, TypedDict
 
 from circleosd.api.common import Health, History
-from circleosd.api.contract import Doc, Effect, Pattern, Request, contract
+from circleosd.api.contract import Between, Doc, Effect, Mark, Pattern, Request, contract
 from circleosd.policy import Access
 
 SERVICE = "service-registry"
@@ -50,6 +50,21 @@ class Job(TypedDict):
     pid: int | None
 
 
+class Enabled(TypedDict):
+    """Whether a service starts at boot: the state of its unit file, in systemd's words (systemctl(1), is-enabled)."""
+
+    name: str
+    unit: str
+    enabled: str
+
+
+class LogLine(TypedDict):
+    """One line of a log; time in seconds since the epoch."""
+
+    time: float
+    text: str
+
+
 @contract
 class ListServices(Request, action="list", access=Access.VIEWER, reply=list[Service]):
     """List the services and their states."""
@@ -83,4 +98,44 @@ class Restart(Request, action="restart", access=Access.OPERATOR, reply=Job, effe
     name: ServiceName
 
 
-CONTRACTS: tuple[type[Request], ...] = (ListServices, Status, Start, Stop, Restart, Health, History)
+@contract
+class Reload(Request, action="reload", access=Access.OPERATOR, reply=Job, effect=Effect.EXTERNAL, object="name"):
+    """Have a running service read its configuration again."""
+
+    name: ServiceName
+
+
+@contract
+class Enable(Request, action="enable", access=Access.ADMIN, reply=Enabled, effect=Effect.EXTERNAL, object="name"):
+    """Have a service start at boot."""
+
+    name: ServiceName
+
+
+@contract
+class Disable(Request, action="disable", access=Access.ADMIN, reply=Enabled, effect=Effect.EXTERNAL, object="name"):
+    """No longer have a service start at boot."""
+
+    name: ServiceName
+
+
+@contract
+class Logs(Request, action="logs", access=Access.OPERATOR, reply=list[LogLine], object="name", stream=True):
+    """Show what a service logged; a stream of lines with follow."""
+
+    name: ServiceName
+    lines: Annotated[int, Doc("the last so many"), Between(0, 10_000), Mark.OPTION] = 50
+    since: Annotated[float | None, Doc("none older than this time"), Mark.TIME, Mark.OPTION] = None
+    follow: Annotated[bool, Doc("go on with what it logs from now on, until interrupted"), Mark.OPTION] = False
+
+
+@contract
+class Watch(Request, action="watch", access=Access.VIEWER, reply=list[Service], object="name", stream=True):
+    """Show the state of a service, or of all, and then every change, until interrupted."""
+
+    name: Annotated[ServiceName | None, Doc("only this service")] = None
+
+
+CONTRACTS: tuple[type[Request], ...] = (
+    ListServices, Status, Start, Stop, Restart, Reload, Enable, Disable, Logs, Watch, Health, History,
+)  # fmt: skip

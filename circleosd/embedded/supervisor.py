@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,17 @@ from circleosd import wire
 from circleosd.config import ServerSettings
 from circleosd.embedded import unitfile
 from circleosd.embedded.unitfile import UnitFile
-from circleosd.embedded.units import Service, Socket
+from circleosd.embedded.units import LOG_LINES, Service, Socket
 from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Internal, NotFound, UnitFailed, UnknownAction
 from circleosd.policy import Peer, role_of_uid
-from circleosd.registry.units import UnitState
+from circleosd.registry.units import LogLine, UnitState
 from circleosd.server import Server
 from circleosd.systemd.notify import Notifier
 
 log = logging.getLogger(__name__)
 
 TARGET = "circleosd.target"
+Watcher = tuple[str, frozenset[str], "asyncio.Queue[UnitState | LogLine]"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Places:
 
 
 class Supervisor:
-    """All units, and the actions `states`, `matching`, `job` and `log_tail` for the registry."""
+    """All units, and the actions `states`, `matching`, `job`, `logs`, `watch` and `follow` for the registry."""
 
     name = "supervisor"
 
@@ -68,6 +69,7 @@ class Supervisor:
         self._services: dict[str, Service] = {}
         self._jobs: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # one job at a time on a unit
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watchers: list[Watcher] = []
         self._notify_path = places.runtime / "notify"
 
     async def start(self) -> None:
@@ -130,8 +132,12 @@ class Supervisor:
             return known
         if not name.endswith(".service"):
             raise UnitFailed(f"the embedded mode runs services and sockets, not {name}")
-        self._services[name] = Service(name, file, self._places.specifiers() | unitfile.specifiers(name))
+        specifiers = self._places.specifiers() | unitfile.specifiers(name)
+        self._services[name] = Service(name, file, specifiers, lambda event: self._tell(name, event))
         return self._services[name]
+
+    def _lines(self, name: str) -> list[LogLine]:
+        return [*service.lines] if (service := self._services.get(name)) else []
 
     def _socket_of(self, service: str) -> Socket | None:
         found = self._sockets.get(service.removesuffix(".service") + ".socket")
@@ -233,13 +239,14 @@ class Supervisor:
 
     # what the registry asks
 
-    async def dispatch(self, line: bytes, peer: Peer, files: object) -> bytes:
+    async def dispatch(self, line: bytes, peer: Peer, files: object) -> bytes | AsyncGenerator[bytes, None]:
         """Answer one request of the registry. Never raises."""
         try:
             if role_of_uid(peer.uid, os.getuid()) is None:
                 raise Denied("the supervisor answers only to its own uid")
             action, params, _ = wire.envelope(wire.decode_object(line))
-            return wire.success(await self._carry_out(action, params))
+            answer = await self._carry_out(action, params)
+            return answer if isinstance(answer, AsyncGenerator) else wire.success(answer)
         except CircleError as error:
             return wire.failure(error)
         except (KeyError, TypeError) as exc:
@@ -259,11 +266,30 @@ class Supervisor:
                 return sorted(fnmatch.filter(names, params["pattern"]))
             case "job":
                 return await self.job(params["verb"], params["unit"])
-            case "log_tail":
-                service = self._services.get(params["unit"])
-                return [*service.lines][-params["lines"] :] if service else []
+            case "logs":
+                return [asdict(line) for line in self._lines(params["unit"])]
+            case "watch" | "follow":
+                return self._events(action, params["units"])
             case _:
                 raise UnknownAction(f"the supervisor has no action {action[:64]!r}")
+
+    def _tell(self, name: str, event: UnitState | LogLine) -> None:
+        """Pass an event of a unit on to who watches it; a watcher that does not keep up loses the oldest."""
+        for kind, units, queue in self._watchers:
+            if name in units and isinstance(event, UnitState if kind == "watch" else LogLine):
+                if queue.full():
+                    queue.get_nowait()
+                queue.put_nowait(event)
+
+    async def _events(self, kind: str, units: list[str]) -> AsyncGenerator[bytes, None]:
+        """New states (watch) or new output (follow) of `units`, a reply each, until the connection ends."""
+        watcher: Watcher = (kind, frozenset(units), asyncio.Queue(LOG_LINES))
+        self._watchers.append(watcher)
+        try:
+            while True:
+                yield wire.success(asdict(await watcher[2].get()), more=True)
+        finally:
+            self._watchers.remove(watcher)
 
     def _state(self, name: str) -> UnitState:
         try:

@@ -19,7 +19,7 @@ from pathlib import Path
 from circleosd.embedded import process, unitfile
 from circleosd.embedded.unitfile import UnitFile
 from circleosd.errors import UnitFailed
-from circleosd.registry.units import UnitState
+from circleosd.registry.units import LogLine, UnitState
 
 log = logging.getLogger(__name__)
 
@@ -87,16 +87,19 @@ class Socket:
 
 
 class Service:
-    """A process: started, watched, ended, started again. `environment` and `specifiers` are those of its unit."""
+    """A process: started, watched, ended, started again. `tell` hears of each new state and line of output."""
 
-    def __init__(self, name: str, file: UnitFile, specifiers: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, file: UnitFile, specifiers: Mapping[str, str], tell: Callable[[UnitState | LogLine], None]
+    ) -> None:
         self.name = name
         self.file = file
         self.specifiers = specifiers
+        self._tell = tell
         self.active, self.sub, self.since = "inactive", "dead", time.time()
         self.pid: int | None = None
         self.result, self.exit_status, self.restarts = "success", 0, 0
-        self.lines: deque[str] = deque(maxlen=LOG_LINES)
+        self.lines: deque[LogLine] = deque(maxlen=LOG_LINES)
         self.ready, self.gone = asyncio.Event(), asyncio.Event()
         self.gone.set()
         self._failures = 0  # in a row, before the service became ready
@@ -106,6 +109,7 @@ class Service:
     def enter(self, active: str, sub: str) -> None:
         """Change state."""
         self.active, self.sub, self.since = active, sub, time.time()
+        self._tell(self.state())
 
     def state(self) -> UnitState:
         """The state as the registry shows it."""
@@ -226,7 +230,8 @@ class Service:
             asyncio.get_running_loop().remove_reader(fd)
             os.close(fd)
         for line in data.decode("utf-8", "replace").splitlines():
-            self.lines.append(line)
+            self.lines.append(LogLine(time.time(), line))
+            self._tell(self.lines[-1])
             print(f"{self.name.removesuffix('.service')}: {line}", file=sys.stderr, flush=True)
 
     def _pet(self) -> None:

@@ -6,7 +6,7 @@ It is read from `services.d/*.toml` in the configuration directories:
     name = "nginx"
     unit = "nginx.service"
     description = "the web server"          # optional
-    verbs = ["start", "stop", "restart"]    # optional; default: all
+    verbs = ["start", "stop", "restart"]    # optional; default: all, with reload, enable and disable
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from circleosd.api.contract import Length, Pattern
 from circleosd.api.plugins import PLUGIN_NAME
 from circleosd.api.registry import ServiceName
 from circleosd.errors import BadRequest, NotFound
-from circleosd.registry.units import Verb
+from circleosd.registry.units import Switch, Verb
 
-ALL_VERBS: tuple[Verb, ...] = ("start", "stop", "restart")
 PLUGIN_PREFIX = "plugin@"
 PLUGIN_UNITS = "circleosd-plugin@*.service"
 
@@ -50,7 +49,7 @@ class Entry:
     name: ServiceName
     unit: UnitName
     description: str = ""
-    verbs: list[Verb] | None = None
+    verbs: list[Verb | Switch] | None = None
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic's own protocol
 

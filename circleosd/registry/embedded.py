@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from circleosd import upstream
-from circleosd.registry.units import UnitState, Verb
+from circleosd.errors import Conflict
+from circleosd.registry.units import LogLine, Switch, UnitState, Verb
 
 
 class SupervisedUnits:
@@ -15,25 +17,53 @@ class SupervisedUnits:
         self._path = path
         self._timeout = timeout
 
+    async def _ask(self, action: str, **parameters: object) -> Any:
+        return await upstream.ask(self._path, {"action": action, **parameters}, timeout=self._timeout)
+
     async def states(self, units: Sequence[str]) -> list[UnitState]:
         """See `UnitManager`."""
-        found = await upstream.ask(self._path, {"action": "states", "units": [*units]}, timeout=self._timeout)
-        return [UnitState(**{**state, "triggered_by": tuple(state["triggered_by"])}) for state in found]
+        return [_state(item) for item in await self._ask("states", units=[*units])]
+
+    async def detail(self, unit: str) -> UnitState:
+        """See `UnitManager`."""
+        (state,) = await self.states([unit])
+        return state
 
     async def matching(self, pattern: str) -> list[str]:
         """See `UnitManager`."""
-        found: list[str] = await upstream.ask(
-            self._path, {"action": "matching", "pattern": pattern}, timeout=self._timeout
-        )
-        return found
+        return [str(unit) for unit in await self._ask("matching", pattern=pattern)]
 
     async def job(self, verb: Verb, unit: str) -> str:
         """See `UnitManager`."""
-        request = {"action": "job", "verb": verb, "unit": unit}
-        return str(await upstream.ask(self._path, request, timeout=self._timeout))
+        return str(await self._ask("job", verb=verb, unit=unit))
+
+    async def switch(self, verb: Switch, unit: str) -> str:
+        """See `UnitManager`. The embedded mode has no boot at which anything could start."""
+        raise Conflict(f"cannot {verb} {unit}: the embedded mode starts nothing at boot")
+
+    async def watch(self, units: Sequence[str]) -> AsyncIterator[UnitState]:
+        """See `UnitManager`."""
+        for state in await self.states(units):
+            yield state
+        async for item in upstream.follow(self._path, {"action": "watch", "units": [*units]}):
+            yield _state(item)
 
     async def log_tail(self, unit: str, lines: int) -> list[str]:
         """See `UnitManager`."""
-        request = {"action": "log_tail", "unit": unit, "lines": lines}
-        found: list[str] = await upstream.ask(self._path, request, timeout=self._timeout)
-        return found
+        return [line.text for line in await self.logs(unit, lines)]
+
+    async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:
+        """See `UnitManager`."""
+        found = [LogLine(**item) for item in await self._ask("logs", unit=unit)]
+        return [line for line in found if since is None or line.time >= since][-lines:]
+
+    async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncIterator[LogLine]:
+        """See `UnitManager`."""
+        for line in await self.logs(unit, lines, since):
+            yield line
+        async for item in upstream.follow(self._path, {"action": "follow", "units": [unit]}):
+            yield LogLine(**item)
+
+
+def _state(item: dict[str, Any]) -> UnitState:
+    return UnitState(**{**item, "triggered_by": tuple(item["triggered_by"])})

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from circleosd import ledger
-from circleosd.api.registry import Job, ListServices, Restart, Service, ServiceStatus, Start, Status, Stop
+from circleosd.api.registry import (
+    Disable,
+    Enable,
+    Enabled,
+    Job,
+    ListServices,
+    LogLine,
+    Logs,
+    Reload,
+    Restart,
+    Service,
+    ServiceStatus,
+    Start,
+    Status,
+    Stop,
+    Watch,
+)  # fmt: skip
 from circleosd.errors import Conflict, Denied, NotFound, UnitFailed
+from circleosd.registry import units
 from circleosd.registry.catalog import PLUGIN_PREFIX, PLUGIN_UNITS, Catalog, Entry, plugin_entry
-from circleosd.registry.units import UnitManager, UnitState, Verb
-from circleosd.service import Act
+from circleosd.registry.units import Switch, UnitManager, UnitState, Verb
+from circleosd.service import Act, closing
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +65,7 @@ class RegistryService:
     async def status(self, request: Status, act: Act) -> ServiceStatus:
         """Handler of `status`."""
         entry = self._read().find(request.name)
-        (state,) = await self._units.states([entry.unit])
+        state = await self._units.detail(entry.unit)
         if state.load == "not-found" and entry.name.startswith(PLUGIN_PREFIX):
             raise NotFound(f"no service {request.name}; see: circlectl service list")
         return ServiceStatus(
@@ -75,24 +92,76 @@ class RegistryService:
         """Handler of `restart`."""
         return await self._job("restart", request.name, act)
 
-    async def _job(self, verb: Verb, name: str, act: Act) -> Job:
+    async def reload(self, request: Reload, act: Act) -> Job:
+        """Handler of `reload`."""
+        return await self._job("reload", request.name, act)
+
+    async def enable(self, request: Enable, act: Act) -> Enabled:
+        """Handler of `enable`."""
+        return await self._switch("enable", request.name, act)
+
+    async def disable(self, request: Disable, act: Act) -> Enabled:
+        """Handler of `disable`."""
+        return await self._switch("disable", request.name, act)
+
+    async def logs(self, request: Logs, act: Act) -> Sequence[LogLine] | AsyncIterator[LogLine]:
+        """Handler of `logs`."""
+        entry = self._read().find(request.name)
+        if request.follow:
+            return self._lines(self._units.follow(entry.unit, request.lines, request.since))
+        found = await self._units.logs(entry.unit, request.lines, request.since) if request.lines else []
+        return [LogLine(time=line.time, text=line.text) for line in found]
+
+    async def _lines(self, lines: AsyncIterator[units.LogLine]) -> AsyncIterator[LogLine]:
+        async with closing(lines):
+            async for line in lines:
+                yield LogLine(time=line.time, text=line.text)
+
+    async def watch(self, request: Watch, act: Act) -> AsyncIterator[Service]:
+        """Handler of `watch`."""
+        catalog = self._read()
+        if request.name is not None:
+            return self._changes([catalog.find(request.name)])
+        workers = [plugin_entry(unit) for unit in await self._units.matching(PLUGIN_UNITS)]
+        return self._changes([*catalog.entries.values(), *workers])
+
+    async def _changes(self, entries: Sequence[Entry]) -> AsyncIterator[Service]:
+        """The state of each entry's unit, then each change of it."""
+        states = self._units.watch([*{entry.unit for entry in entries}])
+        async with closing(states):
+            async for state in states:
+                for entry in entries:
+                    if entry.unit == state.unit:
+                        yield _service(entry, state)
+
+    def _allowed(self, verb: Verb | Switch, name: str) -> Entry:
+        """The entry of `name`, if the catalog allows `verb` for it. Raises `NotFound`, `Denied`, `Conflict`."""
         entry = self._read().find(name)
         if entry.verbs is not None and verb not in entry.verbs:
             raise Denied(f"the catalog does not allow {verb} for {name}, only: {', '.join(entry.verbs) or 'nothing'}")
-        if entry.name == OWN_NAME and verb != "start":
+        if entry.name == OWN_NAME and verb in ("stop", "restart"):
             raise Conflict(f"the registry cannot {verb} itself; it exits by itself when idle")
+        return entry
+
+    async def _job(self, verb: Verb, name: str, act: Act) -> Job:
+        entry = self._allowed(verb, name)
         (before,) = await self._units.states([entry.unit])
         if before.load == "not-found":
             raise NotFound(f"the unit {entry.unit} of the service {name} does not exist")
         act.before = before.active
         result = await self._units.job(verb, entry.unit)
-        (state,) = await self._units.states([entry.unit])
+        state = await self._units.detail(entry.unit)
         act.after = state.active
-        if result != "done":
+        if result != "done" or (verb != "stop" and state.active == "failed"):
             raise UnitFailed(await self._why(verb, name, entry, state, result))
         if verb == "stop" and state.listening:
             act.message = f"{name} is stopped; {' '.join(state.triggered_by)} still listens and starts it on demand"
         return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub, pid=state.pid)
+
+    async def _switch(self, verb: Switch, name: str, act: Act) -> Enabled:
+        entry = self._allowed(verb, name)
+        act.after = enabled = await self._units.switch(verb, entry.unit)
+        return Enabled(name=name, unit=entry.unit, enabled=enabled)
 
     async def _why(self, verb: Verb, name: str, entry: Entry, state: UnitState, result: str) -> str:
         """Why a job failed: what systemd says of the job and the unit, and what the unit said last."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Verb = Literal["start", "stop", "restart"]
+Verb = Literal["start", "stop", "restart", "reload"]
+Switch = Literal["enable", "disable"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class UnitState:
 
     `load`: loaded, not-found, masked, …; `active`: active, inactive, failed, activating, deactivating. `since`: when it
     entered that state, seconds since the epoch. `memory` in bytes. `result`: success, exit-code, signal, timeout, ….
-    `triggered_by`: the sockets, timers and paths that start it; `listening`: whether one of them is active.
+    `exit_status`: of the main process, if it ended by exiting. `triggered_by`: the sockets, timers and paths that start
+    it; `listening`: whether one of them is active.
     """
 
     unit: str
@@ -33,11 +35,26 @@ class UnitState:
     listening: bool = False
 
 
+@dataclass(frozen=True)
+class LogLine:
+    """A line that a unit logged, without control characters, and when, in seconds since the epoch."""
+
+    time: float
+    text: str
+
+
 class UnitManager(Protocol):
     """A service manager: systemd over D-Bus, or the supervisor of the embedded mode."""
 
     async def states(self, units: Sequence[str]) -> list[UnitState]:
-        """The states of `units` in their order; a unit that does not exist has `load` not-found."""
+        """The states of `units` in their order; a unit that does not exist has `load` not-found.
+
+        For lists: `since` and the fields after it may be left unset.
+        """
+        ...
+
+    async def detail(self, unit: str) -> UnitState:
+        """The state of one unit with all its fields; `load` is not-found for a unit that does not exist."""
         ...
 
     async def matching(self, pattern: str) -> list[str]:
@@ -48,10 +65,36 @@ class UnitManager(Protocol):
         """Do `verb` to `unit`, wait until the job is finished and return its result: `done`, or why not.
 
         Results are those of systemd's JobRemoved: canceled, timeout, failed, dependency, skipped, … Raises `NotFound`
-        for a unit that does not exist, `Denied` when the service manager refuses, `Unavailable`.
+        for a unit that does not exist, `Denied` when the service manager refuses, `Conflict` when the unit's state
+        does not allow it (masked, cannot reload), `Timeout` when the job takes too long, `Unavailable`.
+        """
+        ...
+
+    async def switch(self, verb: Switch, unit: str) -> str:
+        """Have `unit` started at boot, or no longer; return the state of its unit file: enabled, disabled, static, ….
+
+        Raises like `job`, and `Conflict` for a unit that cannot be enabled.
+        """
+        ...
+
+    def watch(self, units: Sequence[str]) -> AsyncIterator[UnitState]:
+        """The state of each of `units`, then the new state at every change, until the iterator is closed.
+
+        `memory` and `listening` are left unset. Raises `Unavailable` when the service manager is gone for good.
         """
         ...
 
     async def log_tail(self, unit: str, lines: int) -> list[str]:
         """The last lines that the unit's processes logged since it was last started; empty when unknown."""
+        ...
+
+    async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:
+        """The last `lines` lines about `unit`, oldest first, none older than `since` (seconds since the epoch).
+
+        Raises `Denied` when this process may not read the log.
+        """
+        ...
+
+    def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncIterator[LogLine]:
+        """What `logs` gives, then every new line, until the iterator is closed. Raises `Denied`, `Limit`."""
         ...

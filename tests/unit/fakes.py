@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from circleosd.errors import Denied, NotFound
 from circleosd.policy import Caller, Peer, Role
-from circleosd.registry.units import UnitState, Verb
+from circleosd.registry.units import LogLine, Switch, UnitState, Verb
 
 ROOT = Peer(uid=0, gid=0, pid=1)
 STRANGER = Peer(uid=4242, gid=4242, pid=1)
@@ -53,6 +53,10 @@ class Units:
             for unit in units
         ]
 
+    async def detail(self, unit: str) -> UnitState:
+        (state,) = await self.states([unit])
+        return state
+
     async def matching(self, pattern: str) -> list[str]:
         return []
 
@@ -63,6 +67,21 @@ class Units:
         if self.result == "done":
             self.active[unit] = "inactive" if verb == "stop" else "active"
         return self.result
+
+    async def switch(self, verb: Switch, unit: str) -> str:
+        self.jobs.append((verb, unit))
+        return f"{verb}d"
+
+    async def watch(self, units: Sequence[str]) -> AsyncIterator[UnitState]:
+        for state in await self.states(units):
+            yield state
+
+    async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:
+        return [LogLine(1.0, "one"), LogLine(2.0, "two")][-lines:]
+
+    async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncIterator[LogLine]:
+        for line in await self.logs(unit, lines, since):
+            yield line
 
     async def log_tail(self, unit: str, lines: int) -> list[str]:
         return ["cannot bind port 80"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Registry:
 
 async def _bytes(service: Service, line: bytes, peer: Peer) -> bytes:
     reply = await service.dispatch(line, peer, NoFiles())
-    assert not isinstance(reply, AsyncIterator)
+    assert not isinstance(reply, AsyncGenerator)
     return reply
 
 

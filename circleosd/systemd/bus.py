@@ -1,0 +1,233 @@
+"""One connection to a message bus: calls, error replies, and systemd's signals in their order (D-Bus Specification)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from dbus_fast import Message, MessageFlag, MessageType
+from dbus_fast.aio import MessageBus
+from dbus_fast.errors import DBusFastError
+
+from circleosd.errors import Timeout, Unavailable
+from circleosd.systemd.buserrors import ErrorReply, Lost
+
+log = logging.getLogger(__name__)
+
+DAEMON = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+SYSTEMD = "org.freedesktop.systemd1"
+MANAGER = (SYSTEMD, "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
+OWNER_CHANGED = f"type='signal',sender='{DAEMON[0]}',member='NameOwnerChanged',arg0='{SYSTEMD}'"
+CALL_TIMEOUT = 25.0  # seconds; libdbus's default
+ARRIVAL = 5.0  # seconds that systemd gets to come onto a bus that has just started; 10–50 ms where measured
+MAX_WAITING = 1000  # signals that a slow reader may leave unread; a PropertiesChanged takes a few KiB
+
+
+class Connection:
+    """A connection to systemd that lives until it is `lost`; then every call and every waiting reader gets `Lost`."""
+
+    def __init__(self, bus: MessageBus) -> None:
+        self._bus = bus
+        self._systemd = ""  # unique name of the peer whose signals are believed
+        self._found = asyncio.Event()
+        self._readers: set[Callable[[Message | None], None]] = set()
+        self._replies: dict[int, asyncio.Future[Message]] = {}  # by the call's serial
+        self._matches: Counter[str] = Counter()
+        self._subscribing = asyncio.Lock()
+        self._subscribed = False
+        self._finished = False
+        bus.add_message_handler(self._receive)
+        self._end: asyncio.Task[None] = asyncio.create_task(bus.wait_for_disconnect())  # type: ignore[no-untyped-call]  # by dbus-fast
+        self._end.add_done_callback(self._ended)
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is of no use any more."""
+        return self._finished or not self._bus.connected
+
+    async def call(
+        self, target: tuple[str, str, str], member: str, signature: str = "", body: Sequence[Any] = ()
+    ) -> Message:
+        """Call a method of `target` (name, object path, interface). Raises `ErrorReply`, `Lost`, `Timeout`."""
+        # dbus-fast writes to a socket number that is already someone else's when it is used after the end
+        if self.lost:
+            raise Lost
+        reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        serial = self._bus.next_serial()
+        self._replies[serial] = reply
+        try:
+            self._send(target, member, signature, body, serial=serial)
+            async with asyncio.timeout(CALL_TIMEOUT):
+                answer = await reply
+        except TimeoutError as exc:
+            raise Timeout(f"{target[0]} did not answer within {CALL_TIMEOUT:g} s") from exc
+        finally:
+            del self._replies[serial]
+        if answer.message_type is MessageType.ERROR:
+            raise ErrorReply(answer.error_name or "", str(answer.body[0]) if answer.body else "no reason given")
+        return answer
+
+    @asynccontextmanager
+    async def signals(
+        self, rules: Sequence[str], wanted: Callable[[Message], bool]
+    ) -> AsyncIterator[asyncio.Queue[Message | None]]:
+        """Collect systemd's signals that match `rules` and are `wanted`, from now on.
+
+        None in the queue: nothing more will come, since the connection is lost or the reader was too slow.
+        """
+        await self._subscribe()
+        queue: asyncio.Queue[Message | None] = asyncio.Queue()
+
+        def read(message: Message | None) -> None:
+            if message is None or queue.qsize() >= MAX_WAITING:
+                queue.put_nowait(None)
+                self._readers.discard(read)
+            elif wanted(message):
+                queue.put_nowait(message)
+
+        self._readers.add(read)
+        try:
+            for rule in rules:
+                await self._add_match(rule)
+            yield queue
+        finally:
+            self._readers.discard(read)
+            for rule in rules:
+                self._remove_match(rule)
+
+    async def close(self) -> None:
+        """End the connection."""
+        self._finish()
+        await asyncio.wait([self._end])
+
+    async def find_systemd(self) -> None:
+        """Wait until systemd is on the bus, which it is not at once when the bus starts, and learn its unique name.
+
+        Any peer may send us a signal that looks like one of systemd's: only the sender's name cannot be made up.
+        """
+        await self._add_match(OWNER_CHANGED)
+        try:
+            owner = await self.call(DAEMON, "GetNameOwner", "s", [SYSTEMD])
+        except ErrorReply as error:
+            if error.name != "org.freedesktop.DBus.Error.NameHasNoOwner":
+                raise
+            await self._found.wait()
+        else:
+            self._follow_systemd(owner.body[0])
+        if self.lost:
+            raise Lost
+
+    async def _subscribe(self) -> None:
+        """Have systemd send its signals."""
+        async with self._subscribing:
+            if self._subscribed:
+                return
+            try:
+                await self.call(MANAGER, "Subscribe")
+            except ErrorReply as error:
+                if error.name != f"{SYSTEMD}.AlreadySubscribed":
+                    raise
+            self._subscribed = True
+
+    async def _add_match(self, rule: str) -> None:
+        self._matches[rule] += 1
+        if self._matches[rule] == 1:
+            await self.call(DAEMON, "AddMatch", "s", [rule])
+
+    def _remove_match(self, rule: str) -> None:
+        self._matches[rule] -= 1
+        if self._matches[rule] == 0 and not self.lost:
+            self._send(DAEMON, "RemoveMatch", "s", [rule], flags=MessageFlag.NO_REPLY_EXPECTED)
+
+    def _send(
+        self,
+        target: tuple[str, str, str],
+        member: str,
+        signature: str,
+        body: Sequence[Any],
+        *,
+        serial: int | None = None,
+        flags: MessageFlag = MessageFlag.NONE,
+    ) -> None:
+        name, path, interface = target
+        message = Message(
+            destination=name,
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=[*body],
+            serial=serial,
+            flags=flags,
+        )
+        try:
+            self._bus.send(message).add_done_callback(_note)
+        except OSError as exc:
+            self._finish()
+            raise Lost from exc
+
+    def _receive(self, message: Message) -> None:
+        if message.message_type is not MessageType.SIGNAL:
+            if (reply := self._replies.get(message.reply_serial)) and not reply.done():
+                reply.set_result(message)
+        elif message.sender == DAEMON[0]:
+            if message.member == "NameOwnerChanged" and message.body[0] == SYSTEMD:
+                self._follow_systemd(message.body[2])
+        elif message.sender == self._systemd:
+            for read in tuple(self._readers):
+                read(message)
+
+    def _follow_systemd(self, owner: str) -> None:
+        if not self._systemd:
+            self._systemd = owner
+            self._found.set()
+        elif owner != self._systemd:  # a systemd that was executed anew has forgotten what was under way
+            self._finish()
+
+    def _finish(self) -> None:
+        self._finished = True
+        self._found.set()
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(Lost())
+        if self._bus.connected:
+            self._bus.disconnect()
+        for read in tuple(self._readers):
+            read(None)
+
+    def _ended(self, end: asyncio.Task[None]) -> None:
+        if not end.cancelled() and (error := end.exception()) and not isinstance(error, (OSError, EOFError)):
+            log.error("the message bus sent what cannot be read: %r", error)
+        self._finish()
+
+
+def _note(sent: asyncio.Future[Any]) -> None:
+    """Take note that a message could not be sent: the connection ends, which everyone waiting on it is told."""
+    if not sent.cancelled():
+        sent.exception()
+
+
+async def connect(address: str) -> Connection:
+    """Connect to systemd on the bus at `address`. Raises `Unavailable`."""
+    try:
+        bus = MessageBus(bus_address=address)
+        async with asyncio.timeout(CALL_TIMEOUT):
+            await bus.connect()
+    except TimeoutError as exc:
+        raise Unavailable(f"the message bus at {address} did not answer within {CALL_TIMEOUT:g} s") from exc
+    except (OSError, EOFError, DBusFastError) as exc:
+        raise Unavailable(f"cannot reach the message bus at {address}: {exc}") from exc
+    connection = Connection(bus)
+    try:
+        async with asyncio.timeout(ARRIVAL):
+            await connection.find_systemd()
+    except BaseException as exc:
+        await connection.close()
+        if isinstance(exc, (TimeoutError, ErrorReply, Lost)):
+            raise Unavailable(f"cannot find systemd on the message bus at {address}: {exc}") from exc
+        raise
+    return connection

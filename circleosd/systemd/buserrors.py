@@ -1,0 +1,47 @@
+"""What can go wrong on the bus, and what systemd's error replies mean to a caller. Imports no D-Bus library."""
+
+from __future__ import annotations
+
+from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, NotFound, Timeout, Unavailable
+
+_DBUS = "org.freedesktop.DBus.Error."
+_SYSTEMD = "org.freedesktop.systemd1."
+_REFUSALS = (f"{_DBUS}AccessDenied", f"{_DBUS}InteractiveAuthorizationRequired")
+# The rest of systemd's own errors say that the unit is in a state that does not allow what was asked.
+_MEANINGS: dict[str, type[CircleError]] = {
+    f"{_SYSTEMD}NoSuchUnit": NotFound,
+    f"{_SYSTEMD}LoadFailed": NotFound,
+    f"{_DBUS}FileNotFound": NotFound,
+    f"{_DBUS}InvalidArgs": BadRequest,
+    f"{_DBUS}LimitsExceeded": Limit,
+    f"{_DBUS}NoReply": Timeout,
+    f"{_DBUS}Timeout": Timeout,
+    f"{_DBUS}TimedOut": Timeout,
+}
+
+
+class ErrorReply(Exception):
+    """The answer to a call was an error: its name as in the D-Bus Specification, and a sentence."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(f"{text} ({name})")
+        self.name = name
+        self.text = text
+
+
+class Lost(Exception):
+    """The connection ended, or systemd left the bus, before the answer came."""
+
+
+def explained(doing: str, error: ErrorReply) -> CircleError:
+    """The error to raise when systemd answered `error` to the wish of `doing`, such as: start nginx.service."""
+    said = error.text.rstrip(".")
+    if error.name in _REFUSALS:
+        return Denied(
+            f"systemd refuses to {doing}: {said}; the polkit rule of CircleOSD does not cover this, "
+            "see as root: systemctl status circleosd-polkit"
+        )
+    kind = _MEANINGS.get(error.name)
+    if kind is None:
+        kind = Conflict if error.name.startswith((_SYSTEMD, "System.Error.")) else Unavailable
+    return kind(f"cannot {doing}: systemd says: {said}")

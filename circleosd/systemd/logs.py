@@ -1,0 +1,233 @@
+"""A unit's lines in the journal (systemd.journal-fields(7)), by systemd-python's `journal.Reader`.
+
+A reader belongs to the thread that opened it (sd-journal(3)): the functions here that are not coroutines block and use
+theirs within one call; `follow` keeps a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from systemd import journal
+
+from circleosd.errors import Denied, Limit, Unavailable
+from circleosd.registry.units import LogLine
+
+Scope = Literal["system", "user"]
+
+MAX_LINES = 2000  # of one answer: with MAX_TEXT at most 4 MiB of ASCII
+MAX_TEXT = 2048  # characters of a line that are shown; journald itself cuts at 48 KiB (LineMax=)
+BATCH = 200  # entries that `follow` reads at a time
+SETTLE = 1.0  # seconds that journald gets to write down how a unit ended: 2–4 ms when idle, over 300 when flooded
+STRAGGLERS = 0.05  # seconds by which lines may come later than systemd's word that the run is over; measured: 0.1 ms
+EARLY = 0.05  # seconds by which a line may seem older than its run, whose time is taken after the process was made
+
+# systemd's own word that a unit could not be started; that its run ended badly, or well.
+_NOT_STARTED = "be02cf6855d2428ba40df7e9d022f03d"
+_ENDED = ("d9b373ed55a64feb8242e02dbe79a49c", "7ad2d189f7e94e70a38c781354912448")
+_INVOCATION: dict[Scope, str] = {"system": "INVOCATION_ID", "user": "USER_INVOCATION_ID"}  # in what the manager says
+_FILES = (Path("/var/log/journal"), Path("/run/log/journal"))
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def tail(unit: str, lines: int, since: float | None, scope: Scope) -> list[LogLine]:
+    """The last `lines` lines of `unit` and of the manager about it, oldest first, none older than `since`.
+
+    `lines` is cut to MAX_LINES. Raises `Denied` when this process may not read the journal.
+    """
+    with _about(unit, scope) as reader:
+        return _last(reader, lines, since)[0]
+
+
+def of_run(unit: str, began: float, invocation: str, lines: int, scope: Scope, *, ended: bool) -> list[str]:
+    """The last lines that the processes of one run of `unit` logged; empty when they cannot be read.
+
+    `began` is in seconds since the epoch, `invocation` the run's InvocationID in hexadecimal. With `ended`, waits a
+    moment for journald to catch up.
+    """
+    if scope == "system" and not _readable():
+        return []
+    if ended:
+        _settle(invocation, scope)
+    found: list[LogLine] = []  # newest first
+    with _about(unit, scope) as reader:
+        for entry in _backwards(reader, began - EARLY):
+            if entry.get(_INVOCATION[scope], invocation) != invocation or len(found) >= lines:
+                break  # there systemd speaks of the run before, or it is enough
+            # journald may be too late to learn the invocation of a process that ends at once
+            ours = entry.get("_SYSTEMD_INVOCATION_ID", invocation) == invocation
+            if ours and not _by_manager(entry, scope):
+                found += reversed([*_lines(entry)])
+    return [line.text for line in reversed(found[: min(lines, MAX_LINES)])]
+
+
+async def follow(unit: str, lines: int, since: float | None, scope: Scope) -> AsyncGenerator[LogLine, None]:
+    """What `tail` gives, then every new line, until the iterator is closed. Raises `Denied`, `Limit`."""
+    thread = ThreadPoolExecutor(1, "journal")
+    loop = asyncio.get_running_loop()
+    follower = _Follower()
+    try:
+        found = await loop.run_in_executor(thread, follower.open, unit, lines, since, scope)
+        while True:
+            for line in found:
+                yield line
+            if len(found) < BATCH:
+                await _until_readable(follower.descriptor, follower.timeout)
+            found = await loop.run_in_executor(thread, follower.read)
+    finally:
+        thread.submit(follower.close)
+        thread.shutdown(wait=False)
+
+
+class _Follower:
+    """A reader that goes on where it stopped; all methods run in one thread."""
+
+    def __init__(self) -> None:
+        self._reader: Any = None
+        self.descriptor = -1
+        self.timeout: float | None = None
+
+    def open(self, unit: str, lines: int, since: float | None, scope: Scope) -> list[LogLine]:
+        """Begin; return the lines that are there already."""
+        self._reader = reader = _about(unit, scope)
+        try:
+            self.descriptor = reader.fileno()  # from here on changes are noticed
+        except OSError as exc:
+            raise Limit(f"cannot follow the log of {unit}: {exc.strerror}; too many are followed") from exc
+        began = time.time()
+        found, cursor = _last(reader, lines, since)
+        if cursor is None:
+            reader.seek_realtime(began)
+        else:
+            reader.seek_cursor(cursor)
+            reader.get_next()
+        self._note_timeout()
+        return found
+
+    def read(self) -> list[LogLine]:
+        """The lines that came since, of at most BATCH entries."""
+        self._reader.process()
+        found: list[LogLine] = []
+        while len(found) < BATCH and (entry := self._reader.get_next()):
+            found += _lines(entry)
+        self._note_timeout()
+        return found
+
+    def close(self) -> None:
+        """Give the reader back."""
+        if self._reader is not None:
+            self._reader.close()
+
+    def _note_timeout(self) -> None:
+        milliseconds = self._reader.get_timeout_ms()  # for file systems that do not tell of changes
+        self.timeout = None if milliseconds < 0 else milliseconds / 1000
+
+
+async def _until_readable(descriptor: int, timeout: float | None) -> None:
+    """Wait until the journal may have changed, `timeout` seconds at most."""
+    loop = asyncio.get_running_loop()
+    changed = asyncio.Event()
+    loop.add_reader(descriptor, changed.set)
+    try:
+        async with asyncio.timeout(timeout):
+            await changed.wait()
+    except TimeoutError:
+        return
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _settle(invocation: str, scope: Scope) -> None:
+    """Wait until the end of a run is in the journal.
+
+    The lines of a process may be written down after its unit's failure, but not long after; of what systemd says of
+    the failed start of a unit comes last that it failed to start.
+    """
+    deadline = time.monotonic() + SETTLE
+    with _reader(scope) as reader:
+        reader.add_match(f"{_INVOCATION[scope]}={invocation}")
+        reader.add_match(*(f"MESSAGE_ID={ending}" for ending in (_NOT_STARTED, *_ENDED)))
+        while (left := deadline - time.monotonic()) > 0:
+            if not (entry := reader.get_next()):
+                reader.wait(left)
+            elif entry["MESSAGE_ID"].hex == _NOT_STARTED:
+                return
+            else:
+                deadline = min(deadline, time.monotonic() + STRAGGLERS)
+
+
+def _readable() -> bool:
+    """Whether this process may read the system's journal, which it may as root or in the group systemd-journal."""
+    files = [path for directory in _FILES for path in directory.glob("*/system.journal")]
+    return not files or any(os.access(path, os.R_OK) for path in files)
+
+
+def _reader(scope: Scope) -> Any:
+    flags = journal.LOCAL_ONLY | (journal.SYSTEM_ONLY if scope == "system" else 0)
+    try:
+        reader = journal.Reader(flags)
+    except OSError as exc:
+        raise Unavailable(f"cannot open the journal: {exc.strerror}") from exc
+    reader.data_threshold = 4 * MAX_TEXT  # bytes of a field that are unpacked; a character may take four
+    return reader
+
+
+def _about(unit: str, scope: Scope) -> Any:
+    """A reader of what the processes of `unit` and its manager about it logged, as in journalctl -u."""
+    if scope == "system" and not _readable():
+        raise Denied("this service may not read the journal: its user must be in the group systemd-journal")
+    reader = _reader(scope)
+    if scope == "system":
+        reader.add_match(_SYSTEMD_UNIT=unit)
+        reader.add_disjunction()
+        reader.add_match(_UID=0, UNIT=unit)  # from PID 1, and from its children that could not become the unit
+    else:
+        reader.add_match(_SYSTEMD_USER_UNIT=unit, _UID=os.getuid())
+        reader.add_disjunction()
+        reader.add_match(USER_UNIT=unit, _UID=os.getuid())
+    return reader
+
+
+def _by_manager(entry: dict[str, Any], scope: Scope) -> bool:
+    """Whether an entry about a unit comes from the service manager, not from a process of the unit."""
+    return entry.get("_SYSTEMD_UNIT" if scope == "system" else "_SYSTEMD_USER_UNIT") == "init.scope"
+
+
+def _backwards(reader: Any, since: float | None) -> Iterator[dict[str, Any]]:
+    """The entries from the newest to that of `since`."""
+    reader.seek_tail()
+    while entry := reader.get_previous():
+        if since is not None and entry["__REALTIME_TIMESTAMP"].timestamp() < since:
+            return
+        yield entry
+
+
+def _last(reader: Any, lines: int, since: float | None) -> tuple[list[LogLine], str | None]:
+    """The last lines, oldest first, and the cursor of the newest entry, None if there is none."""
+    lines = min(lines, MAX_LINES)
+    newest: str | None = None
+    found: list[LogLine] = []  # newest first
+    for entry in _backwards(reader, since):
+        newest = newest or entry["__CURSOR"]
+        found += reversed([*_lines(entry)])
+        if len(found) >= lines:
+            break
+    return found[:lines][::-1], newest
+
+
+def _lines(entry: dict[str, Any]) -> Iterator[LogLine]:
+    """An entry's message, line by line, fit for a terminal."""
+    message = entry.get("MESSAGE", "")
+    if isinstance(message, list):  # a field may be there several times
+        message = message[0]
+    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
+    moment = entry["__REALTIME_TIMESTAMP"].timestamp()
+    for line in text.splitlines():
+        yield LogLine(moment, _CONTROL.sub("\N{REPLACEMENT CHARACTER}", line[:MAX_TEXT]))

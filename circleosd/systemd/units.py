@@ -1,0 +1,335 @@
+"""The registry's service manager on systemd: the system's or the user's, over D-Bus (org.freedesktop.systemd1(5))."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+
+from circleosd.errors import BadRequest, Conflict, Limit, Timeout, Unavailable
+from circleosd.registry.units import LogLine, Switch, UnitState, Verb
+from circleosd.systemd.buserrors import ErrorReply, Lost, explained
+
+if TYPE_CHECKING:  # dbus-fast is imported at the first call: a registry asked for its health needs none of it
+    from dbus_fast import Message
+
+    from circleosd.systemd.bus import Connection
+
+Scope = Literal["system", "user"]
+
+MAX_FOLLOWERS = 32  # each holds a thread and an inotify instance, of which a user may have 128 by default
+METHODS: dict[Verb, str] = {
+    "start": "StartUnit",
+    "stop": "StopUnit",
+    "restart": "RestartUnit",
+    "reload": "ReloadUnit",
+}
+UNIT_NAME = re.compile(  # systemd.unit(5); a template without its instance is no unit
+    r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]+)?"
+    r"\.(service|socket|target|device|mount|automount|swap|timer|path|slice|scope)"
+)
+
+_GONE = "systemd or the message bus went away"
+_SYSTEMD = "org.freedesktop.systemd1"
+_MANAGER = (_SYSTEMD, "/org/freedesktop/systemd1", f"{_SYSTEMD}.Manager")
+_UNITS = "/org/freedesktop/systemd1/unit"
+_UNIT = f"{_SYSTEMD}.Unit"
+_PROPERTIES = "org.freedesktop.DBus.Properties"
+_FROM_SYSTEMD = f"type='signal',sender='{_SYSTEMD}'"
+_JOB_REMOVED = f"{_FROM_SYSTEMD},interface='{_SYSTEMD}.Manager',member='JobRemoved'"
+_RELOADING = f"{_FROM_SYSTEMD},interface='{_SYSTEMD}.Manager',member='Reloading'"
+_CHANGED = f"{_FROM_SYSTEMD},interface='{_PROPERTIES}',path_namespace='{_UNITS}'"
+_UNKNOWN = 2**64 - 1  # how systemd says that it cannot tell a figure
+_EXITED = 1  # CLD_EXITED, waitid(2)
+_SINCE = {  # when a unit entered its state, by the state
+    "active": "ActiveEnterTimestamp",
+    "reloading": "ActiveEnterTimestamp",
+    "inactive": "InactiveEnterTimestamp",
+    "failed": "InactiveEnterTimestamp",
+    "activating": "InactiveExitTimestamp",
+    "deactivating": "ActiveExitTimestamp",
+}
+
+
+class SystemdUnits:
+    """A `UnitManager` for the units of `scope`; a job may take `timeout` seconds.
+
+    Connects to the bus at the first call, and anew when the bus or systemd went away meanwhile.
+    """
+
+    def __init__(self, scope: Scope, *, timeout: float, env: Mapping[str, str] = os.environ) -> None:
+        self._scope = scope
+        self._timeout = timeout
+        self._env = env
+        self._connecting = asyncio.Lock()
+        self._connection: Connection | None = None
+        self._followers = 0
+
+    async def states(self, units: Sequence[str]) -> list[UnitState]:
+        """See `UnitManager`. One round trip, however many units."""
+        sent = [unit for unit in units if UNIT_NAME.fullmatch(unit)]
+        rows = iter(await self._ask(_MANAGER, "ListUnitsByNames", "as", sent) if sent else ())
+        return [UnitState(unit, *next(rows)[1:5]) if UNIT_NAME.fullmatch(unit) else _absent(unit) for unit in units]
+
+    async def detail(self, unit: str) -> UnitState:
+        """See `UnitManager`. One round trip, another for what triggers the unit."""
+        if not UNIT_NAME.fullmatch(unit):
+            return _absent(unit)
+        properties = await self._properties(unit)
+        state = replace(state_of(unit, properties), memory=_figure(properties.get("MemoryCurrent", _UNKNOWN)))
+        triggers = await self.states(state.triggered_by)
+        return replace(state, listening=any(trigger.active == "active" for trigger in triggers))
+
+    async def matching(self, pattern: str) -> list[str]:
+        """See `UnitManager`."""
+        rows = await self._ask(_MANAGER, "ListUnitsByPatterns", "asas", [], [pattern])
+        return sorted(row[0] for row in rows)
+
+    async def job(self, verb: Verb, unit: str) -> str:
+        """See `UnitManager`. A job that takes too long is not canceled."""
+        _check(unit)
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await _job(await self._connected(), METHODS[verb], unit)
+        except ErrorReply as error:
+            raise explained(f"{verb} {unit}", error) from error
+        except Lost as exc:
+            raise Unavailable(f"cannot tell how the job to {verb} {unit} ends: {_GONE}") from exc
+        except TimeoutError as exc:
+            raise Timeout(f"the job to {verb} {unit} is not done after {self._timeout:g} s; it goes on") from exc
+
+    async def switch(self, verb: Switch, unit: str) -> str:
+        """See `UnitManager`.
+
+        polkit is not told which unit file a request is about (systemd 252), and the right to enable any unit file is
+        as good as root. So whoever is not root starts a unit of root's that does it for him: `switch_unit`.
+        """
+        _check(unit)
+        if self._scope == "system" and os.geteuid() != 0:
+            helper = switch_unit(verb, unit)
+            result = await self.job("start", helper)
+            if result != "done":
+                said = " | ".join(await self.log_tail(helper, 3)) or f"the result of {helper} is {result}"
+                raise Conflict(f"cannot {verb} {unit}: {said}")
+        else:
+            try:
+                await _switch(await self._connected(), verb, unit)
+            except ErrorReply as error:
+                raise explained(f"{verb} {unit}", error) from error
+            except Lost as exc:
+                raise Unavailable(f"cannot {verb} {unit}: {_GONE}") from exc
+        state = str(await self._ask(_MANAGER, "GetUnitFileState", "s", unit))
+        if verb == "enable" and state == "static":
+            raise Conflict(f"cannot enable {unit}: it has no [Install] section")
+        return state
+
+    async def watch(self, units: Sequence[str]) -> AsyncIterator[UnitState]:
+        """See `UnitManager`. Nothing is polled."""
+        shown: dict[str, UnitState] = {}
+        while True:
+            seen = 0
+            try:
+                async with aclosing(_changes(await self._connected(), units)) as changes:
+                    async for state in changes:
+                        seen += 1
+                        if _differs(state, shown.get(state.unit)):
+                            shown[state.unit] = state
+                            yield state
+            except ErrorReply as error:
+                raise explained("watch units", error) from error
+            except Lost as exc:
+                if seen == 0:  # not even on a new connection
+                    raise Unavailable(f"cannot watch units: {_GONE}") from exc
+
+    async def log_tail(self, unit: str, lines: int) -> list[str]:
+        """See `UnitManager`."""
+        from circleosd.systemd import logs
+
+        properties = await self._properties(unit)
+        began, invocation = properties["InactiveExitTimestamp"] / 1e6, bytes(properties["InvocationID"]).hex()
+        if not began or not invocation:
+            return []
+        ended = properties["ActiveState"] in ("failed", "inactive") or properties["SubState"] == "auto-restart"
+        return await asyncio.to_thread(logs.of_run, unit, began, invocation, lines, self._scope, ended=ended)
+
+    async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:
+        """See `UnitManager`."""
+        from circleosd.systemd import logs
+
+        _check(unit)
+        return await asyncio.to_thread(logs.tail, unit, lines, since, self._scope)
+
+    async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncIterator[LogLine]:
+        """See `UnitManager`."""
+        from circleosd.systemd import logs
+
+        _check(unit)
+        if self._followers >= MAX_FOLLOWERS:
+            raise Limit(f"at most {MAX_FOLLOWERS} logs are followed at once; try again later")
+        self._followers += 1
+        try:
+            async with aclosing(logs.follow(unit, lines, since, self._scope)) as found:
+                async for line in found:
+                    yield line
+        finally:
+            self._followers -= 1
+
+    async def close(self) -> None:
+        """Leave the bus."""
+        if self._connection:
+            await self._connection.close()
+
+    async def _connected(self) -> Connection:
+        from circleosd.systemd import bus
+
+        async with self._connecting:
+            if self._connection is None or self._connection.lost:
+                self._connection = await bus.connect(bus_address(self._scope, self._env))
+            return self._connection
+
+    async def _ask(self, target: tuple[str, str, str], member: str, signature: str, *body: Any) -> Any:
+        """The answer to a question without side effects, which is asked again if the connection is lost over it."""
+        try:
+            try:
+                return (await (await self._connected()).call(target, member, signature, body)).body[0]
+            except Lost:
+                return (await (await self._connected()).call(target, member, signature, body)).body[0]
+        except ErrorReply as error:
+            raise explained("ask systemd", error) from error
+        except Lost as exc:
+            raise Unavailable(f"cannot ask systemd: {_GONE}") from exc
+
+    async def _properties(self, unit: str) -> dict[str, Any]:
+        return _plain(await self._ask((_SYSTEMD, object_path(unit), _PROPERTIES), "GetAll", "s", ""))
+
+
+async def _job(connection: Connection, method: str, unit: str) -> str:
+    """Start a job and wait for its JobRemoved, which may come before the reply that names the job."""
+    async with connection.signals([_JOB_REMOVED], lambda signal: signal.member == "JobRemoved") as removed:
+        job = (await connection.call(_MANAGER, method, "ss", [unit, "replace"])).body[0]
+        while signal := await removed.get():
+            _number, path, _unit, result = signal.body
+            if path == job:
+                return str(result)
+    raise Lost
+
+
+async def _switch(connection: Connection, verb: Switch, unit: str) -> None:
+    """Enable or disable a unit file and have systemd read it, as systemctl(1) does."""
+    if verb == "enable":
+        await connection.call(_MANAGER, "EnableUnitFiles", "asbb", [[unit], False, False])
+    else:
+        await connection.call(_MANAGER, "DisableUnitFiles", "asb", [[unit], False])
+    await connection.call(_MANAGER, "Reload")
+
+
+async def _changes(connection: Connection, units: Sequence[str]) -> AsyncGenerator[UnitState, None]:
+    """The states of `units`, and again after signals that concern them, also when a state stayed as it was."""
+    names: dict[str, list[str]] = {}  # by object path; several when one is another's alias
+
+    def wanted(signal: Message) -> bool:
+        return signal.path in names or signal.member == "Reloading"
+
+    async with connection.signals([_CHANGED, _RELOADING], wanted) as signals:
+        while True:
+            names.clear()
+            valid = [unit for unit in units if UNIT_NAME.fullmatch(unit)]
+            rows = (await connection.call(_MANAGER, "ListUnitsByNames", "as", [valid])).body[0]
+            for unit, row in zip(valid, rows, strict=True):
+                names.setdefault(row[6], []).append(unit)
+            for unit in set(units).difference(valid):
+                yield _absent(unit)
+            known: dict[str, dict[str, Any]] = {}
+            serials: dict[str, int] = {}
+            for path in names:
+                reply = await connection.call((_SYSTEMD, path, _PROPERTIES), "GetAll", "s", [""])
+                known[path], serials[path] = _plain(reply.body[0]), reply.serial
+                for unit in names[path]:
+                    yield state_of(unit, known[path])
+            while signal := await signals.get():
+                if signal.member == "Reloading":
+                    if not signal.body[0]:  # the unit files were read anew
+                        break
+                elif (path := signal.path or "") and signal.serial > serials[path]:  # later than what we read
+                    interface, changed, _invalidated = signal.body
+                    known[path] |= _plain(changed)
+                    if interface == _UNIT:  # comes after the one of the unit's type, and completes it
+                        for unit in names[path]:
+                            yield state_of(unit, known[path])
+            else:
+                raise Lost
+
+
+def state_of(unit: str, properties: Mapping[str, Any]) -> UnitState:
+    """The state that a unit's properties describe, without memory and listening."""
+    active = properties["ActiveState"]
+    alive = active not in ("inactive", "failed")  # while a unit starts, its PID is told before its state
+    ran = properties.get("ExecMainCode") == _EXITED
+    return UnitState(
+        unit=unit,
+        description=properties["Description"],
+        load=properties["LoadState"],
+        active=active,
+        sub=properties["SubState"],
+        since=properties[_SINCE.get(active, "StateChangeTimestamp")] / 1e6 or None,
+        pid=properties.get("MainPID") or None if alive else None,
+        restarts=properties.get("NRestarts"),
+        result=properties.get("Result"),
+        exit_status=properties["ExecMainStatus"] if ran else None,
+        triggered_by=tuple(properties["TriggeredBy"]),
+    )
+
+
+def bus_address(scope: Scope, env: Mapping[str, str]) -> str:
+    """The address of the bus that the scope's systemd is on. Raises `Unavailable` when nothing tells it."""
+    if scope == "system":
+        return env.get("DBUS_SYSTEM_BUS_ADDRESS") or "unix:path=/run/dbus/system_bus_socket"
+    if address := env.get("DBUS_SESSION_BUS_ADDRESS"):
+        return address
+    if runtime := env.get("XDG_RUNTIME_DIR"):
+        return f"unix:path={quote(f'{runtime}/bus', safe='/')}"
+    raise Unavailable("cannot find the user's message bus: XDG_RUNTIME_DIR is not set; log in by a session of systemd")
+
+
+def object_path(unit: str) -> str:
+    """Where systemd shows a unit on the bus: what is no ASCII letter or digit becomes _ and its hexadecimal code."""
+    return f"{_UNITS}/" + re.sub(r"[^A-Za-z0-9]|^[0-9]", lambda found: f"_{ord(found[0]):02x}", unit)
+
+
+def switch_unit(verb: Switch, unit: str) -> str:
+    """The oneshot unit of root's that does `verb` to `unit`, whose name is escaped as by systemd-escape(1)."""
+    instance = re.sub(r"^\.|[^A-Za-z0-9:_.]", lambda found: f"\\x{ord(found[0]):02x}", unit)
+    return f"circleosd-{verb}@{instance}.service"
+
+
+def _check(unit: str) -> None:
+    if not UNIT_NAME.fullmatch(unit):
+        raise BadRequest(f"{unit[:64]!r} is not the name of a unit")
+
+
+def _absent(unit: str) -> UnitState:
+    return UnitState(unit, unit, "not-found", "inactive", "dead")
+
+
+def _differs(new: UnitState, old: UnitState | None) -> bool:
+    """Whether a state is news. A failed unit may have failed again; a unit dropped from memory has no `since`.
+
+    The result is reset to success a moment before a unit leaves the state that it belonged to, which is no news.
+    """
+    if old is None or (new.since or 0.0) > (old.since or 0.0):
+        return True
+    return (new.load, new.active, new.sub, new.pid) != (old.load, old.active, old.sub, old.pid)
+
+
+def _plain(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Properties without the signatures of their values."""
+    return {name: variant.value for name, variant in properties.items()}
+
+
+def _figure(value: int) -> int | None:
+    return None if value == _UNKNOWN else value

@@ -1,0 +1,86 @@
+"""Streams: watch and logs --follow, over real sockets, and what becomes of them when somebody goes away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.integration.conftest import NewHost
+from tests.integration.embedded_host import BIN, EmbeddedHost
+
+TALKER = "[Service]\nType=exec\nExecStart=/bin/sh -c 'echo one; echo two; while sleep 0.1; do echo tick; done'\n"
+
+
+@pytest.fixture
+def talking(new_host: NewHost) -> EmbeddedHost:
+    host = new_host({"CIRCLEOSD_SERVER_IDLE_EXIT": "0.5"})
+    host.add_service("talker", TALKER)
+    return host
+
+
+def test_watch_tells_the_state_and_then_every_change(talking: EmbeddedHost) -> None:
+    with talking.connect("service-registry") as sock, sock.makefile("rb") as replies:
+        sock.sendall(b'{"action":"watch","name":"talker","tag":9}\n')
+        first = json.loads(replies.readline())
+        assert (first["more"], first["tag"], first["data"]["state"]) == (True, 9, "inactive")
+        talking.ok("service", "start", "talker")
+        states = [json.loads(replies.readline())["data"]["state"] for _ in range(2)]
+        assert states == ["activating", "active"]
+        os.kill(talking.data("service-registry", "status", name="talker")["pid"], signal.SIGKILL)
+        assert json.loads(replies.readline())["data"]["state"] == "failed"
+
+
+def test_watch_without_a_name_tells_of_all(talking: EmbeddedHost) -> None:
+    with talking.connect("service-registry") as sock, sock.makefile("rb") as replies:
+        sock.sendall(b'{"action":"watch"}\n')
+        names = {json.loads(replies.readline())["data"]["name"] for _ in range(4)}
+    assert names == {"auth-service", "service-registry", "plugin-manager", "talker"}
+
+
+def test_logs_show_the_last_lines_and_follow_goes_on(talking: EmbeddedHost) -> None:
+    talking.ok("service", "start", "talker")
+    talking.wait_for(lambda: "tick" in talking.ok("service", "logs", "talker"))
+    assert [line.split()[-1] for line in talking.ok("service", "logs", "talker").splitlines()[:2]] == ["one", "two"]
+    assert talking.ok("service", "logs", "talker", "--lines", "1").count("\n") == 1
+    assert "one" not in talking.ok("service", "logs", "talker", "--since", str(time.time() + 60))
+    follower = subprocess.Popen(
+        [BIN / "circlectl", "service", "logs", "talker", "--follow", "--lines", "1"],
+        env=talking.environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert follower.stdout is not None
+    seen = [follower.stdout.readline().split()[-1] for _ in range(4)]
+    follower.send_signal(signal.SIGINT)
+    assert follower.wait(10) == 130
+    follower.stdout.close()
+    assert seen == ["tick"] * 4
+
+
+def test_a_stream_whose_reader_is_gone_ends_and_the_service_becomes_idle(talking: EmbeddedHost) -> None:
+    with talking.connect("service-registry") as sock, sock.makefile("rb") as replies:
+        sock.sendall(b'{"action":"watch","name":"talker"}\n')
+        pid = talking.pid("service-registry")
+        assert replies.readline()
+    talking.wait_for(lambda: pid not in talking.processes())
+
+
+def test_a_stream_ends_when_the_service_is_told_to_stop(talking: EmbeddedHost) -> None:
+    with talking.connect("service-registry") as sock, sock.makefile("rb") as replies:
+        sock.sendall(b'{"action":"watch","name":"talker"}\n')
+        assert replies.readline()
+        begun = time.monotonic()
+        os.kill(talking.pid("service-registry"), signal.SIGTERM)
+        assert replies.readline() == b""
+        assert time.monotonic() - begun < 5
+
+
+def test_nobody_follows_what_is_not_cataloged(talking: EmbeddedHost) -> None:
+    for action in ("watch", "logs"):
+        assert talking.call("service-registry", {"action": action, "name": "sshd"})["error"] == "not-found"
+    for wrong in ({"lines": -1}, {"lines": 10_001}, {"since": "yesterday"}, {"follow": "yes"}):
+        reply = talking.call("service-registry", {"action": "logs", "name": "talker", **wrong})
+        assert reply["error"] == "bad-request"
