@@ -29,6 +29,7 @@ USAGE = """usage: circleosd COMMAND
   service-registry    names and the units behind them} each with its socket
   plugin-manager      loads and invokes plugins      }
   worker NAME         runs the code of one plugin; started for plugin-manager
+  polkit-rule         write the polkit rule for the cataloged units; started by systemd, as root
   --version
 """
 
@@ -52,6 +53,10 @@ def run(argv: list[str]) -> int:
             return worker([name])
         case ["auth-service" | "service-registry" | "plugin-manager" as service]:
             return serve(service)
+        case ["polkit-rule"]:
+            from circleosd.polkit import main as polkit_rule
+
+            return polkit_rule()
         case ["up"]:
             return up(None)
         case ["up", "--dir", directory]:

@@ -14,20 +14,21 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from circleosd.api.contract import Length, Pattern
 from circleosd.api.plugins import PLUGIN_NAME
 from circleosd.api.registry import ServiceName
-from circleosd.errors import BadRequest, NotFound
+from circleosd.errors import BadRequest, CircleError, NotFound
 from circleosd.registry.units import Switch, Verb
 
+ALL_VERBS: tuple[Verb | Switch, ...] = (*get_args(Verb), *get_args(Switch))
 PLUGIN_PREFIX = "plugin@"
 PLUGIN_UNITS = "circleosd-plugin@*.service"
 
@@ -102,8 +103,13 @@ class Reader:
         return self._catalog
 
 
-def read(directories: Sequence[Path]) -> Catalog:
-    """Read the drop-in files; of two entries with one name the later directory's and then the later file's counts.
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def read(directories: Sequence[Path], text: Callable[[Path], str] = _text) -> Catalog:
+    """Read the drop-in files, each by `text`; of two entries with one name the later directory's and then the later
+    file's counts.
 
     A file that cannot be used is left out and named in `problems`: one bad file must not take all services away.
     """
@@ -111,11 +117,11 @@ def read(directories: Sequence[Path]) -> Catalog:
     problems = []
     for path in sorted(_files(directories), key=lambda path: (directories.index(path.parent), path.name)):
         try:
-            for entry in parse(path.read_text(encoding="utf-8")):
+            for entry in parse(text(path)):
                 if entry.name in {own.name for own in OWN} or entry.name.startswith(PLUGIN_PREFIX):
                     raise BadRequest(f"the name {entry.name} is CircleOSD's own")
                 entries[entry.name] = entry
-        except (OSError, ValueError, BadRequest) as exc:
+        except (OSError, ValueError, CircleError) as exc:
             problems.append(f"{path}: {exc}")
     return Catalog(entries, tuple(problems))
 

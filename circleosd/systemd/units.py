@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from circleosd.errors import BadRequest, Conflict, Limit, Timeout, Unavailable
+from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, Timeout, Unavailable
 from circleosd.registry.units import LogLine, Switch, UnitState, Verb
 from circleosd.systemd.buserrors import ErrorReply, Lost, explained
 
@@ -97,7 +97,7 @@ class SystemdUnits:
             async with asyncio.timeout(self._timeout):
                 return await _job(await self._connected(), METHODS[verb], unit)
         except ErrorReply as error:
-            raise explained(f"{verb} {unit}", error) from error
+            raise await self._explained(verb, unit, error) from error
         except Lost as exc:
             raise Unavailable(f"cannot tell how the job to {verb} {unit} ends: {_GONE}") from exc
         except TimeoutError as exc:
@@ -203,6 +203,12 @@ class SystemdUnits:
             raise explained("ask systemd", error) from error
         except Lost as exc:
             raise Unavailable(f"cannot ask systemd: {_GONE}") from exc
+
+    async def _explained(self, verb: Verb, unit: str, error: ErrorReply) -> CircleError:
+        meaning = explained(f"{verb} {unit}", error)
+        if isinstance(meaning, Denied) and (name := (await self._properties(unit))["Id"]) != unit:
+            return Denied(f"{meaning}; {unit} is another name of {name}, which the catalog must have instead")
+        return meaning
 
     async def _properties(self, unit: str) -> dict[str, Any]:
         return _plain(await self._ask((_SYSTEMD, object_path(unit), _PROPERTIES), "GetAll", "s", ""))

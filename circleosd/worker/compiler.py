@@ -59,7 +59,7 @@ def _run_child(kind: engine.Kind, data: mmap.mmap, writing: int, *, deterministi
         while view:
             view = view[os.write(writing, view) :]
         status = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001  the child must not return into its parent's code
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status)
@@ -78,6 +78,7 @@ def _end_of_child(status: int) -> tuple[Code, str]:
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if number in (signal.SIGALRM, signal.SIGXCPU):
         return "limit", f"cannot load the plugin: compiling it took longer than {COMPILE_SECONDS:g} s"
+    # An allocation that fails aborts; the kernel's own want of memory kills.
     if number in (signal.SIGABRT, signal.SIGKILL):
         return "limit", f"cannot load the plugin: compiling it needs more than {COMPILE_MEMORY} bytes of memory"
     how = f"signal {number}" if number else f"status {os.waitstatus_to_exitcode(status)}"

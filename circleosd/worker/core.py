@@ -22,14 +22,14 @@ from circleosd.worker.engine import (
     failure,
     i32_function_type,
     new_trap,
-    report_fault,
     take_error,
     trap_failure,
 )
-from circleosd.worker.failure import PluginFailure
+from circleosd.worker.failure import PluginFailure, contained
 from circleosd.worker.frames import MAX_HOST_CALL, MAX_LOG, Buffer, Load, json_body
 from circleosd.worker.host import Host
 from circleosd.worker.inspect import Artifact
+from circleosd.worker.text import require_text
 
 # From this size on, a payload is copied to the plugin straight from where it was received.
 _LARGE: Final = 16 << 10
@@ -51,6 +51,7 @@ class _Instance:
     """One instance in a store of its own, with what a call of it needs."""
 
     __slots__ = (
+        "broken",
         "buffer",
         "buffer_address",
         "buffer_size",
@@ -74,6 +75,7 @@ class _Instance:
         self.trap = POINTER(c.wasm_trap_t)()
         self.buffer_address = 0
         self.buffer_size = -1
+        self.broken = False
 
     def delete(self) -> None:
         delete_store(self.store)
@@ -112,13 +114,13 @@ class CorePlugin:
             handler = instance.functions.get(function) or self._find(instance, function)
             self._write(instance, payload)
             reply, is_error = self._run(instance, handler, len(payload))
-        except BaseException as exc:
-            self._spent.append(instance)
-            if self._shared and isinstance(exc, PluginFailure):
-                exc.restarted = True
+        except PluginFailure as exc:
+            exc.restarted = self._shared and instance.broken
             raise
-        (self._ready if self._shared else self._spent).append(instance)
-        _require_text(reply)
+        finally:
+            keep = self._shared and not instance.broken
+            (self._ready if keep else self._spent).append(instance)
+        require_text(reply)
         if is_error:
             raise PluginFailure("plugin-failed", reply.decode() or "failed without a message")
         return reply
@@ -190,6 +192,7 @@ class CorePlugin:
         """Calls a function of the instance; argument and result are in `instance.raw`."""
         error = _call(instance.context, function, instance.raw, 1, byref(instance.trap))
         if error or instance.trap:
+            instance.broken = True
             raise self._failure(instance, error)
 
     def _new_instance(self) -> _Instance:
@@ -304,7 +307,7 @@ class _Imports:
         arguments[0].i32 = length
 
 
-def _trapping(function: Callable[[Any, Any], None]) -> Callable[[Any, Any, Any, int], int]:
+def _trapping(function: Callable[[Any, Any], None]) -> Callable[..., int]:
     """A callback for Wasmtime that turns what `function` raises into a trap."""
 
     def callback(_environment: Any, caller: Any, arguments: Any, _count: int) -> int:
@@ -312,12 +315,9 @@ def _trapping(function: Callable[[Any, Any], None]) -> Callable[[Any, Any, Any, 
             function(caller, arguments)
         except PluginFailure as exc:
             return new_trap(exc.message)
-        except BaseException:
-            report_fault()
-            return new_trap(FAULT)
         return 0
 
-    return callback
+    return contained(callback, lambda: new_trap(FAULT))
 
 
 def _place(caller: Any, what: str, pointer: int, length: int) -> int:
@@ -334,14 +334,3 @@ def _place(caller: Any, what: str, pointer: int, length: int) -> int:
         )
     base: int = ctypes.cast(_memory_data(context, byref(item.of.memory)), c_void_p).value or 0
     return base + pointer
-
-
-def _require_text(reply: bytes) -> None:
-    if reply.isascii():
-        return
-    try:
-        reply.decode()
-    except UnicodeDecodeError as exc:
-        raise PluginFailure(
-            "plugin-failed", f"gave a reply that is not UTF-8: {exc.reason} at byte {exc.start}"
-        ) from exc

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
-from ctypes import POINTER, byref, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_void_p
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from wasmtime import _bindings as c
@@ -20,6 +19,7 @@ from circleosd.worker.frames import Limits
 from circleosd.worker.limits import STORE_TICKS
 
 Pointer: TypeAlias = Any
+Kind: TypeAlias = Literal["module", "component"]
 
 MAX_STACK: Final = 512 << 10
 MAX_TABLE_ELEMENTS: Final = 100_000
@@ -31,20 +31,17 @@ FUEL_PER_SECOND: Final = 200_000_000
 KEEP_RESIDENT: Final = 256 << 10
 MAX_INSTANCE_SIZE: Final = 16 << 20
 
-# A component may have that many memories, tables and inner instances; the largest seen, Python's, has 25.
+# A component consists of several modules, each with an instance and perhaps a memory and tables of its own.
 COMPONENT_MEMORIES: Final = 16
-COMPONENT_TABLES: Final = 64
+COMPONENT_TABLES: Final = 24
 COMPONENT_INSTANCES: Final = 256
 
 NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, c_void_p))
 _I32: Final = 0
 
 
-def configuration(*, deterministic: bool, pool: Limits | None) -> Pointer:
-    """A `wasm_config_t`. `pool`: instances come from a pool dimensioned for these limits.
-
-    What code is compiled for must be the same with and without a pool: cachekey.CONFIGURATION names it.
-    """
+def configuration(*, deterministic: bool) -> Pointer:
+    """A `wasm_config_t` with all that compiled code depends on: raise cachekey.CONFIGURATION with changes."""
     config = c.wasm_config_new()
     c.wasmtime_config_max_wasm_stack_set(config, MAX_STACK)
     c.wasmtime_config_epoch_interruption_set(config, not deterministic)
@@ -56,38 +53,43 @@ def configuration(*, deterministic: bool, pool: Limits | None) -> Pointer:
     c.wasmtime_config_wasm_memory64_set(config, False)
     c.wasmtime_config_wasm_gc_set(config, False)
     c.wasmtime_config_native_unwind_info_set(config, False)
-    if pool is not None:
-        c.wasmtime_pooling_allocation_strategy_set(config, _pool(pool))
     return config
 
 
-def _pool(limits: Limits) -> Pointer:
+def _pool(limits: Limits, kind: Kind) -> Pointer:
+    """Slots for the instances of all calls at once, one that is prepared and one that is not yet deleted."""
     pool = c.wasmtime_pooling_allocation_config_new()
     slots = limits.concurrency + 2
-    c.wasmtime_pooling_allocation_config_total_core_instances_set(pool, slots)
-    c.wasmtime_pooling_allocation_config_total_component_instances_set(pool, 1)
-    c.wasmtime_pooling_allocation_config_total_memories_set(pool, slots)
-    c.wasmtime_pooling_allocation_config_total_tables_set(pool, slots * MAX_TABLES)
-    c.wasmtime_pooling_allocation_config_total_stacks_set(pool, 1)
-    c.wasmtime_pooling_allocation_config_total_gc_heaps_set(pool, 1)
-    c.wasmtime_pooling_allocation_config_max_tables_per_module_set(pool, MAX_TABLES)
-    c.wasmtime_pooling_allocation_config_table_elements_set(pool, MAX_TABLE_ELEMENTS)
+    whole = kind == "component"
+    instances, memories, tables = (
+        (COMPONENT_INSTANCES, COMPONENT_MEMORIES, COMPONENT_TABLES) if whole else (1, 1, MAX_TABLES)
+    )
+    c.wasmtime_pooling_allocation_config_total_component_instances_set(pool, slots if whole else 1)
+    c.wasmtime_pooling_allocation_config_max_component_instance_size_set(pool, MAX_INSTANCE_SIZE)
+    c.wasmtime_pooling_allocation_config_total_core_instances_set(pool, slots * instances)
     c.wasmtime_pooling_allocation_config_max_core_instance_size_set(pool, MAX_INSTANCE_SIZE)
+    c.wasmtime_pooling_allocation_config_total_memories_set(pool, slots * memories)
+    c.wasmtime_pooling_allocation_config_total_tables_set(pool, slots * tables)
+    c.wasmtime_pooling_allocation_config_max_tables_per_module_set(pool, tables)
+    c.wasmtime_pooling_allocation_config_table_elements_set(pool, MAX_TABLE_ELEMENTS)
     c.wasmtime_pooling_allocation_config_max_memory_size_set(pool, min(limits.memory, 4 << 30))
     c.wasmtime_pooling_allocation_config_linear_memory_keep_resident_set(pool, KEEP_RESIDENT)
+    # Neither is used, but a thousand stacks would be reserved.
+    c.wasmtime_pooling_allocation_config_total_stacks_set(pool, 1)
+    c.wasmtime_pooling_allocation_config_total_gc_heaps_set(pool, 1)
     return pool
 
 
 class Engine:
     """One Wasmtime engine with a worker's configuration, alive as long as the process."""
 
-    def __init__(self, limits: Limits, *, deterministic: bool, pool: bool) -> None:
+    def __init__(self, kind: Kind, limits: Limits, *, deterministic: bool) -> None:
         self.limits = limits
         self.deterministic = deterministic
         self.fuel = max(1, int(limits.time * FUEL_PER_SECOND))
-        self.pointer = c.wasm_engine_new_with_config(
-            configuration(deterministic=deterministic, pool=limits if pool else None)
-        )
+        config = configuration(deterministic=deterministic)
+        c.wasmtime_pooling_allocation_strategy_set(config, _pool(limits, kind))
+        self.pointer = c.wasm_engine_new_with_config(config)
 
     def tick(self) -> tuple[int, int] | None:
         """The C function that moves the epoch on, and its argument; None when fuel is what counts.
@@ -98,7 +100,8 @@ class Engine:
             return None
         function = ctypes.cast(c._wasmtime_engine_increment_epoch, c_void_p).value
         engine = ctypes.cast(self.pointer, c_void_p).value
-        assert function is not None and engine is not None
+        assert function is not None
+        assert engine is not None
         return function, engine
 
     def new_store(self) -> tuple[Pointer, Pointer]:
@@ -135,9 +138,6 @@ _set_deadline = c._wasmtime_context_set_epoch_deadline
 delete_store = c._wasmtime_store_delete
 
 
-Kind: TypeAlias = Literal["module", "component"]
-
-
 class _Functions(NamedTuple):
     pointer: Any
     new: Any
@@ -167,16 +167,16 @@ _KINDS: Final[dict[str, _Functions]] = {
 def compile_code(kind: Kind, data: bytes, *, deterministic: bool) -> bytes:
     """Compiles and serializes. Raises `PluginFailure` (`bad-request`) for invalid code."""
     functions = _KINDS[kind]
-    engine = c.wasm_engine_new_with_config(configuration(deterministic=deterministic, pool=None))
+    engine = c.wasm_engine_new_with_config(configuration(deterministic=deterministic))
     pointer = functions.pointer()
     error = functions.new(engine, _bytes_pointer(data), len(data), byref(pointer))
     if error:
-        reason = _take_error(error).cause
+        reason = take_error(error).cause
         raise PluginFailure("bad-request", f"cannot load the plugin: it does not compile: {reason}")
     vector = c.wasm_byte_vec_t()
     error = functions.serialize(pointer, byref(vector))
     if error:
-        raise PluginFailure("plugin-failed", f"cannot serialize the compilation: {_take_error(error).cause}")
+        raise PluginFailure("plugin-failed", f"cannot serialize the compilation: {take_error(error).cause}")
     return ctypes.string_at(vector.data, vector.size)
 
 
@@ -211,7 +211,7 @@ def code_from_file(kind: Kind, engine: Engine, descriptor: int) -> Pointer | Non
 
 def _bytes_pointer(data: bytes) -> Any:
     """A `uint8_t *` to the bytes themselves; the caller keeps `data` alive."""
-    return ctypes.cast(data, POINTER(ctypes.c_uint8))
+    return ctypes.cast(c_char_p(data), POINTER(ctypes.c_uint8))
 
 
 def chars(text: str) -> Any:
@@ -231,6 +231,9 @@ def i32_function_type(parameters: int, results: int) -> Pointer:
     return c.wasm_functype_new(byref(vectors[0]), byref(vectors[1]))
 
 
+# How Wasmtime words that an instance does not fit its store or its slot.
+_LIMIT_SIGNS: Final = ("exceeds the limit of", "exceeds the per-instance limit", "resource limit exceeded")
+
 FAULT: Final = "internal fault of the worker in a host function"
 
 
@@ -239,11 +242,6 @@ def new_trap(message: str) -> int:
     encoded = message.encode("utf-8", "replace")
     trap = c.wasmtime_trap_new((ctypes.c_char * len(encoded)).from_buffer_copy(encoded), len(encoded))
     return ctypes.cast(trap, c_void_p).value or 0
-
-
-def report_fault() -> None:
-    """Writes the exception in hand to the journal: plugins must not be able to cause one."""
-    sys.excepthook(*sys.exc_info())
 
 
 class Trouble(NamedTuple):
@@ -257,7 +255,7 @@ class Trouble(NamedTuple):
 def check(error: Pointer, limits: Limits) -> None:
     """Raises the `PluginFailure` for a `wasmtime_error_t *`, if it is one."""
     if error:
-        raise failure(_take_error(error), limits)
+        raise failure(take_error(error), limits)
 
 
 def trap_failure(trap: Pointer, limits: Limits) -> PluginFailure:
@@ -279,10 +277,8 @@ def failure(trouble: Trouble, limits: Limits) -> PluginFailure:
     if cause.startswith("wasm trap: all fuel consumed"):
         units = int(limits.time * FUEL_PER_SECOND)
         return PluginFailure("limit", f"used up its fuel of {units} units (time = {limits.time:g} s)", backtrace)
-    if "exceeds memory limits" in cause or "memory minimum size" in cause:
-        return PluginFailure("limit", f"needs more memory than its limit of {limits.memory} bytes: {cause}", backtrace)
-    if "exceeds table limits" in cause or "table minimum size" in cause:
-        return PluginFailure("limit", f"needs a larger table than is allowed: {cause}", backtrace)
+    if any(sign in cause for sign in _LIMIT_SIGNS):
+        return PluginFailure("limit", f"needs more than its limits allow: {cause}", backtrace)
     if cause.startswith("wasm trap: "):
         return PluginFailure("plugin-failed", "trap: " + cause.removeprefix("wasm trap: "), backtrace)
     return PluginFailure("plugin-failed", cause, backtrace)
@@ -290,18 +286,16 @@ def failure(trouble: Trouble, limits: Limits) -> PluginFailure:
 
 def take_error(error: Pointer) -> Trouble:
     """Takes a `wasmtime_error_t *` apart and deletes it."""
-    return _take_error(error)
-
-
-def _take_error(error: Pointer) -> Trouble:
     message = c.wasm_byte_vec_t()
     c.wasmtime_error_message(error, byref(message))
     frames = c.wasm_frame_vec_t()
     c.wasmtime_error_wasm_trace(error, byref(frames))
     status = ctypes.c_int(0)
     exited = c.wasmtime_error_exit_status(error, byref(status))
+    # The frames point into the error, so it is deleted last.
+    trouble = Trouble(_root_cause(_take_text(message)), _backtrace(frames), status.value if exited else None)
     c.wasmtime_error_delete(error)
-    return Trouble(_root_cause(_take_text(message)), _backtrace(frames), status.value if exited else None)
+    return trouble
 
 
 def _take_text(vector: Any) -> str:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
 from circleosd.worker.frames import Code, Failed
 
 # A plugin's own error message may be as long as a reply; what reaches people need not.
 MAX_MESSAGE = 64 << 10
+
+T = TypeVar("T")
 
 
 class PluginFailure(Exception):
@@ -21,3 +27,19 @@ class PluginFailure(Exception):
     def as_failed(self) -> Failed:
         """The body of the FAILED frame that reports it."""
         return Failed(self.code, self.message, self.backtrace, self.restarted)
+
+
+def contained(function: Callable[..., T], otherwise: Callable[[], T]) -> Callable[..., T]:
+    """`function` as a callback from foreign code, into which nothing may be raised.
+
+    What it raises is a fault of the worker: it is written to the journal, and `otherwise` says what to return.
+    """
+
+    def callback(*arguments: object) -> T:
+        try:
+            return function(*arguments)
+        except BaseException:  # noqa: BLE001  there is no caller to raise to
+            sys.excepthook(*sys.exc_info())
+            return otherwise()
+
+    return callback

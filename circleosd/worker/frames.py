@@ -109,11 +109,11 @@ class Failed(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """One received frame. A `memoryview` body is valid until the decoder is fed again."""
+    """One received frame."""
 
     kind: int
     call_id: int
-    body: Buffer
+    body: bytes | bytearray
 
 
 def encode(kind: int, call_id: int, body: Buffer = b"") -> bytes:
@@ -249,7 +249,9 @@ def parse_ready(body: Buffer) -> Ready:
     abi, description = value.get("abi"), value.get("description")
     if abi not in get_args(Abi) or not (description is None or isinstance(description, str)):
         raise FrameError("cannot read READY: abi or description is not allowed")
-    return Ready(abi, _texts(value, "functions"), _texts(value, "imports"), description, _texts(value, "sandbox"))
+    return Ready(
+        cast(Abi, abi), _texts(value, "functions"), _texts(value, "imports"), description, _texts(value, "sandbox")
+    )
 
 
 def failed_body(failed: Failed) -> bytes:

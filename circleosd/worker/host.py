@@ -67,9 +67,18 @@ def needed_capability(call: str, args: dict[str, str]) -> str:
     return prefix + args[name[:-1]] if brace else pattern
 
 
+class Call:
+    """One call as the host sees it: its id, 0 for what belongs to none, and what it may still log."""
+
+    __slots__ = ("budget", "call_id")
+
+    def __init__(self, call_id: int) -> None:
+        self.call_id = call_id
+        self.budget = LOG_BUDGET
+
+
 class _Current(threading.local):
-    call_id: int = 0
-    budget: int = LOG_BUDGET
+    call: Call = Call(0)
 
 
 class Host:
@@ -100,19 +109,23 @@ class Host:
 
     def begin(self, call_id: int) -> None:
         """What this thread does from now on, it does for that call; 0 for none."""
-        self._current.call_id = call_id
-        self._current.budget = LOG_BUDGET
+        self._current.call = Call(call_id)
 
-    def log(self, level: int, text: str) -> None:
-        """Sends one message, or drops it when the call has logged too much."""
-        current = self._current
-        if current.budget <= 0:
+    @property
+    def current(self) -> Call:
+        """This thread's call, for what is written for it on other threads."""
+        return self._current.call
+
+    def log(self, level: int, text: str, call: Call | None = None) -> None:
+        """Sends one message, of this thread's call if none is given, or drops it when the call logs too much."""
+        call = call or self._current.call
+        if call.budget <= 0:
             return
         body = log_body(level, text)
-        current.budget -= len(body)
-        self._send(LOG, current.call_id, body)
-        if current.budget <= 0:
-            self._send(LOG, current.call_id, log_body(2, "further log messages of this call were dropped"))
+        call.budget -= len(body)
+        self._send(LOG, call.call_id, body)
+        if call.budget <= 0:
+            self._send(LOG, call.call_id, log_body(2, "further log messages of this call were dropped"))
 
     def call(self, call: str, args: dict[str, str]) -> Answer:
         """One call of `CALLS`, whose arguments are complete."""
@@ -126,7 +139,7 @@ class Host:
         if len(request) > MAX_HOST_CALL:
             return False, f"limit: a host call may have {MAX_HOST_CALL} bytes"
         try:
-            return parse_host_reply(self._ask(self._current.call_id, request))
+            return parse_host_reply(self._ask(self._current.call.call_id, request))
         except FrameError as exc:
             return False, f"internal: {exc}"
 
@@ -142,7 +155,7 @@ class Host:
             return False, f"bad-request: the host call is not JSON: {exc}"
         call = value.get("call") if isinstance(value, dict) else None
         known = CALLS.get(call) if isinstance(call, str) else None
-        if known is None:
+        if known is None or not isinstance(call, str):
             return False, f"bad-request: there is no host call {str(call)[:80]!r}"
         args = value.get("args") or {}
         if not isinstance(args, dict) or set(args) != set(known.arguments):

@@ -186,7 +186,7 @@ class _Reader:
 
 def _sections(data: Data) -> list[tuple[int, _Reader]]:
     whole = _Reader(data, 8, len(data))
-    sections = []
+    sections: list[tuple[int, _Reader]] = []
     while whole.position < whole.end:
         if len(sections) >= MAX_ENTRIES:
             _refuse(f"has more than {MAX_ENTRIES} sections")
@@ -316,7 +316,7 @@ def _constant(section: _Reader) -> int | None:
             raise IndexError
 
 
-def _signed(data: bytes) -> int:
+def _signed(data: bytes | bytearray) -> int:
     value = sum((byte & 0x7F) << 7 * index for index, byte in enumerate(data))
     bits = 7 * len(data)
     return value - (1 << bits) if value >> (bits - 1) else value

@@ -25,7 +25,7 @@ COMPILE_MEMORY: Final = 3 << 30
 
 MAX_DESCRIPTORS: Final = 64
 # Python's own growth while it serves: buffers of a few payloads, stacks of threads.
-HEADROOM: Final = 64 << 20
+HEADROOM: Final = 32 << 20
 
 # The clock of interruption: so many ticks are a call's time. A store may see one more, for a tick may come
 # late from the call before; so a call ends between its time and a tick later.
@@ -33,6 +33,9 @@ TICKS: Final = 20
 STORE_TICKS: Final = TICKS + 1
 
 _SIGEV_THREAD: Final = 2
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
@@ -58,14 +61,24 @@ def settle() -> None:
     header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
     if libc.capset(header, bytes(24)) != 0:
         raise OSError(ctypes.get_errno(), "cannot confine the worker: capset failed")
+    # Payloads come and go in pieces of megabytes: giving their pages back each time costs more than a call.
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 8 << 20)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
 
 
 def bound_compilation() -> None:
-    """Bounds for the child process that compiles one module; SIGALRM, SIGXCPU or an abort ends it."""
+    """Bounds for the child process that compiles one module; SIGALRM, SIGXCPU or an abort ends it.
+
+    It ends with its worker, too.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
     signal.setitimer(signal.ITIMER_REAL, COMPILE_SECONDS)
-    _lower(resource.RLIMIT_CPU, int(2 * COMPILE_SECONDS))
+    # The compiler runs on several threads.
+    _lower(resource.RLIMIT_CPU, int(4 * COMPILE_SECONDS) + 1)
     _lower(resource.RLIMIT_DATA, COMPILE_MEMORY)
 
 

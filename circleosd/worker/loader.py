@@ -78,14 +78,14 @@ def _load_wasm(
     kind: Kind = "component" if artifact.abi == "component" else "module"
     engine = code = None
     if precompiled:
-        engine = Engine(load.limits, deterministic=load.deterministic, pool=kind == "module")
+        engine = Engine(kind, load.limits, deterministic=load.deterministic)
         code = code_from_file(kind, engine, precompiled[0])
     if engine is None or code is None:
         from circleosd.worker.compiler import compile_in_child
 
         compiled = compile_in_child(kind, data, deterministic=load.deterministic)
         channel.send(COMPILED, 0, compiled)
-        engine = engine or Engine(load.limits, deterministic=load.deterministic, pool=kind == "module")
+        engine = engine or Engine(kind, load.limits, deterministic=load.deterministic)
         code = code_from_bytes(kind, engine, compiled)
         del compiled
     plugin_class = _plugin_class(artifact.abi)

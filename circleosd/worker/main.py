@@ -19,7 +19,7 @@ _LISTEN_FDS_START: Final = 3
 
 
 def main(argv: list[str]) -> int:
-    """`argv` is the plugin's name."""
+    """`argv` is the unit's instance name, for messages; what to run, the manager says."""
     if len(argv) != 1:
         print("cannot start the worker: it takes one argument, the plugin's name", file=sys.stderr)
         return 2
@@ -28,7 +28,8 @@ def main(argv: list[str]) -> int:
         listener = passed_socket(os.environ, os.getpid())
         connection, _ = listener.accept()
         listener.close()
-        return serve(Channel(connection), argv[0])
+        serve(Channel(connection))
+        return 0
     except (BrokenPipeError, ConnectionResetError):
         return 0
     except (FrameError, OSError) as exc:
@@ -44,18 +45,15 @@ def passed_socket(environment: dict[str, str] | os._Environ[str], pid: int) -> s
     return socket.socket(fileno=_LISTEN_FDS_START)
 
 
-def serve(channel: Channel, name: str) -> int:
+def serve(channel: Channel) -> None:
     """Serves one connection. Raises `FrameError` or OSError when the manager breaks off or errs."""
     frame, descriptors = channel.receive_first()
     if frame is None:
-        return 0
+        return
     if frame.kind != LOAD:
         raise FrameError("the first frame is not LOAD")
     load = parse_load(frame.body)
-    if load.name != name:
-        raise FrameError(f"it was asked to load {load.name}")
     # Not before there is something to load: imports are most of the start, and the manager may hang up.
     from circleosd.worker.session import run
 
     run(channel, load, descriptors)
-    return 0

@@ -160,7 +160,10 @@ def _readable_paths() -> list[str]:
 
 def _allow(libc: ctypes.CDLL, ruleset: int, descriptor: int, rights: int) -> None:
     rule = struct.pack("=Qi", rights, descriptor)
-    _checked(libc.syscall(_ADD_RULE, ruleset, 1, rule, 0), "landlock")
+    result = libc.syscall(_ADD_RULE, ruleset, 1, rule, 0)
+    # EBADFD: a memfd or the like, which has no place in the file hierarchy and is not restricted.
+    if result < 0 and ctypes.get_errno() != errno.EBADFD:
+        _checked(result, "landlock")
 
 
 def _checked(result: int, what: str) -> int:
@@ -176,7 +179,8 @@ def _seccomp(libc: ctypes.CDLL) -> bool:
     program = _filter(*machine, pid=os.getpid())
     header = _Program(len(program) // 8, program)
     result = libc.syscall(_SECCOMP[machine[1]], _SET_MODE_FILTER, 0, ctypes.byref(header))
-    if result != 0 and ctypes.get_errno() in (errno.ENOSYS, errno.EINVAL):
+    # EPERM: an outer filter does not allow filters; then that one has to do.
+    if result != 0 and ctypes.get_errno() in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
         return False
     _checked(result, "seccomp")
     return True

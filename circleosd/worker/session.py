@@ -29,6 +29,7 @@ from circleosd.worker.frames import (
 )
 from circleosd.worker.host import Host
 from circleosd.worker.loader import THREAD_STACK, Loaded, load_plugin
+from circleosd.worker.text import require_payload
 
 
 def run(channel: Channel, load: Load, descriptors: list[int]) -> None:
@@ -75,6 +76,8 @@ class _Serial:
         self.host.begin(frame.call_id)
         watch.begin()
         try:
+            if not frame.body.isascii():
+                require_payload(payload)
             reply = plugin.call(name, payload) if frame.kind == INVOKE else plugin.event(name, payload)
         except PluginFailure as exc:
             self.channel.send(FAILED, frame.call_id, failed_body(exc.as_failed()))
@@ -96,7 +99,7 @@ class _Serial:
         except (OSError, FrameError):
             sys.excepthook(*sys.exc_info())
         # Plugin code is on the stack, so this cannot be left by an exception; and nobody waits any more.
-        _end(0)
+        return _end(0)
 
 
 class _Parallel(_Serial):
@@ -107,34 +110,40 @@ class _Parallel(_Serial):
         self._tasks: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self._replies: dict[int, queue.SimpleQueue[Buffer]] = {}
         self._threads = parallel
+        self._serving = False
 
     def serve(self) -> None:
+        self._serving = True
+        for frame in self._waiting:
+            self._tasks.put(frame)
         threading.stack_size(THREAD_STACK)
         for _ in range(self._threads):
             threading.Thread(target=self._work, daemon=True).start()
-        while (frame := self.channel.receive()) is not None:
-            if frame.kind != HOST_REPLY:
-                self._tasks.put(frame)
-            elif (replies := self._replies.get(frame.call_id)) is not None:
-                replies.put(frame.body)
+        while (received := self.channel.receive()) is not None:
+            if received.kind != HOST_REPLY:
+                self._tasks.put(received)
+            elif (replies := self._replies.get(received.call_id)) is not None:
+                replies.put(received.body)
         _end(0)
 
     def _work(self) -> None:
         try:
             while True:
                 self.answer(self._tasks.get())
-        except BaseException:
+        except BaseException:  # noqa: BLE001  a thread that is gone would leave its calls without an answer
             sys.excepthook(*sys.exc_info())
             _end(1)
 
     def ask(self, call_id: int, body: Buffer) -> Buffer:
+        if not self._serving:
+            return super().ask(call_id, body)
         replies: queue.SimpleQueue[Buffer] = queue.SimpleQueue()
         self._replies[call_id] = replies
         try:
             self.channel.send(HOST_CALL, call_id, body)
             return replies.get()
         except OSError:
-            _end(0)
+            return _end(0)
         finally:
             del self._replies[call_id]
 

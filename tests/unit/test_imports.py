@@ -32,6 +32,7 @@ ALLOWED = {
         "api", "config", "database", "errors", "ledger", "policy", "service", "upstream",
         "worker.frames", "worker.cachekey",
     },
+    "polkit": {"api", "errors", "registry.catalog", "systemd.units"},
     "embedded": {"config", "errors", "policy", "registry.units", "server", "systemd", "wire"},
     "circlectl": {"api", "client", "errors", "paths", "policy"},
 }  # fmt: skip

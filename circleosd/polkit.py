@@ -1,0 +1,172 @@
+"""The polkit rule that lets the registry manage the cataloged units, and nothing else: `circleosd polkit-rule`.
+
+Run by root (units/circleosd-polkit.service) when the catalog changes. Only what root alone can have written counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+from circleosd.api.plugins import PLUGIN_NAME
+from circleosd.errors import BadRequest, Denied
+from circleosd.registry import catalog
+from circleosd.registry.catalog import ALL_VERBS, Catalog, Entry
+from circleosd.systemd.units import UNIT_NAME, switch_unit
+
+log = logging.getLogger(__name__)
+
+USER = "circleosd-registry"
+CATALOG = Path("/etc/circleosd/services.d")
+RULES = Path("/etc/polkit-1/rules.d/49-circleosd.rules")  # before the distribution's 50-default.rules
+WORKER_VERBS = ("start", "stop", "restart")
+MAX_FILE = 1024 * 1024  # bytes of a catalog file
+ROUNDS = 20  # how often a catalog that changes meanwhile is read again
+
+# With manage-units polkit is told the unit and the verb, which is the job's type. It is not told which unit files
+# manage-unit-files is about (systemd 252), so that is never granted: see systemd.units.switch_unit.
+_TEMPLATE = """\
+// Written by circleosd-polkit.service from the catalog in %(catalog)s; changes made here are lost.
+polkit.addRule(function (action, subject) {
+    if (subject.user !== %(user)s) {
+        return polkit.Result.NOT_HANDLED;
+    }
+    // Whatever is not listed here is refused, also where another rule would allow it.
+    if (action.id !== "org.freedesktop.systemd1.manage-units") {
+        return polkit.Result.NO;
+    }
+    var unit = String(action.lookup("unit"));
+    var verb = String(action.lookup("verb"));
+    var listed = %(listed)s;
+    var worker = new RegExp(%(worker)s);
+    if (listed.indexOf(verb + " " + unit) >= 0 || (worker.test(unit) && %(verbs)s.indexOf(verb) >= 0)) {
+        return polkit.Result.YES;
+    }
+    return polkit.Result.NO;
+});
+"""
+
+
+def rule(entries: Iterable[Entry]) -> str:
+    """The JavaScript of the rule (polkit(8)): `USER` may do to the units of `entries` what these allow, and no more.
+
+    Also what it takes to enable them (`switch_unit`), and to run the plugins' workers. The same entries give the same
+    text, in whatever order. Raises `BadRequest` for what is no unit's name.
+    """
+    listed = set()
+    for entry in entries:
+        if not UNIT_NAME.fullmatch(entry.unit):
+            raise BadRequest(f"{entry.unit[:64]!r} is not the name of a unit")
+        for verb in ALL_VERBS if entry.verbs is None else entry.verbs:
+            if verb == "enable" or verb == "disable":
+                listed.add(f"start {switch_unit(verb, entry.unit)}")
+            else:
+                listed.add(f"{verb} {entry.unit}")
+    return _TEMPLATE % {
+        "catalog": CATALOG,
+        "user": json.dumps(USER),
+        "listed": json.dumps(sorted(listed), indent=8)[:-1] + ("    ]" if listed else "]"),
+        "worker": json.dumps(rf"^circleosd-plugin@{PLUGIN_NAME}(\.staged)?\.(service|socket)$"),
+        "verbs": json.dumps(WORKER_VERBS),
+    }
+
+
+def trusted(directory: Path, owner: int) -> Catalog:
+    """The catalog in `directory`, as far as only the user `owner` can have written it."""
+
+    def check(path: Path, found: os.stat_result) -> None:
+        if found.st_uid != owner:
+            raise Denied(f"{path} belongs to uid {found.st_uid}, not to uid {owner}")
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise Denied(f"others than its owner may write {path}; see: chmod go-w {path}")
+
+    def text(path: Path) -> str:
+        # what is checked is what is read; neither a link's target nor a pipe could be trusted
+        if path.is_symlink():
+            raise Denied(f"{path} is a symbolic link; put the file itself there")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, encoding="utf-8") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE:
+                raise Denied(f"{path} is not a file of at most {MAX_FILE} bytes")
+            check(path, found)
+            return file.read(MAX_FILE)
+
+    try:
+        for place in (directory.parent, directory):
+            check(place, place.lstat())
+    except FileNotFoundError:
+        return catalog.read([])
+    except Denied as error:
+        return Catalog(catalog.read([]).entries, (str(error),))
+    return catalog.read([directory], text)
+
+
+def write(text: str, target: Path) -> bool:
+    """Have `target` hold `text`, readable by all, without a moment in between. Whether anything had to be done."""
+    try:
+        if target.read_text(encoding="utf-8") == text and stat.S_IMODE(target.stat().st_mode) == 0o644:
+            return False
+    except (FileNotFoundError, UnicodeDecodeError):
+        pass
+    # polkitd reads what ends in .rules
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(descriptor, 0o644)
+            os.fsync(descriptor)
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+    return True
+
+
+def generate(directory: Path = CATALOG, target: Path = RULES, *, owner: int = 0) -> tuple[str, ...]:
+    """Bring the rule in `target` up to date with the catalog; return what of the catalog could not be used, and why.
+
+    Raises `OSError` when the rule cannot be written.
+    """
+    for _ in range(ROUNDS):
+        before = _fingerprint(directory)
+        found = trusted(directory, owner)
+        write(rule(found.entries.values()), target)
+        if _fingerprint(directory) == before:
+            break
+    return found.problems
+
+
+def _fingerprint(directory: Path) -> list[tuple[str, int, int]]:
+    """What differs when something in `directory` was changed."""
+    with contextlib.suppress(FileNotFoundError):
+        found = [(path.name, path.lstat()) for path in (directory, *sorted(directory.iterdir()))]
+        return [(name, status.st_ino, status.st_ctime_ns) for name, status in found]
+    return []
+
+
+def main() -> NoReturn:
+    """Generate the rule and exit: 0, or 1 when a part of the catalog is refused or the rule cannot be written."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    problems: tuple[str, ...] = ()
+    try:
+        problems = generate()
+    except OSError as exc:
+        problems = (f"the polkit rule cannot be brought up to date: {exc}",)
+    for problem in problems:
+        log.error("%s", problem)
+    # A path unit does not start its service again for what changes while that runs: leave at once after the last look.
+    os._exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()

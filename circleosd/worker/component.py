@@ -1,0 +1,314 @@
+"""The component ABI: the world `plugin` of wit/circleosd.wit (ABI.md, «component»)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import suppress
+from ctypes import POINTER, byref, c_void_p
+from typing import Any, Final, TypeAlias
+
+from wasmtime import _bindings as c
+
+from circleosd.worker import values
+from circleosd.worker.engine import (
+    FAULT,
+    NO_FINALIZER,
+    Engine,
+    Pointer,
+    chars,
+    check,
+    delete_store,
+    failure,
+    take_error,
+)
+from circleosd.worker.failure import PluginFailure, contained
+from circleosd.worker.frames import LEVELS, Buffer, Load
+from circleosd.worker.host import CALLS, Host
+from circleosd.worker.inspect import INTERFACE_VERSION, Artifact
+from circleosd.worker.wasi import LineLog, Streams, exit_failure, set_wasi
+
+_call = c._wasmtime_component_func_call
+_post_return = c._wasmtime_component_func_post_return
+_val_delete = c._wasmtime_component_val_delete
+
+_Body: TypeAlias = Callable[[Any, Any], None]
+
+# What the calls of `CALLS` return to a component, beside their errors.
+_RESULTS: Final[dict[str, values.Lower]] = {
+    "kv.get": values.optional_text,
+    "kv.set": values.nothing,
+    "kv.delete": values.boolean,
+    "kv.keys": values.texts,
+    "config.get": values.optional_text,
+    "config.keys": values.texts,
+    "clock.now": values.unsigned,
+    "clock.monotonic": values.unsigned,
+    "services.list": values.services,
+    "services.status": values.service,
+    "services.restart": values.nothing,
+    "events.emit": values.nothing,
+}
+_TYPES: Final = {
+    "describe": "func() -> string",
+    "init": "func() -> result<_, string>",
+    "on-event": "func(string, string) -> result<_, string>",
+    "handle": "func(string) -> result<string, string>",
+}
+
+
+class _Instance:
+    """One instance in a store of its own, and its functions as far as they were looked up."""
+
+    __slots__ = ("broken", "component", "context", "functions", "log", "store", "streams")
+
+    def __init__(self, store: Pointer, context: Pointer) -> None:
+        self.store = store
+        self.context = context
+        self.component = c.wasmtime_component_instance_t()
+        self.functions: dict[str, Any] = {}
+        self.streams: Streams | None = None
+        self.log: LineLog | None = None
+        self.broken = False
+
+    def delete(self) -> None:
+        delete_store(self.store)
+        if self.streams is not None:
+            self.streams.close()
+
+
+class ComponentPlugin:
+    """A loaded component. Calls may come from several threads if its instances are fresh."""
+
+    def __init__(self, engine: Engine, component: Pointer, artifact: Artifact, load: Load, host: Host) -> None:
+        self._engine = engine
+        self._component = component
+        self._load = load
+        self._host = host
+        self._shared = load.instance == "shared"
+        # None until the first instance shows their types: of another type, a toolchain put them there.
+        self._hooks: frozenset[str] | None = None
+        self._candidates = artifact.hooks
+        self._wasi = any(name.startswith("wasi:") for name in artifact.imports)
+        self._ready: list[_Instance] = []
+        self._spent: list[_Instance] = []
+        self._callbacks: list[Any] = []
+        self._indices = {name: self._index(name) for name in (*artifact.functions, *artifact.hooks)}
+        self._linker = self._link(artifact.imports)
+        instance = self._new_instance()
+        self.functions = self._callable(instance, artifact.functions)
+        self.description = self._describe(instance)
+        (self._ready if self._shared else self._spent).append(instance)
+        self.prepare()
+
+    def call(self, function: str, payload: Buffer) -> bytes:
+        """One call: the reply, UTF-8. Raises `PluginFailure`."""
+        if function not in self.functions:
+            raise PluginFailure("not-found", f"has no function {function!r}: it has {', '.join(self.functions)}")
+        return self._serve(function, [payload])
+
+    def event(self, topic: str, payload: Buffer) -> bytes:
+        """One event, for `on-event`."""
+        if "on-event" not in (self._hooks or ()):
+            raise PluginFailure("not-found", "takes no events: it exports no on-event")
+        return self._serve("on-event", [topic.encode(), payload])
+
+    def prepare(self) -> None:
+        """Between two calls: deletes what was used and makes the instance of the next call."""
+        while self._spent:
+            self._spent.pop().delete()
+        if not self._ready:
+            # What fails here fails again, and is reported, in the call that needs the instance.
+            with suppress(PluginFailure):
+                self._ready.append(self._new_instance())
+
+    def _serve(self, function: str, arguments: list[Buffer]) -> bytes:
+        try:
+            instance = self._ready.pop()
+        except IndexError:
+            instance = self._new_instance()
+        try:
+            self._engine.allow(instance.context)
+            ok, reply = self._enter(instance, function, arguments)
+        except PluginFailure as exc:
+            exc.restarted = self._shared and instance.broken
+            raise
+        finally:
+            keep = self._shared and not instance.broken
+            (self._ready if keep else self._spent).append(instance)
+        if not ok:
+            raise PluginFailure("plugin-failed", reply.decode() or "failed without a message")
+        return reply
+
+    def _enter(self, instance: _Instance, function: str, arguments: list[Buffer]) -> tuple[bool, bytes]:
+        """Calls a function that returns a result of texts; whether it is ok, and the text of either case."""
+        result = self._invoke(instance, function, arguments)
+        try:
+            case = result.of.result
+            if not case.val:
+                return case.is_ok, b""
+            size = case.val.contents.of.string.size
+            if case.is_ok and size > self._load.limits.output:
+                bound = self._load.limits.output
+                raise PluginFailure("limit", f"gave a reply of {size} bytes: its limit for output is {bound} bytes")
+            return case.is_ok, values.text_bytes(case.val.contents)
+        finally:
+            _val_delete(byref(result))
+
+    def _invoke(self, instance: _Instance, function: str, arguments: list[Buffer]) -> Any:
+        found = instance.functions.get(function) or self._find(instance, function)
+        if instance.log is not None:
+            instance.log.follow()
+        given = (c.wasmtime_component_val_t * len(arguments))()
+        held = [values.borrow_text(given[index], argument) for index, argument in enumerate(arguments)]
+        result = c.wasmtime_component_val_t()
+        error = _call(found, instance.context, given, len(held), byref(result), 1)
+        if not error and self._shared:
+            error = _post_return(found, instance.context)
+        if instance.log is not None:
+            instance.log.flush()
+        if error:
+            instance.broken = True
+            raise self._failure(instance, error)
+        return result
+
+    def _failure(self, instance: _Instance, error: Pointer) -> PluginFailure:
+        trouble = take_error(error)
+        if trouble.exit_status is not None:
+            return exit_failure(trouble.exit_status, instance.log.last if instance.log else "")
+        return failure(trouble, self._load.limits)
+
+    def _index(self, name: str) -> Pointer:
+        index = c.wasmtime_component_get_export_index(self._component, None, chars(name), len(name.encode()))
+        if not index:
+            raise PluginFailure("bad-request", f"cannot load the plugin: its export {name} cannot be found")
+        return index
+
+    def _find(self, instance: _Instance, name: str) -> Any:
+        function = c.wasmtime_component_func_t()
+        if not c.wasmtime_component_instance_get_func(
+            byref(instance.component), instance.context, self._indices[name], byref(function)
+        ):
+            raise PluginFailure("bad-request", f"cannot load the plugin: its export {name} is no function")
+        instance.functions[name] = found = byref(function)
+        return found
+
+    def _new_instance(self) -> _Instance:
+        store, context = self._engine.new_component_store()
+        instance = _Instance(store, context)
+        try:
+            if self._wasi:
+                instance.log = LineLog(self._host)
+                instance.streams = Streams(instance.log, instance.log)
+                set_wasi(context, self._load, self._host.environment, b"", instance.streams)
+            self._engine.allow(context)
+            error = c.wasmtime_component_linker_instantiate(
+                self._linker, context, self._component, byref(instance.component)
+            )
+            if error:
+                raise self._failure(instance, error)
+            if self._hooks is None:
+                self._hooks = frozenset(name for name in self._candidates if self._is(instance, name, name))
+            if "init" in self._hooks:
+                ok, message = self._enter(instance, "init", [])
+                if not ok:
+                    raise PluginFailure("plugin-failed", f"its init failed: {message.decode()}")
+        except BaseException:
+            instance.delete()
+            raise
+        return instance
+
+    def _is(self, instance: _Instance, name: str, world: str) -> bool:
+        """Whether an export has the type that the world gives to `world`."""
+        return values.function_type(self._find(instance, name), instance.context) == _TYPES[world]
+
+    def _callable(self, instance: _Instance, names: list[str]) -> list[str]:
+        """The exports that can be invoked. Raises `PluginFailure` when `handle` is none of them."""
+        found = [name for name in names if self._is(instance, name, "handle")]
+        if "handle" not in found:
+            given = values.function_type(self._find(instance, "handle"), instance.context)
+            raise PluginFailure(
+                "bad-request", f"cannot load the plugin: it exports handle as {given}, not as {_TYPES['handle']}"
+            )
+        return found
+
+    def _describe(self, instance: _Instance) -> str | None:
+        if "describe" not in (self._hooks or ()):
+            return None
+        result = self._invoke(instance, "describe", [])
+        try:
+            return values.text_bytes(result)[:4096].decode("utf-8", "ignore")
+        finally:
+            _val_delete(byref(result))
+
+    def _link(self, imports: list[str]) -> Pointer:
+        linker = c.wasmtime_component_linker_new(self._engine.pointer)
+        if self._wasi:
+            check(c.wasmtime_component_linker_add_wasip2(linker), self._load.limits)
+        root = c.wasmtime_component_linker_root(linker)
+        for name in imports:
+            interface = name.removeprefix("circleosd:plugin/").removesuffix(f"@{INTERFACE_VERSION}")
+            if interface == "log":
+                write = _failing("log.write", (values.ENUM, values.STRING), 0, self._log)
+                self._define(root, name, {"write": write})
+            elif interface != name:
+                calls = [call for call in CALLS if call.startswith(f"{interface}.")]
+                self._define(root, name, {call.partition(".")[2]: self._callback(call) for call in calls})
+        c.wasmtime_component_linker_instance_delete(root)
+        return linker
+
+    def _callback(self, call: str) -> Callable[..., int]:
+        kinds = (values.STRING,) * len(CALLS[call].arguments)
+        return _failing(call, kinds, 1, self._host_call(call))
+
+    def _define(self, root: Pointer, name: str, functions: dict[str, Callable[..., int]]) -> None:
+        limits = self._load.limits
+        interface = POINTER(c.wasmtime_component_linker_instance_t)()
+        check(c.wasmtime_component_linker_instance_add_instance(root, chars(name), len(name), byref(interface)), limits)
+        for function, body in functions.items():
+            callback = c.wasmtime_component_func_callback_t(body)
+            self._callbacks.append(callback)
+            check(
+                c.wasmtime_component_linker_instance_add_func(
+                    interface, chars(function), len(function), callback, None, NO_FINALIZER
+                ),
+                limits,
+            )
+        c.wasmtime_component_linker_instance_delete(interface)
+
+    def _log(self, arguments: Any, _result: Any) -> None:
+        level = values.enumeration(arguments[0])
+        self._host.log(LEVELS.index(level) if level in LEVELS else 3, values.text(arguments[1]))
+
+    def _host_call(self, call: str) -> _Body:
+        names = CALLS[call].arguments
+        lower = _RESULTS[call]
+
+        def body(arguments: Any, result: Any) -> None:
+            given = {name: values.text(arguments[index]) for index, name in enumerate(names)}
+            values.result(result[0], self._host.call(call, given), lower)
+
+        return body
+
+
+def _failing(name: str, kinds: tuple[int, ...], results: int, body: _Body) -> Callable[..., int]:
+    """A callback for Wasmtime. What `body` raises becomes an error of the call.
+
+    The C API takes a host function for whatever type the component imports it as, so the callback looks at the
+    values before it reads them; the type of a result Wasmtime checks itself.
+    """
+    message = f"imports {name} with another type than circleosd.wit gives it".encode()
+
+    def callback(
+        _data: Any, _context: Any, _type: Any, arguments: Any, count: int, result: Any, result_count: int
+    ) -> int:
+        if (tuple(arguments[index].kind for index in range(count)), result_count) != (kinds, results):
+            return _new_error(message)
+        body(arguments, result)
+        return 0
+
+    return contained(callback, lambda: _new_error(FAULT.encode()))
+
+
+def _new_error(message: bytes) -> int:
+    return ctypes.cast(c.wasmtime_error_new(message), c_void_p).value or 0

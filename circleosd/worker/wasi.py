@@ -1,0 +1,227 @@
+"""The wasi ABI: a WASI preview 1 command, run once for every call (ABI.md, «wasi»); and WASI for components.
+
+Neither has files, directories, sockets or an environment beyond the plugin's configuration: what is not
+configured in `wasi_config_t` is not there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+from ctypes import POINTER, byref, c_char_p, c_size_t, c_ssize_t, c_void_p, string_at
+from typing import Any, Final, Protocol
+
+from wasmtime import _bindings as c
+
+from circleosd.worker.engine import (
+    NO_FINALIZER,
+    Engine,
+    Pointer,
+    Trouble,
+    chars,
+    check,
+    delete_store,
+    failure,
+    take_error,
+    trap_failure,
+)
+from circleosd.worker.failure import PluginFailure, contained
+from circleosd.worker.frames import MAX_LOG, Buffer, Load
+from circleosd.worker.host import Host
+from circleosd.worker.inspect import Artifact
+from circleosd.worker.text import require_text
+
+_START: Final = chars("_start")
+_INFO: Final = 1
+
+
+class Sink(Protocol):
+    """Where a stream of a WASI program goes. `write` says whether it took the bytes."""
+
+    def write(self, data: bytes) -> bool: ...
+
+
+class Collector:
+    """Keeps up to `bound` bytes."""
+
+    def __init__(self, bound: int) -> None:
+        self.data = bytearray()
+        self.overflowed = False
+        self._bound = bound
+
+    def write(self, data: bytes) -> bool:
+        if len(self.data) + len(data) > self._bound:
+            self.overflowed = True
+            return False
+        self.data += data
+        return True
+
+
+class LineLog:
+    """Logs each line for the call of the thread that made this, and remembers the last."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        # Wasmtime writes from threads of its own.
+        self._call = host.current
+        self._rest = b""
+        self.last = ""
+
+    def write(self, data: bytes) -> bool:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._log(line)
+        if len(self._rest) >= MAX_LOG:
+            self.flush()
+        return True
+
+    def follow(self) -> None:
+        """From now on the lines belong to this thread's present call."""
+        self._call = self._host.current
+
+    def flush(self) -> None:
+        """Logs what has come without the end of its line."""
+        line, self._rest = self._rest, b""
+        self._log(line)
+
+    def _log(self, line: bytes) -> None:
+        text = line.decode("utf-8", "replace").rstrip()
+        if text:
+            self.last = text[:200]
+            self._host.log(_INFO, text, self._call)
+
+
+_sinks: Final[dict[int, Sink]] = {}
+_numbers: Final = itertools.count(1)
+
+
+def _take(number: int, data: Any, size: int) -> int:
+    return size if _sinks[number].write(string_at(data, size)) else -errno.EFBIG
+
+
+_write: Final = ctypes.CFUNCTYPE(c_ssize_t, c_void_p, POINTER(ctypes.c_ubyte), c_size_t)(
+    contained(_take, lambda: -errno.EIO)
+)
+
+
+class Streams:
+    """The two outputs of one program, known to the C API by numbers."""
+
+    def __init__(self, output: Sink, errors: Sink) -> None:
+        self.output = next(_numbers)
+        self.errors = next(_numbers)
+        _sinks[self.output] = output
+        _sinks[self.errors] = errors
+
+    def close(self) -> None:
+        """After the store that uses them is deleted."""
+        del _sinks[self.output], _sinks[self.errors]
+
+
+def set_wasi(context: Pointer, load: Load, environment: dict[str, str], stdin: bytes, streams: Streams) -> None:
+    """Gives a store its WASI: arguments, environment, stdin, two outputs, and nothing else."""
+    config = c.wasi_config_new()
+    c.wasi_config_set_argv(config, 1, _strings([load.name]))
+    c.wasi_config_set_env(config, len(environment), _strings(environment), _strings(environment.values()))
+    vector = c.wasm_byte_vec_t()
+    c.wasm_byte_vec_new(byref(vector), len(stdin), ctypes.cast(c_char_p(stdin), POINTER(ctypes.c_ubyte)))
+    c.wasi_config_set_stdin_bytes(config, byref(vector))
+    c.wasi_config_set_stdout_custom(config, _write, streams.output, NO_FINALIZER)
+    c.wasi_config_set_stderr_custom(config, _write, streams.errors, NO_FINALIZER)
+    check(c.wasmtime_context_set_wasi(context, config), load.limits)
+
+
+def _strings(texts: Any) -> Any:
+    items = [text.encode() for text in texts]
+    return ctypes.cast((c_char_p * len(items))(*items), POINTER(POINTER(ctypes.c_char)))
+
+
+def exit_failure(status: int, last_line: str) -> PluginFailure:
+    """The failure of a program that ended with a status other than 0."""
+    return PluginFailure("plugin-failed", f"exited with status {status}" + (f": {last_line}" if last_line else ""))
+
+
+class WasiPlugin:
+    """A loaded WASI command. Calls may come from several threads."""
+
+    description: str | None = None
+
+    def __init__(self, engine: Engine, module: Pointer, artifact: Artifact, load: Load, host: Host) -> None:
+        self.functions = artifact.functions
+        self._engine = engine
+        self._load = load
+        self._host = host
+        self._spent: list[tuple[Pointer, Streams]] = []
+        linker = c.wasmtime_linker_new(engine.pointer)
+        check(c.wasmtime_linker_define_wasi(linker), load.limits)
+        self._linked = POINTER(c.wasmtime_instance_pre_t)()
+        error = c.wasmtime_linker_instantiate_pre(linker, module, byref(self._linked))
+        if error:
+            raise PluginFailure("bad-request", f"cannot load the plugin: {take_error(error).cause}")
+        self._run(b"", Collector(0), LineLog(host), start=False)
+        self.prepare()
+
+    def call(self, function: str, payload: Buffer) -> bytes:
+        """One run of the command: its output. Raises `PluginFailure`."""
+        if function not in self.functions:
+            raise PluginFailure("not-found", f"has no function {function!r}: a wasi command has only handle")
+        output, errors = Collector(self._load.limits.output), LineLog(self._host)
+        trouble: PluginFailure | None = None
+        try:
+            self._run(bytes(payload), output, errors, start=True)
+        except PluginFailure as exc:
+            trouble = exc
+        errors.flush()
+        if output.overflowed:
+            bound = self._load.limits.output
+            raise PluginFailure("limit", f"wrote more than its limit for output of {bound} bytes") from trouble
+        if trouble is not None:
+            raise trouble
+        reply = bytes(output.data)
+        require_text(reply)
+        return reply
+
+    def event(self, topic: str, payload: Buffer) -> bytes:
+        """A command takes no events."""
+        raise PluginFailure("not-found", "takes no events: it is a wasi command")
+
+    def prepare(self) -> None:
+        """Deletes what the calls before have left."""
+        while self._spent:
+            store, streams = self._spent.pop()
+            delete_store(store)
+            streams.close()
+
+    def _run(self, stdin: bytes, output: Sink, errors: LineLog, *, start: bool) -> None:
+        store, context = self._engine.new_store()
+        streams = Streams(output, errors)
+        try:
+            set_wasi(context, self._load, self._host.environment, stdin, streams)
+            self._engine.allow(context)
+            self._enter(context, errors, start=start)
+        finally:
+            # Other threads delete what is in this list.
+            self._spent.append((store, streams))
+
+    def _enter(self, context: Pointer, errors: LineLog, *, start: bool) -> None:
+        instance = c.wasmtime_instance_t()
+        trap = POINTER(c.wasm_trap_t)()
+        error = c.wasmtime_instance_pre_instantiate(self._linked, context, byref(instance), byref(trap))
+        if not error and not trap and start:
+            item = c.wasmtime_extern_t()
+            c.wasmtime_instance_export_get(context, byref(instance), _START, len(_START), byref(item))
+            raw = (c.wasmtime_val_raw_t * 1)()
+            error = c.wasmtime_func_call_unchecked(context, byref(item.of.func), raw, 0, byref(trap))
+        if trap:
+            raise trap_failure(trap, self._load.limits)
+        if error:
+            self._ended(take_error(error), errors)
+
+    def _ended(self, trouble: Trouble, errors: LineLog) -> None:
+        if trouble.exit_status == 0:
+            return
+        errors.flush()
+        if trouble.exit_status is not None:
+            raise exit_failure(trouble.exit_status, errors.last)
+        raise failure(trouble, self._load.limits)

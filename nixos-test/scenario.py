@@ -1,0 +1,147 @@
+# The full-stack acceptance test of CircleOSD, over the machine of the NixOS test driver (nixos/lib/test-driver).
+#
+# The NixOS VM test runs this file as its testScript; tests/systemd runs the same file over a booted container. Both offer
+# CircleOSD installed and enabled; nginx.service, not started, and broken.service, a oneshot that exits with status 3,
+# both in the catalog; alice (uid 1000) and bob (1001), members of the group circleosd, and mallory (1002), who is not;
+# the plugins of /etc/circleosd-test/plugins; and server.idle_exit set to 3 seconds.
+
+import json
+import shlex
+
+PLUGINS = "/etc/circleosd-test/plugins"
+SERVICES = {"auth": "auth-service", "registry": "service-registry", "plugins": "plugin-manager"}
+
+
+def line(arguments, user=None):
+    """The shell command that runs circlectl as a user."""
+    command = f"circlectl {arguments}"
+    return f"su {user} -c {shlex.quote(command)}" if user else command
+
+
+def ctl(arguments, user=None):
+    """Run circlectl, which must succeed, and return its output."""
+    return machine.succeed(f"{line(arguments, user)} 2>&1")
+
+
+def data(arguments, user=None):
+    """Run circlectl and return the reply's data."""
+    return json.loads(machine.succeed(line(f"{arguments} --json", user)))
+
+
+def refused(arguments, status, text, user=None):
+    """Run circlectl, which must fail with an exit status and a message."""
+    got, output = machine.execute(f"{line(arguments, user)} 2>&1")
+    assert got == status, f"circlectl {arguments}: exit status {got}, expected {status}: {output}"
+    assert text in output, f"circlectl {arguments}: {output}"
+
+
+def active(unit):
+    return machine.get_unit_property(unit, "ActiveState")
+
+
+start_all()
+
+with subtest("the sockets listen and nothing runs"):
+    machine.wait_for_unit("circleosd.target")
+    for short in SERVICES:
+        assert active(f"circleosd-{short}.socket") == "active"
+        assert active(f"circleosd-{short}.service") == "inactive", short
+    mode = machine.succeed("stat -c '%a %U %G' /run/circleosd/*.sock")
+    assert set(mode.splitlines()) == {"660 root circleosd"}, mode
+
+with subtest("the first call starts a service, as a user of its own"):
+    assert {row["service"] for row in data("system status")} == set(SERVICES.values())
+    for short, name in SERVICES.items():
+        assert active(f"circleosd-{short}.service") == "active"
+        pid = machine.get_unit_property(f"circleosd-{short}.service", "MainPID")
+        assert machine.succeed(f"stat -c %U /proc/{pid}").strip() == f"circleosd-{short}"
+        assert "listening" in machine.get_unit_property(f"circleosd-{short}.service", "StatusText")
+
+with subtest("users, and what they may do"):
+    machine.succeed("echo correct-horse | circlectl user create alice --role operator --uid 1000 --password-stdin")
+    assert data("user whoami", "alice")["role"] == "operator"
+    refused("service list", 4, "needs the role viewer", "bob")
+    refused("service list", 12, "may not connect", "mallory")
+    machine.succeed("echo battery-staple | circlectl user create bob --password-stdin")
+    machine.succeed(f"echo battery-staple | {line('user login bob --password-stdin', 'bob')}")
+    assert data("user whoami", "bob")["user"] == "bob"
+    assert "nginx" in ctl("service list", "bob")
+    refused("service start nginx", 4, "needs the role operator", "bob")
+    refused("user create eve --password-stdin </dev/null", 2, "no password", "bob")
+    machine.fail("echo correct-horse | " + line("user create eve --password-stdin", "bob"))
+
+with subtest("a real service is started, watched, failed and restarted"):
+    machine.execute(f"timeout 60 {line('service watch nginx')} >/tmp/watched 2>&1 </dev/null", check_output=False)
+    machine.wait_until_succeeds("grep -q inactive /tmp/watched")
+    assert data("service start nginx", "alice")["state"] == "active"
+    machine.succeed("systemctl is-active nginx")
+    machine.wait_until_succeeds("grep -q 'nginx: active' /tmp/watched")
+    machine.succeed("systemctl kill --signal=KILL nginx")
+    machine.wait_until_succeeds("grep -q 'nginx: failed' /tmp/watched")
+    status = data("service status nginx", "alice")
+    assert (status["state"], status["result"]) == ("failed", "signal"), status
+    assert data("service restart nginx", "alice")["state"] == "active"
+    assert data("service reload nginx", "alice")["state"] == "active"
+    assert data("service status nginx")["pid"] == int(machine.get_unit_property("nginx.service", "MainPID"))
+    assert "nginx" in ctl("service logs nginx --lines 5", "alice").lower()
+    assert data("service stop nginx", "alice")["state"] == "inactive"
+    machine.fail("systemctl is-active nginx")
+
+with subtest("a unit that cannot start says why"):
+    refused("service start broken", 11, "exit status 3", "alice")
+    refused("service start broken", 11, "this service is broken", "alice")
+    refused("service start sshd", 5, "no service sshd in the catalog", "alice")
+
+with subtest("stopping what is started on demand says so"):
+    reply = machine.succeed(
+        """printf '{"action":"stop","name":"auth-service"}\\n' | socat -t10 - UNIX:/run/circleosd/service-registry.sock"""
+    )
+    assert "circleosd-auth.socket still listens" in reply, reply
+    assert data("user list")
+
+with subtest("plugins run each in a unit of its own"):
+    assert data(f"plugin load {PLUGINS}/example.wasm")["abi"] == "core"
+    assert ctl("plugin invoke example handle 'from a unit'").strip() == "11 bytes, 11 characters, 3 words: from a unit"
+    assert active("circleosd-plugin@example.service") == "active"
+    pid = machine.get_unit_property("circleosd-plugin@example.service", "MainPID")
+    owner = machine.succeed(f"stat -c %u /proc/{pid}").strip()
+    assert 61184 <= int(owner) <= 65519, f"the worker runs as uid {owner}, which is no dynamic user"
+    assert "plugin@example" in ctl("service list", "alice")
+
+with subtest("every service comes back from SIGKILL under load, and nothing acknowledged is lost"):
+    machine.succeed("for i in $(seq 5); do echo long-enough | circlectl user create before$i --password-stdin; done")
+    for short, name in SERVICES.items():
+        machine.execute(
+            "(for i in $(seq 40); do circlectl system status; circlectl plugin invoke example upper x; done) "
+            ">/dev/null 2>&1 </dev/null",
+            check_output=False,
+        )
+        machine.succeed(f"systemctl kill --signal=KILL circleosd-{short}.service")
+        machine.wait_until_succeeds("circlectl system status", timeout=20)
+        assert ctl("plugin invoke example upper back").strip() == "BACK"
+    names = {user["name"] for user in data("user list")}
+    assert {f"before{number}" for number in range(1, 6)} <= names
+
+with subtest("after a reboot the state is back"):
+    machine.shutdown()
+    machine.start()
+    machine.wait_for_unit("circleosd.target")
+    assert {"alice", "bob", "before1"} <= {user["name"] for user in data("user list")}
+    assert ctl("plugin invoke example crc32 hello").strip() == "3610a686"
+    assert any(row["object"] == "alice" for row in data("system history --lines 1000"))
+    assert data("user whoami", "bob")["user"] == "bob", "the session has survived"
+
+with subtest("idle, no process of CircleOSD is left"):
+    machine.wait_until_fails("pgrep -f 'circleosd[ ](auth-service|service-registry|plugin-manager|worker)'", timeout=90)
+    for short in SERVICES:
+        assert active(f"circleosd-{short}.socket") == "active"
+        assert active(f"circleosd-{short}.service") == "inactive"
+
+with subtest("the journal holds the structured record of it"):
+    denied = machine.succeed(
+        "journalctl -o json -t circleosd-service-registry MESSAGE_ID=a85b7acb4f1f4652a20f4c30fd25298e CIRCLEOSD_OBJECT=nginx"
+    )
+    row = json.loads(denied.splitlines()[-1])
+    assert (row["CIRCLEOSD_ACTION"], row["CIRCLEOSD_USER"], row["CIRCLEOSD_UID"]) == ("start", "bob", "1001"), row
+    explained = machine.succeed("journalctl -x -t circleosd-service-registry CIRCLEOSD_ACTION=start | cat")
+    assert "CircleOSD refused somebody" in explained

@@ -1,0 +1,226 @@
+# What the NixOS module promises: an attribute set from the name of a promise to whether it is kept.
+{ lib }:
+let
+  evaluation = import ./evaluate.nix { inherit lib; };
+  evaluate = configuration: (evaluation configuration).config;
+  enabled =
+    options:
+    evaluate {
+      services.circleosd = {
+        enable = true;
+      }
+      // options;
+    };
+  failures =
+    configuration: map (a: a.message) (lib.filter (a: !a.assertion) configuration.assertions);
+
+  # Everything of a configuration that a wrong value could reach.
+  force =
+    configuration:
+    builtins.deepSeq [
+      configuration.services.circleosd
+      configuration.environment.etc
+      configuration.security.polkit.extraConfig
+    ] true;
+  accepted = options: failures (enabled options) == [ ] && force (enabled options);
+  refusedByType = options: !(builtins.tryEval (force (enabled options))).success;
+  refusedBecause =
+    reason: options:
+    let
+      messages = failures (enabled options);
+    in
+    lib.length messages == 1 && lib.hasInfix reason (lib.head messages);
+
+  plugin = {
+    artifact = "/plugins/reverse.wasm";
+    manifest = "/plugins/reverse.json";
+  };
+  key = "ops@example.org namespaces=\"circleosd-plugin\" ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHOVMfs5L3eb5QE1pBcJ ops";
+
+  plain = enabled { };
+  full = enabled {
+    services.nginx = {
+      description = "web";
+      verbs = [ "restart" ];
+    };
+    services.database.unit = "postgresql.service";
+    plugins.reverse = plugin // {
+      grant = [ "kv" ];
+      sha256 = lib.concatStrings (lib.genList (_: "a") 64);
+    };
+    plugins.counter.artifact = "/plugins/counter.so";
+    plugins.counter.manifest.version = "1";
+    settings.plugins.trust = "warn";
+    settings.plugins.ceiling.memory = 64;
+    settings.registry.lines = 20;
+    trustedSigners = [ key ];
+  };
+  wheel = evaluate {
+    services.circleosd = {
+      enable = true;
+      adminGroup = "wheel";
+    };
+    users.users.alice.extraGroups = [ "wheel" ];
+    users.users.bob.group = "wheel";
+    users.users.carol.extraGroups = [ "users" ];
+  };
+  start = full.systemd.services.circleosd-declared-plugins.serviceConfig.ExecStart;
+in
+{
+  "a system without it gets nothing of it" =
+    let
+      off = evaluate { };
+    in
+    off.systemd.packages == [ ] && off.environment.etc == { } && off.security.polkit.extraConfig == "";
+  "enabling it is enough" = accepted { };
+  "declared plugins are loaded at boot, once the sockets listen" =
+    let
+      service = plain.systemd.services.circleosd-declared-plugins;
+    in
+    service.wantedBy == [ "multi-user.target" ]
+    && service.wants == service.after
+    && lib.elem "circleosd-plugins.socket" service.after;
+  "the target is wanted at boot" =
+    plain.systemd.targets.circleosd.wantedBy == [ "multi-user.target" ];
+  "every option is described" =
+    let
+      documented = lib.filter (option: lib.hasPrefix "services.circleosd." option.name) (
+        lib.optionAttrSetToDocList (evaluation { }).options
+      );
+    in
+    lib.length documented > 15
+    && lib.all (option: option.description != null && lib.isString option.type) documented;
+  "the sockets are wanted by sockets.target" = lib.all (
+    socket: lib.elem "sockets.target" socket.wantedBy
+  ) (lib.attrValues plain.systemd.sockets);
+  "the polkit generator is off" =
+    !plain.systemd.services.circleosd-polkit.enable && !plain.systemd.paths.circleosd-polkit.enable;
+  "declared services become the catalog" =
+    full.environment.etc."circleosd/services.d/nixos.toml".source.value.service == [
+      {
+        name = "database";
+        unit = "postgresql.service";
+        description = "";
+        verbs = [
+          "start"
+          "stop"
+          "restart"
+        ];
+      }
+      {
+        name = "nginx";
+        unit = "nginx.service";
+        description = "web";
+        verbs = [ "restart" ];
+      }
+    ];
+  "settings keep what has no option of its own" =
+    full.environment.etc."circleosd/config.toml".source.value == {
+      plugins.ceiling.memory = 64;
+      plugins.trust = "warn";
+      registry.lines = 20;
+    };
+  "signatures are required once there are signers" =
+    plain.environment.etc."circleosd/config.toml".source.value == {
+      plugins = { };
+    }
+    && (enabled { trustedSigners = [ key ]; }).services.circleosd.settings.plugins.trust == "require";
+  "signers are listed one a line" =
+    full.environment.etc."circleosd/trusted-signers".text == key + "\n"
+    &&
+      (enabled { trustedSigners = "/signers"; }).environment.etc."circleosd/trusted-signers".source
+      == "/signers";
+  "every declared plugin is handed over" =
+    failures full == [ ]
+    && lib.hasSuffix " /made/circleosd-plugin-counter /made/circleosd-plugin-reverse" start;
+  "plugins are unloaded when none is declared anymore" =
+    plain.systemd.services.circleosd-declared-plugins.unitConfig ? ConditionPathExists
+    && !(full.systemd.services.circleosd-declared-plugins.unitConfig ? ConditionPathExists);
+  "members of another admin group may connect" =
+    wheel.users.groups.circleosd.members == [
+      "alice"
+      "bob"
+    ];
+  "its own users never join the admin group" = lib.all (user: !lib.elem "wheel" user.extraGroups) (
+    map (daemon: wheel.users.users.${daemon}) [
+      "circleosd-auth"
+      "circleosd-plugins"
+      "circleosd-registry"
+    ]
+  );
+
+  "escaped and instantiated units are taken" =
+    accepted { services.a.unit = "srv-my\\x2ddata.mount"; }
+    && accepted { services.a.unit = "getty@tty1.service"; };
+  "a unit without suffix is refused" = refusedByType { services.a.unit = "nginx"; };
+  "a unit with a foreign suffix is refused" = refusedByType { services.a.unit = "nginx.conf"; };
+  "a unit that cannot be started is refused" = refusedByType { services.a.unit = "dev-sda.device"; };
+  "a template without an instance is refused" = refusedByType { services.a.unit = "getty@.service"; };
+  "an overlong unit is refused" = refusedByType {
+    services.a.unit = lib.concatStrings (lib.genList (_: "a") 248) + ".service";
+  };
+  "a path for a unit is refused" = refusedByType { services.a.unit = "/etc/passwd.service"; };
+  "a verb that polkit cannot confine is refused" = refusedByType { services.a.verbs = [ "enable" ]; };
+  "a service without verbs is refused" = refusedByType { services.a.verbs = [ ]; };
+  "an unknown option of a service is refused" = refusedByType { services.a.units = "a.service"; };
+  "a short digest is refused" = refusedByType {
+    plugins.reverse = plugin // {
+      sha256 = "abc";
+    };
+  };
+  "a digest in capitals is refused" = refusedByType {
+    plugins.reverse = plugin // {
+      sha256 = lib.concatStrings (lib.genList (_: "A") 64);
+    };
+  };
+  "a malformed capability is refused" = refusedByType {
+    plugins.reverse = plugin // {
+      grant = [ "kv; rm" ];
+    };
+  };
+  "an unknown trust policy is refused" = refusedByType { settings.plugins.trust = "maybe"; };
+  "a signer that is no key is refused" = refusedByType { trustedSigners = [ "ops@example.org" ]; };
+  "two signers in one line are refused" = refusedByType { trustedSigners = [ (key + "\n" + key) ]; };
+  "an impossible group is refused" = refusedByType { adminGroup = "no such"; };
+
+  "a service's name follows the rule" = refusedBecause "names of services: `Nginx`" {
+    services.Nginx.unit = "a.service";
+  };
+  "a service's name has at most 64 characters" =
+    accepted { services.${lib.concatStrings (lib.genList (_: "a") 64)} = { }; }
+    && refusedBecause "names of services" {
+      services.${lib.concatStrings (lib.genList (_: "a") 65)} = { };
+    };
+  "a plugin's name follows the rule" = refusedBecause "names of plugins: `a b`" {
+    plugins."a b" = plugin;
+  };
+  "CircleOSD's own names are taken" = refusedBecause "CircleOSD's own" {
+    services.auth-service = { };
+  };
+  "CircleOSD's own units are in the catalog by themselves" =
+    refusedBecause "`circleosd-auth.service`" { services.a.unit = "circleosd-auth.service"; }
+    && refusedBecause "`circleosd-plugin@a.service`" {
+      services.a.unit = "circleosd-plugin@a.service";
+    };
+  "a unit has one name" = refusedBecause "`nginx.service` under more than one name" {
+    services.nginx = { };
+    services.web.unit = "nginx.service";
+  };
+  "a plugin needs artifact and manifest" = refusedBecause "set package, or both" {
+    plugins.reverse.artifact = "/plugins/reverse.wasm";
+  };
+  "a plugin's manifest has its name" = refusedBecause "other names" {
+    plugins.reverse = plugin // {
+      manifest.name = "other";
+    };
+  };
+  "required signatures need signers" = refusedBecause "trustedSigners is empty" {
+    settings.plugins.trust = "require";
+  };
+  "required signatures need a signed manifest" = refusedBecause "has no signature" {
+    trustedSigners = [ key ];
+    plugins.reverse = plugin // {
+      manifest.version = "1";
+    };
+  };
+}
