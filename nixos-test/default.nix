@@ -7,7 +7,7 @@ pkgs.testers.runNixOSTest {
   defaults.documentation.nixos.options.warningsAreErrors = true;
 
   nodes.machine =
-    { lib, ... }:
+    { lib, pkgs, ... }:
     {
       imports = [ self.nixosModules.default ];
 
@@ -18,6 +18,7 @@ pkgs.testers.runNixOSTest {
 
       services.circleosd = {
         enable = true;
+        settings.server.idle_exit = 3;
         services = {
           nginx = {
             description = "A web server";
@@ -60,6 +61,7 @@ pkgs.testers.runNixOSTest {
         };
       };
 
+      environment.systemPackages = [ pkgs.socat ];
       environment.etc."circleosd-test/plugins".source = ../plugins;
     };
 

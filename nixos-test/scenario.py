@@ -1,9 +1,9 @@
 # The full-stack acceptance test of CircleOSD, over the machine of the NixOS test driver (nixos/lib/test-driver).
 #
-# The NixOS VM test runs this file as its testScript; tests/systemd runs the same file over a booted container. Both offer
-# CircleOSD installed and enabled; nginx.service, not started, and broken.service, a oneshot that exits with status 3,
-# both in the catalog; alice (uid 1000) and bob (1001), members of the group circleosd, and mallory (1002), who is not;
-# the plugins of /etc/circleosd-test/plugins; and server.idle_exit set to 3 seconds.
+# The NixOS VM test runs this file as its testScript; tests/systemd runs the same file over a booted container. Both
+# offer CircleOSD installed and enabled; nginx.service, not started, and broken.service, a oneshot that exits with
+# status 3, both in the catalog; alice (uid 1000) and bob (1001), members of the group circleosd, and mallory (1002),
+# who is not; the plugins of /etc/circleosd-test/plugins; and server.idle_exit set to 3 seconds.
 
 import json
 import shlex
@@ -51,7 +51,7 @@ with subtest("the sockets listen and nothing runs"):
 
 with subtest("the first call starts a service, as a user of its own"):
     assert {row["service"] for row in data("system status")} == set(SERVICES.values())
-    for short, name in SERVICES.items():
+    for short in SERVICES:
         assert active(f"circleosd-{short}.service") == "active"
         pid = machine.get_unit_property(f"circleosd-{short}.service", "MainPID")
         assert machine.succeed(f"stat -c %U /proc/{pid}").strip() == f"circleosd-{short}"
@@ -93,9 +93,8 @@ with subtest("a unit that cannot start says why"):
     refused("service start sshd", 5, "no service sshd in the catalog", "alice")
 
 with subtest("stopping what is started on demand says so"):
-    reply = machine.succeed(
-        """printf '{"action":"stop","name":"auth-service"}\\n' | socat -t10 - UNIX:/run/circleosd/service-registry.sock"""
-    )
+    stop = '{"action":"stop","name":"auth-service"}'
+    reply = machine.succeed(f"echo '{stop}' | socat -t10 - UNIX:/run/circleosd/service-registry.sock")
     assert "circleosd-auth.socket still listens" in reply, reply
     assert data("user list")
 
@@ -110,7 +109,7 @@ with subtest("plugins run each in a unit of its own"):
 
 with subtest("every service comes back from SIGKILL under load, and nothing acknowledged is lost"):
     machine.succeed("for i in $(seq 5); do echo long-enough | circlectl user create before$i --password-stdin; done")
-    for short, name in SERVICES.items():
+    for short in SERVICES:
         machine.execute(
             "(for i in $(seq 40); do circlectl system status; circlectl plugin invoke example upper x; done) "
             ">/dev/null 2>&1 </dev/null",
@@ -138,9 +137,8 @@ with subtest("idle, no process of CircleOSD is left"):
         assert active(f"circleosd-{short}.service") == "inactive"
 
 with subtest("the journal holds the structured record of it"):
-    denied = machine.succeed(
-        "journalctl -o json -t circleosd-service-registry MESSAGE_ID=a85b7acb4f1f4652a20f4c30fd25298e CIRCLEOSD_OBJECT=nginx"
-    )
+    refusals = "-t circleosd-service-registry MESSAGE_ID=a85b7acb4f1f4652a20f4c30fd25298e"
+    denied = machine.succeed(f"journalctl -o json {refusals} CIRCLEOSD_OBJECT=nginx")
     row = json.loads(denied.splitlines()[-1])
     assert (row["CIRCLEOSD_ACTION"], row["CIRCLEOSD_USER"], row["CIRCLEOSD_UID"]) == ("start", "bob", "1001"), row
     explained = machine.succeed("journalctl -x -t circleosd-service-registry CIRCLEOSD_ACTION=start | cat")

@@ -228,7 +228,7 @@ class _Keeper:
             if pid == 0:
                 try:
                     _become_init(self._spec, self._leaf)
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001  # told to the parent, whatever it is
                     os.write(tell, (str(error) or repr(error)).encode())
                 finally:
                     os._exit(1)
