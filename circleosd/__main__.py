@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ USAGE = """usage: circleosd COMMAND
 
 def main() -> NoReturn:
     """Run one command and exit with its status."""
+    gc.disable()  # until everything is imported, nothing is garbage: see `_serve`
     argv = sys.argv[1:]
     try:
         sys.exit(run(argv))
@@ -97,6 +99,8 @@ async def _serve(name: str) -> None:
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     compose = {"auth-service": _auth, "service-registry": _registry, "plugin-manager": _plugins}[name]
     service, database, max_line = await compose(settings, runtime, state)
+    gc.freeze()
+    gc.enable()
     try:
         await Server(service, listener, settings.server, max_line=max_line, manager=Notifier()).run()
     finally:
@@ -211,6 +215,7 @@ def up(directory: Path | None) -> int:
     from circleosd.embedded.supervisor import Places
     from circleosd.embedded.supervisor import run as supervise
 
+    gc.enable()
     logging.basicConfig(level=logging.INFO, format="circleosd: %(message)s", stream=sys.stderr)
     environment = os.environ
     if directory is None:

@@ -95,25 +95,31 @@ def _from_variables(env: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
 def load(env: Mapping[str, str]) -> Settings:
     """Read all sources. Raises `BadRequest` that names the file or variable and the key that is wrong."""
-    import tomllib
-
-    from pydantic import TypeAdapter, ValidationError
-
     merged: dict[str, Any] = {}
     sources: list[str] = []
     for directory in config_dirs(env):
         path = Path(directory) / "config.toml"
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as exc:
+            raise BadRequest(f"cannot read {path}: {exc}") from exc
+        import tomllib  # nobody waits for this who has no such file
+
+        try:
+            content = tomllib.loads(text)
+        except ValueError as exc:
             raise BadRequest(f"cannot read {path}: {exc}") from exc
         sources.append(str(path))
         _merge(merged, content)
     if variables := _from_variables(env):
         sources.append("CIRCLEOSD_ variables")
         _merge(merged, variables)
+    if not merged:
+        return Settings()
+    from pydantic import TypeAdapter, ValidationError
+
     unknown = _unknown_keys(merged)
     if unknown:
         raise BadRequest(f"no such setting: {unknown} (from {', '.join(sources)})")

@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, get_args
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Annotated, get_args
 
 from circleosd.api.contract import Length, Pattern
 from circleosd.api.plugins import PLUGIN_NAME
@@ -31,6 +28,9 @@ from circleosd.registry.units import Switch, Verb
 ALL_VERBS: tuple[Verb | Switch, ...] = (*get_args(Verb), *get_args(Switch))
 PLUGIN_PREFIX = "plugin@"
 PLUGIN_UNITS = "circleosd-plugin@*.service"
+
+if TYPE_CHECKING:  # a registry without catalog files needs no pydantic
+    from pydantic import TypeAdapter
 
 UnitName = Annotated[
     str,
@@ -128,6 +128,10 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = _text) -> Ca
 
 def parse(text: str) -> list[Entry]:
     """The entries of one file. Raises `BadRequest` or ValueError with what is wrong."""
+    import tomllib
+
+    from pydantic import ValidationError
+
     tables = tomllib.loads(text)
     if set(tables) != {"service"}:
         raise BadRequest("a catalog file has [[service]] tables and nothing else")
@@ -141,6 +145,8 @@ def parse(text: str) -> list[Entry]:
 
 @cache
 def _entries() -> TypeAdapter[list[Entry]]:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(list[Entry])
 
 

@@ -1,0 +1,420 @@
+"""Components in a real worker: the world's exports, its interfaces, WASI."""
+
+from __future__ import annotations
+
+import pytest
+
+from circleosd.worker import frames
+from tests.component_text import another, component
+from tests.worker_driver import CallFailed, WorkerEnded, start, wat
+
+RESULT = "(result (result {} (error string)))"
+CAN = '(canon lower (func $h "{}") (memory $memory) (realloc $realloc))'
+SERVICE = """(type $s' (record (field "name" string) (field "state" string) (field "description" string)))
+  (export "service" (type $s (eq $s')))"""
+
+
+def interface(name: str, function: str, parameters: str, result: str, types: str = "") -> str:
+    """The import of one interface with one function, lowered as `$call`."""
+    return f"""(import "circleosd:plugin/{name}@0.1.0" (instance $h {types}
+        (export "{function}" (func {parameters} {result}))))
+      (core func $call {CAN.format(function)})"""
+
+
+# After a host call has left its result at 64: an error is returned as such, anything else as the body says.
+def unless_error(body: str) -> str:
+    return f"""(if (result i32) (i32.load8_u (i32.const 64))
+      (then (call $error (i32.load (i32.const 68)) (i32.load (i32.const 72)))) (else {body}))"""
+
+
+TEXT_IF_ANY = """(if (result i32) (i32.load8_u (i32.const 68))
+  (then (call $ok (i32.load (i32.const 72)) (i32.load (i32.const 76))))
+  (else (call $ok (i32.const 0) (i32.const 0))))"""
+PAYLOAD = "(local.get $ptr) (local.get $len)"
+NOTHING = "(call $ok (i32.const 0) (i32.const 0))"
+AT_300 = "(call $ok (i32.const 300) (i32.const 1))"
+FAILS = "(result (result (error string)))"
+ONE = "(param i32 i32 i32)"
+KV_GET = component(
+    imports=interface("kv", "get", '(param "key" string)', RESULT.format("(option string)")),
+    host=(f"call {ONE}",),
+    handle=f"(call $call {PAYLOAD} (i32.const 64)) {unless_error(TEXT_IF_ANY)}",
+)
+
+
+def test_a_component_answers_with_its_payload() -> None:
+    with start(component()) as worker:
+        ready = worker.ready()
+        assert (ready.abi, ready.functions) == ("component", ["handle"])
+        for payload in ("", "x", "größe ✓", "x" * 100_000):
+            assert worker.invoke("handle", payload) == payload
+
+
+def test_a_cached_component_is_not_compiled_again() -> None:
+    with start(component()) as worker:
+        worker.ready()
+    with start(component(), worker.compiled) as second:
+        second.ready()
+        assert second.compiled is None
+        assert second.invoke("handle", "x") == "x"
+
+
+def test_further_exports_of_handles_type_can_be_called_and_others_not() -> None:
+    exports = (
+        another("second", "second") + """(func (export "number") (result u32) (canon lift (core func $i "number")))"""
+    )
+    body = """(func (export "second") (param i32 i32) (result i32) (call $error (local.get 0) (local.get 1)))
+      (func (export "number") (result i32) (i32.const 1))"""
+    with start(component(body=body, exports=exports)) as worker:
+        assert worker.ready().functions == ["handle", "second"]
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("second", "the plugin's own words")
+        assert (caught.value.code, caught.value.message) == ("plugin-failed", "the plugin's own words")
+        with pytest.raises(CallFailed, match="has no function 'number': it has handle, second"):
+            worker.invoke("number")
+
+
+def test_a_handle_of_another_type_is_refused_with_both_types() -> None:
+    text = """(component (core module $m (func (export "f") (result i32) i32.const 1))
+      (core instance $i (instantiate $m))
+      (func (export "handle") (result u32) (canon lift (core func $i "f"))))"""
+    with start(wat(text)) as worker, pytest.raises(CallFailed) as caught:
+        worker.ready()
+    assert caught.value.message == (
+        "cannot load the plugin: it exports handle as func() -> …, not as func(string) -> result<string, string>"
+    )
+
+
+HOOKS = """
+  (global $inits (mut i32) (i32.const 0))
+  (data (i32.const 300) "a description")
+  (func (export "describe") (result i32)
+    (i32.store (i32.const 32) (i32.const 300)) (i32.store (i32.const 36) (i32.const 13)) (i32.const 32))
+  (func (export "init") (result i32)
+    (global.set $inits (i32.add (global.get $inits) (i32.const 1)))
+    (i32.store8 (i32.const 400) (i32.add (i32.const 48) (global.get $inits)))
+    (i32.store8 (i32.const 16) (i32.const 0)) (i32.const 16))
+  (func (export "on-event") (param i32 i32 i32 i32) (result i32)
+    (i32.store8 (i32.const 401) (i32.load8_u (local.get 0)))
+    (i32.store8 (i32.const 402) (i32.load8_u (local.get 2)))
+    (i32.store8 (i32.const 16) (i32.const 0)) (i32.const 16))"""
+LIFT = '(canon lift (core func $i "{}") (memory $memory) (realloc $realloc))'
+HOOK_EXPORTS = f"""
+  (func (export "describe") (result string) {LIFT.format("describe")})
+  (func (export "init") (result (result (error string))) {LIFT.format("init")})
+  (func (export "on-event") (param "topic" string) (param "payload" string) (result (result (error string)))
+    {LIFT.format("on-event")})"""
+
+
+@pytest.mark.parametrize("instance", ["fresh", "shared"])
+def test_describe_init_and_on_event_are_called_when_they_are_there(instance: str) -> None:
+    artifact = component(body=HOOKS, exports=HOOK_EXPORTS, handle="(call $ok (i32.const 400) (i32.const 3))")
+    with start(artifact, instance=instance) as worker:
+        ready = worker.ready()
+        assert (ready.description, ready.functions) == ("a description", ["handle"])
+        assert worker.invoke("handle") == "1\0\0"
+        assert worker.wait_for(worker.send("topic", "payload", frames.EVENT)).body == b""
+        assert worker.invoke("handle") == ("1tp" if instance == "shared" else "1\0\0")
+
+
+def test_an_init_that_fails_refuses_the_plugin_with_its_words() -> None:
+    body = """(data (i32.const 300) "no database")
+      (func (export "init") (result i32) (call $error (i32.const 300) (i32.const 11)))"""
+    exports = f'(func (export "init") (result (result (error string))) {LIFT.format("init")})'
+    with start(component(body=body, exports=exports)) as worker, pytest.raises(CallFailed) as caught:
+        worker.ready()
+    assert (caught.value.code, caught.value.message) == ("plugin-failed", "its init failed: no database")
+
+
+def test_an_export_of_a_hooks_name_and_another_type_is_left_alone() -> None:
+    body = '(func (export "init") (param i32) unreachable) (func (export "on-event") (result i32) unreachable)'
+    exports = """(func (export "init") (param "way" u32) (canon lift (core func $i "init")))
+      (func (export "on-event") (result u32) (canon lift (core func $i "on-event")))"""
+    with start(component(body=body, exports=exports)) as worker:
+        assert worker.ready().functions == ["handle"]
+        assert worker.invoke("handle", "x") == "x"
+        with pytest.raises(CallFailed, match="takes no events"):
+            worker.wait_for(worker.send("topic", "payload", frames.EVENT))
+
+
+def test_a_component_without_on_event_takes_none() -> None:
+    with start(component()) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed, match="takes no events") as caught:
+            worker.wait_for(worker.send("topic", "payload", frames.EVENT))
+        assert caught.value.code == "not-found"
+
+
+@pytest.mark.parametrize("instance", ["fresh", "shared"])
+def test_a_trap_is_reported_with_its_function_and_the_next_call_works(instance: str) -> None:
+    handle = "(if (local.get $len) (then (unreachable))) (call $ok (i32.const 0) (i32.const 0))"
+    with start(component(handle=handle), instance=instance) as worker:
+        worker.ready()
+        for _ in range(3):
+            with pytest.raises(CallFailed) as caught:
+                worker.invoke("handle", "x")
+            assert caught.value.message == "trap: wasm `unreachable` instruction executed"
+            assert caught.value.backtrace[0].startswith("handle ")
+            assert caught.value.failed.restarted == (instance == "shared")
+            assert worker.invoke("handle", "") == ""
+
+
+@pytest.mark.parametrize(
+    ("handle", "code", "message"),
+    [
+        ("(call $ok (i32.const 0) (i32.const 0x7fffffff))", "plugin-failed", "string"),
+        ("(call $ok (i32.const -8) (i32.const 16))", "plugin-failed", "string"),
+        ("(i32.const -16)", "plugin-failed", "pointer"),
+        ("(i32.const 3)", "plugin-failed", "pointer"),
+        ("(call $area (i32.const 7) (i32.const 0) (i32.const 0))", "plugin-failed", "discriminant"),
+        (f"(i32.store8 (i32.const 300) (i32.const 255)) {AT_300}", "plugin-failed", "utf-8"),
+        ("(loop $l (br $l)) unreachable", "timeout", "took longer than 0.3 s"),
+        ("(call $ok (i32.const 1024) (i32.const 600000))", "limit", "gave a reply of 600000 bytes: its limit"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("instance", ["fresh", "shared"])
+def test_a_bad_reply_fails_the_call_alone(handle: str, code: str, message: str, instance: str) -> None:
+    handle = f"(if (result i32) (local.get $len) (then {handle}) (else (call $ok (i32.const 0) (i32.const 0))))"
+    with start(component(handle=handle), time=0.3, output=500_000, instance=instance) as worker:
+        worker.ready()
+        for _ in range(2):
+            with pytest.raises(CallFailed) as caught:
+                worker.invoke("handle", "x")
+            assert caught.value.code == code
+            assert message in caught.value.message
+            assert worker.invoke("handle", "") == ""
+
+
+def test_a_host_call_brings_an_optional_text() -> None:
+    stored = {"here": "wert ✓"}
+    with start(KV_GET, granted=("kv",)) as worker:
+        worker.answer = lambda call, args: frames.host_reply_body(stored.get(args["key"]))
+        assert worker.ready().imports == ["circleosd:plugin/kv@0.1.0"]
+        assert worker.invoke("handle", "here") == "wert ✓"
+        assert worker.invoke("handle", "not here") == ""
+        assert worker.host_calls == [("kv.get", {"key": "here"}), ("kv.get", {"key": "not here"})]
+
+
+def test_an_interface_that_was_not_granted_is_linked_and_says_what_is_missing() -> None:
+    with start(KV_GET) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("handle", "here")
+        assert caught.value.message == "denied: this plugin has not been granted the capability kv"
+        assert worker.host_calls == []
+
+
+@pytest.mark.parametrize("data", [5, ["a"], {"a": "b"}, True])
+def test_an_answer_of_another_type_is_an_error_to_the_plugin(data: object) -> None:
+    with start(KV_GET, granted=("kv",)) as worker:
+        worker.answer = lambda call, args: frames.host_reply_body(data)
+        worker.ready()
+        with pytest.raises(CallFailed, match="internal: the host's answer has another type than this call returns"):
+            worker.invoke("handle", "here")
+
+
+NGINX = {"name": "nginx", "state": "active", "description": "a web server"}
+NEXT = "(i32.load (i32.add (i32.load (i32.const 68)) (i32.const {})))"
+CALLS = {
+    "kv.set": (
+        interface("kv", "set", '(param "key" string) (param "value" string)', "(result (result (error string)))"),
+        "(param i32 i32 i32 i32 i32)", f"{PAYLOAD} {PAYLOAD}", f"(call $ok {PAYLOAD})", None, "payload",
+    ),
+    "kv.delete": (
+        interface("kv", "delete", '(param "key" string)', RESULT.format("bool")),
+        ONE, PAYLOAD, "(call $ok (local.get $ptr) (i32.load8_u (i32.const 68)))", True, "p",
+    ),
+    "kv.keys": (
+        interface("kv", "keys", '(param "prefix" string)', RESULT.format("(list string)")),
+        ONE, PAYLOAD, f"(call $ok {NEXT.format(8)} {NEXT.format(12)})", ["a", "zweiter ✓"], "zweiter ✓",
+    ),
+    "services.status": (
+        interface("services", "status", '(param "name" string)', RESULT.format("$s"), SERVICE),
+        ONE, PAYLOAD, "(call $ok (i32.load (i32.const 76)) (i32.load (i32.const 80)))", NGINX, "active",
+    ),
+    "services.list": (
+        interface("services", "list", "", RESULT.format("(list $s)"), SERVICE),
+        "(param i32)", "", f"(call $ok {NEXT.format(40)} {NEXT.format(44)})", [NGINX, NGINX], "a web server",
+    ),
+    "services.restart": (
+        interface("services", "restart", '(param "name" string)', "(result (result (error string)))"),
+        ONE, PAYLOAD, f"(call $ok {PAYLOAD})", None, "payload",
+    ),
+    "events.emit": (
+        interface("events", "emit", '(param "topic" string) (param "payload" string)', FAILS),
+        "(param i32 i32 i32 i32 i32)", f"{PAYLOAD} {PAYLOAD}", f"(call $ok {PAYLOAD})", None, "payload",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", list(CALLS))
+def test_each_host_call_takes_and_brings_its_types(call: str) -> None:
+    imports, parameters, arguments, then, data, reply = CALLS[call]
+    artifact = component(
+        imports=imports,
+        host=(f"call {parameters}",),
+        handle=f"(call $call {arguments} (i32.const 64)) {unless_error(then)}",
+    )
+    granted = ("kv", "services:read", "services:restart:payload", "events:*")
+    with start(artifact, granted=granted) as worker, start(artifact, granted=granted) as refused:
+        worker.answer = lambda call, args: frames.host_reply_body(data)
+        worker.ready()
+        assert worker.invoke("handle", "payload") == reply
+        assert worker.host_calls[0][0] == call
+        assert set(worker.host_calls[0][1].values()) <= {"payload"}
+        refused.answer = lambda call, args: frames.host_error_body("conflict", "not now")
+        refused.ready()
+        with pytest.raises(CallFailed, match=r"^plugin-failed: conflict: not now$"):
+            refused.invoke("handle", "payload")
+
+
+def test_the_clock_and_the_configuration_are_answered_in_the_worker() -> None:
+    clock = component(
+        imports=interface("clock", "now", "", RESULT.format("u64")),
+        host=("call (param i32)",),
+        handle="""(call $call (i32.const 64)) (i64.store (i32.const 300) (i64.load (i32.const 72)))
+          (if (i64.lt_u (i64.load (i32.const 300)) (i64.const 1600000000000)) (then unreachable))
+          (call $ok (i32.const 0) (i32.const 0))""",
+    )
+    config = component(
+        imports=interface("config", "get", '(param "key" string)', RESULT.format("(option string)")),
+        host=(f"call {ONE}",),
+        handle=f"(call $call {PAYLOAD} (i32.const 64)) {unless_error(TEXT_IF_ANY)}",
+    )
+    with start(clock, granted=("clock",)) as first, start(config, granted=("config",), config={"a": "ä"}) as second:
+        first.ready()
+        assert first.invoke("handle") == ""
+        second.ready()
+        assert second.invoke("handle", "a") == "ä"
+        assert first.host_calls == second.host_calls == []
+
+
+def test_log_messages_carry_call_and_level() -> None:
+    types = """(type $l' (enum "debug" "info" "warning" "error")) (export "level" (type $l (eq $l')))"""
+    artifact = component(
+        imports=interface("log", "write", '(param "level" $l) (param "message" string)', "", types),
+        host=("call (param i32 i32 i32)",),
+        handle=f"(call $call (i32.const 2) {PAYLOAD}) (call $ok (i32.const 0) (i32.const 0))",
+    )
+    with start(artifact) as worker:
+        worker.ready()
+        worker.invoke("handle", "Grüße")
+        assert worker.logs == [(1, 2, "Grüße")]
+
+
+OTHER_TYPES = {
+    "number for text": (
+        '(param "key" u64)', RESULT.format("(option string)"), "(param i64 i32)", "(i64.const 77) (i32.const 64)"
+    ),
+    "one too few": ("", RESULT.format("(option string)"), "(param i32)", "(i32.const 64)"),
+    "one too many": (
+        '(param "key" string) (param "more" u64)', RESULT.format("(option string)"),
+        "(param i32 i32 i64 i32)", f"{PAYLOAD} (i64.const -1) (i32.const 64)",
+    ),
+    "no result": ('(param "key" string)', "", "(param i32 i32)", PAYLOAD),
+    "another result": ('(param "key" string)', RESULT.format("u32"), ONE, f"{PAYLOAD} (i32.const 64)"),
+    "a bare result": ('(param "key" string)', "(result u64)", "(param i32 i32) (result i64)", f"{PAYLOAD} drop"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(OTHER_TYPES))
+def test_a_host_function_imported_with_another_type_fails_the_call_alone(case: str) -> None:
+    parameters, result, core_type, arguments = OTHER_TYPES[case]
+    call = f"(call $call {arguments})" if not arguments.endswith("drop") else f"(drop (call $call {PAYLOAD}))"
+    artifact = component(
+        imports=interface("kv", "get", parameters, result),
+        host=(f"call {core_type}",),
+        handle=f"(if (local.get $len) (then {call})) (call $ok (i32.const 0) (i32.const 0))",
+    )
+    with start(artifact, granted=("kv",)) as worker:
+        worker.answer = lambda call, args: frames.host_reply_body("x")
+        worker.ready()
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("handle", "x")
+        assert caught.value.code == "plugin-failed"
+        assert "type" in caught.value.message
+        assert worker.invoke("handle", "") == ""
+
+
+POLL = """
+  (import "wasi:io/poll@0.2.0" (instance $poll
+    (export "pollable" (type $p (sub resource)))
+    (export "[method]pollable.block" (func (param "self" (borrow $p))))))
+  (alias export $poll "pollable" (type $pollable))
+  (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
+    (export "pollable" (type $p (eq $pollable)))
+    (export "subscribe-duration" (func (param "when" u64) (result (own $p))))))
+  (core func $block (canon lower (func $poll "[method]pollable.block")))
+  (core func $subscribe (canon lower (func $clock "subscribe-duration")))"""
+SLEEP = component(
+    imports=POLL,
+    host=("block (param i32)", "subscribe (param i64) (result i32)"),
+    # As many milliseconds as the payload has bytes.
+    handle=f"""(call $block (call $subscribe (i64.mul (i64.const 1000000) (i64.extend_i32_u (local.get $len)))))
+      (call $ok {PAYLOAD})""",
+)
+
+
+def test_wasi_is_there_for_components_that_import_it() -> None:
+    with start(SLEEP) as worker:
+        worker.ready()
+        assert worker.invoke("handle", "x" * 20) == "x" * 20
+
+
+def test_a_component_that_blocks_in_wasi_beyond_its_time_ends_with_its_worker() -> None:
+    with start(SLEEP, time=0.3) as worker:
+        worker.ready()
+        with pytest.raises(WorkerEnded) as ended:
+            worker.invoke("handle", "x" * 60_000)
+        assert ended.value.status == -14
+
+
+ENVIRONMENT = component(
+    imports="""
+      (import "wasi:cli/environment@0.2.0" (instance $env
+        (export "get-environment" (func (result (list (tuple string string)))))))
+      (core func $get (canon lower (func $env "get-environment") (memory $memory) (realloc $realloc)))""",
+    host=("get (param i32)",),
+    handle="""(call $get (i32.const 64))
+      (if (result i32) (i32.load (i32.const 68))
+        (then (call $ok (i32.load (i32.add (i32.load (i32.const 64)) (i32.const 8)))
+                        (i32.load (i32.add (i32.load (i32.const 64)) (i32.const 12)))))
+        (else (call $ok (i32.const 0) (i32.const 0))))""",
+)
+
+
+def test_a_components_environment_is_its_configuration_if_granted() -> None:
+    config = {"GREETING": "grüß dich"}
+    with start(ENVIRONMENT, config=config, granted=("config",)) as granted, start(ENVIRONMENT, config=config) as denied:
+        granted.ready()
+        denied.ready()
+        assert granted.invoke("handle") == "grüß dich"
+        assert denied.invoke("handle") == ""
+
+
+def test_what_a_component_writes_to_stderr_is_logged_by_line() -> None:
+    artifact = component(
+        imports="""
+          (import "wasi:io/error@0.2.0" (instance $error (export "error" (type (sub resource)))))
+          (alias export $error "error" (type $failure))
+          (import "wasi:io/streams@0.2.0" (instance $streams
+            (export "error" (type $e (eq $failure)))
+            (type $s' (variant (case "last-operation-failed" (own $e)) (case "closed")))
+            (export "stream-error" (type $s (eq $s')))
+            (export "output-stream" (type $o (sub resource)))
+            (export "[method]output-stream.blocking-write-and-flush"
+              (func (param "self" (borrow $o)) (param "contents" (list u8)) (result (result (error $s)))))))
+          (alias export $streams "output-stream" (type $stream))
+          (import "wasi:cli/stderr@0.2.0" (instance $stderr
+            (export "output-stream" (type $o (eq $stream)))
+            (export "get-stderr" (func (result (own $o))))))
+          (core func $get (canon lower (func $stderr "get-stderr")))
+          (core func $write (canon lower (func $streams "[method]output-stream.blocking-write-and-flush")
+            (memory $memory)))""",
+        host=("get (result i32)", "write (param i32 i32 i32 i32)"),
+        handle=f"(call $write (call $get) {PAYLOAD} (i32.const 64)) {NOTHING}",
+    )
+    with start(artifact) as worker:
+        worker.ready()
+        worker.invoke("handle", "first line\nsecond ✓")
+        assert worker.logs == [(1, 1, "first line"), (1, 1, "second ✓")]

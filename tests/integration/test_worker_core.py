@@ -1,0 +1,344 @@
+"""Core plugins in a real worker: calls, instances, failures, host functions."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+
+import pytest
+
+from circleosd.worker import frames
+from tests.worker_driver import ROOT, CallFailed, core, start, wat
+
+COUNTER = """
+  (global $count (mut i32) (i32.const 0))
+  (func (export "count") (param i32) (result i64)
+    (global.set $count (i32.add (global.get $count) (i32.const 1)))
+    (i32.store8 (i32.const 500) (i32.add (i32.const 48) (global.get $count)))
+    (i64.or (i64.shl (i64.const 500) (i64.const 32)) (i64.const 1)))"""
+HOST = """
+  (import "circleosd" "log" (func $log (param i32 i32 i32)))
+  (import "circleosd" "host_call" (func $host_call (param i32 i32) (result i32)))
+  (import "circleosd" "host_answer" (func $host_answer (param i32 i32) (result i32)))"""
+# Passes its payload on as a host call, and the answer back, errors as errors.
+CALL = """
+  (func (export "call") (param $len i32) (result i64) (local $status i32)
+    (local.set $status (call $host_call (i32.const 1024) (local.get $len)))
+    (drop (call $host_answer (i32.const 4096) (i32.const 60000)))
+    (i64.or (i64.shl (i64.const 4096) (i64.const 32)) (i64.extend_i32_u (local.get $status))))
+  (func (export "log") (param $len i32) (result i64)
+    (call $log (i32.const 2) (i32.const 1024) (local.get $len)) (i64.const 0))"""
+
+
+def reply(address: str, length: str, error: str = "0") -> str:
+    """A handler `f` with that result."""
+    packed = (
+        f"(i64.or (i64.shl (i64.const {address}) (i64.const 32)) (i64.or (i64.const {length}) (i64.const {error})))"
+    )
+    return f'(func (export "f") (param $len i32) (result i64) {packed})'
+
+
+def test_the_smallest_plugin_of_the_reference_works() -> None:
+    text = (ROOT / "plugins" / "ABI.md").read_text()
+    found = re.search(r"### The smallest plugin\n\n((?:    .*\n)+)", text)
+    assert found is not None
+    with start(wat(found[1])) as worker:
+        assert worker.ready().functions == ["handle"]
+        assert worker.invoke("handle", "hällo") == "hällo"
+        assert worker.invoke("handle", "x" * 65536) == "x" * 65536
+        with pytest.raises(CallFailed, match="no room for a payload of 65537 bytes") as caught:
+            worker.invoke("handle", "x" * 65537)
+        assert caught.value.code == "limit"
+
+
+def test_an_unknown_function_is_answered_with_those_there_are() -> None:
+    with start(core()) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed, match="has no function 'eco': it has echo, explode") as caught:
+            worker.invoke("eco")
+        assert caught.value.code == "not-found"
+
+
+def test_fresh_instances_share_nothing_and_shared_ones_do() -> None:
+    with start(core(COUNTER)) as fresh, start(core(COUNTER), instance="shared") as shared:
+        fresh.ready()
+        shared.ready()
+        assert [fresh.invoke("count") for _ in range(3)] == ["1", "1", "1"]
+        assert [shared.invoke("count") for _ in range(3)] == ["1", "2", "3"]
+
+
+def test_no_byte_of_one_call_reaches_the_next() -> None:
+    peek = """(func (export "peek") (param i32) (result i64)
+        (i64.or (i64.shl (i64.const 1024) (i64.const 32)) (i64.const 6)))"""
+    with start(core(peek)) as worker:
+        worker.ready()
+        for _ in range(5):
+            worker.invoke("echo", "secret")
+            assert worker.invoke("peek") == "\0" * 6
+
+
+def test_a_trap_names_its_kind_and_the_functions_on_the_way() -> None:
+    body = """(func $inner unreachable) (func $middle (call $inner))
+      (func $outer (export "outer") (param i32) (result i64) (call $middle) (i64.const 0))"""
+    with start(core(body)) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("outer")
+        assert caught.value.code == "plugin-failed"
+        assert caught.value.message == "trap: wasm `unreachable` instruction executed"
+        assert [line.split()[0] for line in caught.value.backtrace] == ["inner", "middle", "outer"]
+        assert not caught.value.failed.restarted
+        assert worker.invoke("echo", "still here") == "still here"
+
+
+def test_a_shared_instance_starts_anew_after_a_trap_and_says_so() -> None:
+    with start(core(COUNTER), instance="shared") as worker:
+        worker.ready()
+        assert [worker.invoke("count") for _ in range(2)] == ["1", "2"]
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("explode")
+        assert caught.value.failed.restarted
+        assert worker.invoke("count") == "1"
+
+
+def test_a_plugins_own_error_is_its_message_and_keeps_a_shared_instance() -> None:
+    body = COUNTER + reply("500", "1", "0x80000000")
+    with start(core(body), instance="shared") as worker:
+        worker.ready()
+        worker.invoke("count")
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("f")
+        assert (caught.value.code, caught.value.message) == ("plugin-failed", "1")
+        assert caught.value.backtrace == []
+        assert not caught.value.failed.restarted
+        assert worker.invoke("count") == "2"
+
+
+def test_a_shared_instance_outlives_a_payload_it_has_no_room_for_and_a_reply_that_is_refused() -> None:
+    body = COUNTER + reply("500", "0x500000")
+    with start(core(body), instance="shared") as worker:
+        worker.ready()
+        worker.invoke("count")
+        for function, payload in (("echo", "x" * 65_537), ("f", "")):
+            with pytest.raises(CallFailed) as caught:
+                worker.invoke(function, payload)
+            assert caught.value.code == "limit"
+            assert not caught.value.failed.restarted
+        assert worker.invoke("count") == "2"
+
+
+@pytest.mark.parametrize("instance", ["fresh", "shared"])
+@pytest.mark.parametrize(
+    ("address", "length", "code", "message"),
+    [
+        ("131072", "1", "plugin-failed", "gave a reply outside its memory: 1 bytes at address 131072, of 131072 bytes"),
+        ("131071", "2", "plugin-failed", "gave a reply outside its memory"),
+        ("0xffffffff", "1", "plugin-failed", "gave a reply outside its memory"),
+        ("0", "0x3fffff", "plugin-failed", "gave a reply outside its memory"),
+        ("0", "0x40000000", "limit", "gave a reply of 1073741824 bytes: its limit for output is 4194304 bytes"),
+        ("0", "0x7fffffff", "limit", "gave a reply of 2147483647 bytes"),
+    ],
+)
+def test_a_reply_that_is_not_there_fails_the_call_alone(
+    address: str, length: str, code: str, message: str, instance: str
+) -> None:
+    with start(core(reply(address, length)), instance=instance) as worker:
+        worker.ready()
+        for _ in range(2):
+            with pytest.raises(CallFailed) as caught:
+                worker.invoke("f", "x")
+            assert caught.value.code == code
+            assert caught.value.message.startswith(message)
+        assert worker.invoke("echo", "fine") == "fine"
+
+
+def test_an_empty_reply_may_have_any_address() -> None:
+    with start(core(reply("0xffffffff", "0"))) as worker:
+        worker.ready()
+        assert worker.invoke("f") == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ("\\ff", "invalid start byte at byte 0"),
+        ("ab\\c3", "unexpected end of data at byte 2"),
+        ("\\ed\\a0\\80", "invalid continuation byte at byte 0"),
+        ("\\c0\\80", "invalid start byte at byte 0"),
+        ("a\\f4\\90\\80\\80", "invalid continuation byte at byte 1"),
+    ],
+)
+@pytest.mark.parametrize("error", ["0", "0x80000000"])
+def test_a_reply_that_is_not_utf8_fails_with_the_place(data: str, reason: str, error: str) -> None:
+    length = str(len(re.findall(r"\\..|.", data)))
+    with start(core(f'(data (i32.const 9000) "{data}")' + reply("9000", length, error))) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("f")
+        assert caught.value.code == "plugin-failed"
+        assert caught.value.message == f"gave a reply that is not UTF-8: {reason}"
+
+
+@pytest.mark.parametrize("address", ["131072", "131070", "-1", "-2147483648"])
+def test_a_buffer_outside_memory_fails_the_call_alone(address: str) -> None:
+    with start(core(buffer=f"(i32.const {address})")) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed, match="gave a buffer outside its memory: 4 bytes at address") as caught:
+            worker.invoke("echo", "text")
+        assert caught.value.code == "plugin-failed"
+
+
+def test_initialize_runs_once_in_each_instance_before_any_call() -> None:
+    body = COUNTER + '(func (export "_initialize") (global.set $count (i32.const 5)))'
+    with start(core(body)) as fresh, start(core(body), instance="shared") as shared:
+        fresh.ready()
+        shared.ready()
+        assert [fresh.invoke("count") for _ in range(2)] == ["6", "6"]
+        assert [shared.invoke("count") for _ in range(2)] == ["6", "7"]
+
+
+def test_host_calls_reach_the_manager_and_their_answers_the_plugin() -> None:
+    stored: dict[str, str] = {}
+
+    def answer(call: str, args: dict[str, str]) -> bytes:
+        if call == "kv.set":
+            stored[args["key"]] = args["value"]
+            return frames.host_reply_body(None)
+        return frames.host_reply_body(stored.get(args["key"]))
+
+    with start(core(CALL, imports=HOST), granted=("kv",)) as worker:
+        worker.answer = answer
+        worker.ready()
+        assert worker.invoke("call", '{"call":"kv.get","args":{"key":"a"}}') == "null"
+        assert worker.invoke("call", '{"call":"kv.set","args":{"key":"a","value":"grün"}}') == "null"
+        assert worker.invoke("call", '{"call":"kv.get","args":{"key":"a"}}') == '"grün"'
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("call", '{"call":"events.emit","args":{"topic":"mail","payload":""}}')
+        assert caught.value.message == "denied: this plugin has not been granted the capability events:mail"
+        assert [call for call, _ in worker.host_calls] == ["kv.get", "kv.set", "kv.get"]
+
+
+def test_calls_that_arrive_during_a_host_call_wait_for_their_turn() -> None:
+    with start(core(CALL, imports=HOST), granted=("kv",)) as worker:
+        worker.ready()
+        first = worker.send("call", '{"call":"kv.keys","args":{"prefix":""}}')
+        assert worker.receive().kind == frames.HOST_CALL
+        second = worker.send("echo", "second")
+        worker.connection.sendall(frames.encode(frames.HOST_REPLY, first, frames.host_reply_body(["a"])))
+        assert bytes(worker.wait_for(first).body) == b'["a"]'
+        assert bytes(worker.wait_for(second).body) == b"second"
+
+
+def test_log_messages_carry_their_call_and_level() -> None:
+    with start(core(CALL, imports=HOST)) as worker:
+        worker.ready()
+        worker.invoke("echo")
+        worker.invoke("log", "Grüße")
+        assert worker.logs == [(2, 2, "Grüße")]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("(call $log (i32.const 0) (i32.const 131070) (i32.const 3))", "log: 3 bytes at address 131070 lie outside"),
+        ("(call $log (i32.const 0) (i32.const 0) (i32.const -1))", "log: 4294967295 bytes at address 0 lie outside"),
+        ("(drop (call $host_call (i32.const -1) (i32.const 1)))", "host_call: 1 bytes at address 4294967295 lie"),
+        ("(drop (call $host_call (i32.const 0) (i32.const 200000)))", "host_call: 200000 bytes at address 0 lie"),
+        (
+            "(drop (call $host_call (i32.const 0) (i32.const 0))) (drop (call $host_answer (i32.const -9)"
+            " (i32.const 10)))",
+            "host_answer: 10 bytes at address 4294967287 lie outside memory",
+        ),
+    ],
+)
+def test_a_host_function_given_what_is_outside_memory_traps(call: str, message: str) -> None:
+    with start(core(f'(func $bad (export "f") (param i32) (result i64) {call} (i64.const 0))', imports=HOST)) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("f")
+        assert caught.value.message.startswith(message)
+        assert caught.value.backtrace[0].startswith("bad ")
+        assert worker.invoke("echo", "fine") == "fine"
+
+
+def test_a_message_that_is_not_utf8_is_logged_with_replacements() -> None:
+    body = """(data (i32.const 9000) "a\\ffb")
+      (func (export "f") (param i32) (result i64)
+        (call $log (i32.const 99) (i32.const 9000) (i32.const 3)) (i64.const 0))"""
+    with start(core(body, imports=HOST)) as worker:
+        worker.ready()
+        worker.invoke("f")
+        assert worker.logs == [(1, 3, "a\ufffdb")]
+
+
+@pytest.mark.parametrize("instance", ["fresh", "shared"])
+def test_a_deterministic_plugin_runs_out_of_fuel_at_the_same_place(instance: str) -> None:
+    body = """(global $n (mut i32) (i32.const 0))
+      (func (export "spin") (param i32) (result i64)
+        (loop $l (i32.store (i32.const 0) (i32.add (i32.load (i32.const 0)) (i32.const 1))) (br $l)) unreachable)"""
+    with start(core(body), deterministic=True, instance=instance, time=0.1) as worker:
+        worker.ready()
+        backtraces = set()
+        for _ in range(2):
+            with pytest.raises(CallFailed) as caught:
+                worker.invoke("spin")
+            assert caught.value.code == "limit"
+            assert caught.value.message == "used up its fuel of 20000000 units (time = 0.1 s)"
+            backtraces.add(tuple(caught.value.backtrace))
+        assert len(backtraces) == 1
+        assert worker.invoke("echo", "fine") == "fine"
+
+
+def test_calls_run_side_by_side_when_the_limits_say_so() -> None:
+    with start(core(CALL, imports=HOST), granted=("kv",), concurrency=3) as worker:
+        worker.ready()
+        waiting = [worker.send("call", '{"call":"kv.keys","args":{"prefix":""}}') for _ in range(3)]
+        held = [worker.receive() for _ in waiting]
+        assert sorted(frame.call_id for frame in held) == waiting
+        assert {frame.kind for frame in held} == {frames.HOST_CALL}
+        late = worker.send("echo", "late")
+        for call_id in reversed(waiting):
+            answer = frames.host_reply_body([str(call_id)])
+            worker.connection.sendall(frames.encode(frames.HOST_REPLY, call_id, answer))
+        results = {frame.call_id: bytes(frame.body) for frame in (worker.receive() for _ in range(4))}
+        assert results == {**{call_id: b'["%d"]' % call_id for call_id in waiting}, late: b"late"}
+
+
+def test_a_call_that_takes_too_long_does_not_end_the_one_beside_it() -> None:
+    spin = '(func (export "spin") (param i32) (result i64) (loop $l (br $l)) unreachable)'
+    with start(core(spin + CALL, imports=HOST), granted=("kv",), concurrency=2, time=1.0) as worker:
+        worker.ready()
+        spinning = worker.send("spin")
+        time.sleep(0.4)
+        waiting = worker.send("call", '{"call":"kv.keys","args":{"prefix":""}}')
+        assert worker.receive().kind == frames.HOST_CALL
+        with pytest.raises(CallFailed, match=r"took longer than 1 s"):
+            worker.wait_for(spinning)
+        worker.connection.sendall(frames.encode(frames.HOST_REPLY, waiting, frames.host_reply_body([])))
+        assert bytes(worker.wait_for(waiting).body) == b"[]"
+
+
+def test_many_calls_side_by_side_are_all_answered() -> None:
+    with start(core(), concurrency=4) as worker:
+        worker.ready()
+        sent = {worker.send("echo", f"payload {number}"): f"payload {number}".encode() for number in range(400)}
+        received: dict[int, bytes] = {}
+        while len(received) < len(sent):
+            frame = worker.receive()
+            received[frame.call_id] = bytes(frame.body)
+        assert received == sent
+
+
+def test_two_workers_do_not_wait_for_each_other() -> None:
+    spin = '(func (export "spin") (param i32) (result i64) (loop $l (br $l)) unreachable)'
+    with start(core(spin), time=1.5) as busy, start(core()) as other:
+        busy.ready()
+        other.ready()
+        spinning = busy.send("spin")
+        answered = threading.Thread(target=other.invoke, args=("echo", "x"))
+        answered.start()
+        answered.join(1.0)
+        assert not answered.is_alive()
+        with pytest.raises(CallFailed, match="took longer"):
+            busy.wait_for(spinning)

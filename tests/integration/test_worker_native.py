@@ -1,0 +1,305 @@
+"""Native plugins in a real worker: the C interface, its bounds, and what the process may not do."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from circleosd.worker import frames
+from tests.native_source import native, shared_object
+from tests.worker_driver import CallFailed, WorkerEnded, start
+
+CALL = """
+static int count;
+HANDLER(counted) { UNUSED; SAY("%d", ++count); return 0; }
+HANDLER(fail) { UNUSED; host->write(reply, payload, length); return 1; }
+HANDLER(silent) { UNUSED; return 42; }
+HANDLER(logs) { UNUSED; host->log(2, payload, length); host->log(99, "a\\xff", 2); return 0; }
+HANDLER(call) { UNUSED; const char *a; size_t n; int s = host->call(payload, length, &a, &n);
+  if (a[n] != 0) abort(); host->write(reply, a, n); return s; }
+HANDLER(ends) { UNUSED; SAY("%d", payload[length]); return 0; }
+HANDLER(flood) { UNUSED; int i, s = 0; for (i = 0; i < 100000 && s == 0; i++) s = host->write(reply, "0123456789", 10);
+  if (s != -1) abort(); return 0; }
+HANDLER(broken) { UNUSED; host->write(reply, "ab\\xff", 3); return 0; }
+HANDLER(on_event) { UNUSED; host->write(reply, payload, length); return 0; }
+"""
+PLUGIN_NAMES = ("counted", "fail", "silent", "logs", "call", "ends", "flood", "broken", "on_event")
+
+
+def plugin() -> bytes:
+    return native(CALL, *PLUGIN_NAMES, more='.description = "tries everything"')
+
+
+def test_the_example_in_the_header_works() -> None:
+    header = (Path(__file__).parent.parent.parent / "plugins/include/circleosd_plugin.h").read_text()
+    example = header.partition("#include <circleosd_plugin.h>\n")[2].partition(" *     cc -shared")[0]
+    source = "\n".join(line.removeprefix(" *") for line in example.splitlines())
+    with start(shared_object(source), plugin_type="native") as worker:
+        ready = worker.ready()
+        assert (ready.abi, ready.functions, ready.description) == ("native", ["handle"], "greets")
+        assert worker.invoke("handle", "wörld") == "hello, wörld"
+
+
+def test_calls_replies_errors_and_state() -> None:
+    with start(plugin(), plugin_type="native") as worker:
+        assert worker.ready().description == "tries everything"
+        for payload in ("", "x", "größe", "x" * 1_000_000):
+            assert worker.invoke("echo", payload) == payload
+        assert [worker.invoke("counted") for _ in range(2)] == ["1", "2"]
+        assert worker.invoke("ends", "some text") == "0"
+        with pytest.raises(CallFailed) as failed:
+            worker.invoke("fail", "my own words")
+        assert (failed.value.code, failed.value.message) == ("plugin-failed", "my own words")
+        with pytest.raises(CallFailed, match=r"^plugin-failed: returned 42$"):
+            worker.invoke("silent")
+        with pytest.raises(CallFailed, match="has no function 'other': it has echo, counted"):
+            worker.invoke("other")
+        assert worker.wait_for(worker.send("t", "p", frames.EVENT)).body == b'{"topic":"t","payload":"p"}'
+
+
+def test_log_and_host_calls() -> None:
+    with start(plugin(), plugin_type="native", granted=("kv",)) as worker:
+        worker.answer = lambda call, args: frames.host_reply_body(args)
+        worker.ready()
+        worker.invoke("logs", "grüße")
+        assert worker.logs == [(1, 2, "grüße"), (1, 3, "a\ufffd")]
+        assert worker.invoke("call", '{"call":"kv.get","args":{"key":"ä"}}') == '{"key":"ä"}'
+        with pytest.raises(CallFailed, match="denied: this plugin has not been granted the capability services:read"):
+            worker.invoke("call", '{"call":"services.list"}')
+        with pytest.raises(CallFailed, match="bad-request: the host call is not JSON"):
+            worker.invoke("call", "")
+
+
+def test_replies_are_held_to_the_limit_and_to_utf8() -> None:
+    with start(plugin(), plugin_type="native", output=50_000) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed, match="wrote more than its limit for output of 50000 bytes") as caught:
+            worker.invoke("flood")
+        assert caught.value.code == "limit"
+        with pytest.raises(CallFailed, match="gave a reply that is not UTF-8: invalid start byte at byte 2"):
+            worker.invoke("broken")
+        assert worker.invoke("echo", "fine") == "fine"
+
+
+def test_another_entry_can_be_named() -> None:
+    source = """
+static const circleosd_handler handlers[] = { {"echo", echo} };
+static const circleosd_plugin plugin = { 1, 1, "x", 0, handlers, 0 };
+CIRCLEOSD_EXPORT const circleosd_plugin *start_here(void) { return &plugin; }"""
+    artifact = shared_object(source)
+    with start(artifact, plugin_type="native", entry="start_here") as worker:
+        worker.ready()
+        assert worker.invoke("echo", "x") == "x"
+    with start(artifact, plugin_type="native") as worker:
+        with pytest.raises(CallFailed, match="it exports no function plugin_init") as caught:
+            worker.ready()
+        assert caught.value.code == "bad-request"
+
+
+@pytest.mark.parametrize(
+    ("init", "reason"),
+    [
+        ("return 0;", "its plugin_init returned NULL"),
+        ("static circleosd_plugin p = { 2, 1, 0, 0, 0, 0 }; return &p;", "it has version 2 of the native ABI, not 1"),
+        ("static circleosd_plugin p = { 1, 0, 0, 0, 0, 0 }; return &p;", "it has 0 handlers, not 1 to 256"),
+        ("static circleosd_plugin p = { 1, 1, 0, 0, 0, 0 }; return &p;", "it has 1 handlers, not 1 to 256"),
+        (
+            "static circleosd_handler h = { 0, echo }; static circleosd_plugin p = { 1, 1, 0, 0, &h, 0 }; return &p;",
+            "its handler 0 has no name, no function, or a name twice",
+        ),
+        (
+            'static circleosd_handler h = { "a\\xff", echo };'
+            " static circleosd_plugin p = { 1, 1, 0, 0, &h, 0 }; return &p;",
+            "its handler's name is not UTF-8",
+        ),
+        (
+            'static circleosd_handler h = { "a", echo };'
+            " static circleosd_plugin p = { 1, 1, 0, 0, &h, echo }; return &p;",
+            "",
+        ),
+        (
+            'HANDLER(no); static circleosd_handler h = { "a", echo };'
+            " static circleosd_plugin p = { 1, 1, 0, 0, &h, no }; return &p;",
+            "its init failed: no licence",
+        ),
+    ],
+)
+def test_what_plugin_init_returns_is_checked(init: str, reason: str) -> None:
+    source = f"""HANDLER(no) {{ UNUSED; SAY("no licence"); return 1; }}
+CIRCLEOSD_EXPORT const circleosd_plugin *plugin_init(void) {{ {init.replace("HANDLER(no); ", "")} }}"""
+    with start(shared_object(source), plugin_type="native") as worker:
+        if not reason:
+            worker.ready()
+            return
+        with pytest.raises(CallFailed) as caught:
+            worker.ready()
+        assert reason in caught.value.message
+
+
+def test_a_library_that_cannot_be_linked_is_refused_with_the_linkers_words() -> None:
+    artifact = shared_object("extern int no_such_thing(void); int f(void) { return no_such_thing(); }")
+    with start(artifact, plugin_type="native") as worker:
+        with pytest.raises(CallFailed, match="undefined symbol: no_such_thing") as caught:
+            worker.ready()
+        assert caught.value.code == "bad-request"
+
+
+def test_handlers_run_side_by_side_when_the_limits_say_so() -> None:
+    meet = """
+static pthread_barrier_t barrier;
+__attribute__((constructor)) static void prepare(void) { pthread_barrier_init(&barrier, 0, 3); }
+HANDLER(meet) { UNUSED; pthread_barrier_wait(&barrier); return host->write(reply, payload, length); }"""
+    with start(native(meet, "meet"), plugin_type="native", concurrency=3) as worker:
+        worker.ready()
+        sent = {worker.send("meet", name): name for name in ("first", "second", "third")}
+        received = {frame.call_id: bytes(frame.body).decode() for frame in (worker.receive() for _ in sent)}
+        assert received == sent
+
+
+ENDS = {
+    "segfault": ("*(volatile int *)8 = 1;", -11),
+    "a floating-point exception": ("raise(SIGFPE);", -8),
+    "abort": ("abort();", -6),
+    "_exit": ("_exit(3);", 3),
+    "exit": ("exit(0);", 0),
+    "kill itself": ("kill(getpid(), SIGKILL);", -9),
+    "deep recursion": ("volatile char big[1 << 16]; big[0] = 1; crash(host, payload, length, reply); big[1] = 2;", -11),
+}
+
+
+@pytest.mark.parametrize("end", list(ENDS))
+def test_a_crash_ends_its_worker_and_nothing_else(end: str) -> None:
+    code, status = ENDS[end]
+    artifact = native(f"HANDLER(crash) {{ UNUSED; {code} return 0; }}", "crash")
+    with start(artifact, plugin_type="native") as worker, start(artifact, plugin_type="native") as other:
+        worker.ready()
+        other.ready()
+        with pytest.raises(WorkerEnded) as ended:
+            worker.invoke("crash")
+        assert ended.value.status == status
+        assert other.invoke("echo", "fine") == "fine"
+
+
+@pytest.mark.parametrize(
+    "hang",
+    ["for (;;) pause();", "for (;;) ;", "sigset_t s; sigfillset(&s); sigprocmask(SIG_BLOCK, &s, 0); for (;;) pause();"],
+)
+def test_a_hang_ends_with_its_worker_unless_the_plugin_has_blocked_the_signal(hang: str) -> None:
+    with start(
+        native(f"HANDLER(hang) {{ UNUSED; {hang} return 0; }}", "hang"), plugin_type="native", time=0.2
+    ) as worker:
+        worker.ready()
+        began = time.monotonic()
+        if "BLOCK" in hang:
+            worker.send("hang")
+            time.sleep(1)
+            assert worker.process.poll() is None, "then the manager's own deadline is what is left"
+            worker.process.kill()
+            return
+        with pytest.raises(WorkerEnded) as ended:
+            worker.invoke("hang")
+        assert ended.value.status == -14
+        assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    "where", ["__attribute__((constructor)) static void begin(void) { for (;;) pause(); }", "init"]
+)
+def test_a_hang_while_loading_ends_with_its_worker(where: str) -> None:
+    if where == "init":
+        artifact = shared_object("const circleosd_plugin *plugin_init(void) { for (;;) pause(); }")
+    else:
+        artifact = native(where)
+    with start(artifact, plugin_type="native", time=0.2) as worker:
+        with pytest.raises(WorkerEnded) as ended:
+            worker.ready()
+        assert ended.value.status == -14
+
+
+def test_memory_is_bounded_and_the_worker_survives_a_plugin_that_checks() -> None:
+    grab = """HANDLER(grab) { UNUSED; size_t got = 0; char *p[4096];
+      while (got < 4096 && (p[got] = malloc(1 << 20))) { memset(p[got], 1, 1 << 20); got++; }
+      SAY("%zu", got); while (got) free(p[--got]); return 0; }"""
+    with start(native(grab, "grab"), plugin_type="native", memory=64 << 20) as worker:
+        worker.ready()
+        assert 32 <= int(worker.invoke("grab")) <= 128
+        assert worker.invoke("echo", "x" * 100_000) == "x" * 100_000
+
+
+FORBIDDEN = """
+HANDLER(forks) { UNUSED; int n = 0; pid_t p; while (n < 50 && (p = fork()) != -1) { if (p == 0) _exit(0); n++; }
+  SAY("%d %d", n, errno); return 0; }
+HANDLER(executes) { UNUSED; execl("/bin/true", "true", (char *)0); SAY("%d", errno); return 0; }
+HANDLER(connects) { UNUSED; int s = socket(AF_UNIX, SOCK_STREAM, 0); SAY("%d", s < 0 ? errno : 0); return 0; }
+HANDLER(signals) { UNUSED; SAY("%d", kill(atoi(payload), SIGKILL) ? errno : 0); return 0; }
+HANDLER(opens) { UNUSED; int fd, n = 0; while (n < 5000 && (fd = open("/dev/null", O_RDONLY)) >= 0) n++;
+  SAY("%d %d", n, errno); int i; for (i = 3; i < 5003; i++) if (i > 8) close(i); return 0; }
+HANDLER(reads) { UNUSED; int fd = open(payload, O_RDONLY);
+  SAY("%d", fd < 0 ? errno : 0); if (fd >= 0) close(fd); return 0; }
+HANDLER(writes) { UNUSED; int fd = open(payload, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+  SAY("%d", fd < 0 ? errno : 0); if (fd >= 0) close(fd); return 0; }
+HANDLER(removes) { UNUSED; SAY("%d", unlink(payload) ? errno : 0); return 0; }
+HANDLER(makes) { UNUSED; SAY("%d", mkdir(payload, 0700) ? errno : 0); return 0; }
+HANDLER(privileges) { UNUSED; SAY("%d %d", setuid(0) ? errno : 0, chown(payload, 1, 1) ? errno : 0); return 0; }
+static void *nothing(void *x) { return x; }
+HANDLER(threads) { UNUSED; pthread_t t; int e = pthread_create(&t, 0, nothing, 0); if (!e) pthread_join(t, 0);
+  SAY("%d", e); return 0; }
+"""
+NAMES = (
+    "forks",
+    "executes",
+    "connects",
+    "signals",
+    "opens",
+    "reads",
+    "writes",
+    "removes",
+    "makes",
+    "privileges",
+    "threads",
+)
+
+
+def test_what_a_native_plugin_may_not_do_even_without_systemds_sandbox(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.write_text("untouched")
+    with start(native(FORBIDDEN, *NAMES), plugin_type="native") as worker:
+        sandbox = worker.ready().sandbox
+        if not any(item.startswith("landlock") for item in sandbox) or "seccomp" not in sandbox:
+            pytest.skip(f"this kernel offers only {sandbox}")
+        assert worker.invoke("forks") == "0 1"
+        assert worker.invoke("executes") == "1"
+        assert worker.invoke("connects") == "1"
+        assert worker.invoke("signals", str(os.getpid())) == "1"
+        opened, error = worker.invoke("opens").split()
+        assert 0 < int(opened) < 64
+        assert error == "24"
+        assert worker.invoke("reads", str(there)) == "13"
+        assert worker.invoke("reads", "/etc/passwd") == "13"
+        assert worker.invoke("reads", f"/proc/{os.getpid()}/maps") == "13"
+        for path in (
+            there,
+            tmp_path / "new",
+            Path("/tmp/new"),
+            Path("/dev/shm/new"),
+            Path("/etc/new"),
+            Path("/proc/self/comm"),
+        ):
+            assert worker.invoke("writes", str(path)) == "13", path
+        assert worker.invoke("removes", str(there)) == "13"
+        assert worker.invoke("makes", str(tmp_path / "directory")) == "13"
+        assert worker.invoke("privileges", str(there)).endswith("1")
+        assert worker.invoke("threads") == "0"
+        assert worker.invoke("echo", "fine") == "fine"
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert there.read_text() == "untouched"
+
+
+def test_a_worker_of_a_native_plugin_does_without_wasmtimes_memory() -> None:
+    with start(plugin(), plugin_type="native", forked=False) as worker:
+        worker.ready()
+        worker.invoke("echo", "hello")
+        assert int(worker.status()["VmRSS"].split()[0]) < 22 * 1024

@@ -1,0 +1,172 @@
+"""WASI commands in a real worker: streams, exit status, and what they do not get."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from circleosd.worker import frames
+from tests.wasi_text import ECHO, command
+from tests.worker_driver import CallFailed, WorkerEnded, start, wat
+
+# Sleeps for a minute: a relative monotonic clock subscription at 2048, its event at 2304.
+SLEEP = """
+  (i32.store (i32.const 2064) (i32.const 1))
+  (i64.store (i32.const 2072) (i64.const 60000000000))
+  (drop (call $poll (i32.const 2048) (i32.const 2304) (i32.const 1) (i32.const 2400)))"""
+
+
+@pytest.mark.parametrize("payload", ["", "x", "grüße\n", "x" * 65_537, "ä" * 500_000])
+def test_the_payload_is_stdin_and_stdout_is_the_reply(payload: str) -> None:
+    with start(command(ECHO)) as worker:
+        ready = worker.ready()
+        assert (ready.abi, ready.functions) == ("wasi", ["handle"])
+        assert worker.invoke("handle", payload) == payload
+
+
+def test_every_call_is_a_run_of_its_own() -> None:
+    body = """(i32.store8 (i32.const 5000) (i32.add (i32.load8_u (i32.const 5000)) (i32.const 49)))
+      (drop (call $write (i32.const 1) (i32.const 5000) (i32.const 1)))"""
+    with start(command(body), instance="shared") as worker:
+        worker.ready()
+        assert [worker.invoke("handle") for _ in range(3)] == ["1", "1", "1"]
+
+
+def test_it_has_one_function_and_takes_no_events() -> None:
+    with start(command(ECHO)) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed, match="a wasi command has only handle"):
+            worker.invoke("_start")
+        with pytest.raises(CallFailed, match="takes no events"):
+            worker.wait_for(worker.send("topic", "", frames.EVENT))
+
+
+def test_exit_status_0_is_success() -> None:
+    with start(command(f"{ECHO} (call $exit (i32.const 0))")) as worker:
+        worker.ready()
+        assert worker.invoke("handle", "done") == "done"
+
+
+def test_another_exit_status_fails_with_the_last_line_of_stderr() -> None:
+    body = "(drop (call $write (i32.const 2) (i32.const 5000) (i32.const 19))) (call $exit (i32.const 3))"
+    with start(command(body, extra='(data (i32.const 5000) "reading\\ncannot read")')) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("handle")
+        assert (caught.value.code, caught.value.message) == ("plugin-failed", "exited with status 3: cannot read")
+        assert worker.logs == [(1, 1, "reading"), (1, 1, "cannot read")]
+
+
+def test_a_trap_is_reported_with_its_function() -> None:
+    with start(command("(call $crash)", extra="(func $crash unreachable)")) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed, match="trap: wasm `unreachable` instruction executed") as caught:
+            worker.invoke("handle")
+        assert caught.value.backtrace[0].startswith("crash ")
+
+
+def test_output_that_is_not_utf8_fails_with_the_place() -> None:
+    body = "(drop (call $write (i32.const 1) (i32.const 5000) (i32.const 3)))"
+    with start(command(body, extra='(data (i32.const 5000) "ab\\ff")')) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed, match="gave a reply that is not UTF-8: invalid start byte at byte 2"):
+            worker.invoke("handle")
+
+
+def test_a_flood_of_output_ends_at_the_limit() -> None:
+    flood = "(loop $l (drop (call $write (i32.const 1) (i32.const 1024) (i32.const 4096))) (br $l))"
+    with start(command(flood), output=100_000, time=0.4) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed, match="wrote more than its limit for output of 100000 bytes") as caught:
+            worker.invoke("handle")
+        assert caught.value.code == "limit"
+        assert int(worker.status()["VmRSS"].split()[0]) < 45 * 1024
+
+
+def test_a_flood_of_messages_is_cut_off() -> None:
+    flood = "(loop $l (drop (call $write (i32.const 2) (i32.const 1024) (i32.const 60000))) (br $l))"
+    with start(command(flood, extra=f'(data (i32.const 1024) "{"line" * 10}\\n")'), time=0.4) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed, match="took longer than"):
+            worker.invoke("handle")
+        assert sum(len(text) for _, _, text in worker.logs) < 300_000
+        assert worker.logs[-1][2] == "further log messages of this call were dropped"
+
+
+def test_a_loop_is_interrupted() -> None:
+    with start(command("(loop $l (br $l))"), time=0.3) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed, match=r"took longer than 0.3 s"):
+            worker.invoke("handle")
+
+
+def test_a_blocking_sleep_ends_with_its_worker_soon_after_the_time() -> None:
+    with start(command(SLEEP), time=0.3) as worker:
+        worker.ready()
+        began = time.monotonic()
+        with pytest.raises(WorkerEnded) as ended:
+            worker.invoke("handle")
+        assert ended.value.status == -14
+        assert 0.7 < time.monotonic() - began < 2
+
+
+def test_there_are_no_files_and_no_directories() -> None:
+    # Tries descriptors 3 to 9 as directories, and opens "x" below each; writes the number of successes.
+    body = """(local $fd i32) (local $found i32)
+      (local.set $fd (i32.const 3))
+      (loop $l
+        (if (i32.eqz (call $prestat (local.get $fd) (i32.const 64)))
+          (then (local.set $found (i32.add (local.get $found) (i32.const 1)))))
+        (if (i32.eqz (call $open (local.get $fd) (i32.const 0) (i32.const 5000) (i32.const 1) (i32.const 1)
+              (i64.const 0) (i64.const 0) (i32.const 0) (i32.const 64)))
+          (then (local.set $found (i32.add (local.get $found) (i32.const 1)))))
+        (local.set $fd (i32.add (local.get $fd) (i32.const 1)))
+        (br_if $l (i32.lt_u (local.get $fd) (i32.const 10))))
+      (i32.store8 (i32.const 5001) (i32.add (i32.const 48) (local.get $found)))
+      (drop (call $write (i32.const 1) (i32.const 5001) (i32.const 1)))"""
+    with start(command(body, extra='(data (i32.const 5000) "x")')) as worker:
+        worker.ready()
+        assert worker.invoke("handle") == "0"
+
+
+def test_the_environment_is_the_configuration_if_granted() -> None:
+    body = """(drop (call $environ_sizes (i32.const 64) (i32.const 68)))
+      (drop (call $environ (i32.const 3000) (i32.const 5000)))
+      (drop (call $write (i32.const 1) (i32.const 5000) (i32.load (i32.const 68))))"""
+    config = {"GREETING": "grüß dich", "SECOND": "2"}
+    with (
+        start(command(body), config=config, granted=("config",)) as granted,
+        start(command(body), config=config) as denied,
+    ):
+        granted.ready()
+        denied.ready()
+        assert sorted(granted.invoke("handle").split("\0")) == ["", "GREETING=grüß dich", "SECOND=2"]
+        assert denied.invoke("handle") == ""
+
+
+def test_an_import_that_preview_1_does_not_have_is_refused() -> None:
+    text = """(module (import "wasi_snapshot_preview1" "format_disk" (func)) (memory (export "memory") 1)
+      (func (export "_start")))"""
+    with start(wat(text)) as worker, pytest.raises(CallFailed, match="format_disk") as caught:
+        worker.ready()
+    assert caught.value.code == "bad-request"
+
+
+def test_runs_side_by_side_do_not_mix_their_streams() -> None:
+    with start(command(ECHO), concurrency=4) as worker:
+        worker.ready()
+        sent = {worker.send("handle", f"{number}" * 1000): f"{number}" * 1000 for number in range(40)}
+        received: dict[int, str] = {}
+        while len(received) < len(sent):
+            frame = worker.receive()
+            received[frame.call_id] = bytes(frame.body).decode()
+        assert {key: received[key] for key in sent} == sent
+
+
+def test_fuel_holds_a_deterministic_command() -> None:
+    with start(command("(loop $l (br $l))"), deterministic=True, time=0.1) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed, match="used up its fuel") as caught:
+            worker.invoke("handle")
+        assert caught.value.code == "limit"

@@ -1,0 +1,172 @@
+"""Framing and bodies between manager and worker: bytes in, values out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from circleosd.worker import frames
+from circleosd.worker.frames import Decoder, Failed, FrameError, Limits, Load, Ready
+
+LOAD = Load(
+    name="example",
+    plugin_type="wasm",
+    limits=Limits(memory=1 << 20, time=0.5, output=1000, concurrency=3),
+    abi="core",
+    instance="shared",
+    deterministic=True,
+    config={"greeting": "grüß dich"},
+    granted=("kv", "events:mail"),
+    precompiled=True,
+)
+
+
+def test_a_frame_is_body_length_kind_and_call_id_then_the_body() -> None:
+    assert frames.encode(frames.RESULT, 7, b"hello") == b"\0\0\0\x05\x12\0\0\0\x07hello"
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 8, 9, 10, 1000])
+def test_frames_come_out_whole_however_the_stream_is_cut(piece: int) -> None:
+    bodies = [b"", b"x", b"yy" * 50]
+    stream = b"".join(frames.encode(frames.RESULT, number, body) for number, body in enumerate(bodies))
+    decoder = Decoder(frames.TO_MANAGER)
+    found = [frame for start in range(0, len(stream), piece) for frame in decoder.feed(stream[start : start + piece])]
+    assert [(frame.call_id, bytes(frame.body)) for frame in found] == list(enumerate(bodies))
+    assert decoder.clean
+
+
+def test_half_a_frame_is_not_clean() -> None:
+    decoder = Decoder(frames.TO_MANAGER)
+    assert decoder.feed(frames.encode(frames.RESULT, 1, b"hello")[:-1]) == []
+    assert not decoder.clean
+
+
+@pytest.mark.parametrize(("kind", "bound"), list(frames.TO_MANAGER.items()))
+def test_a_frame_beyond_its_kinds_bound_is_refused_by_its_header_alone(kind: int, bound: int) -> None:
+    with pytest.raises(FrameError, match="bound"):
+        Decoder(frames.TO_MANAGER).feed(frames.HEADER.pack(bound + 1, kind, 1))
+
+
+def test_a_worker_cannot_send_what_only_a_manager_sends() -> None:
+    with pytest.raises(FrameError, match="unknown here"):
+        Decoder(frames.TO_MANAGER).feed(frames.encode(frames.INVOKE, 1, b"\0\1f"))
+
+
+def test_encoding_a_body_beyond_the_bound_fails() -> None:
+    with pytest.raises(FrameError, match="bound"):
+        frames.encode(frames.HOST_CALL, 1, bytes(frames.MAX_HOST_CALL + 1))
+
+
+def test_a_load_request_survives_the_wire() -> None:
+    assert frames.parse_load(frames.load_body(LOAD)) == LOAD
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": ""},
+        {"name": 5},
+        {"plugin_type": "elf"},
+        {"abi": "other"},
+        {"entry": 1},
+        {"instance": "both"},
+        {"deterministic": 1},
+        {"config": {"a": 1}},
+        {"granted": ["kv", 5]},
+        {"unknown": 1},
+        {"limits": None},
+        {"limits": {"memory": -1}},
+        {"limits": {"memory": 1.5}},
+        {"limits": {"memory": True}},
+        {"limits": {"time": 0}},
+        {"limits": {"time": "1"}},
+        {"limits": {"time": float("nan")}},
+        {"limits": {"output": frames.MAX_PAYLOAD + 1}},
+        {"limits": {"concurrency": 65}},
+        {"limits": {"storage": 1}},
+    ],
+)
+def test_a_load_request_with_a_wrong_field_is_refused(change: dict[str, object]) -> None:
+    value = frames.json_object(frames.load_body(LOAD))
+    with pytest.raises(FrameError, match="load request"):
+        frames.parse_load(frames.json_body({**value, **change}))
+
+
+def test_function_and_payload_survive_the_wire() -> None:
+    name, payload = frames.split_named(frames.named_body("händler", b"\0\xff payload"))
+    assert (name, bytes(payload)) == ("händler", b"\0\xff payload")
+
+
+@pytest.mark.parametrize("body", [b"", b"\0", b"\0\5abc", b"\0\1\xff"])
+def test_a_call_without_a_readable_name_is_refused(body: bytes) -> None:
+    with pytest.raises(FrameError):
+        frames.split_named(body)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 129])
+def test_a_name_of_no_or_too_many_bytes_is_not_sent(name: str) -> None:
+    with pytest.raises(FrameError, match="name"):
+        frames.named_body(name, b"")
+
+
+def test_ready_and_failed_survive_the_wire() -> None:
+    ready = Ready("core", ["handle", "größe"], ["circleosd.log"], None, ["seccomp"])
+    failed = Failed("plugin-failed", "trap: …", ["explode (offset 0x89)"], restarted=True)
+    assert frames.parse_ready(frames.ready_body(ready)) == ready
+    assert frames.parse_failed(frames.failed_body(failed)) == failed
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"\xff",
+        b"{}",
+        b'{"code":"no-such-code","message":"","backtrace":[]}',
+        b'{"code":"limit","message":5,"backtrace":[]}',
+        b'{"code":"limit","message":"","backtrace":[5]}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_a_taken_over_worker_reports_is_checked(body: bytes) -> None:
+    with pytest.raises(FrameError):
+        frames.parse_failed(body)
+    with pytest.raises(FrameError):
+        frames.parse_ready(body)
+
+
+def test_a_long_log_message_is_cut_at_a_characters_end() -> None:
+    level, text = frames.parse_log(frames.log_body(7, "ü" * frames.MAX_LOG))
+    assert level == 3
+    assert text.endswith("ü…")
+    assert len(text.encode()) <= frames.MAX_LOG
+
+
+def test_text_that_utf8_cannot_hold_does_not_stop_a_log_message() -> None:
+    assert frames.parse_log(frames.log_body(0, "a\udcffb"))[1] == "a?b"
+
+
+def test_a_host_calls_answer_survives_the_wire() -> None:
+    assert frames.parse_host_reply(frames.host_reply_body({"a": ["ä"]})) == (True, {"a": ["ä"]})
+    assert frames.parse_host_reply(frames.host_error_body("denied", "no")) == (False, "denied: no")
+
+
+def test_a_host_call_with_other_than_text_arguments_is_refused() -> None:
+    assert frames.parse_host_call(b'{"call":"kv.get","args":{"key":"a"}}') == ("kv.get", {"key": "a"})
+    for body in (b'{"call":1,"args":{}}', b'{"call":"kv.get","args":[]}', b'{"call":"kv.get","args":{"key":1}}'):
+        with pytest.raises(FrameError):
+            frames.parse_host_call(body)
+
+
+def test_random_bytes_give_frames_or_a_frame_error_and_nothing_else() -> None:
+    randomness = random.Random(4)
+    for _ in range(2000):
+        data = randomness.randbytes(randomness.randrange(64))
+        for bounds in (frames.TO_MANAGER, frames.TO_WORKER):
+            try:
+                found = Decoder(bounds).feed(data)
+            except FrameError:
+                continue
+            assert all(len(frame.body) <= len(data) for frame in found)

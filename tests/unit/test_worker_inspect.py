@@ -1,0 +1,198 @@
+"""Which ABI an artifact has, and why it has none."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from circleosd.worker.failure import PluginFailure
+from circleosd.worker.inspect import MAX_ENTRIES, inspect, inspect_native
+from tests.component_text import another, component
+from tests.wasi_text import ECHO, command
+from tests.worker_driver import core, wat
+
+ABI = '(global (export "circleosd_abi") i32 (i32.const 1))'
+MEMORY = '(memory (export "memory") 1)'
+BUFFER = '(func (export "circleosd_buffer") (param i32) (result i32) i32.const 0)'
+HANDLER = '(func (export "handle") (param i32) (result i64) i64.const 0)'
+
+INITIALIZE = '(func (export "_initialize") (param i32))'
+
+
+def refusal(data: bytes) -> str:
+    with pytest.raises(PluginFailure) as caught:
+        inspect(data)
+    assert caught.value.code == "bad-request"
+    return caught.value.message
+
+
+def test_a_core_plugins_functions_are_its_exports_of_the_handler_type() -> None:
+    artifact = inspect(
+        core(
+            '(func (export "other") (param i32) (result i32) local.get 0) (func (export "größe") (param i32)'
+            " (result i64) i64.const 0)",
+            imports='(import "circleosd" "log" (func (param i32 i32 i32)))',
+        )
+    )
+    assert artifact.abi == "core"
+    assert artifact.functions == ["echo", "explode", "größe"]
+    assert artifact.imports == ["circleosd.log"]
+
+
+def test_a_command_is_wasi_and_its_function_is_handle() -> None:
+    artifact = inspect(command(ECHO))
+    assert (artifact.abi, artifact.functions) == ("wasi", ["handle"])
+    assert "wasi_snapshot_preview1.fd_read" in artifact.imports
+
+
+def test_a_component_is_found_with_its_functions_and_imports() -> None:
+    imports = '(import "circleosd:plugin/clock@0.1.0" (instance))'
+    artifact = inspect(component(imports=imports, exports=another("second", "handle")))
+    assert artifact.abi == "component"
+    assert artifact.functions == ["handle", "second"]
+    assert artifact.imports == ["circleosd:plugin/clock@0.1.0"]
+
+
+def test_an_artifact_of_another_abi_than_its_manifest_says_is_refused() -> None:
+    assert inspect(core(), "core").abi == "core"
+    with pytest.raises(PluginFailure, match="is of the ABI core, not wasi as its manifest says"):
+        inspect(core(), "wasi")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "is empty"),
+        (b"hello, world", "is not WebAssembly"),
+        (b"\0as", "is truncated"),
+        (b"\0asm\1\0\0", "is truncated"),
+        (b"\0asm\2\0\0\0", "version 2"),
+        (b"\0asm\1\0\0\0\1", "truncated or damaged"),
+        (b"(module)", "is WebAssembly text"),
+        (b"\n  (component)", "is WebAssembly text"),
+        (b"\x7fELF" + bytes(60), "plugin_type must be native"),
+        (b"\0asm\1\0\0\0", "it exports nothing"),
+    ],
+)
+def test_what_is_no_module_is_refused_with_the_reason(data: bytes, reason: str) -> None:
+    assert reason in refusal(data)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (HANDLER, "exports neither circleosd_abi (a core plugin) nor _start (a wasi command); it exports handle"),
+        (ABI + BUFFER + HANDLER, "exports no memory"),
+        (ABI + MEMORY + HANDLER, "exports no function circleosd_buffer"),
+        (ABI + MEMORY + BUFFER, "exports no handler"),
+        (ABI + MEMORY + HANDLER.replace("handle", "circleosd_buffer"), "circleosd_buffer with another type"),
+        (ABI.replace("1)", "2)") + MEMORY + BUFFER + HANDLER, "has version 2 of the core ABI"),
+        (ABI.replace("i32 (", "(mut i32) (") + MEMORY + BUFFER + HANDLER, "constant i32 global"),
+        (ABI.replace("i32 (i32.const 1)", "i64 (i64.const 1)") + MEMORY + BUFFER + HANDLER, "constant i32 global"),
+        (MEMORY + BUFFER + HANDLER.replace('"handle"', '"circleosd_abi"'), "not as a global"),
+        (ABI + MEMORY + "(memory 1)" + BUFFER + HANDLER, "has 2 memories"),
+        (ABI + MEMORY + BUFFER + HANDLER + INITIALIZE, "_initialize with another type"),
+        ('(func (export "_start")) ', "exports no memory"),
+        (MEMORY + '(func (export "_start") (param i32))', "not as a function of the type () -> ()"),
+    ],
+)  # fmt: skip
+def test_a_module_that_is_no_plugin_is_refused_with_what_is_missing(body: str, reason: str) -> None:
+    assert reason in refusal(wat(f"(module {body})"))
+
+
+@pytest.mark.parametrize(
+    ("imports", "reason"),
+    [
+        ('(import "env" "puts" (func (param i32)))', "imports env.puts, which this host does not have"),
+        ('(import "circleosd" "format_disk" (func))', "imports circleosd.format_disk"),
+        ('(import "circleosd" "log" (func (param i32)))', "imports circleosd.log with another type"),
+        ('(import "circleosd" "log" (global i32))', "imports circleosd.log, which"),
+        ('(import "wasi_snapshot_preview1" "fd_write" (func (param i32)))', "imports wasi_snapshot_preview1.fd_write"),
+        ('(import "env" "\\07\\1b[31m" (func))', "imports env.'\\x07\\x1b[31m'"),
+    ],
+)
+def test_a_core_plugin_may_import_nothing_but_the_hosts_functions(imports: str, reason: str) -> None:
+    assert reason in refusal(core(imports=imports))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("wasi:http/outgoing-handler@0.2.0", "which this host does not have"),
+        ("other:thing/kv", "which this host does not have"),
+        ("circleosd:plugin/disk@0.1.0", "which this host does not have"),
+        ("circleosd:plugin/kv@0.2.0", "this host has version 0.1.0 of that interface"),
+    ],
+)
+def test_a_component_may_import_nothing_but_the_hosts_interfaces(name: str, reason: str) -> None:
+    message = refusal(component(imports=f'(import "{name}" (instance))'))
+    assert name in message
+    assert reason in message
+
+
+def test_a_component_without_handle_is_refused_with_what_it_exports() -> None:
+    text = '(component (instance $x) (export "run:it/now" (instance $x)))'
+    assert refusal(wat(text)) == (
+        "cannot load the plugin: it is a component but exports no function handle; it exports run:it/now"
+    )
+
+
+def test_gc_types_are_refused_by_name() -> None:
+    assert "has a type of the form" in refusal(wat("(module (type (struct)))"))
+
+
+def test_a_constant_after_other_globals_is_found() -> None:
+    before = (
+        "(global f64 (f64.const 1.5)) (global i64 (i64.const -9000000000)) (global f32 (f32.const 1))"
+        " (global (mut i32) (i32.const -77777)) (global v128 (v128.const i32x4 1 2 3 4))"
+        " (global funcref (ref.null func)) (global i32 (i32.add (i32.const 1) (i32.const 2)))"
+    )
+    assert inspect(wat(f"(module {before} {ABI} {MEMORY} {BUFFER} {HANDLER})")).abi == "core"
+
+
+def test_a_section_with_too_many_entries_is_refused_without_reading_them() -> None:
+    section = b"\x80\x89\x7a"
+    data = b"\0asm\1\0\0\0\3" + bytes([len(section)]) + section
+    assert f"at most {MAX_ENTRIES} are allowed" in refusal(data)
+
+
+def test_any_damage_is_a_refusal_or_another_valid_reading() -> None:
+    randomness = random.Random(11)
+    samples = [core(), command(ECHO), component(exports=another("second", "handle"))]
+    for _ in range(3000):
+        data = bytearray(randomness.choice(samples))
+        for _ in range(randomness.randrange(1, 4)):
+            data[randomness.randrange(len(data))] = randomness.randrange(256)
+        del data[randomness.randrange(len(data)) if randomness.random() < 0.3 else len(data) :]
+        try:
+            inspect(bytes(data))
+        except PluginFailure as exc:
+            sentence = exc.message
+            assert sentence.startswith("cannot load the plugin: it ")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\0asm\1\0\0\0", "plugin_type must be wasm"),
+        (b"#!/bin/sh\n", "no ELF shared object"),
+        (b"\x7fELF\2\1", "truncated"),
+        (b"\x7fELF\1\1" + bytes(60), "no 64-bit"),
+        (b"\x7fELF\2\1" + bytes(10) + b"\2\0" + bytes(60), "no shared object"),
+        (b"\x7fELF\2\1" + bytes(10) + b"\3\0\x28\0" + bytes(60), "another machine"),
+    ],
+)
+def test_a_native_artifact_is_checked_before_it_is_opened(data: bytes, reason: str) -> None:
+    with pytest.raises(PluginFailure, match=reason):
+        inspect_native(data)
+
+
+def test_what_the_manager_imports_does_not_load_wasmtime() -> None:
+    modules = "circleosd.worker.frames, circleosd.worker.inspect, circleosd.worker.cachekey"
+    script = f"import sys, {modules}; sys.exit(any(name in sys.modules for name in ('wasmtime', 'asyncio')))"
+    root = Path(__file__).parent.parent.parent
+    assert subprocess.run([sys.executable, "-c", script], check=False, cwd=root).returncode == 0
