@@ -14,7 +14,7 @@ from circleosd.errors import BadRequest
 from circleosd.paths import config_dirs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ServerSettings:
     """Bounds that every service keeps. Times in seconds, sizes in bytes.
 
@@ -33,7 +33,7 @@ class ServerSettings:
     max_buffered: int = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AuthSettings:
     """auth-service. session_lifetime in seconds; hashing bounds how many passwords are hashed at once."""
 
@@ -42,7 +42,7 @@ class AuthSettings:
     hashing: int = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class RegistrySettings:
     """service-registry. `unit_timeout`: seconds that a job may take."""
 
@@ -50,7 +50,7 @@ class RegistrySettings:
     unit_timeout: float = 120.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PluginSettings:
     """plugin-manager. Ceilings on what a manifest may ask for: memory and output in bytes, time in seconds."""
 
@@ -64,7 +64,7 @@ class PluginSettings:
     queue: int = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Settings:
     """All settings, one table a service."""
 
