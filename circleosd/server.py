@@ -40,6 +40,7 @@ class Dispatcher(Protocol):
     """What a server needs of a service."""
 
     name: str
+    requests: int
     connections: Callable[[], int]
 
     async def dispatch(self, line: bytes, peer: Peer, files: Descriptors) -> bytes | AsyncGenerator[bytes, None]: ...
@@ -381,9 +382,14 @@ class Server:
         shortest = min(
             settings.idle_exit or 60.0, settings.idle_connection, settings.read_timeout, settings.write_timeout
         )
+        told = ""
         while True:
             await asyncio.sleep(min(1.0, max(0.05, shortest / 4)))
             now = self.now()
+            status = f"listening; {self.service.requests} requests answered, {len(self._connections)} connected"
+            if status != told:
+                self._manager.status(status)
+                told = status
             for connection in list(self._connections):
                 connection.check(now)
             if self._connections:

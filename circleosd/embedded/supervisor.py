@@ -61,6 +61,7 @@ class Supervisor:
     """All units, and the actions `states`, `matching`, `job`, `logs`, `watch` and `follow` for the registry."""
 
     name = "supervisor"
+    requests = 0
 
     def __init__(self, places: Places) -> None:
         self.connections: Callable[[], int] = lambda: 0
@@ -241,6 +242,7 @@ class Supervisor:
 
     async def dispatch(self, line: bytes, peer: Peer, files: object) -> bytes | AsyncGenerator[bytes, None]:
         """Answer one request of the registry. Never raises."""
+        self.requests += 1
         try:
             if role_of_uid(peer.uid, os.getuid()) is None:
                 raise Denied("the supervisor answers only to its own uid")

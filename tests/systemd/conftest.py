@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.systemd.container import Container, leftovers, why_not
+from tests.systemd.installed import install, package
 from tests.systemd.machine import Machine
 
 PROJECT = Path(__file__).parents[2]
@@ -35,3 +36,16 @@ def booted(lower: str, request: pytest.FixtureRequest) -> Iterator[Machine]:
         machine.start()
         yield machine
     assert leftovers(name) == []
+
+
+@pytest.fixture(scope="session")
+def deb(lower: str) -> Path:
+    """The Debian package, built once a session."""
+    return package()
+
+
+@pytest.fixture(scope="module")
+def installed(booted: Machine, deb: Path) -> Machine:
+    """A machine with CircleOSD installed and started, and what nixos-test/scenario.py expects."""
+    install(booted, deb)
+    return booted

@@ -1,0 +1,62 @@
+"""CircleOSD installed from its Debian package on a booted machine, with what nixos-test/scenario.py expects to find."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from tests.systemd.machine import Machine
+
+PROJECT = Path(__file__).parents[2]
+USERS = {"alice": 1000, "bob": 1001, "mallory": 1002}
+CATALOG = """\
+[[service]]
+name = "nginx"
+unit = "nginx.service"
+description = "A web server"
+
+[[service]]
+name = "broken"
+unit = "broken.service"
+description = "A service that cannot start"
+"""
+BROKEN = """\
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'echo "cannot start: this service is broken" >&2; exit 3'
+"""
+
+
+def package() -> Path:
+    """The package to install: CIRCLEOSD_TEST_DEB, or one built now for this machine's distribution."""
+    if given := os.environ.get("CIRCLEOSD_TEST_DEB"):
+        return Path(given)
+    done = subprocess.run(
+        [PROJECT / "scripts/build-deb"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = (PROJECT / "dist").glob("circleosd_*.deb")
+    return built
+
+
+def install(machine: Machine, deb: Path) -> None:
+    """Install the package, and set the machine up as nixos-test/default.nix sets up its virtual machine."""
+    machine.copy_from_host(str(deb), "/tmp/circleosd.deb")
+    machine.succeed("dpkg --install /tmp/circleosd.deb 2>&1")
+    for user, uid in USERS.items():
+        # The machine whose file system this is may have somebody of that uid; not in here.
+        machine.succeed(f"if name=$(id -nu {uid} 2>/dev/null); then userdel $name; fi")
+        machine.succeed(f"useradd --create-home --uid {uid} {user}")
+    machine.succeed("for user in alice bob; do usermod --append --groups circleosd $user; done")
+    write(machine, "/etc/circleosd/config.toml", "[server]\nidle_exit = 3\n")
+    write(machine, "/etc/circleosd/services.d/test.toml", CATALOG)
+    write(machine, "/etc/systemd/system/broken.service", BROKEN)
+    machine.succeed("systemctl daemon-reload")
+    machine.copy_from_host(str(PROJECT / "plugins"), "/etc/circleosd-test/plugins")
+    machine.wait_until_succeeds("grep -q nginx.service /etc/polkit-1/rules.d/49-circleosd.rules", timeout=20)
+
+
+def write(machine: Machine, path: str, text: str) -> None:
+    """Put a text file on the machine."""
+    machine.succeed(f"mkdir -p {Path(path).parent} && cat >{path} <<'EOF'\n{text}EOF")

@@ -1,0 +1,124 @@
+"""What only a real systemd can show: idle exits under load, cold starts, the cost of a start."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.systemd.installed import write
+from tests.systemd.machine import Machine
+
+CLIENT = """
+import json, socket, sys, time
+sent = lost = 0
+pids = set()
+end = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(20)
+        sock.connect("/run/circleosd/auth-service.sock")
+        sock.sendall(b'{"action":"health"}\\n')
+        with sock.makefile() as replies:
+            reply = replies.readline()
+    sent += 1
+    try:
+        pids.add(json.loads(reply)["data"]["pid"])
+    except (ValueError, TypeError):
+        lost += 1
+    time.sleep(float(sys.argv[2]))
+print(json.dumps({"sent": sent, "lost": lost, "pids": len(pids)}))
+"""
+BARE = """
+import asyncio, os, socket
+async def main():
+    async def answer(reader, writer):
+        await reader.readline()
+        writer.write(b'{"ok":true,"message":null,"data":{"pid":%d}}\\n' % os.getpid())
+        await writer.drain()
+        writer.close()
+    await asyncio.start_unix_server(answer, sock=socket.socket(fileno=3))
+    await asyncio.sleep(3600)
+asyncio.run(main())
+"""
+COLD = """
+import json, os, signal, socket, statistics, subprocess, time
+def once(path, unit):
+    begun = time.perf_counter()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(path)
+        sock.sendall(b'{"action":"health"}\\n')
+        with sock.makefile() as replies:
+            reply = json.loads(replies.readline())
+    took = time.perf_counter() - begun
+    assert reply["ok"], reply
+    subprocess.run(["systemctl", "stop", unit], check=True, stderr=subprocess.DEVNULL)
+    return took
+bare, ours = [], []
+for _ in range(12):
+    bare.append(once("/run/bare.sock", "bare.service"))
+    ours.append(once("/run/circleosd/auth-service.sock", "circleosd-auth.service"))
+print(json.dumps({"bare": statistics.median(bare), "ours": statistics.median(ours)}))
+"""
+STARTS = """
+import json, socket, statistics, subprocess, sys, time
+sys.path.insert(0, sys.argv[1])
+from circleosd import client
+def timed(call):
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+REGISTRY = "/run/circleosd/service-registry.sock"
+def registry(action):
+    return lambda: next(client.call(REGISTRY, {"action": action, "name": "idler"}, timeout=60))
+def systemctl(verb):
+    return lambda: subprocess.run(["systemctl", verb, "idler.service"], check=True)
+registry("status")()
+figures = {"ours": [], "systemctl": []}
+for _ in range(50):
+    figures["ours"].append(timed(registry("start")))
+    registry("stop")()
+    figures["systemctl"].append(timed(systemctl("start")))
+    systemctl("stop")()
+print(json.dumps({name: statistics.median(times) for name, times in figures.items()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def machine(installed: Machine) -> Machine:
+    for name, text in {"client": CLIENT, "bare": BARE, "cold": COLD, "starts": STARTS}.items():
+        write(installed, f"/opt/test/{name}.py", text)
+    return installed
+
+
+def test_two_clients_meet_idle_exits_for_twenty_seconds_and_lose_no_request(machine: Machine) -> None:
+    write(machine, "/etc/circleosd/config.toml", "[server]\nidle_exit = 0.2\n")
+    machine.succeed("systemctl stop circleosd-auth.service")
+    first, second = "python3 /opt/test/client.py 20 0.21", "python3 /opt/test/client.py 20 0.27"
+    lines = machine.succeed(f"{first} >/tmp/one & {second} >/tmp/two & wait; cat /tmp/one /tmp/two").splitlines()
+    figures = [json.loads(line) for line in lines]
+    print(figures)
+    assert [figure["lost"] for figure in figures] == [0, 0]
+    assert all(figure["sent"] > 20 for figure in figures)
+    assert max(figure["pids"] for figure in figures) > 5, "the service did not exit in between, so this shows nothing"
+
+
+def test_a_cold_start_in_the_hardened_unit_is_near_that_of_a_bare_asyncio_server(machine: Machine) -> None:
+    write(machine, "/etc/circleosd/config.toml", "# nothing is set\n")
+    write(machine, "/etc/systemd/system/bare.socket", "[Socket]\nListenStream=/run/bare.sock\n")
+    write(machine, "/etc/systemd/system/bare.service", "[Service]\nExecStart=/usr/bin/python3 /opt/test/bare.py\n")
+    machine.succeed("systemctl daemon-reload && systemctl start bare.socket && systemctl stop circleosd-auth.service")
+    figures = json.loads(machine.succeed("python3 /opt/test/cold.py"))
+    print(figures)
+    assert figures["ours"] / figures["bare"] <= 200 / 130
+
+
+def test_a_start_through_the_registry_is_no_slower_than_systemctl(machine: Machine) -> None:
+    write(machine, "/etc/circleosd/services.d/idler.toml", '[[service]]\nname = "idler"\nunit = "idler.service"\n')
+    write(machine, "/etc/systemd/system/idler.service", "[Service]\nType=exec\nExecStart=/bin/sleep 600\n")
+    machine.succeed("systemctl daemon-reload")
+    machine.wait_until_succeeds("grep -q idler.service /etc/polkit-1/rules.d/49-circleosd.rules", timeout=20)
+    site = machine.succeed("ls -d /usr/lib/circleosd/lib/python3*/site-packages").strip()
+    figures = json.loads(machine.succeed(f"python3 /opt/test/starts.py {site}"))
+    print(figures)
+    assert figures["ours"] <= figures["systemctl"]
