@@ -46,30 +46,39 @@ class _Members:
         return [*self.__dict__]
 
 
+def _no_usage(*_: object, **__: object) -> str:
+    return ""
+
+
+# What Fire imports and does not need here, and what of it is looked up: together most of what its import costs.
+# asyncio is
+# there for one predicate; completion, docstrings, helptext and interact for what this tool does itself or not at
+# all; its
+# console runs $PAGER, and its Windows colors load ctypes.
+_STAND_INS: dict[str, dict[str, Any]] = {
+    "asyncio": {"iscoroutinefunction": inspect.iscoroutinefunction},
+    "fire.completion": {},
+    "fire.console": {"console_io": None},
+    "fire.console.console_io": {},
+    "fire.docstrings": {},
+    "fire.formatting_windows": {},
+    "fire.helptext": {"UsageText": _no_usage, "HelpText": _no_usage},
+    "fire.interact": {},
+}
+
+
 @contextlib.contextmanager
 def _stand_ins() -> Iterator[None]:
-    """While Fire is imported: stand-ins for what it does not need here and every command would wait for.
-
-    asyncio is most of Fire's import time, for one predicate; its console runs $PAGER; its Windows colors load ctypes.
-    """
-    asyncio = types.ModuleType("asyncio")
-    asyncio.iscoroutinefunction = inspect.iscoroutinefunction  # type: ignore[attr-defined]  # a stand-in
-    console = types.ModuleType("fire.console")
-    console.console_io = types.ModuleType("fire.console.console_io")  # type: ignore[attr-defined]  # a stand-in
-    names = {
-        "asyncio": asyncio,
-        "fire.console": console,
-        "fire.console.console_io": console.console_io,
-        "fire.formatting_windows": types.ModuleType("fire.formatting_windows"),
-    }
-    absent = {name: module for name, module in names.items() if name not in sys.modules}
-    sys.modules.update(absent)
+    """While Fire is imported: stand-ins in place of what every command would wait for. The real asyncio stays free."""
+    absent = [name for name in _STAND_INS if name not in sys.modules]
+    for name in absent:
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(_STAND_INS[name])
     try:
         yield
     finally:
-        for name in absent:
-            if name == "asyncio":
-                del sys.modules[name]
+        if "asyncio" in absent:
+            del sys.modules["asyncio"]
 
 
 def parse(command: Command, arguments: Sequence[str]) -> Mapping[str, str]:
