@@ -45,6 +45,11 @@ polkit.addRule(function (action, subject) {
     }
     var unit = String(action.lookup("unit"));
     var verb = String(action.lookup("verb"));
+    // From systemd 257 on, a transient unit is asked for by unit and verb too, and would run any command as root under
+    // the name of a listed unit that has no file. Only the message differs: it must be the one of an ordinary job.
+    if (action.lookup("polkit.message") !== "Authentication is required to " + verb + " '$(unit)'.") {
+        return polkit.Result.NO;
+    }
     var listed = %(listed)s;
     var worker = new RegExp(%(worker)s);
     if (listed.indexOf(verb + " " + unit) >= 0 || (worker.test(unit) && %(verbs)s.indexOf(verb) >= 0)) {

@@ -36,7 +36,7 @@ UnitName = Annotated[
     str,
     # systemd.unit(5): at most 255 characters of this set, and a type
     Pattern(
-        r"[a-zA-Z0-9:_.\\-]+(@[a-zA-Z0-9:_.\\-]*)?\.(service|socket|timer|path|target|mount|slice)",
+        r"[a-zA-Z0-9:_.\\-]+(@[a-zA-Z0-9:_.\\-]+)?\.(service|socket|timer|path|target|mount|slice)",
         "the full name of a unit, such as nginx.service",
     ),
     Length(3, 255),

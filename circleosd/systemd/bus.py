@@ -23,8 +23,8 @@ SYSTEMD = "org.freedesktop.systemd1"
 MANAGER = (SYSTEMD, "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 OWNER_CHANGED = f"type='signal',sender='{DAEMON[0]}',member='NameOwnerChanged',arg0='{SYSTEMD}'"
 CALL_TIMEOUT = 25.0  # seconds; libdbus's default
-ARRIVAL = 5.0  # seconds that systemd gets to come onto a bus that has just started; 10–50 ms where measured
-MAX_WAITING = 1000  # signals that a slow reader may leave unread; a PropertiesChanged takes a few KiB
+ARRIVAL = 5.0  # seconds that systemd gets to come onto a bus that has just started; measured: under 80 ms
+MAX_WAITING = 1000  # signals that a slow reader may leave unread; one holds some twenty values
 
 
 class Connection:
@@ -35,7 +35,7 @@ class Connection:
         self._systemd = ""  # unique name of the peer whose signals are believed
         self._found = asyncio.Event()
         self._readers: set[Callable[[Message | None], None]] = set()
-        self._replies: dict[int, asyncio.Future[Message]] = {}  # by the call's serial
+        self._replies: dict[int, asyncio.Future[Message | None]] = {}  # by the call's serial; None: lost
         self._matches: Counter[str] = Counter()
         self._subscribing = asyncio.Lock()
         self._subscribed = False
@@ -56,7 +56,7 @@ class Connection:
         # dbus-fast writes to a socket number that is already someone else's when it is used after the end
         if self.lost:
             raise Lost
-        reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
         serial = self._bus.next_serial()
         self._replies[serial] = reply
         try:
@@ -67,6 +67,8 @@ class Connection:
             raise Timeout(f"{target[0]} did not answer within {CALL_TIMEOUT:g} s") from exc
         finally:
             del self._replies[serial]
+        if answer is None:
+            raise Lost
         if answer.message_type is MessageType.ERROR:
             raise ErrorReply(answer.error_name or "", str(answer.body[0]) if answer.body else "no reason given")
         return answer
@@ -89,14 +91,16 @@ class Connection:
             elif wanted(message):
                 queue.put_nowait(message)
 
+        added = []
         self._readers.add(read)
         try:
             for rule in rules:
+                added.append(rule)
                 await self._add_match(rule)
             yield queue
         finally:
             self._readers.discard(read)
-            for rule in rules:
+            for rule in added:
                 self._remove_match(rule)
 
     async def close(self) -> None:
@@ -193,7 +197,7 @@ class Connection:
         self._found.set()
         for reply in self._replies.values():
             if not reply.done():
-                reply.set_exception(Lost())
+                reply.set_result(None)
         if self._bus.connected:
             self._bus.disconnect()
         for read in tuple(self._readers):

@@ -111,10 +111,10 @@ class SystemdUnits:
         """
         _check(unit)
         if self._scope == "system" and os.geteuid() != 0:
-            helper = switch_unit(verb, unit)
-            result = await self.job("start", helper)
+            switch = switch_unit(verb, unit)
+            result = await self.job("start", switch)
             if result != "done":
-                said = " | ".join(await self.log_tail(helper, 3)) or f"the result of {helper} is {result}"
+                said = " | ".join(await self.log_tail(switch, 3)) or f"the result of {switch} is {result}"
                 raise Conflict(f"cannot {verb} {unit}: {said}")
         else:
             try:
@@ -188,6 +188,8 @@ class SystemdUnits:
         from circleosd.systemd import bus
 
         async with self._connecting:
+            for _ in range(2):  # lets the event loop look at the socket, and then act on its end
+                await asyncio.sleep(0)
             if self._connection is None or self._connection.lost:
                 self._connection = await bus.connect(bus_address(self._scope, self._env))
             return self._connection

@@ -1,0 +1,197 @@
+"""The log of a unit on a booted systemd (see conftest.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+
+import pytest
+
+from circleosd.errors import Limit
+from circleosd.registry.units import LogLine
+from circleosd.systemd import logs, units
+from circleosd.systemd.units import SystemdUnits
+from tests.systemd.inside.conftest import on_systemd, python_as, run
+
+pytestmark = pytest.mark.usefixtures("machine")
+
+NEXT = iter(range(10**6))
+
+
+def say(script: str) -> str:
+    """Run a shell script in a transient unit; return the unit's name. Its lines are in the journal then."""
+    unit = f"ct-say-{os.getpid()}-{next(NEXT)}.service"
+    run("systemd-run", "--quiet", "--wait", f"--unit={unit}", "sh", "-c", script)
+    run("journalctl", "--sync")
+    return unit
+
+
+def texts(lines: list[LogLine]) -> list[str]:
+    """What was said, without systemd's own words about the unit."""
+    return [line.text for line in lines if "ct-say" not in line.text]
+
+
+def tail(unit: str, lines: int, since: float | None = None) -> list[LogLine]:
+    return on_systemd(lambda manager: manager.logs(unit, lines, since))
+
+
+def test_the_last_lines_come_oldest_first_with_their_times() -> None:
+    before = time.time()
+    unit = say("for i in 1 2 3 4 5; do echo line $i; done")
+    found = tail(unit, 100)
+    assert texts(found) == ["line 1", "line 2", "line 3", "line 4", "line 5"]
+    assert [line.time for line in found] == sorted(line.time for line in found)
+    assert before - 1 < found[0].time <= found[-1].time < time.time() + 1
+    assert any("Deactivated successfully" in line.text for line in found)  # systemd about the unit
+    assert tail(unit, 2) == found[-2:]
+    assert tail(unit, 0) == []
+
+
+def test_only_lines_since_a_moment() -> None:
+    unit = say("echo early; sleep 0.3; echo late")
+    late = next(line for line in tail(unit, 100) if line.text == "late")
+    assert texts(tail(unit, 100, late.time - 0.1)) == ["late"]
+    assert tail(unit, 100, time.time() + 60) == []
+
+
+def test_only_lines_of_that_unit() -> None:
+    one, other = say("echo mine"), say("echo not mine")
+    assert texts(tail(one, 100)) == ["mine"]
+    assert texts(tail(other, 100)) == ["not mine"]
+    assert tail("ct-absent.service", 100) == []
+
+
+def test_whatever_is_logged_becomes_plain_text() -> None:
+    unit = say(r"""printf 'bad \377 utf-8\n\033[31mred\033[0m\n\tindented é\n'; printf 'nul\000byte\n'""")
+    bad, red, indented, *rest = texts(tail(unit, 100))
+    assert bad == "bad \N{REPLACEMENT CHARACTER} utf-8"
+    assert red == "\N{REPLACEMENT CHARACTER}[31mred\N{REPLACEMENT CHARACTER}[0m"
+    assert indented == "\tindented é"
+    assert rest == ["nul", "byte"]  # journald ends a line there
+
+
+def test_a_message_of_several_lines_becomes_several_lines() -> None:
+    unit = say(f"""{sys.executable} -c 'from systemd import journal; journal.send("first\\nlast")'""")
+    assert texts(tail(unit, 100)) == ["first", "last"]
+    assert tail(unit, 2)[0].text == "last"
+
+
+def test_a_long_line_and_a_great_number_are_cut() -> None:
+    unit = say("head -c 20000 /dev/zero | tr '\\0' x; echo; seq 3000")
+    found = tail(unit, 10**9)
+    assert len(found) == logs.MAX_LINES
+    assert "3000" in texts(found)
+    unit = say("head -c 20000 /dev/zero | tr '\\0' x")
+    assert texts(tail(unit, 100)) == ["x" * logs.MAX_TEXT]
+
+
+def test_followed_lines_come_as_they_are_logged() -> None:
+    unit = f"ct-say-follow-{os.getpid()}.service"
+
+    async def act(manager: SystemdUnits) -> list[str]:
+        seen = []
+        async with aclosing(manager.follow(unit, 5)) as lines:  # type: ignore[type-var]  # an async generator it is
+            first = asyncio.ensure_future(anext(lines))
+            await asyncio.to_thread(
+                run, "systemd-run", "--quiet", f"--unit={unit}", "sh", "-c",
+                "echo one; sleep 0.3; echo two; journalctl --rotate; echo three; sleep infinity",
+            )  # fmt: skip
+            seen.append((await first).text)
+            async with asyncio.timeout(10):
+                async for line in lines:
+                    seen.append(line.text)
+                    if line.text == "three":
+                        break
+        async with aclosing(manager.follow(unit, 1)) as lines:  # type: ignore[type-var]
+            seen.append((await anext(lines)).text)
+        return [text for text in seen if "ct-say" not in text]
+
+    before = descriptors()
+    try:
+        assert on_systemd(act) == ["one", "two", "three", "three"]
+    finally:
+        run("systemctl", "stop", unit)
+    wait_until(lambda: not any(thread.name.startswith("journal") for thread in threading.enumerate()))
+    assert descriptors() == before
+
+
+def test_a_thousand_lines_at_once_are_followed_in_order() -> None:
+    unit = f"ct-say-burst-{os.getpid()}.service"
+
+    async def act(manager: SystemdUnits) -> list[str]:
+        seen: list[str] = []
+        async with aclosing(manager.follow(unit, 0)) as lines:  # type: ignore[type-var]
+            first = asyncio.ensure_future(anext(lines))
+            await asyncio.to_thread(run, "systemd-run", "--quiet", f"--unit={unit}", "seq", "1000")
+            seen.append((await first).text)
+            async with asyncio.timeout(10):
+                while "1000" not in seen:
+                    seen.append((await anext(lines)).text)
+        return [text for text in seen if text.isdigit()]
+
+    assert on_systemd(act) == [str(number) for number in range(1, 1001)]
+
+
+def test_a_follower_that_goes_away_while_it_waits_leaves_nothing() -> None:
+    async def act(manager: SystemdUnits) -> None:
+        async def forever() -> None:
+            async for _ in manager.follow("ct-absent.service", 5):
+                pass
+
+        tasks = [asyncio.create_task(forever()) for _ in range(5)]
+        await until(lambda: sum(thread.name.startswith("journal") for thread in threading.enumerate()) == 5)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert all(task.cancelled() for task in tasks)
+
+    before = descriptors()
+    on_systemd(act)
+    wait_until(lambda: not any(thread.name.startswith("journal") for thread in threading.enumerate()))
+    assert descriptors() == before
+
+
+def test_only_so_many_logs_are_followed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "MAX_FOLLOWERS", 1)
+
+    async def act(manager: SystemdUnits) -> None:
+        async def first_line() -> LogLine:
+            async with aclosing(manager.follow("dbus.service", 1)) as lines:  # type: ignore[type-var]
+                line = await anext(lines)
+                with pytest.raises(Limit, match="at most 1 logs"):
+                    await anext(manager.follow("dbus.service", 1))
+                return line
+
+        assert (await first_line()).text
+        assert (await first_line()).text  # the place is free again
+
+    on_systemd(act)
+
+
+def test_a_member_of_systemd_journal_may_read(stranger: pwd.struct_passwd) -> None:
+    code = """
+import asyncio
+from circleosd.systemd.units import SystemdUnits
+print(len(asyncio.run(SystemdUnits("system", timeout=5).logs("dbus.service", 3))))
+"""
+    assert python_as(stranger, code, groups=["systemd-journal"]) == "3\n"
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    asyncio.run(until(condition))

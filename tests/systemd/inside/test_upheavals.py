@@ -1,0 +1,89 @@
+"""What the registry's service manager does when the bus or systemd goes away under it (see conftest.py).
+
+These run last: systemd-logind may not recover from the loss of its bus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from circleosd.errors import Unavailable
+from circleosd.systemd.units import SystemdUnits
+from tests.systemd.inside.conftest import on_systemd, run, watching
+
+pytestmark = pytest.mark.usefixtures("unit_files")
+
+
+def kill_the_bus() -> None:
+    pid = int(run("systemctl", "show", "-P", "MainPID", "dbus.service"))
+    descriptor = os.pidfd_open(pid)
+    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    assert select.select([descriptor], [], [], 5)[0]  # it is gone
+    os.close(descriptor)
+
+
+def restart_the_bus() -> None:
+    run("systemctl", "restart", "dbus.service")
+
+
+def execute_systemd_anew() -> None:
+    run("systemctl", "daemon-reexec")
+
+
+UPHEAVALS = pytest.mark.parametrize("upheaval", [kill_the_bus, restart_the_bus, execute_systemd_anew])
+
+
+@UPHEAVALS
+def test_it_works_again_after(upheaval: Callable[[], None]) -> None:
+    async def act(manager: SystemdUnits) -> None:
+        assert (await manager.detail("dbus.service")).active == "active"
+        assert await manager.job("start", "ct-sleep.service") == "done"
+        upheaval()  # the event loop learns of it by the next call
+        assert (await manager.detail("ct-sleep.service")).active == "active"
+        assert await manager.job("stop", "ct-sleep.service") == "done"
+
+    on_systemd(act)
+
+
+@UPHEAVALS
+def test_a_watch_survives(upheaval: Callable[[], None]) -> None:
+    async def act(manager: SystemdUnits) -> None:
+        await manager.job("stop", "ct-sleep.service")
+        async with watching(manager, "ct-sleep.service") as next_change:
+            await asyncio.to_thread(upheaval)
+            run("systemctl", "start", "ct-sleep.service")
+            states = [await next_change()]
+            while states[-1].active != "active":
+                states.append(await next_change())
+            assert all(state.active in ("activating", "active") for state in states)
+
+    on_systemd(act)
+
+
+def test_a_job_is_done_though_the_bus_died_a_moment_ago(caplog: pytest.LogCaptureFixture) -> None:
+    async def act(manager: SystemdUnits) -> str:
+        await manager.states(["dbus.service"])
+        kill_the_bus()
+        return await manager.job("start", "ct-brief.service")
+
+    assert on_systemd(act) == "done"
+    assert caplog.records == []
+
+
+def test_a_job_under_way_when_the_bus_dies_is_unavailable_and_not_a_hang() -> None:
+    async def act(manager: SystemdUnits) -> None:
+        async with watching(manager, "ct-long.service") as next_change:
+            task = asyncio.create_task(manager.job("start", "ct-long.service"))
+            while (await next_change()).active != "activating":
+                pass
+        kill_the_bus()
+        with pytest.raises(Unavailable, match="cannot tell how the job to start"):
+            await task
+
+    on_systemd(act)

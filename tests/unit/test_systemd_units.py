@@ -1,0 +1,177 @@
+"""What the registry makes of systemd's words, without a systemd."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from dbus_fast import Message, Variant
+
+from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, NotFound, Timeout, Unavailable
+from circleosd.registry.units import UnitState
+from circleosd.systemd.buserrors import ErrorReply, Lost, explained
+from circleosd.systemd.units import SystemdUnits, bus_address, object_path, state_of, switch_unit
+
+UNIT = "a.service"
+PATH = "/org/freedesktop/systemd1/unit/a_2eservice"
+
+
+def properties(active: str, sub: str, at: int = 0, **more: Any) -> dict[str, Any]:
+    """The properties of a unit that entered its state at `at` seconds."""
+    stamps = ("ActiveEnter", "ActiveExit", "InactiveEnter", "InactiveExit", "StateChange")
+    return {
+        "Id": UNIT,
+        "Description": "a unit",
+        "LoadState": "loaded",
+        "ActiveState": active,
+        "SubState": sub,
+        "TriggeredBy": [],
+        **{f"{stamp}Timestamp": at * 1_000_000 for stamp in stamps},
+        **more,
+    }
+
+
+def variants(values: dict[str, Any]) -> dict[str, Variant]:
+    kinds = {list: "as", int: "t", str: "s"}
+    return {name: Variant(kinds[type(value)], value) for name, value in values.items()}
+
+
+class Bus:
+    """A connection on which signals wait already when the properties are asked for."""
+
+    lost = False
+
+    def __init__(self, snapshot: tuple[int, dict[str, Any]], signals: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        self.snapshot = snapshot
+        self.waiting = [self.changed(serial, values) for serial, values in signals]
+
+    def changed(self, serial: int, values: dict[str, Any]) -> Message:
+        body = ["org.freedesktop.systemd1.Unit", variants(values), []]
+        return Message(path=PATH, member="PropertiesChanged", body=body, serial=serial)
+
+    @asynccontextmanager
+    async def signals(
+        self, rules: Sequence[str], wanted: Callable[[Message], bool]
+    ) -> AsyncIterator[asyncio.Queue[Message | None]]:
+        queue: asyncio.Queue[Message | None] = asyncio.Queue()
+        for signal in self.waiting:
+            queue.put_nowait(signal)
+        yield queue
+
+    async def call(self, target: tuple[str, str, str], member: str, signature: str, body: Sequence[Any]) -> Message:
+        if member == "ListUnitsByNames":
+            return Message(path="/", member="x", body=[[(UNIT, "", "", "", "", "", PATH)]])
+        serial, values = self.snapshot
+        return Message(path="/", member="x", body=[variants(values)], serial=serial)
+
+
+def watched(bus: Bus, number: int) -> list[tuple[str, str]]:
+    """The first states that a watcher of `bus` sees."""
+
+    async def main() -> list[tuple[str, str]]:
+        manager = SystemdUnits("system", timeout=1)
+        manager._connection = bus  # type: ignore[assignment]  # what a watcher needs of one
+        changes = manager.watch([UNIT])
+        async with asyncio.timeout(1):
+            found = [await anext(changes) for _ in range(number)]
+        return [(state.active, state.sub) for state in found]
+
+    return asyncio.run(main())
+
+
+def test_a_signal_sent_before_the_state_was_read_changes_nothing() -> None:
+    signals = [(5, properties("activating", "start")), (7, properties("failed", "x"))]
+    bus = Bus((6, properties("active", "running")), signals)
+    assert watched(bus, 2) == [("active", "running"), ("failed", "x")]
+
+
+def test_a_unit_that_failed_again_is_news_though_it_looks_the_same() -> None:
+    again = [(2, properties("failed", "failed", 10)), (3, properties("failed", "failed", 20))]
+    bus = Bus((1, properties("failed", "failed", 10)), [*again, (4, properties("active", "running", 30))])
+    assert watched(bus, 3) == [("failed", "failed"), ("failed", "failed"), ("active", "running")]
+
+
+def test_a_question_is_asked_again_on_a_new_connection_but_not_forever() -> None:
+    class Dying(Bus):
+        async def call(self, *_: Any) -> Message:
+            raise Lost
+
+    async def main(connections: list[Bus]) -> UnitState:
+        manager = SystemdUnits("system", timeout=1)
+
+        async def connected() -> Bus:
+            return connections.pop(0)
+
+        manager._connected = connected  # type: ignore[assignment,method-assign]  # no bus here
+        return await manager.detail(UNIT)
+
+    alive, dying = Bus((1, properties("active", "running")), []), Dying((1, {}), [])
+    assert asyncio.run(main([dying, alive])).active == "active"
+    with pytest.raises(Unavailable):
+        asyncio.run(main([dying, dying, alive]))
+
+
+@pytest.mark.parametrize(
+    ("active", "stamp"),
+    [
+        ("active", "ActiveEnter"),
+        ("reloading", "ActiveEnter"),
+        ("inactive", "InactiveEnter"),
+        ("failed", "InactiveEnter"),
+        ("activating", "InactiveExit"),
+        ("deactivating", "ActiveExit"),
+        ("maintenance", "StateChange"),
+    ],
+)
+def test_since_is_when_the_unit_entered_its_state(active: str, stamp: str) -> None:
+    assert state_of(UNIT, properties(active, "x", **{f"{stamp}Timestamp": 1_500_000})).since == 1.5
+
+
+def test_what_systemd_does_not_know_is_none() -> None:
+    state = state_of("a.target", properties("inactive", "dead"))
+    assert state == UnitState("a.target", "a unit", "loaded", "inactive", "dead")
+    state = state_of(UNIT, properties("inactive", "dead", MainPID=0, ExecMainCode=0, ExecMainStatus=0))
+    assert (state.pid, state.exit_status, state.since) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("org.freedesktop.systemd1.NoSuchUnit", NotFound),
+        ("org.freedesktop.systemd1.LoadFailed", NotFound),
+        ("org.freedesktop.systemd1.UnitMasked", Conflict),
+        ("org.freedesktop.systemd1.BadUnitSetting", Conflict),
+        ("org.freedesktop.systemd1.ShuttingDown", Conflict),
+        ("System.Error.EROFS", Conflict),
+        ("org.freedesktop.DBus.Error.AccessDenied", Denied),
+        ("org.freedesktop.DBus.Error.InteractiveAuthorizationRequired", Denied),
+        ("org.freedesktop.DBus.Error.InvalidArgs", BadRequest),
+        ("org.freedesktop.DBus.Error.LimitsExceeded", Limit),
+        ("org.freedesktop.DBus.Error.NoReply", Timeout),
+        ("org.freedesktop.DBus.Error.ServiceUnknown", Unavailable),
+        ("com.example.Whatever", Unavailable),
+    ],
+)
+def test_an_error_of_systemd_means_one_of_ours(name: str, error: type[CircleError]) -> None:
+    found = explained("start a.service", ErrorReply(name, "It is so."))
+    assert type(found) is error
+    assert "start a.service" in str(found)
+    assert "It is so" in str(found)
+
+
+def test_the_bus_is_where_the_environment_says() -> None:
+    assert bus_address("system", {}) == "unix:path=/run/dbus/system_bus_socket"
+    assert bus_address("system", {"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/x"}) == "unix:path=/x"
+    assert bus_address("user", {"XDG_RUNTIME_DIR": "/run/user/1,2"}) == "unix:path=/run/user/1%2C2/bus"
+    assert bus_address("user", {"XDG_RUNTIME_DIR": "/x", "DBUS_SESSION_BUS_ADDRESS": "unix:path=/y"}) == "unix:path=/y"
+    with pytest.raises(Unavailable, match="XDG_RUNTIME_DIR"):
+        bus_address("user", {})
+
+
+def test_names_are_escaped_for_the_bus_and_for_instances() -> None:
+    assert object_path("a-b@1.service").endswith("/a_2db_401_2eservice")
+    assert object_path("1a.service").endswith("/_31a_2eservice")
+    assert switch_unit("enable", "a-b@c.service") == r"circleosd-enable@a\x2db\x40c.service.service"
