@@ -234,7 +234,8 @@ def _unit_directories() -> tuple[Path, ...]:
     """Where unit files are: ours in the source tree or beside the installation, then where systemd looks for
     others'.
     """
-    own = (Path(__file__).parent.parent / "units", Path(sys.prefix) / "share/circleosd/units")
+    package = Path(__file__).parent  # in the source tree, or in PREFIX/lib/pythonX.Y/site-packages
+    own = (package.parent / "units", package.parents[3] / "share/circleosd/units")
     given = [Path(item) for item in os.environ.get("CIRCLEOSD_UNIT_PATH", "").split(":") if item]
     system = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
     return (*given, *(path for path in own if path.is_dir()), *system)

@@ -26,7 +26,8 @@ let rules = [];
 const polkit = { addRule: (rule) => rules.push(rule), Result: { YES: "yes", NO: "no", NOT_HANDLED: null } };
 %s
 const asked = JSON.parse(require("fs").readFileSync(0));
-const ordinary = (details) => ({ "polkit.message": `Authentication is required to ${details.verb} '$(unit)'.`, ...details });
+const message = (verb) => `Authentication is required to ${verb} '$(unit)'.`;
+const ordinary = (details) => ({ "polkit.message": message(details.verb), ...details });
 const answer = ([id, user, details]) => rules[0]({ id, lookup: (key) => ordinary(details)[key] }, { user });
 console.log(JSON.stringify(asked.map(answer)));
 """
