@@ -235,7 +235,7 @@ def _unit_directories() -> tuple[Path, ...]:
     others'.
     """
     package = Path(__file__).parent  # in the source tree, or in PREFIX/lib/pythonX.Y/site-packages
-    own = (package.parent / "units", package.parents[3] / "share/circleosd/units")
+    own = [package.parent / "units", *(prefix / "share/circleosd/units" for prefix in package.parents[3:4])]
     given = [Path(item) for item in os.environ.get("CIRCLEOSD_UNIT_PATH", "").split(":") if item]
     system = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
     return (*given, *(path for path in own if path.is_dir()), *system)
