@@ -48,7 +48,9 @@ with subtest("the sockets listen and nothing runs"):
         assert active(f"circleosd-{short}.service") == "inactive", short
     mode = machine.succeed("stat -c '%a %U %G' /run/circleosd/*.sock")
     assert set(mode.splitlines()) == {"660 root circleosd"}, mode
-    machine.succeed("systemctl stop 'circleosd-*.socket' && systemctl start 'circleosd-*.socket'")
+    machine.succeed("systemctl start 'circleosd-*.socket'")
+    # Without --all systemctl's patterns leave out what is inactive.
+    machine.succeed("systemctl stop 'circleosd-*.socket' && systemctl start --all 'circleosd-*.socket'")
     assert active("circleosd-auth.socket") == "active"
 
 with subtest("the first call starts a service, as a user of its own"):

@@ -150,13 +150,14 @@ class RegistryService:
             raise NotFound(f"the unit {entry.unit} of the service {name} does not exist")
         act.before = before.active
         result = await self._units.job(verb, entry.unit)
-        state = await self._units.detail(entry.unit)
+        (state,) = await self._units.states([entry.unit])
         act.after = state.active
         if result != "done" or (verb != "stop" and state.active == "failed"):
-            raise UnitFailed(await self._why(verb, name, entry, state, result))
-        if verb == "stop" and state.listening:
-            act.message = f"{name} is stopped; {' '.join(state.triggered_by)} still listens and starts it on demand"
-        return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub, pid=state.pid)
+            raise UnitFailed(await self._why(verb, name, entry, await self._units.detail(entry.unit), result))
+        if verb == "stop" and (stopped := await self._units.detail(entry.unit)).listening:
+            act.message = f"{name} is stopped; {' '.join(stopped.triggered_by)} still listens and starts it on demand"
+        pid = await self._units.main_pid(entry.unit) if state.active != "inactive" else None
+        return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub, pid=pid)
 
     async def _switch(self, verb: Switch, name: str, act: Act) -> Enabled:
         entry = self._allowed(verb, name)

@@ -9,6 +9,12 @@ import pytest
 from tests.systemd.installed import write
 from tests.systemd.machine import Machine
 
+BARE_UNIT = """\
+[Unit]
+StartLimitIntervalSec=0
+[Service]
+ExecStart=/usr/bin/python3 /opt/test/bare.py
+"""
 CLIENT = """
 import json, socket, sys, time
 sent = lost = 0
@@ -106,7 +112,7 @@ def test_two_clients_meet_idle_exits_for_twenty_seconds_and_lose_no_request(mach
 def test_a_cold_start_in_the_hardened_unit_is_near_that_of_a_bare_asyncio_server(machine: Machine) -> None:
     write(machine, "/etc/circleosd/config.toml", "# nothing is set\n")
     write(machine, "/etc/systemd/system/bare.socket", "[Socket]\nListenStream=/run/bare.sock\n")
-    write(machine, "/etc/systemd/system/bare.service", "[Service]\nExecStart=/usr/bin/python3 /opt/test/bare.py\n")
+    write(machine, "/etc/systemd/system/bare.service", BARE_UNIT)
     machine.succeed("systemctl daemon-reload && systemctl start bare.socket && systemctl stop circleosd-auth.service")
     figures = json.loads(machine.succeed("python3 /opt/test/cold.py"))
     print(figures)
