@@ -1,4 +1,4 @@
-"""Logging to the journal with structured fields (systemd.journal-fields(7)), or to standard error without one."""
+"""The journal: the services' log, and the ledger's rows with structured fields (systemd.journal-fields(7))."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import sys
-
-from systemd import journal
 
 from circleosd.api.common import Event
 
@@ -21,29 +19,33 @@ MESSAGE_IDS = {
 }
 
 
-def _journald_holds_stderr() -> bool:
-    """Whether standard error is connected to the journal (JOURNAL_STREAM, systemd.exec(5))."""
+class _Prefixed(logging.Formatter):
+    """Each line with its priority in front, as the journal reads it from standard error (sd-daemon(3))."""
+
+    _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((number for level, number in self._PRIORITIES if record.levelno >= level), 7)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
+
+
+def set_up() -> None:
+    """Log to standard error, with priorities where that is the journal (JOURNAL_STREAM, systemd.exec(5))."""
+    handler = logging.StreamHandler(sys.stderr)
     try:
         device, inode = os.environ.get("JOURNAL_STREAM", "").split(":")
-        stat = os.fstat(sys.stderr.fileno())
-        return (stat.st_dev, stat.st_ino) == (int(device), int(inode))
+        status = os.fstat(sys.stderr.fileno())
+        if (status.st_dev, status.st_ino) == (int(device), int(inode)):
+            handler.setFormatter(_Prefixed())
     except (OSError, ValueError):
-        return False
-
-
-def set_up(service: str) -> None:
-    """Send this process's log to the journal where it has one, else to standard error."""
-    handler: logging.Handler
-    if _journald_holds_stderr():
-        handler = journal.JournalHandler(SYSLOG_IDENTIFIER=f"circleosd-{service}")
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter(f"{service}[{os.getpid()}]: %(message)s"))
+        handler.setFormatter(None)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def mirror(event: Event) -> None:
     """Write a row of the ledger to the journal. Does nothing where no journal runs."""
+    from systemd import journal  # a start of the service does not wait for what only a change needs
+
     actor = event["actor"]
     who = f"{actor['user']} (uid {actor['uid']})" if actor["user"] else f"uid {actor['uid']}"
     what = " ".join(filter(None, (event["action"], event["object"])))
