@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from circlectl import commands
@@ -20,10 +20,11 @@ _NEXT_STEP = {
     "bad-request": "see: circlectl {command} --help",
     "unknown-action": "is circlectl newer than the service? see: circlectl system status",
     "denied": "log in as somebody who may: circlectl user login NAME; see: circlectl user whoami",
-    "unavailable": "start CircleOSD: systemctl start circleosd.target, or here: circleosd up",
+    "unavailable": "start CircleOSD: {systemctl} start circleosd.target, or here: circleosd up",
     "internal": "see the log: journalctl -u 'circleosd-*'",
     "timeout": "see: circlectl system status",
 }
+_SWITCHES = ("--json", "--help", "-h", "--version", "--password-stdin")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -40,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
             return command
         return _carry_out(command, words[2:], flags)
     except CircleError as error:
-        _complain(error, " ".join(words[:2]))
+        _complain(error, " ".join(words[:2]), flags.get("--scope"))
         return error.exit_status
     except OSError as exc:  # of standard output or the session's file; the service's are translated by the client
         if isinstance(exc, BrokenPipeError):
@@ -49,17 +50,28 @@ def run(argv: Sequence[str]) -> int:
         return Unavailable.exit_status
 
 
-def _split(argv: Sequence[str]) -> tuple[set[str], list[str]]:
-    """Take the flags of every command out of what stands before `--`."""
-    end = argv.index("--") if "--" in argv else len(argv)
-    known = {"--json", "--help", "-h", "--version", "--password-stdin"}
-    flags = {word for word in argv[:end] if word in known}
-    return flags, [word for word in argv[:end] if word not in known] + [*argv[end:]]
+def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Take the flags of every command, with their values, out of what stands before `--`; a switch has the value ""."""
+    flags: dict[str, str] = {}
+    words: list[str] = []
+    rest = iter(argv)
+    for word in rest:
+        if word in _SWITCHES:
+            flags[word] = ""
+        elif word == "--scope":
+            flags[word] = next(rest, "")
+        elif word.startswith("--scope="):
+            flags["--scope"] = word.partition("=")[2]
+        elif word == "--":
+            words += [word, *rest]
+        else:
+            words.append(word)
+    return flags, words
 
 
-def _command(words: Sequence[str], flags: set[str]) -> Command | int:
+def _command(words: Sequence[str], flags: Mapping[str, str]) -> Command | int:
     """The command that the line names, or the exit status when help was all that was wanted. Raises `BadRequest`."""
-    wants_help = flags & {"--help", "-h"}
+    wants_help = "--help" in flags or "-h" in flags
     group, verb = (*words, "", "")[:2]
     if not group or group == "help":
         return _help("overview")
@@ -80,9 +92,10 @@ def _help(what: str, *of: Any, out: Any = None) -> int:
     return 0
 
 
-def _carry_out(command: Command, arguments: Sequence[str], flags: set[str]) -> int:
+def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, str]) -> int:
     from circlectl import adapter, sessions
 
+    runtime = paths.runtime_dir(os.environ, flags.get("--scope"))
     given = adapter.parse(command, arguments)
     request: dict[str, Any] = {"action": command.contract.action}
     opened: list[int] = []
@@ -93,7 +106,6 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: set[str]) -> i
         request[item.name] = _secret(item.name, twice=command.verb == "create", stdin="--password-stdin" in flags)
     if any(Mark.FILE in item.marks for item in command.parameters):
         opened = _open_files(command, request)
-    runtime = paths.runtime_dir(os.environ)
     token = sessions.load(runtime) if command.verb != "login" else None
 
     def replies(service: str, message: dict[str, Any]) -> Iterator[Any]:
@@ -206,11 +218,12 @@ def _show(command: Command, data: Any, *, as_json: bool) -> None:
         print(text)
 
 
-def _complain(error: CircleError, command: str) -> None:
+def _complain(error: CircleError, command: str, scope: str | None = None) -> None:
     """One line: what is wrong, its code, what to do next."""
     text = str(error)
     step = _NEXT_STEP.get(error.code, "") if "; see:" not in text and "--" not in text.partition(";")[2] else ""
-    tail = f"; {step.format(command=command)}" if step else ""
+    systemctl = "systemctl --user" if scope == "user" else "systemctl"
+    tail = f"; {step.format(command=command, systemctl=systemctl)}" if step else ""
     from circlectl.render import printable
 
     print(f"circlectl: {printable(text)} [{error.code}]{tail}", file=sys.stderr)

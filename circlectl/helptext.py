@@ -10,6 +10,7 @@ from circleosd.api.contract import Mark, Parameter
 
 GLOBAL = """\
 Flags of every command:
+  --scope SCOPE     ask the CircleOSD of the system or of the user: system, user (default: the one that there is)
   --json            print the reply's data as JSON
   --password-stdin  read a password from standard input instead of asking
   --                what follows is values, also if it looks like a flag

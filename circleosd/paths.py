@@ -25,8 +25,18 @@ def config_dirs(env: Mapping[str, str]) -> list[str]:
     return dirs
 
 
-def runtime_dir(env: Mapping[str, str]) -> str:
-    """The directory of the sockets: `$CIRCLEOSD_RUNTIME_DIR`, else /run/circleosd if there, else the user's own."""
+def runtime_dir(env: Mapping[str, str], scope: str | None = None) -> str:
+    """The directory of the sockets.
+
+    `scope` says whose: "system" is /run/circleosd, "user" the one of the user's own systemd manager. By default it is
+    `$CIRCLEOSD_RUNTIME_DIR`, else /run/circleosd if there, else the user's own. Raises `BadRequest` for another scope.
+    """
+    if scope == "system":
+        return SYSTEM_RUNTIME
+    if scope == "user":
+        return f"{env.get('XDG_RUNTIME_DIR') or f'/run/user/{os.getuid()}'}/circleosd"
+    if scope is not None:
+        raise BadRequest(f"--scope is system or user, not {scope[:64]!r}")
     if given := env.get("CIRCLEOSD_RUNTIME_DIR"):
         return given
     return SYSTEM_RUNTIME if os.path.isdir(SYSTEM_RUNTIME) else user_runtime_dir(env)

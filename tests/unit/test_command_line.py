@@ -98,6 +98,36 @@ def test_an_error_is_one_line_with_its_code_and_a_next_step(
     assert "[unavailable]; start CircleOSD:" in err
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--scope user service list",
+        "service --scope=user list",
+        "service list --scope user",
+        "service list --scope=user",
+    ],
+)
+def test_the_scope_stands_anywhere_in_the_line(
+    line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIRCLEOSD_RUNTIME_DIR", "/nowhere")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nonexistent")
+    assert cli.run(line.split()) == 12
+    err = capsys.readouterr().err
+    assert "not listening at /nonexistent/circleosd/service-registry.sock" in err
+    assert "systemctl --user start circleosd.target" in err
+
+
+@pytest.mark.parametrize("line", ["service list --scope", "service list --scope=", "service list --scope both"])
+def test_a_scope_that_there_is_not_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(line.split()) == 2
+    assert "--scope is system or user" in capsys.readouterr().err
+
+
+def test_behind_two_dashes_a_scope_is_a_value() -> None:
+    assert cli._split(["plugin", "invoke", "--", "--scope", "user"])[1] == ["plugin", "invoke", "--", "--scope", "user"]
+
+
 def test_every_command_has_help_that_names_what_it_takes() -> None:
     everything = helptext.overview()
     for group in commands.GROUPS:

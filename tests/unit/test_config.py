@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,12 @@ def test_where_the_sockets_are() -> None:
     assert paths.socket_path("auth-service", "/x") == "/x/auth-service.sock"
     with pytest.raises(BadRequest, match="107 bytes"):
         paths.socket_path("auth-service", "/" + "x" * 100)
+
+
+def test_a_scope_says_whose_sockets_are_meant() -> None:
+    env = {"CIRCLEOSD_RUNTIME_DIR": "/x", "XDG_RUNTIME_DIR": "/y"}
+    assert paths.runtime_dir(env, "system") == "/run/circleosd"
+    assert paths.runtime_dir(env, "user") == "/y/circleosd"
+    assert paths.runtime_dir({}, "user") == f"/run/user/{os.getuid()}/circleosd"
+    with pytest.raises(BadRequest, match="--scope is system or user, not 'both'"):
+        paths.runtime_dir(env, "both")
