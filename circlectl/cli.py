@@ -29,6 +29,10 @@ _SWITCHES = ("--json", "--help", "-h", "--version", "--password-stdin")
 
 def run(argv: Sequence[str]) -> int:
     """Carry out a command line; return the exit status."""
+    if argv[:1] == ["--complete"]:
+        from circlectl import completion
+
+        return completion.run(argv[1:])
     flags, words = _split(argv)
     try:
         if "--version" in flags:

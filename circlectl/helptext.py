@@ -8,14 +8,17 @@ from circlectl import commands
 from circlectl.commands import Command
 from circleosd.api.contract import Mark, Parameter
 
-GLOBAL = """\
-Flags of every command:
-  --scope SCOPE     ask the CircleOSD of the system or of the user: system, user (default: the one that there is)
-  --json            print the reply's data as JSON
-  --password-stdin  read a password from standard input instead of asking
-  --                what follows is values, also if it looks like a flag
-  -h, --help        show this and do nothing
-"""
+FLAGS = {
+    "--scope": "the CircleOSD of the system or the user's own: system, user (default: the one that there is)",
+    "--json": "print the reply's data as JSON",
+    "--password-stdin": "read a password from standard input instead of asking",
+    "--": "what follows is values, also if it looks like a flag",
+    "--help": "show this and do nothing",
+}
+_SHOWN = {"--scope": "--scope SCOPE", "--help": "-h, --help"}
+GLOBAL = "Flags of every command:\n" + "".join(
+    f"  {_SHOWN.get(flag, flag):<17} {about}\n" for flag, about in FLAGS.items()
+)
 
 
 def overview() -> str:
@@ -35,7 +38,7 @@ def of_group(group: str) -> str:
 
 def _listing(group: str) -> list[str]:
     found = commands.of_group(group).values()
-    return [f"  {usage(command):<44} {_lower(command.contract.summary())}" for command in found]
+    return [f"  {usage(command):<44} {phrase(command.contract.summary())}" for command in found]
 
 
 def of_command(command: Command) -> str:
@@ -65,12 +68,18 @@ def usage(command: Command) -> str:
     return " ".join(words)
 
 
+def word_of(item: Parameter) -> str:
+    """What a parameter is called on the command line."""
+    return item.name.replace("_", "-")
+
+
 def _word(item: Parameter) -> str:
-    name = item.name.replace("_", "-")
+    name = word_of(item)
     if Mark.OPTION not in item.marks:
         return name.upper()
     return f"--{name}" if item.type is bool else f"--{name} {name.upper()}"
 
 
-def _lower(text: str) -> str:
+def phrase(text: str) -> str:
+    """A sentence as part of a line: without capital and period."""
     return text[:1].lower() + text[1:].rstrip(".")

@@ -1,0 +1,228 @@
+"""What a shell offers when Tab is pressed: `circlectl --complete SHELL ...`, called by the scripts in completions/.
+
+`--complete zsh|fish WORD...` gets the words behind the program's name, the last being the one at the cursor, and prints
+a candidate a line, as `WORD<Tab>DESCRIPTION`. `--complete bash LINE BREAKS` gets the line up to the cursor as it was
+typed and COMP_WORDBREAKS (bash(1)), and prints what is to stand in place of the word that readline completes, quoted as
+that word is. The exit status is `FILES` where names of files are wanted. Nothing is printed for what goes wrong.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+from circlectl import commands, shellwords
+from circlectl.commands import Command
+from circlectl.helptext import FLAGS, phrase, word_of
+from circleosd import client, paths
+from circleosd.api.contract import Mark, Parameter, Pattern
+from circleosd.errors import CircleError
+
+FILES = 10  # the exit status that asks the shell for names of files
+PATIENCE = 1.5  # seconds to wait for names; a service's cold start is in it
+ABOUT = 60  # characters of a description
+
+Rows = list[dict[str, Any]]
+Lookup = Callable[[str | None, str], Rows]
+
+
+class Candidate(NamedTuple):
+    """A word that could stand at the cursor, and what it is."""
+
+    word: str
+    about: str = ""
+
+
+class WantsFile(Exception):
+    """Names of files are wanted."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Carry out `--complete`; return the exit status."""
+    try:
+        match argv:
+            case ["bash", line, breaks]:
+                typed = shellwords.split_bash(line, breaks)
+                found = candidates([*typed.before[1:], typed.word], _names_of)
+                fitting = [item.word for item in found if item.word.startswith(typed.word)]
+                for replacement in filter(None, map(typed.replacement, fitting)):
+                    print(replacement)
+            case ["zsh" | "fish", *words] if words:
+                for item in candidates(words, _names_of):
+                    print(f"{item.word}\t{item.about}" if item.about else item.word)
+            case _:
+                return 2
+    except WantsFile:
+        return FILES
+    except BrokenPipeError:
+        raise
+    except (CircleError, OSError, ValueError, TypeError, LookupError):
+        return 0  # a service that cannot be asked has no names to offer
+    return 0
+
+
+def candidates(words: Sequence[str], lookup: Lookup) -> list[Candidate]:
+    """What could stand in place of the last of `words`. `lookup(scope, group)` gives what that group lists now.
+
+    What does not fit on a line, or would be taken for a flag, is not offered. Raises `WantsFile`.
+    """
+    *before, current = words
+    line = _Line(before)
+    if not line.literal and current.startswith("--") and "=" in current:
+        flag = current.partition("=")[0]
+        found = [Candidate(f"{flag}={item.word}", item.about) for item in line.values_of(flag, lookup)]
+    elif line.pending:
+        found = line.values_of(line.pending, lookup)
+    elif not line.literal and current.startswith("-"):
+        found = line.flags()
+    else:
+        found = line.next_argument(lookup)
+        found = [item for item in found if line.literal or not item.word.startswith("-")]
+    return [Candidate(item.word, _about(item.about)) for item in found if item.word and item.word.isprintable()]
+
+
+class _Line:
+    """What the words before the cursor say: group, verb, arguments, and whether a flag waits for its value."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.arguments: list[str] = []
+        self.used: set[str] = set()
+        self.scope: str | None = None
+        self.pending = ""
+        self.literal = False
+        for word in words:
+            self._take(word)
+
+    def _take(self, word: str) -> None:
+        if self.pending:
+            self._value(self.pending, word)
+            self.pending = ""
+        elif self.literal or not word.startswith("-"):
+            self.arguments.append(word)
+        elif word == "--":
+            self.literal = True
+        else:
+            flag, equals, value = word.partition("=")
+            self.used.add(flag)
+            if equals:
+                self._value(flag, value)
+            elif self._takes_value(flag):
+                self.pending = flag
+
+    def _value(self, flag: str, value: str) -> None:
+        if flag == "--scope":
+            self.scope = value
+
+    @property
+    def command(self) -> Command | None:
+        """The command that the line names, if it does yet."""
+        group, verb = (*self.arguments, "", "")[:2]
+        return commands.of_group(group).get(verb) if group in commands.GROUPS else None
+
+    def _parameter(self, flag: str) -> Parameter | None:
+        options = [item for item in self.command.parameters if Mark.OPTION in item.marks] if self.command else []
+        return next((item for item in options if f"--{word_of(item)}" == flag), None)
+
+    def _takes_value(self, flag: str) -> bool:
+        parameter = self._parameter(flag)
+        return flag == "--scope" or (parameter is not None and parameter.type is not bool)
+
+    def flags(self) -> list[Candidate]:
+        """The flags that can still be given."""
+        options = [item for item in self.command.parameters if Mark.OPTION in item.marks] if self.command else []
+        found = [Candidate(f"--{word_of(item)}", item.doc) for item in options]
+        found += [Candidate(flag, about) for flag, about in FLAGS.items() if flag.startswith("--") and flag != "--"]
+        return [item for item in found if item.word not in self.used]
+
+    def values_of(self, flag: str, lookup: Lookup) -> list[Candidate]:
+        """The values of a flag."""
+        if flag == "--scope":
+            return [Candidate("system", "/run/circleosd"), Candidate("user", "your own systemd manager's")]
+        parameter = self._parameter(flag)
+        return self._values(parameter, lookup) if parameter else []
+
+    def next_argument(self, lookup: Lookup) -> list[Candidate]:
+        """What can stand where the next argument is."""
+        if not self.arguments:
+            return [Candidate(group, about) for group, about in commands.GROUPS.items()]
+        group, *rest = self.arguments
+        if group not in commands.GROUPS:
+            return []
+        if not rest:
+            return [Candidate(verb, phrase(item.contract.summary())) for verb, item in commands.of_group(group).items()]
+        if self.command is None:
+            return []
+        positional = [item for item in self.command.parameters if Mark.OPTION not in item.marks]
+        return self._values(positional[len(rest) - 1], lookup) if len(rest) <= len(positional) else []
+
+    def _values(self, parameter: Parameter, lookup: Lookup) -> list[Candidate]:
+        assert self.command is not None
+        if Mark.FILE in parameter.marks:
+            raise WantsFile
+        if choices := [item for item in _leaves(parameter.type) if isinstance(item, str)]:
+            return [Candidate(item) for item in choices]
+        if self.command.verb == "create" and parameter.name == self.command.contract.object_field:
+            return []  # a name that there is not yet
+        hint = get_type_hints(self.command.contract, include_extras=True)[parameter.name]
+        for group in commands.GROUPS:
+            if parameter.name == group or ((rule := _name_rule(group)) and rule in _leaves(hint)):
+                return [Candidate(row[_name_column(group)], _describe(row)) for row in lookup(self.scope, group)]
+        if parameter.name == "func":
+            rows = [row for row in lookup(self.scope, "plugin") if row["id"] == self.arguments[2]]
+            return [Candidate(name) for row in rows for name in row["functions"]]
+        return []
+
+
+def _leaves(hint: Any) -> list[Any]:
+    """What a type is made of: its parts, and theirs, with the extras of Annotated."""
+    parts = get_args(hint)
+    return [leaf for part in parts for leaf in [part, *_leaves(part)]] if parts else []
+
+
+@cache
+def _listing(group: str) -> Command | None:
+    return commands.of_group(group).get("list")
+
+
+def _name_column(group: str) -> str:
+    """What the names are called in the rows of a group's list: its first column."""
+    listing = _listing(group)
+    return next(iter(get_args(listing.contract.reply)[0].__annotations__)) if listing else ""
+
+
+@cache
+def _name_rule(group: str) -> Pattern | None:
+    """The rule that all names of a group follow: that of what its commands act on."""
+    for command in commands.of_group(group).values():
+        if field := command.contract.object_field:
+            hint = get_type_hints(command.contract, include_extras=True).get(field)
+            for leaf in _leaves(hint):
+                if isinstance(leaf, Pattern):
+                    return leaf
+    return None
+
+
+def _describe(row: dict[str, Any]) -> str:
+    return str(row.get("description") or row.get("role") or "")
+
+
+def _about(text: str) -> str:
+    """A description on one line, not too long."""
+    line = "".join(char if char.isprintable() else " " for char in text)
+    return line if len(line) <= ABOUT else line[: ABOUT - 1] + "…"
+
+
+def _names_of(scope: str | None, group: str) -> Rows:
+    """What a group's list replies. Raises `CircleError` when it does not."""
+    from circlectl import sessions
+
+    listing = _listing(group)
+    if listing is None or listing.service is None:
+        return []
+    runtime = paths.runtime_dir(os.environ, scope)
+    token = sessions.load(runtime)
+    request = {"action": "list", **({"token": token} if token else {})}
+    replies = list(client.call(paths.socket_path(listing.service, runtime), request, timeout=PATIENCE))
+    return [row for row in replies[-1] if isinstance(row, dict)]
