@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from circlectl import commands, shellwords
 from circlectl.commands import Command
-from circlectl.helptext import FLAGS, phrase, word_of
+from circlectl.helptext import FLAGS, choices, phrase, word_of
 from circleosd import client, paths
 from circleosd.api.contract import Mark, Parameter, Pattern
 from circleosd.errors import CircleError
@@ -161,8 +161,8 @@ class _Line:
         assert self.command is not None
         if Mark.FILE in parameter.marks:
             raise WantsFile
-        if choices := [item for item in _leaves(parameter.type) if isinstance(item, str)]:
-            return [Candidate(item) for item in choices]
+        if values := choices(parameter.type):
+            return [Candidate(value) for value in values]
         if self.command.verb == "create" and parameter.name == self.command.contract.object_field:
             return []  # a name that there is not yet
         hint = get_type_hints(self.command.contract, include_extras=True)[parameter.name]

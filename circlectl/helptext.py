@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from circlectl import commands
 from circlectl.commands import Command
@@ -45,16 +45,29 @@ def of_command(command: Command) -> str:
     """One command in detail."""
     lines = [f"usage: circlectl {command.group} {usage(command)}", "", command.contract.summary(), ""]
     for item in command.parameters:
-        default = "" if item.required or item.default in (None, False, "") else f" (default: {item.default})"
-        choices = get_args(item.type) if all(isinstance(arg, str) for arg in get_args(item.type)) else ()
-        among = f": {', '.join(choices)}" if choices else ""
-        lines.append(f"  {_word(item):<20} {item.doc}{among}{default}")
+        lines.append(f"  {_word(item):<20} {described(item)}")
     for item in command.secrets:
         lines.append(f"  {'(' + item.name + ')':<20} {item.doc}: asked for without echo, or --password-stdin")
     needs = (
         f"Needs the role {command.contract.access}." if command.contract.access != "anyone" else "Anyone may do this."
     )
     return "\n".join([*lines, "", needs, "", GLOBAL])
+
+
+def described(item: Parameter) -> str:
+    """What a parameter is, the values it may have and the one that it has otherwise."""
+    default = "" if item.required or item.default in (None, False, "") else f" (default: {item.default})"
+    among = f": {', '.join(choices(item.type))}" if choices(item.type) else ""
+    return f"{item.doc}{among}{default}"
+
+
+def choices(kind: Any) -> list[str]:
+    """The values of a type that has a closed set of them (Literal), also in a union."""
+    return [
+        value
+        for part in get_args(kind)
+        for value in ([part] if type(part) is str else choices(part))  # and not a Doc, which is a str too
+    ]
 
 
 def usage(command: Command) -> str:

@@ -53,6 +53,7 @@ def test_groups_verbs_and_choices_come_from_the_contracts() -> None:
         ("service --json stop ", ["nginx", "getty@tty1"]),
         ("--scope user service stop ", ["nginx", "getty@tty1"]),
         ("service stop -- ", ["nginx", "getty@tty1"]),
+        ("service watch ", ["nginx", "getty@tty1"]),
         ("plugin unload ", ["example", "other"]),
         ("plugin invoke ", ["example", "other"]),
         ("plugin invoke example ", ["handle", "upper"]),

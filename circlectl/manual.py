@@ -1,0 +1,160 @@
+"""The page circlectl(1), made from the contracts: `python -m circlectl.manual` prints it in mdoc(7)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from inspect import cleandoc
+
+from circlectl import commands
+from circlectl.commands import Command
+from circlectl.helptext import FLAGS, described, phrase, word_of
+from circleosd import __version__
+from circleosd.api.contract import Mark, Parameter
+from circleosd.errors import BY_CODE
+
+_HEAD = r"""
+.Sh NAME
+.Nm circlectl
+.Nd control services, users and plugins of CircleOSD
+.Sh SYNOPSIS
+.Nm
+.Op Fl -scope Ar system | user
+.Op Fl -json
+.Ar group
+.Ar command
+.Op Ar argument ...
+.Op Fl -flag Ar ...
+.Nm
+.Op Ar group Op Ar command
+.Fl -help
+.Nm
+.Fl -version
+.Sh DESCRIPTION
+.Nm
+asks the services of CircleOSD, which systemd starts for it, to start, stop and restart units, to call plugins, and to
+manage the users who may do so.
+What one may do follows from who one is to the kernel, and from the user that one has logged in as.
+Every change, and every denied attempt at one, is on record.
+.Pp
+Arguments are texts, passed on as they are typed.
+The flags of all commands are:
+"""
+_TAIL = r"""
+.Sh ENVIRONMENT
+.Bl -tag -width Ds
+.It Ev CIRCLEOSD_RUNTIME_DIR
+The directory of the sockets, unless
+.Fl -scope
+is given.
+.It Ev XDG_RUNTIME_DIR
+Where the sockets of the user's own CircleOSD are, in the directory
+.Pa circleosd .
+.It Ev XDG_STATE_HOME
+Where a login is kept, by default
+.Pa ~/.local/state .
+.El
+.Sh FILES
+.Bl -tag -width Ds
+.It Pa /run/circleosd
+The sockets of the system's CircleOSD; if there is such a directory, it is the one that is meant by default.
+.It Pa ~/.local/state/circleosd/sessions
+The session that
+.Ic user login
+has opened, readable for its owner alone.
+.El
+"""
+_LAST = r"""
+.Sh EXAMPLES
+Restart a service, and see who did so:
+.Bd -literal -offset indent
+$ circlectl service restart nginx
+$ circlectl system history \-\-object nginx
+.Ed
+.Pp
+Call a plugin with a text that looks like a flag:
+.Bd -literal -offset indent
+$ circlectl plugin invoke example handle \-\- \-\-text
+.Ed
+.Sh SEE ALSO
+.Xr systemctl 1 ,
+.Xr circleosd.toml 5 ,
+.Xr circleosd 8
+"""
+
+
+def page(environment: Mapping[str, str]) -> str:
+    """The whole page. Its date is SOURCE_DATE_EPOCH (reproducible-builds.org) or today."""
+    date = time.gmtime(int(environment.get("SOURCE_DATE_EPOCH") or time.time()))
+    lines = [f".Dd {time.strftime('%B', date)} {date.tm_mday}, {date.tm_year}", ".Dt CIRCLECTL 1"]
+    lines += [f".Os CircleOSD {__version__}", _HEAD.strip(), *_flags(), ".Sh COMMANDS"]
+    for group, about in commands.GROUPS.items():
+        lines += [f".Ss {group}: {_text(about)}", ".Bl -tag -width Ds"]
+        for command in commands.of_group(group).values():
+            lines += _command(command)
+        lines.append(".El")
+    return "\n".join([*lines, _TAIL.strip(), *_statuses(), _LAST.strip(), ""])
+
+
+def _flags() -> Iterator[str]:
+    yield ".Bl -tag -width Ds"
+    for flag, about in FLAGS.items():
+        value = " Ar scope" if flag == "--scope" else ""
+        yield f".It {'Fl h , ' if flag == '--help' else ''}Fl {flag[1:]}{value}"
+        yield _sentence(about)
+    yield ".El"
+
+
+def _command(command: Command) -> Iterator[str]:
+    words = " ".join(_usage(item) for item in command.parameters)
+    yield f".It Ic {command.group} {command.verb} {words}".rstrip()
+    yield _text(" ".join(cleandoc(command.contract.__doc__ or "").split()))
+    if command.parameters or command.secrets:
+        yield ".Bl -tag -width Ds -compact"
+        for item in command.parameters:
+            yield f".It {_name(item)}"
+            yield _sentence(described(item))
+        for item in command.secrets:
+            yield f".It Pq {word_of(item)}"
+            yield _sentence(f"{item.doc}, which is asked for without echo")
+        yield ".El"
+    access = command.contract.access
+    yield "Anyone may do this." if access == "anyone" else f"Needs the role {access}."
+
+
+def _usage(item: Parameter) -> str:
+    return _name(item) if item.required else f"Oo {_name(item)} Oc"
+
+
+def _name(item: Parameter) -> str:
+    """A parameter in macros: an argument, or a flag and its value."""
+    if Mark.OPTION not in item.marks:
+        return f"Ar {word_of(item)}"
+    return f"Fl -{word_of(item)}" + ("" if item.type is bool else f" Ar {word_of(item)}")
+
+
+def _statuses() -> Iterator[str]:
+    yield ".Sh EXIT STATUS"
+    yield ".Nm"
+    yield "exits with 0, or after one line on standard error, which ends with the code of the error in brackets, with:"
+    yield '.Bl -column "status" "unknown-action" -offset indent'
+    for code, error in BY_CODE.items():
+        yield f".It {error.exit_status} Ta Li {code} Ta {phrase(_text((error.__doc__ or '').partition('.')[0]))}"
+    yield ".El"
+
+
+def _sentence(text: str) -> str:
+    """Words from help as a sentence of running text."""
+    return _text(f"{text[:1].upper()}{text[1:]}.")
+
+
+def _text(text: str) -> str:
+    """Text as roff leaves it alone, a sentence a line (mdoc(7))."""
+    escaped = text.replace("\\", "\\e").replace("-", "\\-")
+    lines = escaped.replace(". ", ".\n").split("\n")
+    return "\n".join(f"\\&{line}" if line[:1] in (".", "'") else line for line in lines)
+
+
+if __name__ == "__main__":
+    print(page(os.environ), end="")

@@ -1,0 +1,81 @@
+"""The pages of the manual say what there is, and render without a complaint."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from circlectl import commands, manual
+from circleosd.config import Settings
+from circleosd.errors import BY_CODE
+from tests.integration.embedded_host import PROJECT
+
+PAGES: dict[str, Callable[[], str]] = {
+    "circlectl.1": lambda: manual.page({"SOURCE_DATE_EPOCH": "0"}),
+    "circleosd.8": (PROJECT / "man/circleosd.8").read_text,
+    "circleosd.toml.5": (PROJECT / "man/circleosd.toml.5").read_text,
+}
+RENDER = {
+    "mandoc": ["mandoc", "-T", "lint", "-W", "warning"],
+    "groff": ["groff", "-ww", "-mdoc", "-Tutf8", "-Kutf8", "-z"],
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("program", RENDER)
+def test_a_page_renders_without_warnings(page: str, program: str, tmp_path: Path) -> None:
+    if not shutil.which(program):
+        pytest.skip(f"there is no {program} here")
+    (tmp_path / page).write_text(PAGES[page]())
+    done = subprocess.run([*RENDER[program], tmp_path / page], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_circlectls_page_has_every_command_parameter_and_exit_status() -> None:
+    page = PAGES["circlectl.1"]()
+    assert page.startswith(".Dd January 1, 1970\n")
+    for group in commands.GROUPS:
+        for command in commands.of_group(group).values():
+            start = page.index(f".It Ic {command.group} {command.verb}")
+            entry = page[start : page.find("\n.It Ic ", start + 1)]
+            for item in (*command.parameters, *command.secrets):
+                assert item.name.replace("_", "-") in entry, f"{group} {command.verb} {item.name}"
+    for code, error in BY_CODE.items():
+        assert f".It {error.exit_status} Ta Li {code} " in page
+
+
+def test_circleosds_page_has_every_command_and_unit() -> None:
+    page = PAGES["circleosd.8"]()
+    usage = subprocess.run([sys.executable, "-m", "circleosd", "--help"], capture_output=True, text=True, check=True)
+    for line in usage.stdout.splitlines()[2:-1]:
+        assert f".It Cm {line.split()[0]}" in page
+    for unit in (PROJECT / "units").glob("circleosd*.socket"):
+        assert unit.name.removesuffix(".socket") in page
+
+
+def _settings(table: str) -> dict[str, Any]:
+    return dict(asdict(Settings())[table])
+
+
+@pytest.mark.parametrize("table", [item.name for item in fields(Settings())])
+def test_every_setting_is_explained_with_its_default(table: str) -> None:
+    section = PAGES["circleosd.toml.5"]().partition(f".Ss [{table}]\n")[2].partition("\n.S")[0]
+    explained = [line.removeprefix(".It ") for line in section.splitlines() if line.startswith(".It ")]
+    assert sorted(explained) == sorted(f"Ic {name} Pq {value}" for name, value in _settings(table).items())
+
+
+def test_the_installed_settings_are_the_defaults_once_uncommented() -> None:
+    done = subprocess.run(
+        [sys.executable, PROJECT / "debian/default_config.py"], capture_output=True, text=True, check=True
+    )
+    assert tomllib.loads(done.stdout) == {item.name: {} for item in fields(Settings())}
+    lines = [line[1:] if line[:1] == "#" and line[1:2] != " " else line for line in done.stdout.splitlines()]
+    assert tomllib.loads("\n".join(line for line in lines if line)) == asdict(Settings())
