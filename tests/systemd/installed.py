@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 from tests.systemd.machine import Machine
@@ -26,18 +24,6 @@ BROKEN = """\
 Type=oneshot
 ExecStart=/bin/sh -c 'echo "cannot start: this service is broken" >&2; exit 3'
 """
-
-
-def package() -> Path:
-    """The package to install: CIRCLEOSD_TEST_DEB, or one built now for this machine's distribution."""
-    if given := os.environ.get("CIRCLEOSD_TEST_DEB"):
-        return Path(given)
-    done = subprocess.run(
-        [PROJECT / "scripts/build-deb"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = (PROJECT / "dist").glob("circleosd_*.deb")
-    return built
 
 
 def install(machine: Machine, deb: Path) -> None:

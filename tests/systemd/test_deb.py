@@ -1,0 +1,219 @@
+"""The Debian package on a booted system: what it brings, starts and leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.systemd.conftest import PROJECT, PROJECT_INSIDE
+from tests.systemd.container import systemd_version
+from tests.systemd.machine import Machine
+
+pytestmark = pytest.mark.timeout(600)
+
+DIRECTORIES = "/etc /home /root /run /srv /usr /var"
+# What other programs write while one looks, whether or not CircleOSD is there.
+OTHERS = ("/run/systemd/", "/run/user", "/var/cache/", "/var/lib/PackageKit/", "/var/lib/systemd/timers", "/var/log/")
+ENABLED = "circleosd.target circleosd-polkit.path circleosd-polkit.service"
+SOCKETS = [f"circleosd-{name}.socket" for name in ("auth", "registry", "plugins")]
+SERVICES = [f"circleosd-{name}.service" for name in ("auth", "registry", "plugins")]
+# A client other than circlectl, whose files an upgrade replaces.
+ASK = """
+import socket
+while True:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect("/run/circleosd/auth-service.sock")
+        sock.sendall(b'{"action":"health"}\\n')
+        assert b'"ok":true' in sock.recv(65536)
+    print("answered", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def deb(package: Path, lower: str) -> str:
+    """Where the package is inside of the machine."""
+    if systemd_version(lower) != systemd_version("/"):
+        pytest.skip("the package is for this machine's distribution, and another one is booted")
+    return str(Path(PROJECT_INSIDE, package.relative_to(PROJECT)))
+
+
+@pytest.fixture
+def machine(booted: Machine) -> Machine:
+    """A machine without the package, which starts what is installed."""
+    booted.succeed("rm -f /usr/sbin/policy-rc.d", "dpkg --purge circleosd 2>&1")
+    return booted
+
+
+@pytest.fixture(scope="module")
+def installed(booted: Machine, deb: str) -> Machine:
+    """A machine with the package, for tests that leave it as it is."""
+    booted.succeed("rm -f /usr/sbin/policy-rc.d", f"apt-get install -qq -y {deb} 2>&1")
+    return booted
+
+
+def install(machine: Machine, deb: str) -> None:
+    machine.succeed(f"dpkg --install {deb} 2>&1")
+
+
+def files(machine: Machine) -> set[str]:
+    found = machine.succeed(f"find {DIRECTORIES} -xdev -print0").split("\0")
+    return {path for path in found if not path.startswith(OTHERS)}
+
+
+def states(machine: Machine, units: list[str]) -> set[str]:
+    return {machine.get_unit_property(unit, "ActiveState") for unit in units}
+
+
+def test_the_package_has_no_path_of_where_it_was_built(package: Path) -> None:
+    content = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], capture_output=True, check=True).stdout
+    for path in (PROJECT / "build", PROJECT / ".venv", "/tmp/pip-"):
+        assert os.fsencode(path) not in content
+
+
+def test_what_the_package_brings_is_roots_and_everybody_may_read_it(package: Path) -> None:
+    listing = subprocess.run(["dpkg-deb", "--contents", package], capture_output=True, text=True, check=True).stdout
+    for line in listing.splitlines():
+        mode, owner, *_ = line.split()
+        assert owner == "root/root", line
+        assert mode in ("drwxr-xr-x", "-rw-r--r--", "-rwxr-xr-x", "lrwxrwxrwx"), line
+
+
+def test_the_same_sources_give_the_same_package(package: Path) -> None:
+    before = package.read_bytes()
+    environment = {**os.environ, "TMPDIR": "/var/tmp"}
+    subprocess.run([PROJECT / "scripts/build-deb"], env=environment, check=True, capture_output=True)
+    assert package.read_bytes() == before
+
+
+def test_after_installation_the_sockets_listen_and_nothing_runs(installed: Machine) -> None:
+    assert states(installed, SOCKETS) == {"active"}
+    assert states(installed, SERVICES) == {"inactive"}
+    assert installed.get_unit_property("circleosd-polkit.path", "ActiveState") == "active"
+    assert installed.succeed(f"systemctl is-enabled {ENABLED}").split() == ["enabled"] * 3
+    modes = installed.succeed("stat --format='%a %U %G' /run/circleosd/*.sock")
+    assert modes.splitlines() == ["660 root circleosd"] * 3
+    assert "polkit.addRule" in installed.succeed("cat /etc/polkit-1/rules.d/49-circleosd.rules")
+    assert installed.succeed("systemctl --failed --no-legend").strip() == ""
+    assert installed.succeed("dpkg --verify circleosd") == ""
+
+
+def test_root_uses_every_service_and_a_plugin(installed: Machine) -> None:
+    reports = json.loads(installed.succeed("circlectl system status --json"))
+    assert [report["state"] for report in reports] == ["running"] * 3
+    assert "auth-service" in installed.succeed("circlectl service list")
+    installed.succeed("circlectl plugin load /usr/share/circleosd/plugins/example.wasm")
+    assert installed.succeed("circlectl plugin invoke example upper hello") == "HELLO\n"
+    assert installed.get_unit_property("circleosd-plugin@example.service", "ActiveState") == "active"
+
+
+def test_a_member_of_the_group_may_connect_and_a_stranger_may_not(installed: Machine) -> None:
+    installed.succeed("useradd --groups circleosd member", "useradd stranger")
+    assert "uid:" in installed.succeed("su member -c 'circlectl user whoami'")
+    status, output = installed.execute("su stranger -c 'circlectl user whoami' 2>&1")
+    assert status == 12
+    assert "it is for the members of its group" in output
+
+
+def test_manual_completion_and_the_journals_catalog_are_where_they_are_looked_for(installed: Machine) -> None:
+    installed.succeed("man --where 1 circlectl", "man --where 8 circleosd", "man --where 5 circleosd.toml")
+    assert "A change was made through CircleOSD" in installed.succeed(
+        "journalctl --dump-catalog d97d231a40db4ad483bd3886e5099d0d"
+    )
+    if installed.execute("command -v zsh")[0] == 0:
+        shown = installed.succeed("""zsh -fc 'autoload -Uz compinit; compinit -D -u; print $_comps[circlectl]'""")
+        assert shown == "_circlectl\n"
+    if installed.execute("command -v fish")[0] == 0:
+        assert "service" in installed.succeed("fish --no-config -c 'complete -C \"circlectl ser\"'")
+
+
+def test_nobodys_environment_or_working_directory_changes_what_runs(installed: Machine) -> None:
+    installed.succeed("mkdir -p /tmp/evil/circlectl", "echo 'print(666)' >/tmp/evil/circlectl/__init__.py")
+    assert "666" not in installed.succeed("cd /tmp/evil; PYTHONPATH=/tmp/evil circlectl --version")
+
+
+def test_the_embedded_mode_works_from_the_package(installed: Machine) -> None:
+    installed.succeed("systemd-run --unit=embedded --uid=nobody circleosd up --dir /tmp/embedded 2>&1")
+    installed.wait_for_file("/tmp/embedded/run/auth-service.sock", timeout=20)
+    assert "running" in installed.succeed("CIRCLEOSD_RUNTIME_DIR=/tmp/embedded/run circlectl system status")
+    installed.succeed("systemctl stop embedded.service")
+
+
+def test_removal_leaves_state_and_settings_and_purge_leaves_nothing(machine: Machine, deb: str) -> None:
+    before = files(machine)
+    install(machine, deb)
+    machine.succeed("circlectl user create alice --password-stdin <<<'correct horse'")
+    machine.succeed("circlectl plugin load /usr/share/circleosd/plugins/example.wasm")
+    machine.succeed("circlectl plugin invoke example upper hello")
+
+    machine.succeed("dpkg --remove circleosd 2>&1")
+    assert machine.succeed("systemctl list-units --all --no-legend 'circleosd*'") == ""
+    assert machine.execute("pgrep --full --list-full [/]usr/lib/circleosd/bin") == (1, "")
+    left = files(machine) - before
+    state = {path for path in left if path.startswith("/var/lib/circleosd")}
+    assert "/var/lib/circleosd/auth/auth.db" in state
+    own = {"/etc/circleosd", "/etc/circleosd/config.toml"}
+    dpkgs = {"/var/lib/dpkg/info/circleosd.list", "/var/lib/dpkg/info/circleosd.postrm"}
+    assert left - state == own | dpkgs
+
+    install(machine, deb)
+    assert "alice" in machine.succeed("circlectl user list")
+    assert machine.succeed("circlectl plugin invoke example upper again") == "AGAIN\n"
+    assert machine.succeed("systemctl is-enabled circleosd.target").strip() == "enabled"
+
+    machine.succeed("dpkg --purge circleosd 2>&1")
+    assert files(machine) - before == set()
+    assert machine.execute("getent passwd | grep circleosd")[0] == 1
+    assert machine.execute("getent group | grep circleosd")[0] == 1
+
+
+def test_an_upgrade_starts_the_new_version_keeps_settings_and_loses_no_connection(machine: Machine, deb: str) -> None:
+    install(machine, deb)
+    newer = "/tmp/circleosd-newer"
+    version = f"{newer}/usr/lib/circleosd/lib/python3*/site-packages/circleosd/__init__.py"
+    machine.succeed(
+        f"dpkg-deb --raw-extract {deb} {newer}",
+        f"sed -i 's/^Version: .*/Version: 99/' {newer}/DEBIAN/control",
+        f"sed -i 's/^__version__ = .*/__version__ = \"99\"/' {version}",
+        f"dpkg-deb --build -Znone {newer} {newer}.deb",
+        "sed -i 's/^#idle_exit = .*/idle_exit = 7/' /etc/circleosd/config.toml",
+    )
+    reports = json.loads(machine.succeed("circlectl system status --json"))
+    assert {report["version"] for report in reports} != {"99"}
+    machine.succeed(f"python3 -I -c {shlex.quote(ASK)} >/tmp/asked 2>&1 & echo $! >/tmp/asking")
+    install(machine, f"{newer}.deb")
+    reports = json.loads(machine.succeed("circlectl system status --json"))
+    assert {report["version"] for report in reports} == {"99"}
+    machine.succeed("kill $(cat /tmp/asking)")
+    assert set(machine.succeed("cat /tmp/asked").splitlines()) == {"answered"}
+    assert "\nidle_exit = 7\n" in machine.succeed("cat /etc/circleosd/config.toml")
+
+
+def test_what_the_administrator_disabled_stays_disabled_over_an_upgrade(machine: Machine, deb: str) -> None:
+    install(machine, deb)
+    machine.succeed("systemctl disable --now circleosd.target 2>&1")
+    install(machine, deb)
+    assert machine.execute("systemctl is-enabled circleosd.target")[1].strip() == "disabled"
+    assert states(machine, [*SOCKETS, *SERVICES]) == {"inactive"}
+
+
+def test_where_no_systemd_runs_it_is_prepared_and_not_started(machine: Machine, deb: str) -> None:
+    """As in the build of a container: /run is empty."""
+    script = f"mount -t tmpfs tmpfs /run && dpkg --install {deb} && ! systemctl is-system-running"
+    machine.succeed(f"unshare --mount --propagation private bash -ec {shlex.quote(script)} 2>&1")
+    assert machine.succeed(f"systemctl is-enabled {ENABLED}").split() == ["enabled"] * 3
+    machine.succeed("getent passwd circleosd-auth")
+    assert machine.execute("test -e /run/circleosd")[0] == 1
+    script = "mount -t tmpfs tmpfs /run && dpkg --purge circleosd"
+    machine.succeed(f"unshare --mount --propagation private bash -ec {shlex.quote(script)} 2>&1")
+
+
+def test_a_policy_not_to_start_services_is_obeyed(machine: Machine, deb: str) -> None:
+    machine.succeed("printf '#!/bin/sh\\nexit 101\\n' >/usr/sbin/policy-rc.d", "chmod 755 /usr/sbin/policy-rc.d")
+    install(machine, deb)
+    assert states(machine, SOCKETS) == {"inactive"}
+    assert machine.succeed("systemctl is-enabled circleosd.target").strip() == "enabled"
