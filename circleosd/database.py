@@ -1,8 +1,9 @@
-"""SQLite behind one thread: transactions that are on disk before anybody hears of them."""
+"""SQLite behind threads of its own: transactions that are on disk before anybody hears of them."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,13 @@ from typing import Any, TypeVar
 from circleosd.errors import Unavailable
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# KiB of page cache for each connection; the services promise a small memory, and the kernel caches the file too.
+WRITE_CACHE = 2048
+READ_CACHE = 2048
+SCAN_CACHE = 512
 
 
 class Transaction:
@@ -30,34 +38,40 @@ class Transaction:
         self._after.append(call)
 
     def committed(self) -> None:
-        """Run what `after_commit` collected."""
+        """Run what `after_commit` collected. What fails there is logged: the transaction is on disk all the same."""
         for call in self._after:
-            call()
+            try:
+                call()
+            except Exception:
+                log.exception("after a commit")
 
 
 class Database:
-    """One SQLite file. All work runs in one thread of its own, so the event loop never waits for the disk.
+    """One SQLite file. The event loop never waits for the disk: writes, reads and scans have a thread each.
 
     `migrations[i]` is a script that brings the schema from version i to i + 1 (PRAGMA user_version). A commit is
-    synced to disk before `write` returns (WAL with synchronous=FULL, sqlite.org/pragma.html).
+    synced to disk before `write` returns (WAL with synchronous=FULL, sqlite.org/pragma.html). A read sees every
+    commit before it and waits for none (sqlite.org/wal.html).
     """
 
     def __init__(self, path: Path, migrations: Sequence[str]) -> None:
         """Open or create the file. Raises `Unavailable` if that cannot be done."""
         self.path = path
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="database")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="database-read")
+        self._scanner = ThreadPoolExecutor(1, thread_name_prefix="database-scan")
         try:
-            self._connection = self._thread.submit(self._open, migrations).result()
+            self._connection = self._writer.submit(self._open, migrations).result()
+            self._reading = self._reader.submit(self._open_reader, READ_CACHE).result()
         except sqlite3.Error as exc:
             raise Unavailable(f"cannot open {path}: {exc}") from exc
 
     def _open(self, migrations: Sequence[str]) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
-        connection.row_factory = sqlite3.Row
+        connection = self._connect()
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA cache_size=-2048")  # KiB; the services promise a small memory
+        connection.execute(f"PRAGMA cache_size=-{WRITE_CACHE}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > len(migrations):
             raise sqlite3.DatabaseError(f"its schema version {version} is newer than this CircleOSD")
@@ -65,9 +79,32 @@ class Database:
             connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version={number}; COMMIT")
         return connection
 
+    def _open_reader(self, cache: int) -> sqlite3.Connection:
+        connection = self._connect()
+        connection.execute("PRAGMA query_only=ON")
+        connection.execute(f"PRAGMA cache_size=-{cache}")
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
+        connection.row_factory = sqlite3.Row
+        return connection
+
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` in the database's thread. Raises `Unavailable` when SQLite fails."""
-        return await self._run(lambda: work(self._connection))
+        """Run `work`, which must be short, in one snapshot. Raises `Unavailable` when SQLite fails."""
+        return await self._run(self._reader, lambda: _snapshot(self._reading, work))
+
+    async def scan(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work`, which may look at very many rows, in one snapshot, without holding up `read`."""
+
+        def scanning() -> T:
+            connection = self._open_reader(SCAN_CACHE)
+            try:
+                return _snapshot(connection, work)
+            finally:
+                connection.close()
+
+        return await self._run(self._scanner, scanning)
 
     async def write(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` in one transaction and return its result once that is on disk.
@@ -75,14 +112,14 @@ class Database:
         Whatever `work` raises rolls back and is passed on, sqlite3.IntegrityError too. Raises `Unavailable` when
         SQLite fails (a full disk, say).
         """
-        return await self._run(lambda: self._write(work))
+        return await self._run(self._writer, lambda: self._write(work))
 
     def _write(self, work: Callable[[Transaction], T]) -> T:
         transaction = Transaction(self._connection)
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             result = work(transaction)
-            self._connection.execute("COMMIT")
+            self._commit()
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -90,9 +127,12 @@ class Database:
         transaction.committed()
         return result
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    def _commit(self) -> None:
+        self._connection.execute("COMMIT")
+
+    async def _run(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            return await asyncio.get_running_loop().run_in_executor(thread, work)
         except sqlite3.IntegrityError:  # the work broke a rule of its own tables, which is for it to explain
             raise
         except sqlite3.Error as exc:
@@ -100,5 +140,17 @@ class Database:
 
     def close(self) -> None:
         """Finish what is queued and close the file."""
-        self._thread.submit(self._connection.close).result()
-        self._thread.shutdown()
+        self._scanner.shutdown()
+        self._reader.submit(self._reading.close).result()
+        self._reader.shutdown()
+        self._writer.submit(self._connection.close).result()
+        self._writer.shutdown()
+
+
+def _snapshot(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    """Run `work` in a read transaction."""
+    connection.execute("BEGIN")
+    try:
+        return work(connection)
+    finally:
+        connection.execute("ROLLBACK")
