@@ -90,12 +90,13 @@ def parse(command: Command, arguments: Sequence[str]) -> Mapping[str, str]:
     made: list[Call] = []  # Fire is untyped: what it returns is only compared with what was made
 
     def method(**given: str) -> Call:
-        made.append(Call(command, {name: value for name, value in given.items() if value is not None}))
+        made.append(Call(command, {names[word]: value for word, value in given.items() if value is not None}))
         return made[-1]
 
     def bound(*values: str, **given: str) -> Call:
         return method(**signature.bind_partial(*values, **given).arguments)
 
+    names = {item.word: item.name for item in command.parameters}
     signature = _signature(command)
     bound.__name__ = command.verb
     bound.__signature__ = signature  # type: ignore[attr-defined]  # what inspect.signature() goes by
@@ -120,11 +121,11 @@ def _signature(command: Command) -> inspect.Signature:
     positional, flags = [], []
     for item in command.parameters:
         if Mark.OPTION in item.marks:
-            flags.append(kinds(item.name, kinds.KEYWORD_ONLY, default=None))
+            flags.append(kinds(item.word, kinds.KEYWORD_ONLY, default=None))
         elif item.required:
-            positional.append(kinds(item.name, kinds.POSITIONAL_OR_KEYWORD))
+            positional.append(kinds(item.word, kinds.POSITIONAL_OR_KEYWORD))
         else:
-            positional.append(kinds(item.name, kinds.POSITIONAL_OR_KEYWORD, default=None))
+            positional.append(kinds(item.word, kinds.POSITIONAL_OR_KEYWORD, default=None))
     return inspect.Signature([*positional, *flags])
 
 
@@ -134,7 +135,7 @@ def _as_typed(value: str) -> str:
 
 def _normal(command: Command, arguments: Sequence[str]) -> list[str]:
     """Say in Fire's terms what it would misread: switches without a value, and everything behind `--`."""
-    switches = {f"--{item.name.replace('_', '-')}" for item in command.parameters if item.type is bool}
+    switches = {f"--{item.word.replace('_', '-')}" for item in command.parameters if item.type is bool}
     end = arguments.index("--") if "--" in arguments else len(arguments)
     before = [f"{item}=true" if item.replace("_", "-") in switches else item for item in arguments[:end]]
     # Fire takes a lone - and a negative number for neither flag nor value in places; they are values.
@@ -146,12 +147,12 @@ def _sentence(command: Command, element: Any) -> str:
     """What Fire found wrong, in a sentence without its vocabulary."""
     name = f"{command.group} {command.verb}"
     text = str(element.ErrorAsStr()).replace(LITERAL, "")
-    missing = [item.name for item in command.parameters if item.required and item.name in text]
+    missing = [item.word for item in command.parameters if item.required and item.word in text]
     if "required argument" in text and missing:
         return f"{name} needs {missing[-1].upper()}"
     unused = [item.removeprefix(LITERAL) for item in element.args or []]
     if "Could not consume arg" in text:
-        known = {f"--{item.name.replace('_', '-')}" for item in command.parameters if Mark.OPTION in item.marks}
+        known = {f"--{item.word.replace('_', '-')}" for item in command.parameters if Mark.OPTION in item.marks}
         flag = next((item for item in unused if item.startswith("-") and item.split("=")[0] not in known), None)
         extra = flag or text.partition("Could not consume arg:")[2].strip() or " ".join(unused)
         return f"{name} does not take {extra!r}"

@@ -107,26 +107,20 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
         if item.name in given:
             request[item.name] = _convert(item, given[item.name])
     for item in command.secrets:
-        request[item.name] = _secret(item.name, twice=command.verb == "create", stdin="--password-stdin" in flags)
+        if item.name == "old" and "name" in given:  # another's password is changed without knowing it
+            continue
+        if (secret := _secret(item, stdin="--password-stdin" in flags)) is not None:
+            request[item.name] = secret
     if any(Mark.FILE in item.marks for item in command.parameters):
         opened = _open_files(command, request)
     token = sessions.load(runtime) if command.verb != "login" else None
 
-    def replies(service: str, message: dict[str, Any]) -> Iterator[Any]:
-        envelope = {"token": token} if token else {}
-        timeout = None if command.contract.stream else TIMEOUT
-        path = paths.socket_path(service, runtime)
-        return client.call(path, {**message, **envelope}, files=opened, timeout=timeout)
-
-    def ask(service: str, message: dict[str, Any]) -> Any:
-        return next(replies(service, message))
-
+    ask = Asking(runtime, token, opened)
     problem: CircleError | None = None
     if command.service and command.contract.stream:
-        for data in replies(command.service, request):
-            if data is not None:
-                _show(command, data, as_json="--json" in flags)
-                sys.stdout.flush()
+        for data in ask.stream(command.service, request):
+            _show(command, data, as_json="--json" in flags)
+            sys.stdout.flush()
         return 0
     if command.service is None:
         from circlectl import system
@@ -134,7 +128,7 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
         data, problem = system.COMMANDS[command.verb](ask, request)
     else:
         try:
-            data = ask(command.service, request)
+            data = ask.once(command.service, request)
         except Denied:
             if command.group == "user" and command.verb == "logout":
                 sessions.forget(runtime)  # the session is gone at the service; so is our end of it
@@ -144,10 +138,33 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
             sessions.save(runtime, data)
         elif command.verb == "logout":
             sessions.forget(runtime)
-    _show(command, data, as_json="--json" in flags)
+    for item in data if isinstance(data, Iterator) else (data,):
+        _show(command, item, as_json="--json" in flags)
+        sys.stdout.flush()
     if problem:
         raise problem
     return 0
+
+
+class Asking:
+    """Requests to the services that listen below `runtime`, with the session's token and what was opened to pass."""
+
+    def __init__(self, runtime: str, token: str | None, files: Sequence[int]) -> None:
+        self._runtime = runtime
+        self._envelope = {"token": token} if token else {}
+        self._files = files
+
+    def once(self, service: str, request: dict[str, Any]) -> Any:
+        """The data of the one reply."""
+        path = paths.socket_path(service, self._runtime)
+        return next(client.call(path, {**request, **self._envelope}, files=self._files, timeout=TIMEOUT))
+
+    def stream(self, service: str, request: dict[str, Any]) -> Iterator[Any]:
+        """The data of each reply that holds some; there may be any time between two."""
+        path = paths.socket_path(service, self._runtime)
+        for data in client.call(path, {**request, **self._envelope}, timeout=None):
+            if data is not None:
+                yield data
 
 
 def _convert(item: Parameter, text: str) -> Any:
@@ -155,7 +172,7 @@ def _convert(item: Parameter, text: str) -> Any:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadRequest(f"{item.name}: {text!r} is not UTF-8 text") from None
+        raise BadRequest(f"{item.word}: {text!r} is not UTF-8 text") from None
     if Mark.TIME in item.marks:
         from circlectl import times
 
@@ -163,32 +180,38 @@ def _convert(item: Parameter, text: str) -> Any:
     types = set(get_args(item.type) or (item.type,))
     if bool in types:
         if text.lower() not in ("true", "false"):
-            raise BadRequest(f"--{item.name} takes no value, but got {text!r}")
+            raise BadRequest(f"--{item.word} takes no value, but got {text!r}")
         return text.lower() == "true"
     for number in (int, float):
         if number in types:
             try:
                 return number(text)
             except ValueError:
-                raise BadRequest(f"{item.name}: {text!r} is not a number") from None
+                raise BadRequest(f"{item.word}: {text!r} is not a number") from None
     return text
 
 
-def _secret(name: str, *, twice: bool, stdin: bool) -> str:
-    """Read a password: a line of standard input, or from the terminal without echo. Raises `BadRequest`."""
+def _secret(item: Parameter, *, stdin: bool) -> str | None:
+    """Read a password: a line of standard input, or from the terminal without echo; None for none where that will do.
+
+    Raises `BadRequest`.
+    """
+    name = {"old": "present password"}.get(item.name, item.name)
     if stdin:
         line = sys.stdin.readline()
-        if not line:
+        if not line and item.required:
             raise BadRequest(f"no {name} on standard input")
-        return line.removesuffix("\n")
+        return line.removesuffix("\n") or (None if not item.required else "")
     if not sys.stdin.isatty():
+        if not item.required:
+            return None
         raise BadRequest(f"no terminal to ask for the {name} on; give it on standard input with --password-stdin")
     import getpass
 
     secret = getpass.getpass(f"{name.capitalize()}: ")
-    if twice and getpass.getpass(f"{name.capitalize()} again: ") != secret:
+    if secret and Mark.NEW in item.marks and getpass.getpass(f"{name.capitalize()} again: ") != secret:
         raise BadRequest(f"the two {name}s differ")
-    return secret
+    return secret if secret or item.required else None
 
 
 def _open_files(command: Command, request: dict[str, Any]) -> list[int]:

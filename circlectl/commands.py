@@ -41,8 +41,9 @@ class Command(NamedTuple):
 
     @property
     def secrets(self) -> list[Parameter]:
-        """What is asked for without echo."""
-        return [item for item in parameters(self.contract) if Mark.SECRET in item.marks]
+        """What is asked for without echo, in order: what there is before what is to be."""
+        found = [item for item in parameters(self.contract) if item.marks & {Mark.SECRET, Mark.HIDDEN} == {Mark.SECRET}]
+        return sorted(found, key=lambda item: Mark.NEW in item.marks)
 
 
 def of_group(group: str) -> Mapping[str, Command]:

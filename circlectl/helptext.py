@@ -83,7 +83,7 @@ def usage(command: Command) -> str:
 
 def word_of(item: Parameter) -> str:
     """What a parameter is called on the command line."""
-    return item.name.replace("_", "-")
+    return item.word.replace("_", "-")
 
 
 def _word(item: Parameter) -> str:

@@ -1,15 +1,19 @@
 """Commands that ask every service: how CircleOSD is, and what was done with it."""
 
-from collections.abc import Callable
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Annotated, Any
 
 from circleosd.api import common
-from circleosd.api.contract import Request, contract
-from circleosd.errors import CircleError, Unavailable
+from circleosd.api.contract import Doc, Mark, Request, contract
+from circleosd.errors import CircleError, Conflict, Unavailable
 from circleosd.paths import SERVICES
 from circleosd.policy import Access
 
-Ask = Callable[[str, dict[str, Any]], Any]
+if TYPE_CHECKING:
+    from circlectl.cli import Asking
+
+# Which service carries out the actions of a group, as rules name them.
+GROUPS = dict(zip(("user", "service", "plugin"), SERVICES, strict=True))
 
 
 @contract
@@ -21,36 +25,65 @@ class Status(Request, action="status", access=Access.VIEWER, reply=list[common.R
 class History(common.History, action="history", access=Access.ADMIN, reply=list[common.Event]):
     """Show what was done, by whom, and how it ended, over all services in one order."""
 
+    follow: Annotated[bool, Doc("go on with what is done from now on, until interrupted"), Mark.OPTION] = False
+    verify: Annotated[bool, Doc("only verify that no row was altered, deleted or inserted"), Mark.OPTION] = False
+
 
 CONTRACTS: tuple[type[Request], ...] = (Status, History)
 
 
-def status(ask: Ask, request: dict[str, Any]) -> tuple[Any, CircleError | None]:
+def status(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | None]:
     """Each service's report; of one that cannot be asked the error. The first error is returned beside."""
     rows: list[dict[str, Any]] = []
     first: CircleError | None = None
     for service in SERVICES:
         try:
-            rows.append({"state": "running", **ask(service, {"action": "health"})})
+            rows.append({"state": "running", **ask.once(service, {"action": "health"})})
         except CircleError as error:
             rows.append({"service": service, "state": error.code, "problem": str(error)})
             first = first or error
     return rows, first
 
 
-def history(ask: Ask, request: dict[str, Any]) -> tuple[Any, CircleError | None]:
+def history(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | None]:
     """The rows of all ledgers by time, at most `lines`. Of a service that cannot be asked, the error is returned
-    beside.
+    beside. With `follow` an iterator that goes on with rows as they come, with `verify` what verifying found.
     """
+    query = dict(request)
+    following, verifying = query.pop("follow", False), query.pop("verify", False)
+    if verifying:
+        return _verify(ask)
+    started = time.time()
+    services: tuple[str, ...] = SERVICES
+    group, colon, action = query.get("action_name", "").rpartition(":")
+    if colon and group in GROUPS:  # as rules and `user can` name it
+        services, query["action_name"] = (GROUPS[group],), action
     rows: list[dict[str, Any]] = []
+    known = dict.fromkeys(services, 0)
     first: CircleError | None = None
-    for service in SERVICES:
+    for service in services:
         try:
-            rows += ask(service, {**request, "action": "history"})
+            found = ask.once(service, {**query, "action": "history"})
         except Unavailable as error:
             first = first or error
+        else:
+            rows += found
+            known[service] = found[-1]["seq"] if found else 0
     rows.sort(key=lambda row: row["time"])
-    return rows[-request.get("lines", 100) :], first
+    rows = rows[-query.pop("lines", 100) :]
+    if not following:
+        return rows, first
+    if first:
+        raise first
+    from circlectl.following import follow
+
+    return follow(ask, query, rows, known, started), None
+
+
+def _verify(ask: "Asking") -> tuple[Any, CircleError | None]:
+    found = [ask.once(service, {"action": "audit"}) for service in SERVICES]
+    broken = [f"{item['service']}: {item['problems'][0]}" for item in found if item["problems"]]
+    return found, Conflict(f"the record is not what CircleOSD wrote: {'; '.join(broken)}") if broken else None
 
 
 COMMANDS = {"status": status, "history": history}

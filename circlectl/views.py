@@ -38,26 +38,54 @@ def _status(rows: list[dict[str, Any]]) -> str:
     return render.table(rows, ("service", "state", "version", "pid", "uptime", "memory", "connections", "requests"))
 
 
-def _history(rows: list[dict[str, Any]]) -> str:
-    """A line an act: an intent is shown only while its outcome is not known."""
-    ended = {(row["service"], row["intent"]) for row in rows if row["intent"]}
-    shown = []
-    for row in rows:
-        if row["phase"] == "intent" and (row["service"], row["seq"]) in ended:
-            continue
-        actor = row["actor"]
-        shown.append(
-            {
-                "time": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["time"])),
-                "who": f"{actor['user'] or '-'}/{actor['uid']}",
-                "service": row["service"],
-                "action": row["action"],
-                "object": row["object"],
-                "outcome": row["error"] or ("done" if row["phase"] == "outcome" else row["phase"]),
-                "change": _change(row["before"], row["after"]),
-            }
-        )
+def _history(data: Any) -> str:
+    """A line an act: an intent is shown only while its outcome is not known. A single row is one that followed."""
+    if isinstance(data, dict):
+        return "  ".join(str(value) for value in _act(data).values())
+    if data and "problems" in data[0]:
+        return _audit(data)
+    ended = {(row["service"], row["intent"]) for row in data if row["intent"]}
+    shown = [_act(row) for row in data if row["phase"] != "intent" or (row["service"], row["seq"]) not in ended]
     return render.table(shown, ("time", "who", "service", "action", "object", "outcome", "change"))
+
+
+def _act(row: dict[str, Any]) -> dict[str, Any]:
+    actor = row["actor"]
+    who = actor.get("plugin") or actor["user"] or "-"
+    outcome = row["error"] or ("done" if row["phase"] == "outcome" else row["phase"])
+    return {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["time"])),
+        "who": f"{who}/{actor['uid']}",
+        "service": row["service"],
+        "action": row["action"],
+        "object": render.value("", row["object"]),
+        "outcome": f"{outcome} ×{row['count']}" if row["count"] > 1 else outcome,
+        "change": _change(row["before"], row["after"]),
+    }
+
+
+def _audit(data: list[dict[str, Any]]) -> str:
+    rows = [{**item, "state": "; ".join(item["problems"]) or "as written"} for item in data]
+    return render.table(rows, ("service", "rows", "first", "last", "state", "hash"))
+
+
+def _rule(rule: dict[str, Any]) -> str:
+    return f"{'deny' if rule['deny'] else 'allow'} {rule['verb']} {rule['object']}"
+
+
+def _who(data: dict[str, Any]) -> str:
+    """A user or an identity, whose rules stand in `rules` or `grants`."""
+    return render.fields(
+        {key: [*map(_rule, item)] if key in ("rules", "grants") else item for key, item in data.items()}
+    )
+
+
+def _rules(data: list[dict[str, Any]]) -> str:
+    return "\n".join(map(_rule, data)) or "no rules"
+
+
+def _answer(data: dict[str, Any]) -> str:
+    return f"{'yes' if data['allowed'] else 'no'}: {data['why']}"
 
 
 def _change(before: Any, after: Any) -> str:
@@ -79,6 +107,11 @@ def _change_of_state(row: dict[str, Any]) -> str:
 
 _SPECIAL: dict[tuple[str, str], Callable[[Any], str | None]] = {
     ("user", "login"): _login,
+    ("user", "whoami"): _who,
+    ("user", "show"): _who,
+    ("user", "grant"): _rules,
+    ("user", "ungrant"): _rules,
+    ("user", "can"): _answer,
     ("service", "start"): _job,
     ("service", "stop"): _job,
     ("service", "restart"): _job,

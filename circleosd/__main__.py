@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from circleosd.config import Settings
     from circleosd.database import Database
     from circleosd.registry.units import UnitManager
-    from circleosd.service import Identify, Service
+    from circleosd.service import Handlers, Identify, Service
 
     Composed = tuple[Service, Database, int]
 
@@ -105,21 +105,21 @@ async def _serve(name: str) -> None:
     gc.freeze()
     gc.enable()
     try:
+        await service.start()
         await Server(service, listener, settings.server, max_line=max_line, manager=Notifier()).run()
+        await service.close()
     finally:
         database.close()
 
 
 async def _auth(settings: Settings, runtime: Path, state: Path) -> Composed:
     from circleosd.api import auth as contracts
-    from circleosd.auth.passwords import Passwords
     from circleosd.auth.service import AuthService
     from circleosd.auth.store import MIGRATIONS
     from circleosd.database import Database
 
     database = Database(state / "auth.db", MIGRATIONS)
-    lifetime, uids = settings.auth.session_lifetime, frozenset(_uids("registry", "plugins").values())
-    handlers = AuthService(database, Passwords(settings.auth.hashing), session_lifetime=lifetime, services=uids)
+    handlers = AuthService(database, settings.auth, services=frozenset(_uids("registry", "plugins").values()))
     return _service(contracts, handlers, handlers.identify, database, settings), database, settings.auth.max_line
 
 
@@ -182,7 +182,7 @@ async def _plugins(settings: Settings, runtime: Path, state: Path) -> Composed:
     return service, database, settings.plugins.max_line
 
 
-def _service(contracts: Any, handlers: object, identify: Identify, database: Database, settings: Settings) -> Service:
+def _service(contracts: Any, handlers: Handlers, identify: Identify, database: Database, settings: Settings) -> Service:
     """The service that serves one module of contracts."""
     from circleosd.ledger import Ledger
     from circleosd.service import Service
@@ -194,7 +194,7 @@ def _service(contracts: Any, handlers: object, identify: Identify, database: Dat
         contracts.CONTRACTS,
         handlers,
         identify=identify,
-        ledger=Ledger(database, contracts.SERVICE, mirror),
+        ledger=Ledger(database, contracts.SERVICE, mirror, settings.ledger),
         request_timeout=settings.server.request_timeout,
     )
 

@@ -35,11 +35,33 @@ class ServerSettings:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AuthSettings:
-    """auth-service. session_lifetime in seconds; hashing bounds how many passwords are hashed at once."""
+    """auth-service. Times in seconds.
+
+    session_lifetime: a session ends so long after its login. session_idle: and so long after its last use.
+    max_sessions: of one user; the least recently used ends when there are more. login_tries: failed logins in a row
+    before the next has to wait. login_lockout: the longest such wait. hashing: how many passwords are hashed at once.
+    login_queue: how many more may wait for that. hash_memory (KiB) and hash_passes: argon2id's parameters.
+    """
 
     max_line: int = 64 * 1024
     session_lifetime: float = 12 * 3600.0
+    session_idle: float = 2 * 3600.0
+    max_sessions: int = 100
+    login_tries: int = 5
+    login_lockout: float = 900.0
     hashing: int = 2
+    login_queue: int = 128
+    # 19 MiB is OWASP's least memory for argon2id; with eight passes one hash takes about 100 ms on a 2020s server core.
+    hash_memory: int = 19 * 1024
+    hash_passes: int = 8
+
+
+@dataclass(frozen=True)
+class LedgerSettings:
+    """What each service's ledger keeps: at most `keep_rows` rows (some 700 bytes each), none older than `keep_days`."""
+
+    keep_rows: int = 200_000
+    keep_days: float = 400.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,9 +88,10 @@ class PluginSettings:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Settings:
-    """All settings, one table a service."""
+    """All settings: a table for each service, and two that hold for all of them."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
+    ledger: LedgerSettings = field(default_factory=LedgerSettings)
     auth: AuthSettings = field(default_factory=AuthSettings)
     registry: RegistrySettings = field(default_factory=RegistrySettings)
     plugins: PluginSettings = field(default_factory=PluginSettings)

@@ -1,25 +1,34 @@
 """The ledger: every mutation and every denied attempt, in the service's own database, chained by hash.
 
 A row's `body` is one JSON object (the fields of `api.common.Event`, without the service); its hash is
-sha256(hash of the row before + body), so that an altered, inserted or deleted row shows. Phases: `done` (state
-changed in
-the same transaction), `intent` and then `outcome` (an act outside the database), `failed`, `denied`.
+sha256(hash of the row before + body). `ledger_ends` has one row: the hash of the last row that was pruned, with which
+the chain begins, and that of the last row written, with which it ends. So an altered, inserted or deleted row shows,
+the oldest and the newest too. Phases: `done` (state changed in the same transaction), `intent` and then `outcome` (an
+act outside the database), `failed`, `denied`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import logging
 import os
+import re
 import sqlite3
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from circleosd.api.common import Event, History
+from circleosd.api.common import Audited, Event
+from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
-from circleosd.policy import Caller
+from circleosd.errors import CircleError, Conflict
+from circleosd.flood import Counted, Flood
+from circleosd.policy import Caller, Peer
+
+log = logging.getLogger(__name__)
 
 Phase = Literal["done", "intent", "outcome", "failed", "denied"]
 
@@ -30,18 +39,39 @@ CREATE TABLE ledger (
     hash BLOB NOT NULL,
     time REAL GENERATED ALWAYS AS (json_extract(body, '$.time')) VIRTUAL,
     user TEXT GENERATED ALWAYS AS (json_extract(body, '$.actor.user')) VIRTUAL,
+    uid INTEGER GENERATED ALWAYS AS (json_extract(body, '$.actor.uid')) VIRTUAL,
     object TEXT GENERATED ALWAYS AS (json_extract(body, '$.object')) VIRTUAL,
     action TEXT GENERATED ALWAYS AS (json_extract(body, '$.action')) VIRTUAL,
     error TEXT GENERATED ALWAYS AS (json_extract(body, '$.error')) VIRTUAL
 );
-CREATE INDEX ledger_time ON ledger (time)
+CREATE INDEX ledger_time ON ledger (time);
+CREATE TABLE ledger_ends (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    pruned_seq INTEGER NOT NULL,
+    pruned_hash BLOB NOT NULL,
+    last_seq INTEGER NOT NULL,
+    last_hash BLOB NOT NULL
+);
+INSERT INTO ledger_ends VALUES (1, 0, zeroblob(32), 0, zeroblob(32));
+CREATE TABLE ledger_open (seq INTEGER PRIMARY KEY)
 """
-GENESIS = bytes(32)  # what stands for the hash before the first row
+
+PRUNED_AT_ONCE = 5000  # rows that one append removes at most, so that no caller waits long for it
+SLACK = 0.05  # of keep_rows: by so much the ledger grows before it is pruned again, which writes a row too
+ALWAYS_KEPT = 1000  # rows that age alone does not remove: a wrong clock must not empty the ledger …
+AT_LEAST_PRUNED = 100  # … and fewer are not worth a row that says so
+DAY = 86400.0
+TEXT_SHOWN = 256  # characters of a text parameter that a row keeps
+PROBLEMS_SHOWN = 20
+FOLLOWED_AT_ONCE = 200  # rows that a follower holds in memory
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a row says, besides its number and time. `duration` is in seconds, `intent` the row this one completes."""
+    """What a row says, besides its number and time. `duration` is in seconds, `intent` the row this one completes.
+
+    `count` attempts are told by this one row. `actor` stands for what /proc would tell of the caller.
+    """
 
     phase: Phase
     caller: Caller
@@ -54,6 +84,20 @@ class Entry:
     message: str | None = None
     duration: float | None = None
     intent: int | None = None
+    count: int = 1
+    actor: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which rows: None is no condition. `user` is a name or a uid, `object` may be a glob."""
+
+    user: str | None = None
+    object: str | None = None
+    action: str | None = None
+    since: float | None = None
+    failed: bool = False
+    after: int = 0
 
 
 def _link(path: str) -> str | None:
@@ -63,29 +107,56 @@ def _link(path: str) -> str | None:
         return None
 
 
-def _unit(pid: int) -> str | None:
-    """The systemd unit that a process belongs to, from its control group (cgroups(7))."""
+def _executable(pid: int) -> str | None:
+    """The program of a process; of another user's process only its name is ours to read, which is put in brackets."""
+    if path := _link(f"/proc/{pid}/exe"):
+        return path
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+            return f"[{comm.read().rstrip()}]"
+    except OSError:
+        return None
+
+
+def _control_groups(pid: int) -> list[str]:
+    """The names on a process's way down the control groups (cgroups(7)), outermost first."""
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8") as lines:
             paths = [line.rstrip("\n").split(":", 2)[2] for line in lines]
     except OSError:
-        return None
-    names = [part for path in paths for part in path.split("/") if part.endswith((".service", ".scope"))]
-    return names[-1] if names else None
+        return []
+    return [part for path in paths for part in path.split("/")]
 
 
 def actor(caller: Caller) -> dict[str, Any]:
-    """Who acted, as a row keeps it. What /proc says of a process that has already ended is None."""
+    """Who acted, as a row keeps it. What /proc says of a process that has already ended is None.
+
+    `unit` is the innermost systemd unit, `login` the login session of logind (sd_pid_get_session(3)).
+    """
     peer = caller.peer
+    groups = _control_groups(peer.pid)
+    units = [name for name in groups if name.endswith((".service", ".scope"))]
+    logins = [found[1] for name in groups if (found := re.fullmatch(r"session-(\w+)\.scope", name))]
     return {
         "uid": peer.uid,
         "gid": peer.gid,
         "pid": peer.pid,
-        "exe": _link(f"/proc/{peer.pid}/exe"),
-        "unit": _unit(peer.pid),
+        "exe": _executable(peer.pid),
+        "unit": units[-1] if units else None,
+        "login": logins[-1] if logins else None,
         "user": caller.user,
         "session": caller.session,
+        "plugin": caller.plugin,
     }
+
+
+def shown(value: Any) -> Any:
+    """A parameter's value as a row keeps it: long texts cut, lists and objects only by their size."""
+    if isinstance(value, str):
+        return value if len(value) <= TEXT_SHOWN else value[:TEXT_SHOWN] + "…"
+    if isinstance(value, (dict, list)):
+        return f"({len(json.dumps(value))} bytes of JSON)" if value else value
+    return value
 
 
 def chain(previous: bytes, body: str) -> bytes:
@@ -96,20 +167,33 @@ def chain(previous: bytes, body: str) -> bytes:
 class Ledger:
     """Writes and reads one service's rows. `mirror` gets each row once it is on disk."""
 
-    def __init__(self, database: Database, service: str, mirror: Callable[[Event], None]) -> None:
+    def __init__(
+        self, database: Database, service: str, mirror: Callable[[Event], None], settings: LedgerSettings | None = None
+    ) -> None:
         self._database = database
         self._service = service
         self._mirror = mirror
+        self._settings = settings or LedgerSettings()
+        self._flood: Flood[Entry] = Flood()
+        self._timer: asyncio.Task[None] | None = None
+        self._followers: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+
+    # writing
 
     def append(self, tx: Transaction, entry: Entry) -> int:
         """Add a row within a transaction; return its number."""
-        last = tx.execute("SELECT seq, hash FROM ledger ORDER BY seq DESC LIMIT 1").fetchone()
-        seq = last["seq"] + 1 if last else 1
+        seq = self._insert(tx, entry)
+        self._prune(tx)
+        return seq
+
+    def _insert(self, tx: Transaction, entry: Entry) -> int:
+        ends = tx.execute("SELECT last_seq, last_hash FROM ledger_ends").fetchone()
+        seq = int(ends["last_seq"]) + 1
         row = {
             "seq": seq,
             "time": time.time(),
             "phase": entry.phase,
-            "actor": actor(entry.caller),
+            "actor": entry.actor or actor(entry.caller),
             "action": entry.action,
             "object": entry.object,
             "params": entry.params,
@@ -119,39 +203,235 @@ class Ledger:
             "message": entry.message,
             "duration": entry.duration,
             "intent": entry.intent,
+            "count": entry.count,
         }
         body = json.dumps(row, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-        tx.execute(
-            "INSERT INTO ledger (seq, body, hash) VALUES (?, ?, ?)",
-            (seq, body, chain(last["hash"] if last else GENESIS, body)),
-        )
+        digest = chain(ends["last_hash"], body)
+        tx.execute("INSERT INTO ledger (seq, body, hash) VALUES (?, ?, ?)", (seq, body, digest))
+        tx.execute("UPDATE ledger_ends SET last_seq = ?, last_hash = ?", (seq, digest))
+        if entry.phase == "intent":
+            tx.execute("INSERT INTO ledger_open (seq) VALUES (?)", (seq,))
+        elif entry.intent is not None:
+            tx.execute("DELETE FROM ledger_open WHERE seq = ?", (entry.intent,))
         event = self._event(body)
         tx.after_commit(lambda: self._mirror(event))
+        tx.after_commit(self._wake)
         return seq
 
     async def record(self, entry: Entry) -> int:
         """Add a row in a transaction of its own; return its number once it is on disk."""
         return await self._database.write(lambda tx: self.append(tx, entry))
 
-    async def history(self, query: History) -> list[Event]:
-        """The newest rows that match, oldest first."""
-        return await self._database.read(lambda connection: self._select(connection, query))
+    async def refuse(self, entry: Entry) -> None:
+        """Record a refused attempt: in a row that is on disk on return, or, of what is repeated, in a count soon."""
+        peer = entry.caller.peer
+        kind = (entry.caller.user, entry.caller.plugin, entry.action, entry.object, entry.phase, entry.error)
+        if self._flood.admit(peer.uid, kind, entry, time.monotonic()):
+            await self.record(entry)
+        if self._timer is None:
+            self._timer = asyncio.create_task(self._count_refusals())
 
-    def _select(self, connection: sqlite3.Connection, query: History) -> list[Event]:
-        where, values = ["1"], list[Any]()
-        for column, value in (("user", query.user), ("object", query.object), ("action", query.action_name)):
-            if value is not None:
-                where.append(f"{column} = ?")
-                values.append(value)
-        if query.since is not None:
-            where.append("time >= ?")
-            values.append(query.since)
-        if query.failed:
-            where.append("error IS NOT NULL")
-        rows = connection.execute(
-            f"SELECT body FROM ledger WHERE {' AND '.join(where)} ORDER BY seq DESC LIMIT ?", (*values, query.lines)
-        ).fetchall()
-        return [self._event(row["body"]) for row in reversed(rows)]
+    async def _count_refusals(self) -> None:
+        """Write what was counted when its window ends, until nothing is remembered any more."""
+        try:
+            while (end := self._flood.next_end()) is not None:
+                await asyncio.sleep(max(0.0, end - time.monotonic()))
+                try:
+                    await self._write_counts(time.monotonic())
+                except CircleError as error:
+                    log.error("cannot record refused attempts: %s", error)
+        finally:
+            self._timer = None
+
+    async def _write_counts(self, now: float) -> None:
+        if entries := [_summary(window) for window in self._flood.ended(now)]:
+            await self._database.write(lambda tx: [self.append(tx, entry) for entry in entries])
+
+    async def close(self) -> None:
+        """Write what is still only counted."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        await self._write_counts(float("inf"))
+
+    # pruning
+
+    def _prune(self, tx: Transaction) -> None:
+        """Remove the oldest rows beyond what is to be kept, and write a row that says so.
+
+        If they are not what was written, that row is a failure and keeps what is wrong with them.
+        """
+        ends = tx.execute("SELECT pruned_seq, pruned_hash, last_seq FROM ledger_ends").fetchone()
+        first, last = ends["pruned_seq"] + 1, ends["last_seq"]
+        up_to = min(max(self._too_many(first, last), self._too_old(tx, first, last)), first - 1 + PRUNED_AT_ONCE)
+        if up_to < first:
+            return
+        # The chain goes on from the last row removed, so that has to be one that is there.
+        there = tx.execute("SELECT min(seq) AS seq FROM ledger WHERE seq >= ?", (up_to,)).fetchone()
+        up_to = int(there["seq"])  # at least the row that was written just now
+        rows = tx.execute("SELECT seq, body, hash FROM ledger WHERE seq <= ? ORDER BY seq", (up_to,))
+        problems, digest, _ = _problems(rows, first, ends["pruned_hash"])
+        tx.execute("DELETE FROM ledger WHERE seq <= ?", (up_to,))
+        tx.execute("UPDATE ledger_ends SET pruned_seq = ?, pruned_hash = ?", (up_to, digest))
+        self._insert(
+            tx,
+            Entry(
+                phase="failed" if problems else "done",
+                caller=Caller(Peer(os.getuid(), os.getgid(), os.getpid())),
+                action="prune",
+                object=None,
+                before={"first": first},
+                after={"first": up_to + 1},
+                error=Conflict.code if problems else None,
+                message=f"not what CircleOSD wrote: {'; '.join(problems)}" if problems else None,
+            ),
+        )
+
+    def _too_many(self, first: int, last: int) -> int:
+        """The last row to prune for their number; below `first` if there are not too many."""
+        keep = self._settings.keep_rows
+        return last - keep if last - first + 1 > keep * (1 + SLACK) else 0
+
+    def _too_old(self, tx: Transaction, first: int, last: int) -> int:
+        """The last row to prune for its age. Looks once the oldest row is a day beyond what is to be kept."""
+        if last - first + 1 < ALWAYS_KEPT + AT_LEAST_PRUNED:
+            return 0
+        now, keep = time.time(), self._settings.keep_days * DAY
+        oldest = tx.execute("SELECT time FROM ledger WHERE seq = ?", (first,)).fetchone()
+        if oldest is None or oldest["time"] >= now - keep - DAY:
+            return 0
+        kept = tx.execute(
+            "SELECT min(seq) AS seq FROM ledger WHERE seq BETWEEN ? AND ? AND time >= ?",
+            (first, first + PRUNED_AT_ONCE, now - keep),
+        ).fetchone()
+        young = kept["seq"] if kept["seq"] is not None else first + PRUNED_AT_ONCE
+        return min(int(young) - 1, last - ALWAYS_KEPT)
+
+    # reading
+
+    async def history(self, query: Query, lines: int) -> list[Event]:
+        """The newest `lines` rows that match, oldest first."""
+
+        def select(connection: sqlite3.Connection) -> list[str]:
+            return [row["body"] for row in _select(connection, query, "DESC", lines)]
+
+        return [self._event(body) for body in reversed(await self._database.scan(select))]
+
+    async def follow(self, query: Query) -> AsyncGenerator[Event, None]:
+        """The rows behind `query.after` that match, those that are there and those to come."""
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        self._followers.add((loop, woken))
+        try:
+            while True:
+                woken.clear()
+
+                def select(connection: sqlite3.Connection, query: Query = query) -> tuple[list[sqlite3.Row], int]:
+                    last = connection.execute("SELECT last_seq FROM ledger_ends").fetchone()["last_seq"]
+                    return _select(connection, query, "ASC", FOLLOWED_AT_ONCE), last
+
+                rows, last = await self._database.scan(select)
+                for row in rows:
+                    yield self._event(row["body"])
+                if len(rows) < FOLLOWED_AT_ONCE:
+                    query = replace(query, after=last)
+                    await woken.wait()
+                else:
+                    query = replace(query, after=rows[-1]["seq"])
+        finally:
+            self._followers.discard((loop, woken))
+
+    def _wake(self) -> None:
+        for loop, woken in tuple(self._followers):
+            loop.call_soon_threadsafe(woken.set)
+
+    async def unfinished(self) -> list[Event]:
+        """The intents without an outcome. At a start these are acts that the last process did not live to finish."""
+
+        def select(connection: sqlite3.Connection) -> list[str]:
+            rows = connection.execute("SELECT body FROM ledger JOIN ledger_open USING (seq) ORDER BY seq")
+            return [row["body"] for row in rows]
+
+        return [self._event(body) for body in await self._database.read(select)]
+
+    async def audit(self) -> Audited:
+        """Follow the chain from its first row to its last."""
+        return await self._database.scan(self._audit)
+
+    def _audit(self, connection: sqlite3.Connection) -> Audited:
+        ends = connection.execute("SELECT * FROM ledger_ends").fetchone()
+        rows = connection.execute("SELECT seq, body, hash FROM ledger ORDER BY seq")
+        problems, digest, seen = _problems(rows, ends["pruned_seq"] + 1, ends["pruned_hash"])
+        if seen < ends["last_seq"]:
+            problems.append(f"{_rows(seen + 1, ends['last_seq'])} missing at the end")
+        elif seen > ends["last_seq"]:
+            problems.append(f"{_rows(ends['last_seq'] + 1, seen)} not written by CircleOSD")
+        elif digest != ends["last_hash"] and not problems:
+            problems.append(f"the hash of row {ends['last_seq']}, the last, has been altered")
+        return Audited(
+            service=self._service,
+            rows=connection.execute("SELECT count(*) FROM ledger").fetchone()[0],
+            first=ends["pruned_seq"] + 1,
+            last=ends["last_seq"],
+            hash=ends["last_hash"].hex(),
+            problems=problems,
+        )
 
     def _event(self, body: str) -> Event:
         return cast(Event, {"service": self._service, **json.loads(body)})
+
+
+def _summary(window: Counted[Entry]) -> Entry:
+    """The row for refusals that were counted."""
+    if not window.mixed:
+        return replace(window.last, count=window.count)
+    message = f"{window.count} more refused attempts of this uid, of different kinds; the last: {window.last.message}"
+    return replace(window.last, count=window.count, object=None, params={}, message=message)
+
+
+def _select(connection: sqlite3.Connection, query: Query, order: str, lines: int) -> list[sqlite3.Row]:
+    where, values = ["seq > ?"], [cast(Any, query.after)]
+    if query.user is not None:
+        where.append("uid = ?" if query.user.isdecimal() else "user = ?")
+        values.append(int(query.user) if query.user.isdecimal() else query.user)
+    if query.object is not None:
+        where.append("object GLOB ?" if re.search(r"[*?]", query.object) else "object = ?")
+        values.append(query.object)
+    if query.action is not None:
+        where.append("action = ?")
+        values.append(query.action)
+    if query.since is not None:
+        where.append("time >= ?")
+        values.append(query.since)
+    if query.failed:
+        where.append("error IS NOT NULL")
+    sql = f"SELECT seq, body FROM ledger WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT ?"
+    return connection.execute(sql, (*values, lines)).fetchall()
+
+
+def _problems(rows: Iterable[sqlite3.Row], first: int, previous: bytes) -> tuple[list[str], bytes, int]:
+    """What is wrong with rows that should begin with number `first` behind one with the hash `previous`.
+
+    The hash and the number of the last of them are returned beside. Not more problems are listed than are shown.
+    """
+    problems: list[str] = []
+    expected = first
+    for row in rows:
+        if len(problems) < PROBLEMS_SHOWN and (problem := _problem(row, expected, previous)):
+            problems.append(problem)
+        previous, expected = row["hash"], row["seq"] + 1
+    return problems, previous, expected - 1
+
+
+def _problem(row: sqlite3.Row, expected: int, previous: bytes) -> str | None:
+    """What is wrong with a row that should be number `expected` behind one with the hash `previous`."""
+    if row["seq"] > expected:
+        return f"{_rows(expected, row['seq'] - 1)} missing"
+    if row["seq"] < expected:
+        return f"row {row['seq']} stands where row {expected} should"
+    if not isinstance(row["body"], str) or chain(previous, row["body"]) != row["hash"]:
+        return f"row {row['seq']} has been altered, or the one before it replaced"
+    return None
+
+
+def _rows(first: int, last: int) -> str:
+    return f"row {first} is" if first == last else f"rows {first} to {last} are"

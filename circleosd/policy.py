@@ -1,7 +1,8 @@
-"""Who may do what: roles, grants and the one decision. Pure functions of values."""
+"""Who may do what: roles, rules and the one decision. Pure functions of values."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -30,14 +31,23 @@ _RANK: dict[str, int] = {"anyone": 0, "viewer": 1, "operator": 2, "admin": 3}
 
 
 class Grant(NamedTuple):
-    """Permission for `verb` (such as `service:restart`) on the objects that match the glob `object`."""
+    """A rule about `verb` (such as `service:restart`) on the objects that match the glob `object`.
+
+    Both are globs of fnmatch(3), case-sensitive. It allows, or with `deny` forbids, whatever else allows.
+    """
 
     verb: str
     object: str
+    deny: bool = False
 
-    def covers(self, verb: str, name: str) -> bool:
-        """Whether this grant allows `verb` on the object `name`. Globs are those of fnmatch(3), case-sensitive."""
-        return fnmatchcase(verb, self.verb) and fnmatchcase(name, self.object)
+    def covers(self, verb: str, name: str | None) -> bool:
+        """Whether this is a rule about `verb` on the object `name`, or without an object, of which only `*` is one."""
+        if not fnmatchcase(verb, self.verb):
+            return False
+        return self.object == "*" if name is None else fnmatchcase(name, self.object)
+
+    def __str__(self) -> str:
+        return f"{'deny' if self.deny else 'allow'} {self.verb} {self.object}"
 
 
 class Peer(NamedTuple):
@@ -51,7 +61,8 @@ class Peer(NamedTuple):
 class Caller(NamedTuple):
     """Who makes a request: the kernel's word about the process and, where there is one, the CircleOSD user.
 
-    `role` is the higher of what the uid and the user give; None is a stranger.
+    `role` is the higher of what the uid and the user give; None is a stranger. `privileged`: the uid alone makes it
+    admin, so that no rule binds it and nobody can lock it out. `plugin` is the plugin on whose behalf a service acts.
     """
 
     peer: Peer
@@ -59,9 +70,19 @@ class Caller(NamedTuple):
     user: str | None = None
     session: str | None = None
     grants: tuple[Grant, ...] = ()
+    privileged: bool = False
+    plugin: str | None = None
 
     def __str__(self) -> str:
         return f"{self.user} (uid {self.peer.uid})" if self.user else f"uid {self.peer.uid}"
+
+
+class Decision(NamedTuple):
+    """An answer: `why` says in a sentence what decided, `rule` which rule did, if one did."""
+
+    allowed: bool
+    why: str
+    rule: Grant | None = None
 
 
 def higher(one: Role | None, other: Role | None) -> Role | None:
@@ -69,21 +90,74 @@ def higher(one: Role | None, other: Role | None) -> Role | None:
     return max((one, other), key=lambda role: _RANK[role] if role else 0)
 
 
+def suffices(role: Role | None, access: Access) -> bool:
+    """Whether a role gives what an action needs."""
+    return (_RANK[role] if role else 0) >= _RANK[access]
+
+
 def role_of_uid(uid: int, own_uid: int) -> Role | None:
     """What the kernel's word alone gives: root and the uid that runs the service are admin."""
     return Role.ADMIN if uid in (0, own_uid) else None
 
 
-def authorize(caller: Caller, access: Access, verb: str, name: str | None) -> None:
-    """Return if `caller` may do `verb` on the object `name` (None: no object), which needs `access`.
+def decide(
+    caller: Caller,
+    access: Access,
+    verb: str,
+    name: str | None,
+    *,
+    own: bool = False,
+    among: Collection[str] = (),
+) -> Decision:
+    """Whether `caller` may do `verb` on the object `name` (None: no object), which needs `access`.
 
-    Raises `Denied` with what is missing. Default is to deny.
+    `own`: a user may do it to the object that is named like the user. `among`, for what only shows: the verbs of which
+    a rule that allows one on the object suffices, without an object on any; what is then shown is for `sees` to say.
+    In this order: the uid, a rule that denies, the role, what is one's own, a rule that allows. The default is to deny.
     """
-    held = _RANK[caller.role] if caller.role else 0
-    if held >= _RANK[access]:
-        return
-    if name is not None and any(grant.covers(verb, name) for grant in caller.grants):
-        return
     what = f"{verb} {name}" if name is not None else verb
+    if caller.privileged:
+        return Decision(True, f"uid {caller.peer.uid} is admin by the kernel's word, which no rule binds")
+    for rule in caller.grants:
+        if rule.deny and rule.covers(verb, name):
+            return Decision(False, f"{what} is denied to {caller} by the rule: {rule}", rule)
+    if access is Access.ANYONE:
+        return Decision(True, f"anyone may {verb}")
+    if suffices(caller.role, access):
+        return Decision(True, f"{verb} needs the role {access}, and {caller} has the role {caller.role}")
+    if own and name is not None and name == caller.user:
+        return Decision(True, f"{caller.user} may {verb} for oneself")
+    for rule in caller.grants:
+        if rule.deny:
+            continue
+        if name is None:
+            covered = any(fnmatchcase(item, rule.verb) for item in among)
+        else:
+            covered = any(rule.covers(item, name) for item in (verb, *among))
+        if covered:
+            return Decision(True, f"{what} is allowed to {caller} by the rule: {rule}", rule)
     has = f"has the role {caller.role}" if caller.role else "has no role here"
-    raise Denied(f"{what} needs the role {access}, and {caller} {has}")
+    return Decision(False, f"{what} needs the role {access}, and {caller} {has}")
+
+
+def sees(caller: Caller, access: Access, verb: str, name: str, *, among: Collection[str]) -> bool:
+    """Whether the listing `verb`, which needs `access`, shows `caller` the object `name`.
+
+    One who lacks the role sees the objects on which a rule allows one of the verbs in `among`.
+    """
+    if caller.privileged:
+        return True
+    if any(rule.deny and rule.covers(verb, name) for rule in caller.grants):
+        return False
+    if suffices(caller.role, access):
+        return True
+    return any(rule.covers(item, name) for rule in caller.grants if not rule.deny for item in among)
+
+
+def authorize(
+    caller: Caller, access: Access, verb: str, name: str | None, *, own: bool = False, among: Collection[str] = ()
+) -> None:
+    """Return if `decide` allows. Raises `Denied` with why not."""
+    decision = decide(caller, access, verb, name, own=own, among=among)
+    if not decision.allowed:
+        raise Denied(decision.why)

@@ -1,8 +1,8 @@
 """From contract to handler: one line in, one reply (or a stream of them) out.
 
 The order for every request: decode, identify the caller, authorize, validate the parameters, carry out, record.
-This is the one
-gate: a handler runs only for callers who may do what they ask.
+This is the one gate: a handler runs only for callers who may do what they ask, and of a listing they get what they
+may see.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 from circleosd import __version__, wire
-from circleosd.api.common import Event, Health, History, Report
+from circleosd.api.common import EVERYWHERE, Audit, Audited, Event, Follow, Health, History, Report
 from circleosd.api.contract import Effect, Mark, Request, parameters
 from circleosd.database import Transaction
 from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, UnknownAction
-from circleosd.ledger import Entry, Ledger, Phase
-from circleosd.policy import Access, Caller, Peer, authorize
+from circleosd.ledger import Entry, Ledger, Phase, Query, shown
+from circleosd.policy import Access, Caller, Peer, authorize, sees
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -32,13 +32,34 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Any, "Act"], Awaitable[Any]]
 Identify = Callable[[Peer, str | None], Awaitable[Caller]]
 
-PARAMETER_SHOWN = 256  # characters of a text parameter that the ledger keeps
+RECHECK = 1.0  # seconds after which a stream asks again whether its caller may still have it
+RECOVERY = 10.0  # seconds that a start waits to learn how interrupted acts ended
 
 
 class Files(Protocol):
     """The descriptors that came with a request; whoever takes one closes it."""
 
     def take(self) -> int: ...
+
+
+class Handlers:
+    """What carries out the actions of one service: a method for each contract, named like the action."""
+
+    async def resolve(self, intent: Event) -> Resolution:
+        """How an act ended of which only the intent is on record, because the service did."""
+        return Resolution(after=None, error=Internal.code, found="nothing is known of its outcome")
+
+    async def close(self) -> None:
+        """The service ends: write what is only in memory."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """How an interrupted act ended: the state now, the code if it is not the one that was wanted, what was found."""
+
+    after: Any
+    error: str | None
+    found: str
 
 
 class Act:
@@ -80,6 +101,10 @@ class Act:
         """Add a row of its own; return its number."""
         return await self._ledger.record(self._entry(phase, error, intent))
 
+    async def refuse(self, phase: Phase, error: CircleError) -> None:
+        """Record that the act was not carried out."""
+        await self._ledger.refuse(self._entry(phase, error))
+
     def _entry(self, phase: Phase, error: CircleError | None = None, intent: int | None = None) -> Entry:
         return Entry(
             phase=phase,
@@ -107,7 +132,7 @@ class Endpoint:
 
 
 class Service:
-    """The actions of one service. `handlers` has a method for each contract, named like the action.
+    """The actions of one service.
 
     `identify` turns a peer and its token into a caller and raises `Denied` for a token that names no session.
     `request_timeout` is in seconds; streams are not bound by it.
@@ -118,7 +143,7 @@ class Service:
         name: str,
         group: str,
         contracts: Sequence[type[Request]],
-        handlers: object,
+        handlers: Handlers,
         *,
         identify: Identify,
         ledger: Ledger,
@@ -126,6 +151,7 @@ class Service:
     ) -> None:
         self.name = name
         self.requests = 0
+        self._handlers = handlers
         self._identify = identify
         self._ledger = ledger
         self._timeout = request_timeout
@@ -133,10 +159,46 @@ class Service:
         self._endpoints: dict[str, Endpoint] = {}
         for contract in contracts:
             secrets = frozenset(item.name for item in parameters(contract) if Mark.SECRET in item.marks)
-            handler = getattr(self if contract in (Health, History) else handlers, contract.action)
+            handler = getattr(self if contract in EVERYWHERE else handlers, contract.action)
             self._endpoints[contract.action] = Endpoint(contract, handler, secrets, f"{group}:{contract.action}")
+        # What a rule about one object can be about; a rule about any of these lets its user see that object in a list.
+        self._object_verbs = frozenset(
+            item.verb
+            for item in self._endpoints.values()
+            if item.contract.row_field or (item.contract.object_field and not item.contract.claimed_object)
+        )
         self.connections: Callable[[], int] = lambda: 0
         self._started = time.monotonic()
+
+    async def start(self) -> None:
+        """Complete the record of the acts that the last process did not live to finish. Call before serving."""
+        for intent in await self._ledger.unfinished():
+            try:
+                async with asyncio.timeout(RECOVERY):
+                    found = await self._handlers.resolve(intent)
+            except (CircleError, TimeoutError) as error:
+                log.warning("row %d has no outcome yet: cannot find out: %s", intent["seq"], error or "no answer")
+                continue
+            await self._ledger.record(
+                Entry(
+                    phase="outcome",
+                    caller=Caller(Peer(intent["actor"]["uid"], intent["actor"]["gid"], intent["actor"]["pid"])),
+                    actor=intent["actor"],
+                    action=intent["action"],
+                    object=intent["object"],
+                    params=intent["params"],
+                    before=intent["before"],
+                    after=found.after,
+                    error=found.error,
+                    message=f"{self.name} ended before the outcome was known; at its next start {found.found}",
+                    intent=intent["seq"],
+                )
+            )
+
+    async def close(self) -> None:
+        """Write what is only in memory."""
+        await self._handlers.close()
+        await self._ledger.close()
 
     async def dispatch(self, line: bytes, peer: Peer, files: Files) -> bytes | AsyncGenerator[bytes, None]:
         """Carry out the request in `line`; return the reply line, or an iterator of them for a stream. Never raises."""
@@ -153,7 +215,7 @@ class Service:
             async with asyncio.timeout(self._timeout):
                 data = await self._carry_out(endpoint, parsed, act)
             if endpoint.contract.stream and isinstance(data, AsyncIterator):
-                return self._stream(data, tag)
+                return self._stream(endpoint, act, data, tag)
             return wire.success(data, message=act.message, tag=tag)
         except CircleError as error:
             return wire.failure(error, tag=tag)
@@ -167,22 +229,39 @@ class Service:
         """Identify, authorize, validate. Raises the error that the caller gets; a denial is on record by then."""
         contract = endpoint.contract
         value = envelope.params.get(contract.object_field) if contract.object_field else None
-        name = value[:PARAMETER_SHOWN] if isinstance(value, str) else None
-        act = Act(self._ledger, Caller(peer), envelope.token, contract, name, files)
+        name = value if isinstance(value, str) else None
+        act = Act(self._ledger, Caller(peer), envelope.token, contract, shown(name), files)
         try:
             act.caller = await self._identify(peer, envelope.token)
-            authorize(act.caller, contract.access, endpoint.verb, name)
+            if contract.own_object and value is None:
+                act.object = name = act.caller.user
+            self._authorize(endpoint, act.caller, name)
         except Denied as error:
             if contract.effect is not Effect.NONE or contract.access in (Access.OPERATOR, Access.ADMIN):
-                await act.record("denied", error)
+                await act.refuse("denied", error)
             raise
         parsed = self._validate(contract, envelope.params)
-        act.params = {
-            key: value[:PARAMETER_SHOWN] if isinstance(value, str) else value
-            for key, value in envelope.params.items()
-            if key not in endpoint.secrets
-        }
+        act.params = {key: shown(value) for key, value in envelope.params.items() if key not in endpoint.secrets}
         return act, parsed
+
+    def _authorize(self, endpoint: Endpoint, caller: Caller, name: str | None) -> None:
+        """Raises `Denied` unless `caller` may do this to the object `name`."""
+        contract = endpoint.contract
+        authorize(
+            caller,
+            contract.access,
+            endpoint.verb,
+            None if contract.claimed_object else name,
+            own=contract.own_object,
+            among=self._object_verbs if contract.row_field else (),
+        )
+
+    def _shows(self, endpoint: Endpoint, caller: Caller, row: Any) -> bool:
+        """Whether `caller` may see this row of a listing; of what is no listing everything."""
+        field = endpoint.contract.row_field
+        if field is None:
+            return True
+        return sees(caller, endpoint.contract.access, endpoint.verb, row[field], among=self._object_verbs)
 
     def _validate(self, contract: type[Request], params: dict[str, Any]) -> Any:
         """The request as its contract. pydantic is imported for the first request that has parameters: a start of the
@@ -210,20 +289,33 @@ class Service:
             if effect is not Effect.NONE and not act.recorded:
                 error = _error_of(exc)
                 phase: Phase = "outcome" if intent else "denied" if isinstance(error, Denied) else "failed"
-                await asyncio.shield(act.record(phase, error, intent))
+                await asyncio.shield(act.record(phase, error, intent) if intent else act.refuse(phase, error))
             raise
         if effect is Effect.EXTERNAL:
             await act.record("outcome", intent=intent)
         elif effect is Effect.STATE and not act.recorded:
             raise AssertionError(f"{endpoint.verb} changed state without a row in the ledger")
+        if endpoint.contract.row_field and not isinstance(result, AsyncIterator):
+            return [row for row in result if self._shows(endpoint, act.caller, row)]
         return result
 
-    async def _stream(self, items: AsyncIterator[Any], tag: object) -> AsyncGenerator[bytes, None]:
-        """Each item as a reply with `more`, and a last one that holds null; an error ends the stream."""
+    async def _stream(
+        self, endpoint: Endpoint, act: Act, items: AsyncIterator[Any], tag: object
+    ) -> AsyncGenerator[bytes, None]:
+        """Each item as a reply with `more`, and a last one that holds null; an error ends the stream.
+
+        A stream outlives the answer that began it, so the caller's rights are looked at again as it goes on.
+        """
+        checked = time.monotonic()
         try:
             async with closing(items):
                 async for item in items:
-                    yield wire.success(item, tag=tag, more=True)
+                    if time.monotonic() - checked >= RECHECK:
+                        act.caller = await self._identify(act.caller.peer, act.token)
+                        self._authorize(endpoint, act.caller, act.object)
+                        checked = time.monotonic()
+                    if self._shows(endpoint, act.caller, item):
+                        yield wire.success(item, tag=tag, more=True)
             yield wire.success(None, tag=tag)
         except CircleError as error:
             yield wire.failure(error, tag=tag)
@@ -247,7 +339,17 @@ class Service:
 
     async def history(self, request: History, act: Act) -> list[Event]:
         """Handler of `history`, the same for every service."""
-        return await self._ledger.history(request)
+        query = Query(request.user, request.object, request.action_name, request.since, request.failed)
+        return await self._ledger.history(query, request.lines)
+
+    async def follow(self, request: Follow, act: Act) -> AsyncIterator[Event]:
+        """Handler of `follow`, the same for every service."""
+        query = Query(request.user, request.object, request.action_name, request.since, request.failed, request.after)
+        return self._ledger.follow(query)
+
+    async def audit(self, request: Audit, act: Act) -> Audited:
+        """Handler of `audit`, the same for every service."""
+        return await self._ledger.audit()
 
 
 @contextlib.asynccontextmanager

@@ -90,7 +90,7 @@ async def connect(path: str) -> socket.socket:
 
 
 class Identities:
-    """Turns a peer and its token into a caller, by asking auth-service.
+    """Turns a peer and its token into a caller, by asking auth-service: at most once a second for each.
 
     `trusted` gives the uids of other CircleOSD services the grants that their work needs.
     """
@@ -100,40 +100,50 @@ class Identities:
         self._timeout = timeout
         self._trusted = trusted or {}
         self._own_uid = os.getuid()
-        self._known: dict[tuple[int, bytes], tuple[float, Any]] = {}
+        self._known: dict[tuple[int, bytes], tuple[float, asyncio.Task[Any]]] = {}
 
     async def identify(self, peer: Peer, token: str | None) -> Caller:
         """The caller behind a connection. Raises `Denied` for a token that names no session."""
         role = role_of_uid(peer.uid, self._own_uid)
-        grants = self._trusted.get(peer.uid, ())
-        if token is None and (role is not None or grants):
-            return Caller(peer, role, grants=grants)
+        caller = Caller(peer, role, grants=self._trusted.get(peer.uid, ()), privileged=role is not None)
+        if token is None and (caller.privileged or caller.grants):
+            return caller
         try:
             identity = await self._verified(peer, token)
         except Unavailable as exc:
             if token is None:  # only a login could tell more about this uid: it is a stranger
-                return Caller(peer, role, grants=grants)
+                return caller
             raise Unavailable(f"cannot verify the session: {exc}") from exc
-        user_role = Role(identity["role"]) if identity["role"] else None
-        user_grants = tuple(Grant(verb, name) for verb, name in identity["grants"])
-        return Caller(peer, higher(role, user_role), identity["user"], identity["session"], grants + user_grants)
+        return caller._replace(
+            role=higher(role, Role(identity["role"]) if identity["role"] else None),
+            user=identity["user"],
+            session=identity["session"],
+            grants=(*caller.grants, *(Grant(**rule) for rule in identity["grants"])),
+        )
 
     async def _verified(self, peer: Peer, token: str | None) -> Any:
+        """What auth-service says, or said less than `CACHED` seconds ago; who asks meanwhile waits for one answer."""
         key = (peer.uid, hashlib.sha256((token or "").encode()).digest())
         now = time.monotonic()
-        if (known := self._known.get(key)) and now - known[0] < CACHED:
-            if isinstance(known[1], CircleError):
-                raise known[1]
-            return known[1]
-        if len(self._known) >= MAX_CACHED:
-            self._known.clear()
+        since, asked = self._known.get(key, (0.0, None))
+        if asked is None or now - since >= CACHED:
+            if len(self._known) >= MAX_CACHED:
+                self._known.clear()
+            asked = asyncio.create_task(self._verify(peer, token))
+            self._known[key] = (now, asked)
+        answer = await asyncio.shield(asked)
+        if isinstance(answer, CircleError):
+            if not isinstance(answer, Denied) and self._known.get(key, (0.0, None))[1] is asked:
+                del self._known[key]  # the next request may be luckier
+            raise type(answer)(str(answer))
+        return answer
+
+    async def _verify(self, peer: Peer, token: str | None) -> Any:
+        """The answer or the error: the task of a caller that has gone must not hold an exception."""
         request: dict[str, Any] = {"action": "verify", "uid": peer.uid}
         if token is not None:
-            request["token"] = token
+            request["presented"] = token
         try:
-            identity = await ask(self._auth, request, timeout=self._timeout)
-        except Denied as exc:
-            self._known[key] = (now, exc)
-            raise
-        self._known[key] = (now, identity)
-        return identity
+            return await ask(self._auth, request, timeout=self._timeout)
+        except CircleError as error:
+            return error

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, TypedDict
 
-from circleosd.api.common import Health, History
+from circleosd.api.common import EVERYWHERE
 from circleosd.api.contract import Between, Doc, Effect, Length, Mark, Pattern, Request, contract
 from circleosd.policy import Access
 
@@ -19,11 +19,29 @@ UserName = Annotated[
     ),
 ]
 # 8 is NIST SP 800-63B's least for a password a person chose; 1024 bounds the work of one hash.
-NewPassword = Annotated[str, Doc("the password"), Length(8, 1024), Mark.SECRET]
+NewPassword = Annotated[str, Doc("the new password"), Length(8, 1024), Mark.SECRET, Mark.NEW]
 Password = Annotated[str, Doc("the password"), Length(1, 1024), Mark.SECRET]
-RoleName = Annotated[Literal["viewer", "operator", "admin"], Doc("what the user may do everywhere"), Mark.OPTION]
+RoleName = Literal["none", "viewer", "operator", "admin"]
+ROLE = Doc("what the user may do everywhere, rules aside")
+# One's own is the default in the dispatcher (`own`).
+OwnName = Annotated[UserName | None, Doc("the user's name; default: yourself")]
 # 4294967294 is the last uid: (uid_t) -1 means "none", user_namespaces(7).
-Uid = Annotated[int | None, Doc("the Unix uid that is this user without a login"), Mark.OPTION]
+Uid = Annotated[int | None, Doc("the Unix uid that is this user without a login"), Between(1, 4294967294), Mark.OPTION]
+SessionId = Annotated[
+    str | None, Doc("one session's id; default: all of them"), Pattern("[0-9a-f]{12}", "a session's id")
+]
+# Verbs are those of the contracts, objects names of services, plugins and users; `*` and `?` as in fnmatch(3).
+VerbGlob = Annotated[
+    str,
+    Doc("an action such as service:restart; may be a glob"),
+    Pattern(r"[a-z*?]{1,32}:[a-z_*?]{1,32}|\*", "an action such as service:restart, or a glob of such"),
+]
+ObjectGlob = Annotated[
+    str,
+    Doc("the service, plugin or user that it is about; may be a glob"),
+    Pattern(r"[a-zA-Z0-9_.@:/\\+*?-]{1,256}", "the name of a service, a plugin or a user, or a glob of such"),
+]
+Deny = Annotated[bool, Doc("a rule that forbids, whatever else allows"), Mark.OPTION]
 
 
 class User(TypedDict):
@@ -32,8 +50,26 @@ class User(TypedDict):
     name: str
     role: str
     uid: int | None
+    disabled: bool
     created: float
     last_login: float | None
+
+
+class Rule(TypedDict):
+    """A rule about what a user may do, or with `deny` may not; see circleosd/policy.py for its meaning."""
+
+    verb: str
+    object: str
+    deny: bool
+
+
+class UserDetail(User):
+    """A user in detail. `locked_until`: before then a login from elsewhere than so far is refused."""
+
+    password: bool
+    sessions: int
+    locked_until: float | None
+    rules: list[Rule]
 
 
 class Login(TypedDict):
@@ -45,26 +81,46 @@ class Login(TypedDict):
     expires: float
 
 
+class Session(TypedDict):
+    """A session in force, opened by a process of `uid`."""
+
+    id: str
+    user: str
+    uid: int
+    created: float
+    last_used: float
+    expires: float
+
+
 class Identity(TypedDict):
-    """Who a caller is."""
+    """Who a caller is. `role` is None for one who has none."""
 
     user: str | None
     role: str | None
     uid: int
     session: str | None
     expires: float | None
-    grants: list[list[str]]
+    grants: list[Rule]
+
+
+class Answer(TypedDict):
+    """Whether a user may do something; `why` names what decides, `rule` is the rule that does, if it is one."""
+
+    allowed: bool
+    why: str
+    rule: Rule | None
 
 
 @contract
 class Create(Request, action="create", access=Access.ADMIN, reply=User, effect=Effect.STATE, object="name"):
-    """Create a user, who can then log in."""
+    """Create a user, who logs in with a password or is known by the uid."""
 
     name: UserName
-    password: NewPassword
-    role: RoleName = "viewer"
-    uid: Annotated[int | None, Doc("the Unix uid that is this user without a login"), Between(1, 4294967294),
-                   Mark.OPTION] = None  # fmt: skip
+    password: Annotated[
+        NewPassword | None, Doc("the password; without one the user is known by the uid alone"), Mark.SECRET, Mark.NEW
+    ] = None
+    role: Annotated[RoleName, ROLE, Mark.OPTION] = "viewer"
+    uid: Uid = None
 
 
 @contract
@@ -73,18 +129,12 @@ class LoginUser(Request, action="login", access=Access.ANYONE, reply=Login, effe
 
     name: UserName
     password: Password
-
-
-@contract
-class Verify(Request, action="verify", access=Access.ANYONE, reply=Identity):
-    """Tell which user a session token names, or the uid without one; the services ask this about their callers."""
-
-    uid: Annotated[int | None, Doc("the uid that presented the token, instead of one's own"), Mark.HIDDEN] = None
-
-
-@contract
-class WhoAmI(Request, action="whoami", access=Access.ANYONE, reply=Identity):
-    """Show who you are to CircleOSD, and what you may do."""
+    lifetime: Annotated[
+        float | None,
+        Doc("seconds until the session ends, if it is to be earlier than usual"),
+        Between(1, 1e9),
+        Mark.OPTION,
+    ] = None
 
 
 @contract
@@ -93,8 +143,118 @@ class Logout(Request, action="logout", access=Access.ANYONE, reply=None, effect=
 
 
 @contract
-class ListUsers(Request, action="list", access=Access.VIEWER, reply=list[User]):
+class WhoAmI(Request, action="whoami", access=Access.ANYONE, reply=Identity):
+    """Show who you are to CircleOSD, and what you may do."""
+
+
+@contract
+class Verify(Request, action="verify", access=Access.ANYONE, reply=Identity):
+    """Tell which user a session token names, or the uid without one; the services ask this about their callers."""
+
+    uid: Annotated[int | None, Doc("the uid that presented the token, instead of one's own"), Mark.HIDDEN] = None
+    presented: Annotated[
+        str | None, Doc("the token that was presented, instead of one's own"), Length(1, 256), Mark.SECRET, Mark.HIDDEN
+    ] = None
+
+
+@contract
+class ListUsers(Request, action="list", access=Access.VIEWER, reply=list[User], rows="name"):
     """List the users."""
 
 
-CONTRACTS: tuple[type[Request], ...] = (Create, LoginUser, Verify, WhoAmI, Logout, ListUsers, Health, History)
+@contract
+class Show(Request, action="show", access=Access.VIEWER, reply=UserDetail, object="name", own=True):
+    """Show a user in detail, with the rules that hold for the user."""
+
+    name: OwnName = None
+
+
+@contract
+class Passwd(Request, action="passwd", access=Access.ADMIN, reply=None, effect=Effect.STATE, object="name", own=True):
+    """Change a password and end the user's other sessions."""
+
+    password: NewPassword
+    name: OwnName = None
+    old: Annotated[Password | None, Doc("the present password, for changing your own"), Mark.SECRET] = None
+
+
+@contract
+class SetRole(Request, action="role", access=Access.ADMIN, reply=User, effect=Effect.STATE, object="name"):
+    """Change what a user may do everywhere."""
+
+    name: UserName
+    role: Annotated[RoleName, ROLE]
+
+
+@contract
+class Disable(Request, action="disable", access=Access.ADMIN, reply=User, effect=Effect.STATE, object="name"):
+    """Take all rights from a user until enabled again, and end the user's sessions."""
+
+    name: UserName
+
+
+@contract
+class Enable(Request, action="enable", access=Access.ADMIN, reply=User, effect=Effect.STATE, object="name"):
+    """Give a disabled user the rights back, and end a lockout after failed logins."""
+
+    name: UserName
+
+
+@contract
+class Delete(Request, action="delete", access=Access.ADMIN, reply=User, effect=Effect.STATE, object="name"):
+    """Delete a user with all rules and sessions; what the user did stays on record."""
+
+    name: UserName
+
+
+@contract
+class Sessions(Request, action="sessions", access=Access.ADMIN, reply=list[Session], object="name", own=True):
+    """List a user's sessions."""
+
+    name: OwnName = None
+
+
+@contract
+class Revoke(Request, action="revoke", access=Access.ADMIN, reply=list[Session], effect=Effect.STATE, object="name",
+             own=True):  # fmt: skip
+    """End a user's sessions, all or one; every service knows within a second."""
+
+    name: OwnName = None
+    session: SessionId = None
+
+
+@contract
+class AddGrant(Request, action="grant", access=Access.ADMIN, reply=list[Rule], effect=Effect.STATE, object="name"):
+    """Allow a user an action on some objects, or forbid it."""
+
+    name: UserName
+    verb: VerbGlob
+    object: ObjectGlob
+    deny: Deny = False
+
+
+@contract
+class RemoveGrant(Request, action="ungrant", access=Access.ADMIN, reply=list[Rule], effect=Effect.STATE, object="name"):
+    """Remove a rule that was given with grant."""
+
+    name: UserName
+    verb: VerbGlob
+    object: ObjectGlob
+    deny: Deny = False
+
+
+@contract
+class Can(Request, action="can", access=Access.ADMIN, reply=Answer, object="name", own=True):
+    """Tell whether a user may do something, and which rule decides."""
+
+    name: UserName
+    verb: Annotated[
+        str, Doc("an action such as service:restart"), Pattern("[a-z]+:[a-z_]+", "an action such as service:restart")
+    ]
+    object: Annotated[str | None, Doc("the service, plugin or user that it is about"), Length(1, 256)] = None
+
+
+CONTRACTS: tuple[type[Request], ...] = (
+    Create, LoginUser, Logout, WhoAmI, Verify, ListUsers, Show, Passwd, SetRole, Disable, Enable, Delete, Sessions,
+    Revoke, AddGrant, RemoveGrant, Can, *EVERYWHERE,
+)  # fmt: skip

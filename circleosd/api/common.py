@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, TypedDict
 
-from circleosd.api.contract import Between, Doc, Length, Mark, Request, contract
+from circleosd.api.contract import Between, Doc, Flag, Length, Mark, Request, contract
 from circleosd.policy import Access
 
 
@@ -19,7 +19,7 @@ class Report(TypedDict):
 
 
 class Event(TypedDict):
-    """One row of the ledger; see circleosd/ledger.py for its fields."""
+    """One row of the ledger; see circleosd/ledger.py for its fields. `count`: how many attempts it tells of."""
 
     service: str
     seq: int
@@ -35,6 +35,18 @@ class Event(TypedDict):
     message: str | None
     duration: float | None
     intent: int | None
+    count: int
+
+
+class Audited(TypedDict):
+    """What came of following the chain of a ledger: its rows, the hash of the last, and in words what is wrong."""
+
+    service: str
+    rows: int
+    first: int
+    last: int
+    hash: str
+    problems: list[str]
 
 
 @contract
@@ -42,13 +54,41 @@ class Health(Request, action="health", access=Access.VIEWER, reply=Report, comma
     """Tell how the service is: version, process, memory, connections."""
 
 
+UserOrUid = Annotated[str | None, Doc("only acts of this user, or of this uid"), Length(1, 64), Mark.OPTION]
+ObjectOrGlob = Annotated[str | None, Doc("only acts on this object; may be a glob"), Length(1, 256), Mark.OPTION]
+# On the wire the envelope has the name `action` already.
+ActionName = Annotated[str | None, Doc("only this action"), Length(1, 64), Mark.OPTION, Flag("action")]
+Since = Annotated[float | None, Doc("only acts since this time"), Mark.TIME, Mark.OPTION]
+Failed = Annotated[bool, Doc("only acts that failed or were denied"), Mark.OPTION]
+
+
 @contract
 class History(Request, action="history", access=Access.ADMIN, reply=list[Event], command=None):
     """Show what was done, by whom, and how it ended."""
 
-    user: Annotated[str | None, Doc("only acts of this CircleOSD user"), Length(1, 64), Mark.OPTION] = None
-    object: Annotated[str | None, Doc("only acts on this object"), Length(1, 256), Mark.OPTION] = None
-    action_name: Annotated[str | None, Doc("only this action"), Length(1, 64), Mark.OPTION] = None
-    since: Annotated[float | None, Doc("only acts since this time"), Mark.TIME, Mark.OPTION] = None
-    failed: Annotated[bool, Doc("only acts that failed or were denied"), Mark.OPTION] = False
+    user: UserOrUid = None
+    object: ObjectOrGlob = None
+    action_name: ActionName = None
+    since: Since = None
+    failed: Failed = False
     lines: Annotated[int, Doc("at most this many, the newest"), Between(1, 10_000), Mark.OPTION] = 100
+
+
+@contract
+class Follow(Request, action="follow", access=Access.ADMIN, reply=Event, command=None, stream=True):
+    """Show what is done, as it is done: the rows behind the row `after`, until the caller has seen enough."""
+
+    after: Annotated[int, Doc("the number of the last row that is known"), Between(0, 2**62)] = 0
+    user: UserOrUid = None
+    object: ObjectOrGlob = None
+    action_name: ActionName = None
+    since: Since = None
+    failed: Failed = False
+
+
+@contract
+class Audit(Request, action="audit", access=Access.ADMIN, reply=Audited, command=None):
+    """Verify that no row of the ledger was altered, deleted or inserted."""
+
+
+EVERYWHERE: tuple[type[Request], ...] = (Health, History, Follow, Audit)

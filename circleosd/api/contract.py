@@ -49,10 +49,11 @@ class Rule:
         raise NotImplementedError
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
-        """Have pydantic call `check` after the type itself was validated (pydantic, "Custom types")."""
+        """Have pydantic call `check` after the type itself was validated (pydantic, "Custom types"); never for None."""
 
         def checked(value: Any) -> Any:
-            self.check(value)
+            if value is not None:
+                self.check(value)
             return value
 
         return {
@@ -109,6 +110,12 @@ class Doc(str):
     __slots__ = ()
 
 
+class Flag(str):
+    """The name of a field's option on the command line, where the field itself has to be called otherwise."""
+
+    __slots__ = ()
+
+
 class Mark(StrEnum):
     """How `circlectl` treats a field that is not simply an argument."""
 
@@ -117,12 +124,14 @@ class Mark(StrEnum):
     HIDDEN = "hidden"  # set by programs, not offered on the command line
     TIME = "time"  # seconds since the epoch; typed as such, as a date, or as a span of time ago
     OPTION = "option"  # always a --flag, never positional
+    NEW = "new"  # a secret that is being chosen: asked for twice
 
 
 class Parameter(NamedTuple):
-    """One field of a contract, as help, command line and ledger see it."""
+    """One field of a contract, as help, command line and ledger see it. `word` is its name on the command line."""
 
     name: str
+    word: str
     type: Any
     required: bool
     default: Any
@@ -136,6 +145,10 @@ class Request:
     action: the name on the wire. access: the role that it needs; a grant of `VERB` on the object suffices too.
     object: the field that names the object acted on. effect: how it is recorded. command: the verb in circlectl's
     group, None when there is none. reply: the type of `data`. stream: whether several replies may come.
+
+    own: a user may do it to the object that bears the user's own name, which is the default for the object. rows: the
+    field of a reply's rows that names an object; one who lacks the role gets the rows of those on which a rule allows
+    something. claimed: the object is only what the caller says it is, so no rule can be about it.
     """
 
     action: ClassVar[str]
@@ -145,6 +158,9 @@ class Request:
     command: ClassVar[str | None]
     reply: ClassVar[Any]
     stream: ClassVar[bool]
+    own_object: ClassVar[bool]
+    row_field: ClassVar[str | None]
+    claimed_object: ClassVar[bool]
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
     def __init_subclass__(
@@ -157,6 +173,9 @@ class Request:
         object: str | None = None,
         command: str | None = "",
         stream: bool = False,
+        own: bool = False,
+        rows: str | None = None,
+        claimed: bool = False,
     ) -> None:
         cls.action = action
         cls.access = access
@@ -165,6 +184,9 @@ class Request:
         cls.command = action if command == "" else command
         cls.reply = reply
         cls.stream = stream
+        cls.own_object = own
+        cls.row_field = rows
+        cls.claimed_object = claimed
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
@@ -182,12 +204,13 @@ def parameters(request: type[Request]) -> Iterator[Parameter]:
     hints = get_type_hints(request, include_extras=True)
     for item in fields(request):  # type: ignore[arg-type]  # every contract is a dataclass
         hint = hints[item.name]
-        doc = ""
+        doc, word = "", item.name
         marks: set[Mark] = set()
         if get_origin(hint) is Annotated:
             hint, *extras = get_args(hint)
             marks.update(extra for extra in extras if isinstance(extra, Mark))
             doc = next((str(extra) for extra in extras if isinstance(extra, Doc)), "")
+            word = next((str(extra) for extra in extras if isinstance(extra, Flag)), word)
         required = item.default is MISSING and item.default_factory is MISSING
         default = None if item.default is MISSING else item.default
-        yield Parameter(item.name, hint, required, default, doc, frozenset(marks))
+        yield Parameter(item.name, word, hint, required, default, doc, frozenset(marks))

@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Any, Literal, TypedDict
 
-from circleosd.api.common import Health, History
+from circleosd.api.common import EVERYWHERE
 from circleosd.api.contract import Doc, Effect, Length, Mark, Pattern, Request, contract
 from circleosd.policy import Access
 
@@ -34,7 +34,7 @@ class Plugin(TypedDict):
 
 
 @contract
-class Load(Request, action="load", access=Access.ADMIN, reply=Plugin, effect=Effect.STATE, object="path"):
+class Load(Request, action="load", access=Access.ADMIN, reply=Plugin, effect=Effect.STATE, object="path", claimed=True):
     """Load a plugin from a file, or upgrade the loaded one of that name."""
 
     path: Annotated[str, Doc("the artifact, .wasm or .so"), Length(1, 4096), Mark.FILE]
@@ -53,7 +53,7 @@ class Load(Request, action="load", access=Access.ADMIN, reply=Plugin, effect=Eff
 
 
 @contract
-class ListPlugins(Request, action="list", access=Access.VIEWER, reply=list[Plugin]):
+class ListPlugins(Request, action="list", access=Access.VIEWER, reply=list[Plugin], rows="id"):
     """List the loaded plugins."""
 
 
@@ -73,4 +73,4 @@ class Unload(Request, action="unload", access=Access.ADMIN, reply=Plugin, effect
     id: PluginName
 
 
-CONTRACTS: tuple[type[Request], ...] = (Load, ListPlugins, Invoke, Unload, Health, History)
+CONTRACTS: tuple[type[Request], ...] = (Load, ListPlugins, Invoke, Unload, *EVERYWHERE)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, TypedDict
 
-from circleosd.api.common import Health, History
+from circleosd.api.common import EVERYWHERE
 from circleosd.api.contract import Between, Doc, Effect, Mark, Pattern, Request, contract
 from circleosd.policy import Access
 
@@ -66,7 +66,7 @@ class LogLine(TypedDict):
 
 
 @contract
-class ListServices(Request, action="list", access=Access.VIEWER, reply=list[Service]):
+class ListServices(Request, action="list", access=Access.VIEWER, reply=list[Service], rows="name"):
     """List the services and their states."""
 
 
@@ -130,12 +130,14 @@ class Logs(Request, action="logs", access=Access.OPERATOR, reply=list[LogLine], 
 
 
 @contract
-class Watch(Request, action="watch", access=Access.VIEWER, reply=list[Service], object="name", stream=True):
+class Watch(
+    Request, action="watch", access=Access.VIEWER, reply=list[Service], object="name", rows="name", stream=True
+):
     """Show the state of a service, or of all, and then every change, until interrupted."""
 
     name: Annotated[ServiceName | None, Doc("only this service")] = None
 
 
 CONTRACTS: tuple[type[Request], ...] = (
-    ListServices, Status, Start, Stop, Restart, Reload, Enable, Disable, Logs, Watch, Health, History,
+    ListServices, Status, Start, Stop, Restart, Reload, Enable, Disable, Logs, Watch, *EVERYWHERE,
 )  # fmt: skip

@@ -1,43 +1,51 @@
-"""Hashing passwords with argon2id (RFC 9106), in a bounded number of threads."""
+"""Passwords: which are accepted, and hashing them with argon2id (RFC 9106) in a bounded number of threads."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import secrets
+import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 from argon2 import PasswordHasher, Type
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from circleosd.config import AuthSettings
+from circleosd.errors import BadRequest, Limit
+
 T = TypeVar("T")
 
-# 19 MiB is OWASP's least memory for argon2id; eight passes bring one hash to about 100 ms on the machines we measured.
-MEMORY = 19 * 1024  # KiB
-PASSES = 8
+COMMON = Path(__file__).with_name("common_passwords.txt")
 
 
 class Passwords:
-    """Hashes and verifies, `concurrency` at a time; what comes beyond waits, so memory stays bounded."""
+    """Hashes and verifies, `settings.hashing` at a time; so many more wait that memory and time stay bounded."""
 
-    def __init__(self, concurrency: int) -> None:
-        self._hasher = PasswordHasher(time_cost=PASSES, memory_cost=MEMORY, parallelism=1, type=Type.ID)
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="argon2")
-        self._decoy: str | None = None
+    def __init__(self, settings: AuthSettings) -> None:
+        self._hasher = PasswordHasher(
+            time_cost=settings.hash_passes, memory_cost=settings.hash_memory, parallelism=1, type=Type.ID
+        )
+        self._most = settings.hashing + settings.login_queue
+        self._threads = ThreadPoolExecutor(settings.hashing, "argon2")
+        self._in_hand = 0
+        self._decoy = _decoy(settings)
 
     async def hash(self, password: str) -> str:
-        """The password's hash in PHC string format, parameters and salt included."""
-        return await self._run(self._hasher.hash, password)
+        """The password's hash in PHC string format, parameters and salt included. Raises `Limit`."""
+        return await self._run(self._hasher.hash, normal(password))
 
     async def verify(self, stored: str | None, password: str) -> bool:
-        """Whether `password` has the hash `stored`. None, for an unknown user, takes as long and is never right."""
-        if stored is None:
-            if self._decoy is None:
-                self._decoy = await self.hash("")
-            stored, known = self._decoy, False
-        else:
-            known = True
-        return await self._run(self._matches, stored, password) and known
+        """Whether `password` has the hash `stored`. None, for an unknown user, takes as long and is never right.
+
+        Raises `Limit`.
+        """
+        right = await self._run(self._matches, stored or self._decoy, normal(password))
+        return right and stored is not None
 
     def outdated(self, stored: str) -> bool:
         """Whether `stored` was made with other parameters than are in use now."""
@@ -50,4 +58,39 @@ class Passwords:
             return False
 
     async def _run(self, work: Callable[..., T], *args: str) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+        if self._in_hand >= self._most:
+            raise Limit(f"{self._in_hand} passwords wait to be looked at already (auth.login_queue); try again later")
+        self._in_hand += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+        finally:
+            self._in_hand -= 1
+
+
+def _decoy(settings: AuthSettings) -> str:
+    """A hash of the parameters in use that no password has, so that it costs nothing to make."""
+    salt, digest = (base64.b64encode(secrets.token_bytes(size)).rstrip(b"=").decode() for size in (16, 32))
+    return f"$argon2id$v=19$m={settings.hash_memory},t={settings.hash_passes},p=1${salt}${digest}"
+
+
+def normal(password: str) -> str:
+    """The password as it is hashed: one and the same however a keyboard composed its letters (NFKC, SP 800-63B)."""
+    return unicodedata.normalize("NFKC", password)
+
+
+@cache
+def common() -> frozenset[str]:
+    """The passwords that everybody tries first, in lower case."""
+    lines = COMMON.read_text(encoding="utf-8").splitlines()
+    return frozenset(line for line in lines if line and not line.startswith("#"))
+
+
+def check(password: str, name: str) -> None:
+    """Refuse what is guessed first. Raises `BadRequest`, which does not quote the password."""
+    plain = normal(password).casefold()
+    core = plain.strip("0123456789!?.-_ ")
+    if plain in common() or core in common():
+        raise BadRequest("the password is one of the commonest; choose another")
+    few = len(set(plain)) < 4 or (not core and len(plain) < 16)
+    if few or core in (name.casefold(), "circleosd"):
+        raise BadRequest("the password is too easy to guess: the user's name, a few digits or one letter repeated")

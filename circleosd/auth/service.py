@@ -7,128 +7,445 @@ import sqlite3
 import time
 from collections.abc import Sequence
 
-from circleosd.api.auth import Create, Identity, ListUsers, Login, LoginUser, Logout, User, Verify, WhoAmI
-from circleosd.auth import store
+from circleosd.api import actions
+from circleosd.api.auth import (
+    AddGrant,
+    Answer,
+    Can,
+    Create,
+    Delete,
+    Disable,
+    Enable,
+    Identity,
+    ListUsers,
+    Login,
+    LoginUser,
+    Logout,
+    Passwd,
+    RemoveGrant,
+    Revoke,
+    Rule,
+    Session,
+    SetRole,
+    Show,
+    User,
+    UserDetail,
+    Verify,
+    WhoAmI,
+)
+from circleosd.api.auth import Sessions as ListSessions
+from circleosd.auth import passwords, store
+from circleosd.auth.delegation import excess
+from circleosd.auth.logins import Logins
 from circleosd.auth.passwords import Passwords
+from circleosd.auth.sessions import Sessions
+from circleosd.auth.store import Account
+from circleosd.config import AuthSettings
 from circleosd.database import Database, Transaction
-from circleosd.errors import Conflict, Denied, Exists
-from circleosd.policy import Caller, Peer, Role, higher, role_of_uid
-from circleosd.service import Act
+from circleosd.errors import BadRequest, Conflict, Denied, Exists, Limit, NotFound
+from circleosd.policy import Access, Caller, Grant, Peer, Role, decide, higher, role_of_uid
+from circleosd.service import Act, Handlers
 
-NO_SESSION = "the session is unknown or has expired; log in again"
+RESERVED = ("root", "nobody")  # and what begins with circleosd: names that others would take for something else
+MAX_RULES = 200  # of one user; each is sent with every verification and looked at with every decision
+SESSIONS_SHOWN = 1000
+NEEDS = {verb: contract.access for verb, contract in actions.BY_VERB.items()}
 
 
-class AuthService:
-    """Users, logins and sessions. `services` are the uids that may ask about others' tokens: the other services'."""
+class AuthService(Handlers):
+    """Users, logins, sessions and rules.
 
-    def __init__(
-        self, database: Database, passwords: Passwords, *, session_lifetime: float, services: frozenset[int]
-    ) -> None:
+    `services` are the uids that may ask about others' tokens: the other services'.
+    """
+
+    def __init__(self, database: Database, settings: AuthSettings, *, services: frozenset[int]) -> None:
         self._database = database
-        self._passwords = passwords
-        self._lifetime = session_lifetime
+        self._settings = settings
+        self._passwords = Passwords(settings)
+        self._sessions = Sessions(database, settings)
+        self._logins = Logins(settings)
         self._own_uid = os.getuid()
-        self._services = services | {0, self._own_uid}
+        self._services = services
+
+    async def close(self) -> None:
+        """See `Handlers`."""
+        await self._sessions.flush()
+
+    # who asks
 
     async def identify(self, peer: Peer, token: str | None) -> Caller:
         """The caller behind a connection to this service. Raises `Denied` for a token that names no session."""
         role = role_of_uid(peer.uid, self._own_uid)
+        caller = Caller(peer, role, privileged=role is not None)
         if token is not None:
-            # Another service sends its own caller's token along; `verify` then compares the uids.
-            session = await self._session(token, None if peer.uid in self._services else peer.uid)
-            return Caller(peer, higher(role, Role(session.role)), session.user, session.id)
-        if role is None and (user := await self._database.read(lambda db: store.user_by_uid(db, peer.uid))):
-            return Caller(peer, Role(user["role"]), user["name"])
-        return Caller(peer, role)
+            session, grants = await self._sessions.find(token, peer.uid)
+            return caller._replace(
+                role=higher(role, session.role), user=session.user, session=session.id, grants=grants
+            )
+        if caller.privileged or peer.uid in self._services:
+            return caller
+        account, grants = await self._database.read(lambda db: _of_uid(db, peer.uid))
+        return caller._replace(role=account.role, user=account.name, grants=grants) if account else caller
 
-    async def _session(self, token: str, uid: int | None) -> store.Session:
-        """The session in force that `token` names and `uid` opened (None: whoever). Raises `Denied`."""
-        session = await self._database.read(lambda db: store.session_of(db, token, time.time()))
-        if session is None:
-            raise Denied(NO_SESSION)
-        if uid is not None and session.uid != uid:
-            raise Denied(f"the session was opened by another uid than {uid}")
-        return session
+    async def verify(self, request: Verify, act: Act) -> Identity:
+        """Handler of `verify`."""
+        peer = act.caller.peer
+        uid = peer.uid if request.uid is None else request.uid
+        if uid != peer.uid and not (act.caller.privileged or peer.uid in self._services):
+            raise Denied("only CircleOSD's own services may ask about another uid")
+        token = request.presented or act.token
+        if token is None:
+            account, grants = await self._database.read(lambda db: _of_uid(db, uid))
+            return Identity(
+                user=account.name if account else None,
+                role=account.role if account else None,
+                uid=uid,
+                session=None,
+                expires=None,
+                grants=store.rules(grants),
+            )
+        session, grants = await self._sessions.find(token, uid)
+        return Identity(
+            user=session.user,
+            role=session.role,
+            uid=uid,
+            session=session.id,
+            expires=self._sessions.expiry(session),
+            grants=store.rules(grants),
+        )
+
+    async def whoami(self, request: WhoAmI, act: Act) -> Identity:
+        """Handler of `whoami`."""
+        caller = act.caller
+        session = (await self._sessions.find(act.token, caller.peer.uid))[0] if act.token is not None else None
+        return Identity(
+            user=caller.user,
+            role=caller.role,
+            uid=caller.peer.uid,
+            session=caller.session,
+            expires=self._sessions.expiry(session) if session else None,
+            grants=store.rules(caller.grants),
+        )
+
+    # users
 
     async def create(self, request: Create, act: Act) -> User:
         """Handler of `create`."""
-        hashed = await self._passwords.hash(request.password)
+        name = request.name
+        if name.lower() in RESERVED or name.lower().startswith("circleosd"):
+            raise BadRequest(f"the name {name} is reserved; choose another")
+        if request.password is None and request.uid is None:
+            raise BadRequest("a user needs a password or a uid")
+        if request.uid in {self._own_uid, *self._services}:
+            raise BadRequest(f"uid {request.uid} is CircleOSD's own; it needs no user")
+        self._within(act.caller, store.role_of(request.role), ())
+        if request.password is not None:
+            passwords.check(request.password, name)
+        hashed = await self._passwords.hash(request.password) if request.password is not None else None
 
         def work(tx: Transaction) -> User:
-            user = store.insert_user(tx, request.name, hashed, request.role, request.uid, time.time())
+            store.insert_user(tx, name, hashed, request.role, request.uid, time.time())
+            user = store.shown(self._find(tx, name))
             act.commit(tx, after={"role": user["role"], "uid": user["uid"]})
             return user
 
         def taken(db: sqlite3.Connection) -> str:
-            name = db.execute("SELECT 1 FROM users WHERE name = ?", (request.name,)).fetchone()
-            return f"the user {request.name}" if name else f"a user with the uid {request.uid}"
+            like = store.name_like(db, name)
+            if like is None:
+                return f"a user with the uid {request.uid}"
+            return f"the user {like}" + ("" if like == name else ", and names that differ only in case are one")
 
         try:
             return await self._database.write(work)
         except sqlite3.IntegrityError:
             raise Exists(f"there already is {await self._database.read(taken)}") from None
 
-    async def login(self, request: LoginUser, act: Act) -> Login:
-        """Handler of `login`."""
-        stored = await self._database.read(lambda db: store.password_hash(db, request.name))
-        if not await self._passwords.verify(stored, request.password) or stored is None:
-            raise Denied(f"the name or the password is wrong, for {request.name}")
-        rehashed = await self._passwords.hash(request.password) if self._passwords.outdated(stored) else None
-
-        def work(tx: Transaction) -> Login:
-            if rehashed is not None:
-                store.set_password(tx, request.name, rehashed)
-            opened = store.open_session(tx, request.name, act.caller.peer.uid, time.time(), self._lifetime)
-            if opened is None:
-                raise Conflict(f"the user {request.name} has been deleted in the meantime")
-            token, session = opened
-            act.commit(tx, after={"session": session.id, "expires": session.expires})
-            return Login(user=session.user, role=session.role, token=token, expires=session.expires)
-
-        return await self._database.write(work)
-
-    async def verify(self, request: Verify, act: Act) -> Identity:
-        """Handler of `verify`."""
-        peer = act.caller.peer
-        uid = peer.uid if request.uid is None else request.uid
-        if uid != peer.uid and peer.uid not in self._services:
-            raise Denied("only CircleOSD's own services may ask about another uid")
-        if act.token is not None:
-            session = await self._session(act.token, uid)
-            return _identity(uid, session.user, session.role, session)
-        user = await self._database.read(lambda db: store.user_by_uid(db, uid))
-        return _identity(uid, user["name"] if user else None, user["role"] if user else None)
-
-    async def whoami(self, request: WhoAmI, act: Act) -> Identity:
-        """Handler of `whoami`."""
-        caller = act.caller
-        session = await self._session(act.token, None) if act.token is not None else None
-        return _identity(caller.peer.uid, caller.user, caller.role, session)
-
-    async def logout(self, request: Logout, act: Act) -> None:
-        """Handler of `logout`."""
-        session = act.caller.session
-        if session is None:
-            raise Conflict("there is no session to end: no token was sent")
-
-        def work(tx: Transaction) -> None:
-            store.close_session(tx, session)
-            act.commit(tx, before={"session": session})
-
-        act.object = act.caller.user
-        await self._database.write(work)
-
     async def list(self, request: ListUsers, act: Act) -> Sequence[User]:
         """Handler of `list`."""
         return await self._database.read(store.users)
 
+    async def show(self, request: Show, act: Act) -> UserDetail:
+        """Handler of `show`."""
+        name, now = _named(act), time.time()
 
-def _identity(uid: int, user: str | None, role: str | None, session: store.Session | None = None) -> Identity:
-    return Identity(
-        user=user,
-        role=role,
-        uid=uid,
-        session=session.id if session else None,
-        expires=session.expires if session else None,
-        grants=[],
-    )
+        def work(db: sqlite3.Connection) -> UserDetail:
+            account = self._find(db, name)
+            open_sessions = store.sessions(db, name, SESSIONS_SHOWN)
+            return UserDetail(
+                **store.shown(account),
+                password=account.password is not None,
+                sessions=sum(self._sessions.in_force(session, now) for session in open_sessions),
+                locked_until=self._logins.locked_until(db, name, now),
+                rules=store.rules(store.grants(db, name)),
+            )
+
+        return await self._database.read(work)
+
+    async def passwd(self, request: Passwd, act: Act) -> None:
+        """Handler of `passwd`."""
+        name, caller = _named(act), act.caller
+        if name == caller.user and not caller.privileged:
+            await self._confirm(name, caller, request.old)
+        passwords.check(request.password, name)
+        hashed = await self._passwords.hash(request.password)
+
+        def work(tx: Transaction) -> int:
+            self._target(tx, act, name)
+            store.set_password(tx, name, hashed)
+            store.forget_failures(tx, "user", name.lower())
+            ended = store.close_sessions(tx, name, but=caller.session)
+            act.commit(tx, after={"sessions_ended": len(ended)})
+            return len(ended)
+
+        ended = await self._database.write(work)
+        if ended:
+            act.message = f"{ended} other sessions of {name} have ended"
+
+    async def _confirm(self, name: str, caller: Caller, old: str | None) -> None:
+        """Who changes the own password must know it: a session that was left open is not enough. Raises `Denied`."""
+        account = await self._database.read(lambda db: store.account(db, name))
+        if account is None or account.password is None:
+            return
+        if old is None:
+            raise Denied("your own password is changed with the present one: circlectl user passwd, without a name")
+        await self._check_password(name, caller, account, old)
+
+    async def role(self, request: SetRole, act: Act) -> User:
+        """Handler of `role`."""
+        self._within(act.caller, store.role_of(request.role), ())
+
+        def work(tx: Transaction) -> User:
+            before = self._target(tx, act, request.name)
+            store.set_role(tx, request.name, request.role)
+            act.commit(tx, before={"role": store.role_text(before.role)}, after={"role": request.role})
+            return store.shown(self._find(tx, request.name))
+
+        return await self._database.write(work)
+
+    async def disable(self, request: Disable, act: Act) -> User:
+        """Handler of `disable`."""
+        return await self._set_disabled(act, request.name, disabled=True)
+
+    async def enable(self, request: Enable, act: Act) -> User:
+        """Handler of `enable`."""
+        return await self._set_disabled(act, request.name, disabled=False)
+
+    async def _set_disabled(self, act: Act, name: str, *, disabled: bool) -> User:
+        def work(tx: Transaction) -> User:
+            before = self._target(tx, act, name)
+            store.set_disabled(tx, name, disabled)
+            ended = store.close_sessions(tx, name) if disabled else []
+            if not disabled:
+                store.forget_failures(tx, "user", name.lower())
+            after = {"disabled": disabled, "sessions_ended": len(ended)} if disabled else {"disabled": disabled}
+            act.commit(tx, before={"disabled": before.disabled}, after=after)
+            return store.shown(self._find(tx, name))
+
+        return await self._database.write(work)
+
+    async def delete(self, request: Delete, act: Act) -> User:
+        """Handler of `delete`."""
+
+        def work(tx: Transaction) -> User:
+            account = self._target(tx, act, request.name)
+            given = [str(grant) for grant in store.grants(tx, request.name)]
+            store.delete_user(tx, request.name)
+            act.commit(tx, before={"role": store.role_text(account.role), "uid": account.uid, "rules": given})
+            return store.shown(account)
+
+        return await self._database.write(work)
+
+    # logins and sessions
+
+    async def login(self, request: LoginUser, act: Act) -> Login:
+        """Handler of `login`."""
+        account = await self._database.read(lambda db: store.account(db, request.name))
+        if account is None:  # a name that is no user's may be a password, typed at the wrong prompt: it is not kept
+            act.object, act.params = None, {}
+        await self._check_password(request.name, act.caller, account, request.password)
+        assert account is not None
+        if account.disabled:
+            raise Denied(f"the user {account.name} is disabled")
+        stored = account.password
+        assert stored is not None
+        rehashed = await self._passwords.hash(request.password) if self._passwords.outdated(stored) else None
+        lifetime = min(request.lifetime or self._settings.session_lifetime, self._settings.session_lifetime)
+        keys = self._logins.keys(request.name, act.caller, account)
+
+        def work(tx: Transaction) -> Login:
+            now = time.time()
+            known = store.account(tx, account.name)
+            if known is None or known.disabled or known.password != stored:
+                raise Conflict(f"the user {account.name} was changed in the meantime; log in again")
+            self._logins.succeeded(tx, keys)
+            if rehashed is not None:
+                store.set_password(tx, account.name, rehashed)
+            expires = now + lifetime
+            token, session = store.open_session(
+                tx, known, act.caller.peer.uid, now, expires, self._settings.max_sessions
+            )
+            act.commit(tx, after={"session": session, "expires": expires})
+            return Login(user=known.name, role=store.role_text(known.role), token=token, expires=expires)
+
+        return await self._database.write(work)
+
+    async def _check_password(self, name: str, caller: Caller, account: Account | None, password: str) -> None:
+        """Return if it is the account's password. Raises `Denied`, which counts, and `Limit` for who has to wait."""
+        keys = self._logins.keys(name, caller, account)
+        found = await self._database.read(lambda db: [store.failures(db, *key) for key in keys])
+        with self._logins.attempt(keys, found, time.time()):
+            if await self._passwords.verify(account.password if account else None, password):
+                return
+            if keys:
+                await self._database.write(lambda tx: self._logins.failed(tx, keys, time.time()))
+        raise Denied("the name or the password is wrong")
+
+    async def logout(self, request: Logout, act: Act) -> None:
+        """Handler of `logout`."""
+        user, session = act.caller.user, act.caller.session
+        if user is None or session is None:
+            raise Conflict("there is no session to end: no token was sent")
+
+        def work(tx: Transaction) -> None:
+            store.close_sessions(tx, user, only=session)
+            act.commit(tx, before={"session": session})
+
+        act.object = user
+        await self._database.write(work)
+
+    async def sessions(self, request: ListSessions, act: Act) -> Sequence[Session]:
+        """Handler of `sessions`; without a name and a user of one's own, of all users."""
+        found = await self._database.read(lambda db: store.sessions(db, act.object, SESSIONS_SHOWN))
+        if act.object is not None and not found:
+            await self._database.read(lambda db: self._find(db, _named(act)))
+        now = time.time()
+        return [self._shown(session) for session in found if self._sessions.in_force(session, now)]
+
+    async def revoke(self, request: Revoke, act: Act) -> Sequence[Session]:
+        """Handler of `revoke`."""
+        name = _named(act)
+
+        def work(tx: Transaction) -> Sequence[Session]:
+            self._target(tx, act, name)
+            ended = [self._shown(session) for session in store.close_sessions(tx, name, only=request.session)]
+            if request.session is not None and not ended:
+                raise NotFound(f"{name} has no session {request.session}; see: circlectl user sessions {name}")
+            act.commit(tx, before={"sessions": [session["id"] for session in ended]})
+            return ended
+
+        return await self._database.write(work)
+
+    def _shown(self, session: store.Session) -> Session:
+        return Session(
+            id=session.id,
+            user=session.user,
+            uid=session.uid,
+            created=session.created,
+            last_used=self._sessions.used(session),
+            expires=self._sessions.expiry(session),
+        )
+
+    # rules
+
+    async def grant(self, request: AddGrant, act: Act) -> Sequence[Rule]:
+        """Handler of `grant`."""
+        given = Grant(request.verb, request.object, request.deny)
+        _require_known(given)
+        self._within(act.caller, None, (given,))
+
+        def work(tx: Transaction) -> Sequence[Rule]:
+            self._target(tx, act, request.name)
+            if len(store.grants(tx, request.name)) >= MAX_RULES:
+                raise Limit(f"a user may have at most {MAX_RULES} rules; globs need fewer")
+            store.add_grant(tx, request.name, given)
+            act.commit(tx, after={"rule": str(given)})
+            return store.rules(store.grants(tx, request.name))
+
+        try:
+            return await self._database.write(work)
+        except sqlite3.IntegrityError:
+            raise Exists(f"{request.name} has this rule already: {given}") from None
+
+    async def ungrant(self, request: RemoveGrant, act: Act) -> Sequence[Rule]:
+        """Handler of `ungrant`."""
+        given = Grant(request.verb, request.object, request.deny)
+        if given.deny:  # taking away what forbids gives what was forbidden
+            self._within(act.caller, None, (given._replace(deny=False),))
+
+        def work(tx: Transaction) -> Sequence[Rule]:
+            self._target(tx, act, request.name)
+            if not store.remove_grant(tx, request.name, given):
+                raise NotFound(f"{request.name} has no rule: {given}; see: circlectl user show {request.name}")
+            act.commit(tx, before={"rule": str(given)})
+            return store.rules(store.grants(tx, request.name))
+
+        return await self._database.write(work)
+
+    async def can(self, request: Can, act: Act) -> Answer:
+        """Handler of `can`."""
+        contract = actions.BY_VERB.get(request.verb)
+        if contract is None:
+            raise BadRequest(f"there is no action {request.verb}; there are: {', '.join(actions.BY_VERB)}")
+        account, grants = await self._database.read(
+            lambda db: (self._find(db, request.name), store.grants(db, request.name))
+        )
+        if account.disabled:
+            return Answer(allowed=False, why=f"the user {account.name} is disabled", rule=None)
+        listing = contract.row_field is not None
+        decision = decide(
+            Caller(Peer(account.uid or -1, -1, 0), account.role, account.name, grants=grants),
+            contract.access,
+            request.verb,
+            None if contract.claimed_object else request.object,
+            own=contract.own_object,
+            among=actions.object_verbs(request.verb.partition(":")[0]) if listing else (),
+        )
+        rule = store.rules((decision.rule,))[0] if decision.rule else None
+        shown = "; only what the rules allow something on is listed" if listing and rule and decision.allowed else ""
+        return Answer(allowed=decision.allowed, why=decision.why + shown, rule=rule)
+
+    # what no action may exceed
+
+    def _find(self, db: sqlite3.Connection | Transaction, name: str) -> Account:
+        account = store.account(db, name)
+        if account is None:
+            raise NotFound(f"there is no user {name}; see: circlectl user list")
+        return account
+
+    def _target(self, tx: Transaction, act: Act, name: str) -> Account:
+        """The user that is acted on. Raises `NotFound`, and `Denied` if that is one who may more than the caller."""
+        account = self._find(tx, name)
+        if name != act.caller.user:
+            self._within(act.caller, account.role, store.grants(tx, name))
+        return account
+
+    def _within(self, caller: Caller, role: Role | None, rules: Sequence[Grant]) -> None:
+        """Raises `Denied` if the caller lacks a right that this role and these rules give."""
+        if lacking := excess(caller, role, rules, NEEDS):
+            raise Denied(f"this needs a right that you do not have yourself: {lacking}")
+
+
+def _of_uid(db: sqlite3.Connection, uid: int) -> tuple[Account | None, tuple[Grant, ...]]:
+    """The user that a uid is without a login, and the rules."""
+    account = store.account_of_uid(db, uid)
+    return account, store.grants(db, account.name) if account else ()
+
+
+def _named(act: Act) -> str:
+    """The user that the request names, or the caller. Raises `BadRequest` when there is neither."""
+    if act.object is None:
+        raise BadRequest(f"{act.contract.action} needs the parameter name: you are no CircleOSD user yourself")
+    return act.object
+
+
+def _require_known(given: Grant) -> None:
+    """Refuse a rule that can never apply, such as one with a misspelt verb. Raises `BadRequest`."""
+    covered = [verb for verb in actions.BY_VERB if given._replace(object="*").covers(verb, None)]
+    if not covered:
+        raise BadRequest(f"there is no action {given.verb}; there are: {', '.join(actions.BY_VERB)}")
+    if given.deny:
+        return
+    if not any(actions.takes_rules(actions.BY_VERB[verb]) for verb in covered):
+        needs = NEEDS[covered[0]]
+        why = "anyone may do it" if needs is Access.ANYONE else f"it needs the role {needs}"
+        raise BadRequest(f"no rule about an object can allow {given.verb}: {why}")

@@ -1,25 +1,33 @@
-"""Users and sessions in SQLite. Functions of a connection or a transaction; nothing here waits or decides."""
+"""Users, sessions, rules and failed logins in SQLite. Functions of a connection or a transaction; nothing here waits
+or decides.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
 import sqlite3
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from circleosd import ledger
-from circleosd.api.auth import User
+from circleosd.api.auth import Rule, User
+from circleosd.auth.backoff import Failures
 from circleosd.database import Transaction
+from circleosd.policy import Grant, Role
 
 MIGRATIONS = (
     """
 CREATE TABLE users (
     name TEXT PRIMARY KEY,
-    password TEXT NOT NULL,
+    -- names that differ only in case are one name
+    folded TEXT UNIQUE GENERATED ALWAYS AS (lower(name)) STORED,
+    password TEXT,
     role TEXT NOT NULL,
     uid INTEGER UNIQUE,
+    disabled INTEGER NOT NULL DEFAULT 0,
     created REAL NOT NULL,
-    last_login REAL
+    last_login REAL,
+    last_uid INTEGER
 ) WITHOUT ROWID;
 CREATE TABLE sessions (
     hash BLOB PRIMARY KEY,
@@ -27,26 +35,70 @@ CREATE TABLE sessions (
     user TEXT NOT NULL REFERENCES users (name) ON DELETE CASCADE,
     uid INTEGER NOT NULL,
     created REAL NOT NULL,
+    used REAL NOT NULL,
     expires REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX sessions_expires ON sessions (expires);
 CREATE INDEX sessions_user ON sessions (user);
+CREATE TABLE grants (
+    user TEXT NOT NULL REFERENCES users (name) ON DELETE CASCADE,
+    verb TEXT NOT NULL,
+    object TEXT NOT NULL,
+    deny INTEGER NOT NULL,
+    PRIMARY KEY (user, verb, object, deny)
+) WITHOUT ROWID;
+CREATE TABLE failures (
+    -- of logins as a user ('user', its name in lower case, known or not) and by a uid ('peer', its number)
+    kind TEXT NOT NULL,
+    key TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    last REAL NOT NULL,
+    PRIMARY KEY (kind, key)
+) WITHOUT ROWID;
+CREATE INDEX failures_last ON failures (last);
 """
     + ledger.SCHEMA,
 )
 
 TOKEN_BYTES = 32  # 256 bits; a hash without salt is enough for what cannot be guessed
+SWEPT_AT_ONCE = 1000  # expired sessions that one login removes
+MAX_FAILURES = 10_000  # names and uids whose failed logins are remembered
 
 
-@dataclass(frozen=True)
-class Session:
-    """A session in force, and the user it names."""
+class Account(NamedTuple):
+    """A user as the store keeps it. `last_uid` is who last logged in as this user."""
 
+    name: str
+    password: str | None
+    role: Role | None
+    uid: int | None
+    disabled: bool
+    created: float
+    last_login: float | None
+    last_uid: int | None
+
+
+class Session(NamedTuple):
+    """A session as the store keeps it, and the user it names. `used` may lag behind; see auth/sessions.py."""
+
+    hash: bytes
     id: str
     user: str
-    role: str
+    role: Role | None
     uid: int
+    created: float
+    used: float
     expires: float
+
+
+def role_text(role: Role | None) -> str:
+    """How a role is stored and shown."""
+    return role.value if role else "none"
+
+
+def role_of(text: str) -> Role | None:
+    """The role that a text names."""
+    return None if text == "none" else Role(text)
 
 
 def token_hash(token: str) -> bytes:
@@ -54,52 +106,63 @@ def token_hash(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def user_of_row(row: sqlite3.Row) -> User:
+# users
+
+
+def shown(account: Account) -> User:
     """What others may see of a user."""
     return User(
-        name=row["name"], role=row["role"], uid=row["uid"], created=row["created"], last_login=row["last_login"]
+        name=account.name,
+        role=role_text(account.role),
+        uid=account.uid,
+        disabled=account.disabled,
+        created=account.created,
+        last_login=account.last_login,
+    )
+
+
+def _account(row: sqlite3.Row) -> Account:
+    return Account(
+        row["name"],
+        row["password"],
+        role_of(row["role"]),
+        row["uid"],
+        bool(row["disabled"]),
+        row["created"],
+        row["last_login"],
+        row["last_uid"],
     )
 
 
 def users(connection: sqlite3.Connection) -> list[User]:
     """All users by name."""
-    return [user_of_row(row) for row in connection.execute("SELECT * FROM users ORDER BY name")]
+    return [shown(_account(row)) for row in connection.execute("SELECT * FROM users ORDER BY name")]
 
 
-def user_by_uid(connection: sqlite3.Connection, uid: int) -> User | None:
+def account(connection: sqlite3.Connection | Transaction, name: str) -> Account | None:
+    """The user of that name."""
+    row = connection.execute("SELECT * FROM users WHERE name = ?", (name,)).fetchone()
+    return _account(row) if row else None
+
+
+def account_of_uid(connection: sqlite3.Connection, uid: int) -> Account | None:
     """The user that a Unix uid is without a login."""
-    row = connection.execute("SELECT * FROM users WHERE uid = ?", (uid,)).fetchone()
-    return user_of_row(row) if row else None
+    row = connection.execute("SELECT * FROM users WHERE uid = ? AND NOT disabled", (uid,)).fetchone()
+    return _account(row) if row else None
 
 
-def password_hash(connection: sqlite3.Connection, name: str) -> str | None:
-    """The stored hash of a user's password."""
-    row = connection.execute("SELECT password FROM users WHERE name = ?", (name,)).fetchone()
-    return str(row["password"]) if row else None
+def name_like(connection: sqlite3.Connection, name: str) -> str | None:
+    """The name of a user that differs from `name` at most in case."""
+    row = connection.execute("SELECT name FROM users WHERE folded = lower(?)", (name,)).fetchone()
+    return str(row["name"]) if row else None
 
 
-def insert_user(tx: Transaction, name: str, password: str, role: str, uid: int | None, now: float) -> User:
+def insert_user(tx: Transaction, name: str, password: str | None, role: str, uid: int | None, now: float) -> None:
     """Add a user. Raises sqlite3.IntegrityError when the name or uid is taken."""
     tx.execute(
         "INSERT INTO users (name, password, role, uid, created) VALUES (?, ?, ?, ?, ?)",
         (name, password, role, uid, now),
     )
-    return user_of_row(tx.execute("SELECT * FROM users WHERE name = ?", (name,)).fetchone())
-
-
-def open_session(tx: Transaction, user: str, uid: int, now: float, lifetime: float) -> tuple[str, Session] | None:
-    """Begin a session of `user` for the process owner `uid`; return its token too. None if the user is gone."""
-    tx.execute("DELETE FROM sessions WHERE expires <= ?", (now,))
-    row = tx.execute("UPDATE users SET last_login = ? WHERE name = ? RETURNING role", (now, user)).fetchone()
-    if row is None:
-        return None
-    token = secrets.token_urlsafe(TOKEN_BYTES)
-    session = Session(secrets.token_hex(6), user, row["role"], uid, now + lifetime)
-    tx.execute(
-        "INSERT INTO sessions (hash, id, user, uid, created, expires) VALUES (?, ?, ?, ?, ?, ?)",
-        (token_hash(token), session.id, user, uid, now, session.expires),
-    )
-    return token, session
 
 
 def set_password(tx: Transaction, name: str, password: str) -> None:
@@ -107,16 +170,129 @@ def set_password(tx: Transaction, name: str, password: str) -> None:
     tx.execute("UPDATE users SET password = ? WHERE name = ?", (password, name))
 
 
-def session_of(connection: sqlite3.Connection, token: str, now: float) -> Session | None:
-    """The session that a token names, if it is in force."""
-    row = connection.execute(
-        "SELECT s.id, s.user, u.role, s.uid, s.expires FROM sessions s JOIN users u ON u.name = s.user"
-        " WHERE s.hash = ? AND s.expires > ?",
-        (token_hash(token), now),
-    ).fetchone()
-    return Session(**row) if row else None
+def set_role(tx: Transaction, name: str, role: str) -> None:
+    """Change a user's role."""
+    tx.execute("UPDATE users SET role = ? WHERE name = ?", (role, name))
 
 
-def close_session(tx: Transaction, session: str) -> bool:
-    """End a session by its id; whether there was one."""
-    return tx.execute("DELETE FROM sessions WHERE id = ?", (session,)).rowcount > 0
+def set_disabled(tx: Transaction, name: str, disabled: bool) -> None:
+    """Disable or enable a user."""
+    tx.execute("UPDATE users SET disabled = ? WHERE name = ?", (disabled, name))
+
+
+def delete_user(tx: Transaction, name: str) -> None:
+    """Delete a user with sessions and rules."""
+    tx.execute("DELETE FROM users WHERE name = ?", (name,))
+
+
+# rules
+
+
+def grants(connection: sqlite3.Connection | Transaction, user: str) -> tuple[Grant, ...]:
+    """The rules of a user, in the order in which they are shown."""
+    rows = connection.execute("SELECT verb, object, deny FROM grants WHERE user = ?", (user,))
+    return tuple(Grant(row["verb"], row["object"], bool(row["deny"])) for row in rows)
+
+
+def rules(given: tuple[Grant, ...]) -> list[Rule]:
+    """Rules as they stand in a reply."""
+    return [Rule(verb=grant.verb, object=grant.object, deny=grant.deny) for grant in given]
+
+
+def add_grant(tx: Transaction, user: str, grant: Grant) -> None:
+    """Give a user a rule. Raises sqlite3.IntegrityError when the user has it."""
+    tx.execute("INSERT INTO grants (user, verb, object, deny) VALUES (?, ?, ?, ?)", (user, *grant))
+
+
+def remove_grant(tx: Transaction, user: str, grant: Grant) -> bool:
+    """Take a rule from a user; whether there was one."""
+    sql = "DELETE FROM grants WHERE user = ? AND verb = ? AND object = ? AND deny = ?"
+    return tx.execute(sql, (user, *grant)).rowcount > 0
+
+
+# sessions
+
+_SESSIONS = (
+    "SELECT s.hash, s.id, s.user, u.role, s.uid, s.created, s.used, s.expires"
+    " FROM sessions s JOIN users u ON u.name = s.user WHERE "
+)
+
+
+def _session(row: sqlite3.Row) -> Session:
+    hashed, number, user, role, *rest = row
+    return Session(hashed, number, user, role_of(role), *rest)
+
+
+def open_session(tx: Transaction, user: Account, uid: int, now: float, expires: float, most: int) -> tuple[str, str]:
+    """Begin a session of `user` for the process owner `uid`; return its token and its id.
+
+    Of sessions beyond `most` the least recently used end.
+    """
+    tx.execute(
+        "DELETE FROM sessions WHERE hash IN (SELECT hash FROM sessions WHERE expires <= ? LIMIT ?)",
+        (now, SWEPT_AT_ONCE),
+    )
+    tx.execute(
+        "DELETE FROM sessions WHERE hash IN"
+        " (SELECT hash FROM sessions WHERE user = ? ORDER BY used DESC LIMIT -1 OFFSET ?)",
+        (user.name, most - 1),
+    )
+    tx.execute("UPDATE users SET last_login = ?, last_uid = ? WHERE name = ?", (now, uid, user.name))
+    token, number = secrets.token_urlsafe(TOKEN_BYTES), secrets.token_hex(6)
+    tx.execute(
+        "INSERT INTO sessions (hash, id, user, uid, created, used, expires) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (token_hash(token), number, user.name, uid, now, now, expires),
+    )
+    return token, number
+
+
+def session(connection: sqlite3.Connection, hashed: bytes) -> Session | None:
+    """The session with that token hash, if its user is enabled."""
+    row = connection.execute(f"{_SESSIONS} s.hash = ? AND NOT u.disabled", (hashed,)).fetchone()
+    return _session(row) if row else None
+
+
+def sessions(connection: sqlite3.Connection | Transaction, user: str | None, most: int) -> list[Session]:
+    """The newest sessions of a user, or of all, in force or not."""
+    where, values = ("s.user = ?", (user, most)) if user is not None else ("1", (most,))
+    rows = connection.execute(f"{_SESSIONS} {where} ORDER BY s.created DESC LIMIT ?", values)
+    return [_session(row) for row in rows]
+
+
+def close_sessions(tx: Transaction, user: str, *, only: str | None = None, but: str | None = None) -> list[Session]:
+    """End a user's sessions: all, `only` one, all `but` one; return those that were open."""
+    ended = [item for item in sessions(tx, user, -1) if item.id != but and (only is None or item.id == only)]
+    for item in ended:
+        tx.execute("DELETE FROM sessions WHERE hash = ?", (item.hash,))
+    return ended
+
+
+def note_uses(tx: Transaction, uses: dict[bytes, float]) -> None:
+    """Keep when sessions were last used."""
+    for hashed, used in uses.items():
+        tx.execute("UPDATE sessions SET used = max(used, ?) WHERE hash = ?", (used, hashed))
+
+
+# failed logins
+
+
+def failures(connection: sqlite3.Connection | Transaction, kind: str, key: str) -> Failures:
+    """The failed logins of that user or peer."""
+    row = connection.execute("SELECT number, last FROM failures WHERE kind = ? AND key = ?", (kind, key)).fetchone()
+    return Failures(row["number"], row["last"]) if row else Failures()
+
+
+def set_failures(tx: Transaction, kind: str, key: str, value: Failures) -> None:
+    """Remember failed logins; of too many those are forgotten that are longest ago."""
+    tx.execute("INSERT OR REPLACE INTO failures (kind, key, number, last) VALUES (?, ?, ?, ?)", (kind, key, *value))
+    number = tx.execute("SELECT count(*) FROM failures").fetchone()[0]
+    if number > MAX_FAILURES:
+        tx.execute(
+            "DELETE FROM failures WHERE (kind, key) IN (SELECT kind, key FROM failures ORDER BY last LIMIT ?)",
+            (number - MAX_FAILURES + MAX_FAILURES // 10,),
+        )
+
+
+def forget_failures(tx: Transaction, kind: str, key: str) -> None:
+    """The failed logins of that user or peer count no more."""
+    tx.execute("DELETE FROM failures WHERE kind = ? AND key = ?", (kind, key))

@@ -20,10 +20,10 @@ from circleosd.plugins import store
 from circleosd.plugins.manifest import Manifest
 from circleosd.plugins.runner import Runners
 from circleosd.plugins.store import Artifacts, Loaded, Staged
-from circleosd.service import Act
+from circleosd.service import Act, Handlers
 
 
-class PluginService:
+class PluginService(Handlers):
     """Loads, lists, invokes and unloads."""
 
     def __init__(self, database: Database, artifacts: Artifacts, runners: Runners, settings: PluginSettings) -> None:

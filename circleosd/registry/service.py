@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from circleosd import ledger
+from circleosd.api.common import Event
 from circleosd.api.registry import (
     Disable,
     Enable,
@@ -27,7 +28,7 @@ from circleosd.errors import Conflict, Denied, NotFound, UnitFailed
 from circleosd.registry import units
 from circleosd.registry.catalog import PLUGIN_PREFIX, PLUGIN_UNITS, Catalog, Entry, plugin_entry
 from circleosd.registry.units import Switch, UnitManager, UnitState, Verb
-from circleosd.service import Act, closing
+from circleosd.service import Act, Handlers, Resolution, closing
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ OWN_NAME = "service-registry"
 LOG_LINES = 5  # of a failed unit, shown with the error
 
 
-class RegistryService:
+class RegistryService(Handlers):
     """Names to units. `catalog` is called for every request, so that an edited catalog counts at once."""
 
     def __init__(self, catalog: Callable[[], Catalog], units: UnitManager) -> None:
@@ -133,6 +134,18 @@ class RegistryService:
                 for entry in entries:
                     if entry.unit == state.unit:
                         yield _service(entry, state)
+
+    async def resolve(self, intent: Event) -> Resolution:
+        """See `Handlers`: what was wanted of a unit is compared with its state."""
+        verb, name = intent["action"], str(intent["object"])
+        try:
+            entry = self._read().find(name)
+        except NotFound:
+            return Resolution(None, NotFound.code, f"the catalog has no service {name}")
+        (state,) = await self._units.states([entry.unit])
+        wanted = ("inactive", "failed") if verb == "stop" else ("active", "activating")
+        error = None if state.active in wanted else UnitFailed.code
+        return Resolution(state.active, error, f"the unit {entry.unit} is {state.active} ({state.sub})")
 
     def _allowed(self, verb: Verb | Switch, name: str) -> Entry:
         """The entry of `name`, if the catalog allows `verb` for it. Raises `NotFound`, `Denied`, `Conflict`."""

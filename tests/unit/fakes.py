@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from circleosd.errors import Denied, NotFound
-from circleosd.policy import Caller, Peer, Role
+from circleosd.policy import Caller, Grant, Peer, Role
 from circleosd.registry.units import LogLine, Switch, UnitState, Verb
 
 ROOT = Peer(uid=0, gid=0, pid=1)
 STRANGER = Peer(uid=4242, gid=4242, pid=1)
 
 
+USERS = {
+    "operator": Caller(STRANGER, Role.OPERATOR, "olga", "s1"),
+    "nginx only": Caller(STRANGER, None, "alice", "s2", (Grant("service:restart", "nginx"),)),
+    "all but nginx": Caller(STRANGER, Role.OPERATOR, "otto", "s3", (Grant("service:*", "nginx", deny=True),)),
+}
+
+
 async def identify(peer: Peer, token: str | None) -> Caller:
-    """Root is admin, the token `operator` an operator, everybody else a stranger; any other token is refused."""
-    if token == "operator":
-        return Caller(peer, Role.OPERATOR, "olga", "s1")
+    """Root is admin, the tokens of `USERS` are theirs, everybody else is a stranger; any other token is refused."""
+    if token in USERS:
+        return USERS[token]._replace(peer=peer)
     if token is not None:
         raise Denied("the session is unknown")
-    return Caller(peer, Role.ADMIN if peer.uid == 0 else None)
+    return Caller(peer, Role.ADMIN if peer.uid == 0 else None, privileged=peer.uid == 0)
 
 
 class NoFiles:

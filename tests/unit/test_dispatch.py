@@ -13,12 +13,13 @@ import pytest
 from circleosd.api import registry as contracts
 from circleosd.api.common import Event
 from circleosd.database import Database
+from circleosd.ledger import Entry as Row
 from circleosd.ledger import Ledger
-from circleosd.policy import Peer
+from circleosd.policy import Caller, Peer, Role
 from circleosd.registry.catalog import OWN, Catalog, Entry
 from circleosd.registry.service import MIGRATIONS, RegistryService
 from circleosd.service import Service
-from tests.unit.fakes import ROOT, STRANGER, NoFiles, Units, identify
+from tests.unit.fakes import ROOT, STRANGER, USERS, NoFiles, Units, identify
 
 
 class Registry:
@@ -30,13 +31,14 @@ class Registry:
         entries = {entry.name: entry for entry in OWN}
         entries |= {"nginx": Entry("nginx", "nginx.service"), "ghost": Entry("ghost", "ghost.service")}
         entries["readonly"] = Entry("readonly", "nginx.service", verbs=["restart"])
+        self.ledger = Ledger(database, contracts.SERVICE, self.mirrored.append)
         self.service = Service(
             contracts.SERVICE,
             contracts.GROUP,
             contracts.CONTRACTS,
             RegistryService(lambda: Catalog(entries, ()), self.units),
             identify=identify,
-            ledger=Ledger(database, contracts.SERVICE, self.mirrored.append),
+            ledger=self.ledger,
             request_timeout=5,
         )
 
@@ -167,3 +169,104 @@ def test_the_registry_does_not_end_itself_while_it_answers(registry: Registry, a
 
 def test_a_worker_of_no_loaded_plugin_is_not_found(registry: Registry) -> None:
     assert registry.ask({"action": "stop", "name": "plugin@nothing"})["error"] == "not-found"
+
+
+def test_a_rule_gives_one_verb_on_one_service_and_the_sight_of_it(registry: Registry) -> None:
+    def ask(action: str, **parameters: object) -> dict[str, Any]:
+        return registry.ask({"action": action, "token": "nginx only", **parameters}, STRANGER)
+
+    assert ask("restart", name="nginx")["ok"]
+    for action, name in [("stop", "nginx"), ("restart", "ghost"), ("restart", "nginx2"), ("status", "nginx")]:
+        assert ask(action, name=name)["error"] == "denied"
+    assert [row["name"] for row in ask("list")["data"]] == ["nginx"]
+    assert ask("history")["error"] == "denied"
+
+
+def test_a_rule_that_denies_takes_one_service_away_and_out_of_sight(registry: Registry) -> None:
+    def ask(action: str, **parameters: object) -> dict[str, Any]:
+        return registry.ask({"action": action, "token": "all but nginx", **parameters}, STRANGER)
+
+    assert "by the rule: deny service:* nginx" in ask("stop", name="nginx")["message"]
+    assert ask("stop", name="readonly")["error"] == "denied", "by the catalog"
+    assert ask("start", name="ghost")["error"] == "not-found", "past the gate"
+    assert "nginx" not in {row["name"] for row in ask("list")["data"]}
+    assert registry.units.jobs == []
+
+
+@pytest.mark.parametrize("name", ["nginx" + "x" * 300, ["nginx"], {"nginx": 1}, None, 5, "nginx\n", "nginx\0"])
+def test_a_rule_is_about_the_whole_name_that_is_acted_on(registry: Registry, name: object) -> None:
+    reply = registry.ask({"action": "restart", "name": name, "token": "nginx only"}, STRANGER)
+    assert reply["error"] == "denied"
+
+
+def test_a_flood_of_denials_is_one_row_and_a_count(registry: Registry) -> None:
+    async def scenario() -> None:
+        for _ in range(100):
+            await _bytes(registry.service, b'{"action":"stop","name":"nginx"}', STRANGER)
+        await registry.service.close()
+
+    asyncio.run(scenario())
+    rows = registry.ask({"action": "history"})["data"]
+    assert [(row["phase"], row["count"]) for row in rows] == [("denied", 1), ("denied", 99)]
+
+
+@pytest.mark.parametrize(
+    ("action", "state", "error", "says"),
+    [
+        ("start", "active", None, "the unit nginx.service is active"),
+        ("start", "failed", "unit-failed", "the unit nginx.service is failed"),
+        ("stop", "inactive", None, "the unit nginx.service is inactive"),
+        ("stop", "active", "unit-failed", "the unit nginx.service is active"),
+    ],
+)
+def test_an_intent_without_outcome_is_resolved_at_the_next_start_by_looking_at_the_unit(
+    registry: Registry, action: str, state: str, error: str | None, says: str
+) -> None:
+    async def interrupted() -> None:
+        intent = Row("intent", Caller(Peer(1000, 1000, 77), user="alice"), action, "nginx", before="inactive")
+        await registry.ledger.record(intent)
+        await registry.service.start()
+        await registry.service.start()
+
+    registry.units.active["nginx.service"] = state
+    asyncio.run(interrupted())
+    intent, outcome = registry.ask({"action": "history"})["data"]
+    assert (outcome["phase"], outcome["intent"], outcome["error"]) == ("outcome", intent["seq"], error)
+    assert outcome["actor"] == intent["actor"]
+    assert (outcome["before"], outcome["after"]) == ("inactive", state)
+    assert outcome["message"].startswith("service-registry ended before the outcome was known; at its next start")
+    assert says in outcome["message"]
+
+
+def test_an_act_on_what_is_no_longer_cataloged_is_resolved_too(registry: Registry) -> None:
+    async def interrupted() -> None:
+        await registry.ledger.record(Row("intent", Caller(ROOT), "stop", "forgotten"))
+        await registry.service.start()
+
+    asyncio.run(interrupted())
+    assert "the catalog has no service forgotten" in registry.ask({"action": "history"})["data"][-1]["message"]
+
+
+def test_a_stream_ends_when_its_callers_rights_do(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circleosd.service.RECHECK", 0.0)
+    monkeypatch.setitem(USERS, "admin", Caller(STRANGER, Role.ADMIN, "ada", "s4"))
+
+    async def scenario() -> list[dict[str, Any]]:
+        await registry.ledger.record(Row("done", Caller(ROOT), "start", "nginx"))
+        stream = await registry.service.dispatch(b'{"action":"follow","token":"admin"}', STRANGER, NoFiles())
+        assert not isinstance(stream, bytes)
+        replies = [json.loads(await anext(stream))]
+        monkeypatch.delitem(USERS, "admin")
+        await registry.ledger.record(Row("done", Caller(ROOT), "stop", "nginx"))
+        replies.extend([json.loads(line) async for line in stream])
+        return replies
+
+    first, last = asyncio.run(scenario())
+    assert (first["data"]["action"], first["more"]) == ("start", True)
+    assert (last["ok"], last["error"]) == (False, "denied")
+
+
+def test_the_records_verification_is_for_admins(registry: Registry) -> None:
+    registry.ask({"action": "start", "name": "nginx"})
+    assert registry.ask({"action": "audit"})["data"]["problems"] == []
+    assert registry.ask({"action": "audit", "token": "operator"}, STRANGER)["error"] == "denied"

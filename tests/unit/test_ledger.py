@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sqlite3
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from circleosd import ledger
-from circleosd.api.common import Event, History
+from circleosd.api.common import Event
+from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
 from circleosd.errors import Unavailable
-from circleosd.ledger import Entry, Ledger
-from circleosd.policy import Caller, Role
-from tests.unit.fakes import ROOT
+from circleosd.ledger import Entry, Ledger, Query
+from circleosd.policy import Caller, Peer, Role
+from tests.unit.fakes import ROOT, STRANGER
 
 ROOT_CALLER = Caller(ROOT, Role.ADMIN, "root")
 
@@ -23,17 +29,17 @@ ROOT_CALLER = Caller(ROOT, Role.ADMIN, "root")
 class Open:
     """A database with a ledger, and what was mirrored."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: LedgerSettings | None = None) -> None:
         self.database = Database(path, (ledger.SCHEMA,))
         self.mirrored: list[Event] = []
-        self.ledger = Ledger(self.database, "a-service", self.mirrored.append)
+        self.ledger = Ledger(self.database, "a-service", self.mirrored.append, settings)
 
     def record(self, action: str, **fields: object) -> int:
         entry = Entry("done", ROOT_CALLER, action, **fields)  # type: ignore[arg-type]  # any of Entry's
         return asyncio.run(self.ledger.record(entry))
 
-    def history(self, **query: object) -> list[Event]:
-        return asyncio.run(self.ledger.history(History(**query)))  # type: ignore[arg-type]  # any of History's
+    def history(self, lines: int = 100, **query: object) -> list[Event]:
+        return asyncio.run(self.ledger.history(Query(**query), lines))  # type: ignore[arg-type]  # any of Query's
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def test_rows_are_numbered_and_each_hash_covers_the_row_and_the_one_before(opene
     with sqlite3.connect(tmp_path / "l.db") as raw:
         rows = raw.execute("SELECT body, hash FROM ledger ORDER BY seq").fetchall()
     raw.close()
-    previous = ledger.GENESIS
+    previous = bytes(32)
     for body, digest in rows:
         assert digest == ledger.chain(previous, body)
         previous = digest
@@ -71,7 +77,7 @@ def test_history_filters_and_returns_the_newest_in_order(opened: Open) -> None:
             "start" if number % 2 else "stop", object=f"unit{number}", error="denied" if number == 3 else None
         )
     assert [row["object"] for row in opened.history(lines=2)] == ["unit3", "unit4"]
-    assert [row["object"] for row in opened.history(action_name="start")] == ["unit1", "unit3"]
+    assert [row["object"] for row in opened.history(action="start")] == ["unit1", "unit3"]
     assert [row["object"] for row in opened.history(failed=True)] == ["unit3"]
     assert [row["object"] for row in opened.history(object="unit2")] == ["unit2"]
     assert opened.history(user="nobody") == []
@@ -82,6 +88,237 @@ def test_the_actor_is_who_the_kernel_says(opened: Open) -> None:
     opened.record("start", object=None)
     actor = opened.history()[0]["actor"]
     assert (actor["uid"], actor["pid"], actor["user"]) == (0, 1, "root")
+
+
+def raw(path: Path, *statements: str) -> None:
+    """What somebody does to the file behind CircleOSD's back."""
+    connection = sqlite3.connect(path / "l.db")
+    with connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+def test_an_untouched_chain_verifies(opened: Open) -> None:
+    assert asyncio.run(opened.ledger.audit())["problems"] == []
+    for number in range(5):
+        opened.record(f"act{number}", object="x")
+    audited = asyncio.run(opened.ledger.audit())
+    assert (audited["rows"], audited["first"], audited["last"], audited["problems"]) == (5, 1, 5, [])
+
+
+ALTER = "UPDATE ledger SET body = json_set(body, '$.actor.uid', 7) WHERE seq = {}"
+
+
+@pytest.mark.parametrize(
+    ("statements", "problem"),
+    [
+        ([ALTER.format(1)], "row 1 has been altered"),
+        ([ALTER.format(3)], "row 3 has been altered"),
+        ([ALTER.format(5)], "row 5 has been altered"),
+        (["UPDATE ledger SET hash = zeroblob(32) WHERE seq = 3"], "row 3 has been altered"),
+        (["UPDATE ledger SET hash = zeroblob(32) WHERE seq = 5"], "row 5 has been altered"),
+        (["DELETE FROM ledger WHERE seq = 1"], "row 1 is missing"),
+        (["DELETE FROM ledger WHERE seq IN (2, 3)"], "rows 2 to 3 are missing"),
+        (["DELETE FROM ledger WHERE seq = 5"], "row 5 is missing at the end"),
+        (["DELETE FROM ledger"], "rows 1 to 5 are missing at the end"),
+        (
+            ["DELETE FROM ledger WHERE seq = 3", "UPDATE ledger SET seq = seq - 1 WHERE seq > 3"],
+            "row 3 has been altered, or the one before it replaced",
+        ),
+        (["INSERT INTO ledger (seq, body, hash) SELECT 6, body, hash FROM ledger WHERE seq = 5"], "row 6"),
+        (["INSERT INTO ledger (seq, body, hash) SELECT 0, body, hash FROM ledger WHERE seq = 1"], "row 0 stands where"),
+        (["UPDATE ledger_ends SET last_seq = 4"], "row 5 is not written by CircleOSD"),
+        (["UPDATE ledger_ends SET last_hash = zeroblob(32)"], "the hash of row 5, the last, has been altered"),
+        (["UPDATE ledger_ends SET pruned_seq = 2", "DELETE FROM ledger WHERE seq < 3"], "row 3 has been altered"),
+    ],
+)
+def test_an_altered_deleted_or_inserted_row_is_found(
+    opened: Open, tmp_path: Path, statements: list[str], problem: str
+) -> None:
+    for number in range(5):
+        opened.record(f"act{number}", object="x")
+    raw(tmp_path, *statements)
+    problems = asyncio.run(opened.ledger.audit())["problems"]
+    assert problems
+    assert problem in problems[0]
+
+
+def test_pruning_by_number_keeps_the_chain_verifiable_and_says_so(tmp_path: Path) -> None:
+    book = Open(tmp_path / "l.db", LedgerSettings(keep_rows=100))
+    for number in range(250):
+        book.record("act", object=str(number))
+        audited = asyncio.run(book.ledger.audit())
+        assert audited["problems"] == []
+        assert audited["rows"] <= 106
+    rows = book.history(lines=1000)
+    assert rows[-1]["object"] == "249"
+    assert {row["action"] for row in rows} == {"act", "prune"}
+    pruned = [row for row in rows if row["action"] == "prune"][-1]
+    assert pruned["actor"]["pid"] == os.getpid()
+    assert pruned["after"] == {"first": audited["first"]}
+    assert rows[0]["seq"] == audited["first"]
+    raw(tmp_path, f"DELETE FROM ledger WHERE seq = {audited['first']}")
+    assert asyncio.run(book.ledger.audit())["problems"] == [f"row {audited['first']} is missing"]
+    book.database.close()
+
+
+def test_pruning_by_age_keeps_what_is_young_and_the_newest_thousand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = Open(tmp_path / "l.db", LedgerSettings(keep_days=10))
+    now = time.time()
+
+    def fill(age: float, number: int) -> None:
+        def work(tx: Transaction) -> None:
+            monkeypatch.setattr("circleosd.ledger.time", SimpleNamespace(time=lambda: now - age * 86400))
+            for _ in range(number):
+                book.ledger.append(tx, Entry("done", ROOT_CALLER, "act", f"{age}"))
+            monkeypatch.undo()
+
+        asyncio.run(book.database.write(work))
+
+    fill(30, 1000)
+    assert len(book.history(lines=2000)) == 1000, "the newest thousand are kept whatever their age"
+    fill(10.5, 99)
+    assert len(book.history(lines=2000)) == 1099
+    fill(1, 1)
+    kept = book.history(lines=2000)
+    assert [kept[0]["object"], kept[-2]["object"], kept[-1]["action"]] == ["30", "1", "prune"]
+    assert len(kept) == 1001
+    fill(1, 1400)
+    objects = [row["object"] for row in book.history(lines=5000) if row["action"] == "act"]
+    assert objects == ["10.5"] * 99 + ["1"] * 1401, "what is a day beyond its time goes, what is not stays"
+    assert asyncio.run(book.ledger.audit())["problems"] == []
+    book.database.close()
+
+
+def test_a_deleted_row_is_not_forgotten_by_pruning(tmp_path: Path) -> None:
+    book = Open(tmp_path / "l.db", LedgerSettings(keep_rows=100))
+    for _ in range(105):
+        book.record("act", object="x")
+    raw(tmp_path, "DELETE FROM ledger WHERE seq = 6")
+    for _ in range(10):
+        book.record("act", object="x")
+    (pruned,) = [row for row in book.history() if row["action"] == "prune" and row["error"]]
+    assert "row 6 is missing" in str(pruned["message"])
+    assert asyncio.run(book.ledger.audit())["problems"] == []
+    book.database.close()
+
+
+def test_history_takes_a_uid_for_a_user_and_a_glob_for_an_object(opened: Open) -> None:
+    for name in ("web-1", "web-2", "db"):
+        opened.record("start", object=name)
+    assert [row["object"] for row in opened.history(object="web-*")] == ["web-1", "web-2"]
+    assert len(opened.history(user="0")) == 3
+    assert opened.history(user="1") == []
+
+
+def test_a_repeated_refusal_is_one_row_and_a_count(opened: Open) -> None:
+    async def scenario() -> None:
+        refusal = Entry("denied", Caller(STRANGER), "stop", "nginx", error="denied", message="no")
+        for _ in range(50):
+            await opened.ledger.refuse(refusal)
+        await opened.ledger.refuse(replace(refusal, object="apache"))
+        await opened.ledger.close()
+
+    asyncio.run(scenario())
+    assert [(row["object"], row["count"]) for row in opened.history()] == [("nginx", 1), ("apache", 1), ("nginx", 49)]
+
+
+def test_refusals_of_many_kinds_are_bounded_and_none_is_lost(opened: Open) -> None:
+    async def scenario() -> None:
+        for number in range(200):
+            await opened.ledger.refuse(Entry("denied", Caller(STRANGER), "stop", f"unit{number}", error="denied"))
+        await opened.ledger.close()
+
+    asyncio.run(scenario())
+    rows = opened.history(lines=1000)
+    assert sum(row["count"] for row in rows) == 200
+    assert len(rows) == 61
+    assert rows[-1]["object"] is None
+    assert "140 more refused attempts of this uid, of different kinds" in str(rows[-1]["message"])
+
+
+def test_counted_refusals_are_written_when_their_time_has_come(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circleosd.flood.WINDOW", 0.05)
+
+    async def scenario() -> None:
+        for _ in range(3):
+            await opened.ledger.refuse(Entry("denied", Caller(STRANGER), "stop", "nginx", error="denied"))
+        async with asyncio.timeout(5):
+            async for row in opened.ledger.follow(Query()):
+                if row["count"] == 2:
+                    break
+
+    asyncio.run(scenario())
+
+
+def test_a_follower_gets_what_is_there_and_what_comes_in_order(opened: Open) -> None:
+    async def scenario() -> list[int]:
+        seen: list[int] = []
+        async with asyncio.timeout(10), contextlib.aclosing(opened.ledger.follow(Query(action="act"))) as rows:
+            async for row in rows:
+                seen.append(row["seq"])
+                if row["seq"] == 3:  # while somebody waits, and from another task
+                    task = asyncio.create_task(fill(500))
+                if row["seq"] == 1003:
+                    break
+        await task
+        assert not opened.ledger._followers, "who has gone is forgotten"
+        return seen
+
+    async def fill(number: int) -> None:
+        def work(tx: Transaction) -> None:
+            for _ in range(number):
+                opened.ledger.append(tx, Entry("done", ROOT_CALLER, "other", "x"))
+                opened.ledger.append(tx, Entry("done", ROOT_CALLER, "act", "x"))
+
+        await opened.database.write(work)
+
+    for _ in range(3):
+        opened.record("act", object="x")
+    assert asyncio.run(scenario()) == [1, 2, 3, *range(5, 1004, 2)]
+
+
+def test_an_intent_is_unfinished_until_its_outcome(opened: Open) -> None:
+    async def scenario() -> list[list[int]]:
+        found = []
+        intent = Entry("intent", ROOT_CALLER, "start", "nginx")
+        first, second = await opened.ledger.record(intent), await opened.ledger.record(intent)
+        found.append([row["seq"] for row in await opened.ledger.unfinished()])
+        await opened.ledger.record(Entry("outcome", ROOT_CALLER, "start", "nginx", intent=first))
+        found.append([row["seq"] for row in await opened.ledger.unfinished()])
+        await opened.ledger.record(Entry("outcome", ROOT_CALLER, "start", "nginx", intent=second))
+        found.append([row["seq"] for row in await opened.ledger.unfinished()])
+        return found
+
+    assert asyncio.run(scenario()) == [[1, 2], [2], []]
+
+
+def test_long_parameters_are_cut_and_documents_only_measured() -> None:
+    assert ledger.shown("x" * 300) == "x" * 256 + "…"
+    assert ledger.shown({"password": "secret"}) == "(22 bytes of JSON)"
+    plain: list[object] = [None, True, 5, "text", []]
+    assert [ledger.shown(value) for value in plain] == plain
+
+
+def test_the_actor_is_told_with_program_unit_and_login_session() -> None:
+    told = ledger.actor(Caller(Peer(os.getuid(), os.getgid(), os.getpid()), user="alice", session="s", plugin="p"))
+    assert told["exe"] == os.readlink("/proc/self/exe")
+    assert (told["user"], told["session"], told["plugin"]) == ("alice", "s", "p")
+    gone = ledger.actor(Caller(Peer(1, 1, 2**22)))
+    assert (gone["exe"], gone["unit"], gone["login"]) == (None, None, None)
+
+
+def test_a_journal_that_fails_does_not_undo_what_is_on_disk(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(event: Event) -> None:
+        raise OSError("no journal")
+
+    opened.ledger._mirror = broken
+    assert opened.record("act", object="x") == 1
+    assert len(opened.history()) == 1
+    assert "no journal" in caplog.text
 
 
 def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:

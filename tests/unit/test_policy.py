@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from circleosd.errors import Denied
-from circleosd.policy import Access, Caller, Grant, Peer, Role, authorize, higher, role_of_uid
+from circleosd.policy import Access, Caller, Grant, Peer, Role, authorize, decide, higher, role_of_uid, sees
 
 PEER = Peer(uid=1000, gid=1000, pid=1)
 
@@ -46,3 +46,55 @@ def test_the_higher_role_counts() -> None:
     assert higher(None, Role.VIEWER) is Role.VIEWER
     assert higher(Role.ADMIN, Role.VIEWER) is Role.ADMIN
     assert higher(None, None) is None
+
+
+OPERATOR_BUT_NGINX = Caller(PEER, Role.OPERATOR, "olga", grants=(Grant("service:stop", "nginx", deny=True),))
+
+
+def test_a_rule_that_denies_wins_over_the_role_and_over_rules_that_allow() -> None:
+    caller = OPERATOR_BUT_NGINX._replace(grants=(Grant("service:*", "*"), *OPERATOR_BUT_NGINX.grants))
+    for each in (OPERATOR_BUT_NGINX, caller):
+        decision = decide(each, Access.OPERATOR, "service:stop", "nginx")
+        assert not decision.allowed
+        assert decision.rule == Grant("service:stop", "nginx", deny=True)
+        assert "deny service:stop nginx" in decision.why
+        assert decide(each, Access.OPERATOR, "service:stop", "apache").allowed
+
+
+def test_no_rule_binds_who_is_admin_by_the_uid() -> None:
+    root = OPERATOR_BUT_NGINX._replace(peer=Peer(0, 0, 1), role=Role.ADMIN, privileged=True)
+    assert decide(root, Access.OPERATOR, "service:stop", "nginx").allowed
+
+
+def test_only_a_denial_of_every_object_is_about_an_action_without_one() -> None:
+    for glob, denied in [("nginx", False), ("n*", False), ("*", True)]:
+        caller = Caller(PEER, Role.ADMIN, "ada", grants=(Grant("user:*", glob, deny=True),))
+        assert decide(caller, Access.VIEWER, "user:whoami", None).allowed is not denied
+
+
+def test_ones_own_is_allowed_only_where_the_action_says_so_and_no_rule_denies() -> None:
+    vera = Caller(PEER, Role.VIEWER, "vera")
+    assert decide(vera, Access.ADMIN, "user:passwd", "vera", own=True).allowed
+    assert not decide(vera, Access.ADMIN, "user:passwd", "otto", own=True).allowed
+    assert not decide(vera, Access.ADMIN, "user:role", "vera").allowed
+    denied = vera._replace(grants=(Grant("user:passwd", "vera", deny=True),))
+    assert not decide(denied, Access.ADMIN, "user:passwd", "vera", own=True).allowed
+    assert not decide(Caller(PEER), Access.ADMIN, "user:passwd", None, own=True).allowed
+
+
+def test_a_listing_shows_what_a_rule_allows_something_on() -> None:
+    among = {"service:list", "service:restart", "service:stop"}
+    alice = Caller(PEER, user="alice", grants=(Grant("service:restart", "web-*"), Grant("*", "web-9", deny=True)))
+
+    def seen(caller: Caller) -> list[str]:
+        names = ("web-1", "web-9", "db")
+        return [name for name in names if sees(caller, Access.VIEWER, "service:list", name, among=among)]
+
+    assert decide(alice, Access.VIEWER, "service:list", None, among=among).allowed
+    assert not decide(alice, Access.VIEWER, "service:list", None).allowed
+    assert seen(alice) == ["web-1"]
+    assert seen(alice._replace(role=Role.VIEWER)) == ["web-1", "db"]
+    assert seen(Caller(PEER, grants=(Grant("plugin:invoke", "*"),))) == []
+    assert not decide(Caller(PEER, grants=(Grant("plugin:*", "*"),)), Access.VIEWER, "service:list", None, among=among)[
+        0
+    ]

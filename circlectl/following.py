@@ -1,0 +1,61 @@
+"""`system history --follow`: the ledgers of all services as one stream."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from circleosd.errors import CircleError, Unavailable
+
+if TYPE_CHECKING:
+    from circlectl.cli import Asking
+
+TOGETHER = 0.1  # seconds in which rows of different services are put in order
+RETRY = 1.0  # seconds until a service that went away is asked again
+
+
+def follow(
+    ask: Asking, query: Mapping[str, Any], rows: Sequence[Any], known: Mapping[str, int], since: float
+) -> Iterator[Any]:
+    """`rows`, which are known already, then those behind them as they come; never ends.
+
+    `known`: the number of each service's last row that is known; 0: only what came after `since`. Raises the error of
+    the first service that refuses.
+    """
+    yield from rows
+    waiting: queue.Queue[Any] = queue.Queue()
+    for service, last in known.items():
+        threading.Thread(
+            target=_follow_one, args=(ask, service, dict(query), last, since, waiting.put), daemon=True
+        ).start()
+    while True:
+        together = [waiting.get()]
+        until = time.monotonic() + TOGETHER
+        while (left := until - time.monotonic()) > 0:
+            try:
+                together.append(waiting.get(timeout=left))
+            except queue.Empty:
+                break
+        if errors := [item for item in together if isinstance(item, CircleError)]:
+            raise errors[0]
+        yield from sorted(together, key=lambda row: row["time"])
+
+
+def _follow_one(ask: Asking, service: str, query: dict[str, Any], last: int, since: float, put: Any) -> None:
+    """Put the rows of one service; ask again when it went away, as for an upgrade."""
+    while True:
+        request = {**query, "action": "follow", "after": last}
+        if not last:
+            request["since"] = max(since, query.get("since", since))
+        try:
+            for row in ask.stream(service, request):
+                last = row["seq"]
+                put(row)
+        except Unavailable:
+            time.sleep(RETRY)
+        except CircleError as error:
+            put(error)
+            return

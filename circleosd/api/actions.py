@@ -1,0 +1,28 @@
+"""Every action of every service, for what speaks of all of them: rules, their explanation, the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from circleosd.api import auth, plugins, registry
+from circleosd.api.contract import Request
+from circleosd.policy import Access
+
+MODULES = (auth, registry, plugins)
+BY_VERB: Mapping[str, type[Request]] = {
+    f"{module.GROUP}:{contract.action}": contract for module in MODULES for contract in module.CONTRACTS
+}
+
+
+def takes_rules(contract: type[Request]) -> bool:
+    """Whether a rule about an object can allow the action."""
+    if contract.access is Access.ANYONE:
+        return False
+    return contract.row_field is not None or (contract.object_field is not None and not contract.claimed_object)
+
+
+def object_verbs(group: str) -> frozenset[str]:
+    """The verbs of a group that rules can allow; one about any of them lets its user see the object in a listing."""
+    return frozenset(
+        verb for verb, contract in BY_VERB.items() if verb.startswith(f"{group}:") and takes_rules(contract)
+    )

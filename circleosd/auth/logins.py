@@ -1,0 +1,86 @@
+"""Failed logins: against whom they count, and how long the next one has to wait."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from circleosd.auth import backoff, store
+from circleosd.auth.backoff import Failures
+from circleosd.auth.store import Account
+from circleosd.config import AuthSettings
+from circleosd.database import Transaction
+from circleosd.errors import Limit
+from circleosd.policy import Caller
+
+MOST_AT_ONCE = 64  # logins in hand of one uid; the queue (auth.login_queue) is longer, so that others come in too
+
+Key = tuple[str, str]
+
+
+class Logins:
+    """Back-off for each user and each peer uid.
+
+    The failures of a peer count against its uid, whatever names it tries, and against the name, unless that is of a
+    user who is bound to this uid or logged in from it last: so a stranger who fails on purpose locks nobody out at
+    home. Who is admin by the uid neither waits nor counts.
+    """
+
+    def __init__(self, settings: AuthSettings) -> None:
+        self._tries = settings.login_tries
+        self._lockout = settings.login_lockout
+        self._in_hand: Counter[Key] = Counter()
+
+    def keys(self, name: str, caller: Caller, account: Account | None) -> list[Key]:
+        """Against what an attempt counts."""
+        if caller.privileged:
+            return []
+        uid = caller.peer.uid
+        at_home = account is not None and uid in (account.uid, account.last_uid)
+        return [("peer", str(uid)), *([] if at_home else [("user", name.lower())])]
+
+    def locked_until(self, connection: sqlite3.Connection, name: str, now: float) -> float | None:
+        """Until when logins as this user are refused elsewhere than at home."""
+        seconds = self._wait(store.failures(connection, "user", name.lower()), now)
+        return now + seconds if seconds else None
+
+    def _wait(self, failures: Failures, now: float) -> float:
+        return backoff.wait(failures, now, tries=self._tries, lockout=self._lockout)
+
+    @contextlib.contextmanager
+    def attempt(self, keys: Sequence[Key], found: Sequence[Failures], now: float) -> Iterator[None]:
+        """One attempt, while it is looked at. `found`: the failures under each of `keys`. Raises `Limit`.
+
+        Attempts that are looked at meanwhile count as failures once there was one, so that many at once are not more
+        guesses than one after another.
+        """
+        for key, failures in zip(keys, found, strict=True):
+            count = backoff.in_force(failures, now, self._lockout)
+            if seconds := self._wait(Failures(count, failures.last), now):
+                raise Limit(f"too many failed logins; try again in {math.ceil(seconds)} s")
+            if count and count + self._in_hand[key] >= self._tries:
+                raise Limit("too many logins at once after failed ones; try again in 1 s")
+            if key[0] == "peer" and self._in_hand[key] >= MOST_AT_ONCE:
+                raise Limit(f"at most {MOST_AT_ONCE} logins at once for uid {key[1]}; try again later")
+        self._in_hand.update(keys)
+        try:
+            yield
+        finally:
+            self._in_hand.subtract(keys)
+            for key in keys:
+                if not self._in_hand[key]:
+                    del self._in_hand[key]
+
+    def failed(self, tx: Transaction, keys: Sequence[Key], now: float) -> None:
+        """Count a failure."""
+        for kind, key in keys:
+            count = backoff.in_force(store.failures(tx, kind, key), now, self._lockout)
+            store.set_failures(tx, kind, key, Failures(count + 1, now))
+
+    def succeeded(self, tx: Transaction, keys: Sequence[Key]) -> None:
+        """Forget the failures."""
+        for kind, key in keys:
+            store.forget_failures(tx, kind, key)

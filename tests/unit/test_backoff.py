@@ -1,0 +1,82 @@
+"""How long failed logins make the next one wait, and against whom they count."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from circleosd.auth.backoff import Failures, in_force, wait
+from circleosd.auth.logins import Logins
+from circleosd.auth.store import Account
+from circleosd.config import AuthSettings
+from circleosd.errors import Limit
+from circleosd.policy import Caller, Peer, Role
+
+NOW = 1_000_000.0
+ALICE = Account("Alice", "hash", Role.OPERATOR, 1000, False, 0.0, None, 1001)
+
+
+def caller(uid: int) -> Caller:
+    return Caller(Peer(uid, uid, 1), privileged=uid == 0)
+
+
+def seconds(number: int, ago: float = 0.0) -> float:
+    return wait(Failures(number, NOW - ago), NOW, tries=5, lockout=900.0)
+
+
+def test_the_wait_doubles_behind_the_free_tries_up_to_the_lockout() -> None:
+    assert [seconds(number) for number in (0, 4, 5, 6, 7, 14, 15, 1000)] == [0, 0, 1, 2, 4, 512, 900, 900]
+
+
+def test_every_wait_ends() -> None:
+    assert seconds(1000, ago=899.0) == 1.0
+    assert seconds(1000, ago=900.0) == 0.0
+
+
+def test_failures_are_forgotten_after_twice_the_longest_wait() -> None:
+    assert in_force(Failures(1000, NOW - 1800), NOW, 900.0) == 1000
+    assert in_force(Failures(1000, NOW - 1801), NOW, 900.0) == 0
+
+
+def test_a_clock_that_was_set_back_does_not_lengthen_the_wait() -> None:
+    assert seconds(6, ago=-100.0) == 2.0
+    assert seconds(1000, ago=-1e6) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("uid", "account", "keys"),
+    [
+        (4242, ALICE, [("peer", "4242"), ("user", "alice")]),
+        (4242, None, [("peer", "4242"), ("user", "alice")]),
+        (1000, ALICE, [("peer", "1000")]),
+        (1001, ALICE, [("peer", "1001")]),
+        (0, ALICE, []),
+    ],
+)
+def test_a_stranger_counts_against_the_name_and_its_owner_at_home_does_not(
+    uid: int, account: Account | None, keys: list[tuple[str, str]]
+) -> None:
+    assert Logins(AuthSettings()).keys("Alice", caller(uid), account) == keys
+
+
+def test_many_attempts_at_once_are_not_more_guesses_than_one_after_another() -> None:
+    logins = Logins(AuthSettings(login_tries=5))
+    keys = [("peer", "4242")]
+    once = [Failures(1, NOW)]
+    with contextlib.ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(logins.attempt(keys, once, NOW))
+        with pytest.raises(Limit, match="at once"):
+            held.enter_context(logins.attempt(keys, once, NOW))
+    with logins.attempt(keys, once, NOW):
+        pass
+
+
+def test_logins_at_once_of_one_uid_are_bounded() -> None:
+    logins, keys, none = Logins(AuthSettings()), [("peer", "4242")], [Failures()]
+    with contextlib.ExitStack() as held:
+        for _ in range(64):
+            held.enter_context(logins.attempt(keys, none, NOW))
+        with pytest.raises(Limit, match="at most 64 logins"):
+            held.enter_context(logins.attempt(keys, none, NOW))

@@ -1,0 +1,55 @@
+"""Refusals that repeat are counted, and one uid's are bounded."""
+
+from __future__ import annotations
+
+import random
+
+from circleosd.flood import ALLOWANCE, MIXED_WINDOW, REFILL, WINDOW, Flood
+
+UID = 4242
+
+
+def test_the_first_is_written_and_equal_ones_are_counted_until_the_window_ends() -> None:
+    flood: Flood[str] = Flood()
+    assert [flood.admit(UID, "stop", str(number), 0.0) for number in range(4)] == [True, False, False, False]
+    assert flood.ended(WINDOW - 0.1) == []
+    (counted,) = flood.ended(WINDOW)
+    assert (counted.count, counted.last, counted.mixed) == (3, "3", False)
+    assert flood.admit(UID, "stop", "again", WINDOW)
+    assert flood.ended(2 * WINDOW) == [], "what was written alone has no count"
+    assert flood.next_end() is None
+
+
+def test_kinds_and_uids_do_not_mix() -> None:
+    flood: Flood[str] = Flood()
+    assert all(flood.admit(uid, kind, "", 0.0) for uid in (1, 2) for kind in ("stop", "start"))
+
+
+def test_a_late_look_loses_nothing() -> None:
+    flood: Flood[str] = Flood()
+    flood.admit(UID, "stop", "", 0.0)
+    flood.admit(UID, "stop", "", 1.0)
+    assert not flood.admit(UID, "stop", "", WINDOW + 5)
+    assert [counted.count for counted in flood.ended(WINDOW + 5)] == [2]
+
+
+def test_beyond_its_allowance_a_uid_gets_one_count_for_everything() -> None:
+    flood: Flood[str] = Flood()
+    written = sum(flood.admit(UID, f"kind {number}", "", 0.0) for number in range(1000))
+    assert written == ALLOWANCE
+    assert flood.admit(UID + 1, "other", "", 0.0), "another uid has its own allowance"
+    (counted,) = flood.ended(MIXED_WINDOW)
+    assert (counted.count, counted.mixed) == (1000 - ALLOWANCE, True)
+
+
+def test_a_day_of_flooding_is_a_bounded_number_of_rows_that_account_for_every_attempt() -> None:
+    flood, noise = Flood[int](), random.Random(1)
+    written, counts, attempts, now = 0, [], 0, 0.0
+    while now < 86400:
+        attempts += 1
+        written += flood.admit(UID, noise.randrange(10_000) if attempts % 3 else "same", attempts, now)
+        now += 0.5
+        counts += [counted.count for counted in flood.ended(now)]
+    counts += [counted.count for counted in flood.ended(float("inf"))]
+    assert written + sum(counts) == attempts
+    assert written + len(counts) <= 2 * (ALLOWANCE + REFILL * 86400) + 86400 / MIXED_WINDOW + 2

@@ -1,0 +1,91 @@
+"""Passwords: which are accepted, and how they are hashed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from circleosd.auth import passwords
+from circleosd.auth.passwords import Passwords
+from circleosd.config import AuthSettings
+from circleosd.errors import BadRequest, Limit
+
+CHEAP = AuthSettings(hash_memory=8, hash_passes=1)
+
+
+def test_a_hash_says_its_parameters_and_is_right_for_one_password_only() -> None:
+    hasher = Passwords(CHEAP)
+
+    async def scenario() -> None:
+        stored = await hasher.hash("correct horse")
+        assert stored.startswith("$argon2id$v=19$m=8,t=1,p=1$")
+        assert await hasher.verify(stored, "correct horse")
+        assert not await hasher.verify(stored, "correct hors")
+        assert not await hasher.verify(None, "correct horse")
+        assert not await hasher.verify("not a hash", "correct horse")
+        assert stored != await hasher.hash("correct horse"), "each hash has its own salt"
+
+    asyncio.run(scenario())
+
+
+def test_other_parameters_make_a_hash_outdated() -> None:
+    old = asyncio.run(Passwords(CHEAP).hash("correct horse"))
+    assert not Passwords(CHEAP).outdated(old)
+    newer = Passwords(AuthSettings(hash_memory=16, hash_passes=1))
+    assert newer.outdated(old)
+    assert asyncio.run(newer.verify(old, "correct horse"))
+
+
+def test_an_unknown_user_costs_what_a_known_one_costs() -> None:
+    hasher = Passwords(AuthSettings(hash_memory=4096, hash_passes=4))
+    stored = asyncio.run(hasher.hash("correct horse"))
+
+    def seconds(known: str | None) -> float:
+        begun = time.process_time()
+        asyncio.run(hasher.verify(known, "wrong"))
+        return time.process_time() - begun
+
+    pairs = [(seconds(stored), seconds(None)) for _ in range(15)]
+    known, unknown = (min(times) for times in zip(*pairs, strict=True))
+    assert 0.7 < unknown / known < 1.4
+
+
+def test_composed_and_decomposed_letters_are_one_password() -> None:
+    hasher = Passwords(CHEAP)
+    stored = asyncio.run(hasher.hash("caf\u00e9 noir"))
+    assert asyncio.run(hasher.verify(stored, "cafe\u0301 noir"))
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["password", "Password1", "PASSWORD2027!", "qwertyuiop", "12345678", "11111111", "aaaaaaaaaa", "abababab", "Alice",
+     "alice123", "circleosd1", "iloveyou", "83024715", "correcthorsebatterystaple", "pa55word"],
+)  # fmt: skip
+def test_what_everybody_tries_first_is_refused_without_quoting_it(password: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        passwords.check(password, "alice")
+    assert password not in str(caught.value).replace("the password", "")
+
+
+@pytest.mark.parametrize(
+    "password", ["correct horse", "long enough", "9034 8127 5561 0042", "zoë läuft heim", "x7#kPq!9"]
+)
+def test_other_passwords_are_accepted(password: str) -> None:
+    passwords.check(password, "alice")
+
+
+def test_the_list_of_the_commonest_holds_what_can_be_chosen_at_all() -> None:
+    assert 200 < len(passwords.common()) < 1000
+    assert all(len(word) >= 8 and word == word.casefold() for word in passwords.common())
+
+
+def test_more_than_may_wait_are_turned_away() -> None:
+    hasher = Passwords(AuthSettings(hash_memory=1024, hash_passes=2, hashing=1, login_queue=2))
+
+    async def scenario() -> list[object]:
+        return await asyncio.gather(*(hasher.verify(None, "x") for _ in range(5)), return_exceptions=True)
+
+    found = asyncio.run(scenario())
+    assert [isinstance(item, Limit) for item in found] == [False, False, False, True, True]
