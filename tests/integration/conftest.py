@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
-from tests.integration.embedded_host import EmbeddedHost
+from tests.integration.embedded_host import CHEAP, EmbeddedHost
 
 NewHost = Callable[[Mapping[str, str]], EmbeddedHost]
 
@@ -16,6 +17,21 @@ NewHost = Callable[[Mapping[str, str]], EmbeddedHost]
 def host() -> Iterator[EmbeddedHost]:
     """One running CircleOSD for the tests of a module."""
     yield from _running({})
+
+
+@pytest.fixture(scope="module")
+def cheap_host() -> Iterator[EmbeddedHost]:
+    """Like `host`, with passwords that cost little, and open to processes of other uids."""
+    for host in _running(CHEAP):
+        host.open_to_everybody()
+        yield host
+
+
+@pytest.fixture
+def other_users() -> None:
+    """The test acts as other Unix users. Skips without root."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: it acts as other Unix users")
 
 
 @pytest.fixture

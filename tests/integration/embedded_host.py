@@ -17,6 +17,7 @@ from typing import Any
 PROJECT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 FAST = {"CIRCLEOSD_SERVER_IDLE_EXIT": "60"}
+CHEAP = {"CIRCLEOSD_AUTH_HASH_MEMORY": "64", "CIRCLEOSD_AUTH_HASH_PASSES": "1"}  # for tests with many logins
 
 
 class EmbeddedHost:
@@ -52,6 +53,13 @@ class EmbeddedHost:
                 [BIN / "circleosd", "up", "--dir", self.directory], env=self.environment, stdout=log, stderr=log
             )
         self.wait_for(lambda: self.log.count("listening below") > said)
+
+    def open_to_everybody(self) -> None:
+        """Let processes of other uids connect, as a system installation lets the members of its group."""
+        for directory in (self.directory, self.runtime):
+            directory.chmod(0o755)
+        for path in self.runtime.glob("*.sock"):
+            path.chmod(0o666)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End the supervisor; return its exit status."""
