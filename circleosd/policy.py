@@ -51,7 +51,10 @@ class Grant(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """The process at the other end of a connection, as the kernel names it (SO_PEERCRED, unix(7))."""
+    """The process at the other end of a connection, as the kernel names it (SO_PEERCRED, unix(7)).
+
+    A negative uid is nobody's: that of a user who is only spoken about.
+    """
 
     uid: int
     gid: int
@@ -74,7 +77,9 @@ class Caller(NamedTuple):
     plugin: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.user} (uid {self.peer.uid})" if self.user else f"uid {self.peer.uid}"
+        if self.user is None:
+            return f"uid {self.peer.uid}"
+        return f"{self.user} (uid {self.peer.uid})" if self.peer.uid >= 0 else self.user
 
 
 class Decision(NamedTuple):

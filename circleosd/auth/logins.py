@@ -61,7 +61,7 @@ class Logins:
             count = backoff.in_force(failures, now, self._lockout)
             if seconds := self._wait(Failures(count, failures.last), now):
                 raise Limit(f"too many failed logins; try again in {math.ceil(seconds)} s")
-            if count and count + self._in_hand[key] >= self._tries:
+            if count and self._in_hand[key] and count + self._in_hand[key] >= self._tries:
                 raise Limit("too many logins at once after failed ones; try again in 1 s")
             if key[0] == "peer" and self._in_hand[key] >= MOST_AT_ONCE:
                 raise Limit(f"at most {MOST_AT_ONCE} logins at once for uid {key[1]}; try again later")

@@ -393,7 +393,7 @@ class AuthService(Handlers):
             return Answer(allowed=False, why=f"the user {account.name} is disabled", rule=None)
         listing = contract.row_field is not None
         decision = decide(
-            Caller(Peer(account.uid or -1, -1, 0), account.role, account.name, grants=grants),
+            Caller(Peer(-1, -1, -1), account.role, account.name, grants=grants),
             contract.access,
             request.verb,
             None if contract.claimed_object else request.object,

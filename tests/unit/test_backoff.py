@@ -73,6 +73,15 @@ def test_many_attempts_at_once_are_not_more_guesses_than_one_after_another() -> 
         pass
 
 
+def test_when_the_wait_is_over_one_attempt_is_looked_at_and_only_one_at_a_time() -> None:
+    logins = Logins(AuthSettings(login_tries=5))
+    keys, many = [("user", "alice")], [Failures(12, NOW - 500)]
+    with logins.attempt(keys, many, NOW), pytest.raises(Limit, match="at once"), logins.attempt(keys, many, NOW):
+        pytest.fail("a second guess was admitted")
+    with logins.attempt(keys, many, NOW):
+        pass
+
+
 def test_logins_at_once_of_one_uid_are_bounded() -> None:
     logins, keys, none = Logins(AuthSettings()), [("peer", "4242")], [Failures()]
     with contextlib.ExitStack() as held:

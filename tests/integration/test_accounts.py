@@ -1,0 +1,484 @@
+"""Users, logins, sessions and rules over real sockets, as the people of a machine use them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from circleosd.auth.passwords import Passwords
+from circleosd.config import AuthSettings
+from tests.door import answer
+from tests.integration.conftest import NewHost
+from tests.integration.embedded_host import CHEAP, EmbeddedHost
+
+PASSWORD = "a long enough one"
+STRANGER, ALICE, BOB = 61001, 61002, 61003
+AUTH, REGISTRY, PLUGINS = "auth-service", "service-registry", "plugin-manager"
+
+
+@pytest.fixture
+def host(cheap_host: EmbeddedHost) -> EmbeddedHost:
+    return cheap_host
+
+
+def ask(host: EmbeddedHost, peer: int, service: str, action: str, **parameters: Any) -> dict[str, Any]:
+    """One request of a process of the uid `peer`."""
+    return answer(str(host.runtime), (peer, service, {"action": action, **parameters}))
+
+
+def ok(host: EmbeddedHost, peer: int, service: str, action: str, **parameters: Any) -> Any:
+    reply = ask(host, peer, service, action, **parameters)
+    assert reply["ok"], (action, parameters, reply)
+    return reply["data"]
+
+
+def create(host: EmbeddedHost, name: str, **more: Any) -> None:
+    host.data(AUTH, "create", **{"name": name, "password": PASSWORD, **more})
+
+
+def login(host: EmbeddedHost, name: str, uid: int, **more: Any) -> str:
+    return str(ok(host, uid, AUTH, "login", name=name, password=PASSWORD, **more)["token"])
+
+
+# users
+
+
+def test_a_users_life_through_circlectl(host: EmbeddedHost) -> None:
+    host.ok("user", "create", "ursula", "--role", "operator", "--password-stdin", stdin=f"{PASSWORD}\n")
+    shown = json.loads(host.ok("user", "show", "ursula", "--json"))
+    assert shown == {
+        "name": "ursula", "role": "operator", "uid": None, "disabled": False, "created": shown["created"],
+        "last_login": None, "password": True, "sessions": 0, "locked_until": None, "rules": [],
+    }  # fmt: skip
+    assert "viewer" in host.ok("user", "role", "ursula", "viewer")
+    assert "ursula" in host.ok("user", "list")
+    host.ok("user", "passwd", "ursula", "--password-stdin", stdin="quite another one\n")
+    assert host.ctl("user", "login", "ursula", "--password-stdin", stdin=f"{PASSWORD}\n").returncode == 4
+    host.ok("user", "login", "ursula", "--password-stdin", stdin="quite another one\n")
+    (session,) = json.loads(host.ok("user", "sessions", "--json"))
+    assert session["user"] == "ursula"
+    host.ok("user", "revoke", "ursula", session["id"])
+    assert "revoked" in host.ctl("service", "list").stderr
+    host.ctl("user", "logout")
+    assert "yes" in host.ok("user", "disable", "ursula")
+    disabled = host.ctl("user", "login", "ursula", "--password-stdin", stdin="quite another one\n")
+    assert "the user ursula is disabled" in disabled.stderr
+    host.ok("user", "enable", "ursula")
+    host.ok("user", "login", "ursula", "--password-stdin", stdin="quite another one\n")
+    # One's own password is changed with the present one.
+    host.ok("user", "passwd", "--password-stdin", stdin=f"quite another one\n{PASSWORD}\n")
+    host.ok("user", "logout")
+    assert "ursula" in host.ok("user", "delete", "ursula")
+    assert host.ctl("user", "show", "ursula").returncode == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "says"),
+    [
+        ("root", 2, "the name root is reserved"),
+        ("ROOT", 2, "the name ROOT is reserved"),
+        ("nobody", 2, "reserved"),
+        ("circleosd-auth", 2, "reserved"),
+        ("1alice", 2, "not a user name"),
+        ("-alice", 2, ""),
+        ("al ice", 2, "not a user name"),
+        ("älice", 2, "not a user name"),
+        ("a" * 32, 2, "not a user name"),
+        ("", 2, "not a user name"),
+        ("taken", 6, "there already is the user taken"),
+        ("Taken", 6, "there already is the user taken, and names that differ only in case are one"),
+    ],
+)
+def test_illegal_reserved_and_taken_names_are_refused(host: EmbeddedHost, name: str, status: int, says: str) -> None:
+    if "taken" not in {user["name"] for user in host.data(AUTH, "list")}:
+        create(host, "taken")
+    done = host.ctl("user", "create", "--password-stdin", "--", name, stdin=f"{PASSWORD}\n")
+    assert done.returncode == status, done.stderr
+    assert says in done.stderr
+
+
+def test_a_name_keeps_its_case_and_is_found_by_it_alone(host: EmbeddedHost) -> None:
+    create(host, "McAdam")
+    assert host.data(AUTH, "show", name="McAdam")["name"] == "McAdam"
+    assert host.call(AUTH, {"action": "show", "name": "mcadam"})["error"] == "not-found"
+
+
+def test_a_uid_is_one_user_and_needs_a_name_or_a_password(host: EmbeddedHost) -> None:
+    create(host, "first", uid=61100, password=None)
+    taken = host.call(AUTH, {"action": "create", "name": "second", "uid": 61100})
+    assert (taken["error"], taken["message"]) == ("exists", "there already is a user with the uid 61100")
+    neither = host.ctl("user", "create", "second")
+    assert neither.returncode == 2
+    assert "a user needs a password or a uid" in neither.stderr
+    for uid in (0, -1, 4294967295, os.getuid() or 0):
+        assert host.call(AUTH, {"action": "create", "name": "third", "uid": uid})["error"] == "bad-request"
+
+
+@pytest.mark.parametrize("password", ["short", "password", "Ursula123", "x" * 1025, "12345678"])
+def test_bad_passwords_are_refused_and_quoted_nowhere(host: EmbeddedHost, password: str) -> None:
+    reply = host.call(AUTH, {"action": "create", "name": "ursula", "password": password})
+    assert reply["error"] == "bad-request"
+    assert password not in reply["message"].replace("the password", "").removeprefix("password: ")
+
+
+def test_new_parameters_are_applied_at_the_next_login(new_host: NewHost) -> None:
+    host = new_host(CHEAP)
+    create(host, "alice")
+    assert stored(host, "alice").startswith("$argon2id$v=19$m=64,t=1,p=1$")
+    host.stop()
+    host.environment |= {"CIRCLEOSD_AUTH_HASH_MEMORY": "128", "CIRCLEOSD_AUTH_HASH_PASSES": "2"}
+    host.start()
+    login(host, "alice", os.getuid())
+    after = stored(host, "alice")
+    assert after.startswith("$argon2id$v=19$m=128,t=2,p=1$")
+    login(host, "alice", os.getuid())
+    assert stored(host, "alice") == after, "it is not hashed again without need"
+    assert asyncio.run(Passwords(AuthSettings()).verify(after, PASSWORD))
+
+
+def database(host: EmbeddedHost, sql: str) -> list[Any]:
+    connection = sqlite3.connect(f"file:{host.directory}/state/circleosd/auth/auth.db?mode=ro", uri=True)
+    try:
+        return connection.execute(sql).fetchall()
+    finally:
+        connection.close()
+
+
+def stored(host: EmbeddedHost, name: str) -> str:
+    return str(database(host, f"SELECT password FROM users WHERE name = '{name}'")[0][0])
+
+
+# sessions
+
+
+def test_only_hashes_of_tokens_are_stored(host: EmbeddedHost) -> None:
+    create(host, "hashed")
+    token = login(host, "hashed", os.getuid())
+    for path in (host.directory / "state").rglob("*"):
+        assert not path.is_file() or token.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.usefixtures("other_users")
+def test_a_session_is_the_uids_that_opened_it_at_every_service(host: EmbeddedHost) -> None:
+    create(host, "bound", role="admin")
+    token = login(host, "bound", ALICE)
+    for service, action in [(AUTH, "list"), (REGISTRY, "list"), (PLUGINS, "list")]:
+        ok(host, ALICE, service, action, token=token)
+        for uid in (BOB, 0):
+            stolen = ask(host, uid, service, action, token=token)
+            assert stolen["error"] == "denied"
+            assert "opened by another uid" in stolen["message"]
+
+
+@pytest.mark.usefixtures("other_users")
+def test_a_revoked_session_is_refused_at_every_service_within_a_second(host: EmbeddedHost) -> None:
+    create(host, "revoked", role="viewer")
+    ends: list[Mapping[str, Any]] = [
+        {"action": "revoke", "name": "revoked"},
+        {"action": "disable", "name": "revoked"},
+        {"action": "passwd", "name": "revoked", "password": PASSWORD},
+        {"action": "delete", "name": "revoked"},
+    ]
+    for end in ends:
+        token = login(host, "revoked", ALICE)
+        for service in (AUTH, REGISTRY, PLUGINS):
+            ok(host, ALICE, service, "list", token=token)
+        assert host.call(AUTH, end)["ok"]
+        since = time.monotonic()
+        assert ask(host, ALICE, AUTH, "list", token=token)["error"] == "denied", "at once where it was revoked"
+        for service in (REGISTRY, PLUGINS):
+            while ask(host, ALICE, service, "list", token=token)["ok"]:
+                assert time.monotonic() - since <= 1.0, f"{service} still accepts it after {end['action']}"
+                time.sleep(0.01)  # between looks
+        host.call(AUTH, {"action": "enable", "name": "revoked"})
+
+
+@pytest.mark.usefixtures("other_users")
+def test_a_changed_role_counts_at_every_service_within_a_second(host: EmbeddedHost) -> None:
+    create(host, "risen", role="none")
+    token = login(host, "risen", ALICE)
+    assert ask(host, ALICE, REGISTRY, "list", token=token)["error"] == "denied"
+    host.data(AUTH, "role", name="risen", role="viewer")
+    since = time.monotonic()
+    while not ask(host, ALICE, REGISTRY, "list", token=token)["ok"]:
+        assert time.monotonic() - since <= 1.0
+        time.sleep(0.01)  # between looks
+
+
+@pytest.mark.usefixtures("other_users")
+def test_an_identity_costs_a_service_one_question_a_second(host: EmbeddedHost) -> None:
+    create(host, "frequent", role="viewer")
+    token = login(host, "frequent", ALICE)
+    before, begun = host.data(AUTH, "health")["requests"], time.monotonic()
+    for _ in range(100):
+        ok(host, ALICE, REGISTRY, "list", token=token)
+    questions = host.data(AUTH, "health")["requests"] - before - 1
+    assert 1 <= questions <= 1 + (time.monotonic() - begun)
+
+
+def test_a_session_ends_when_it_is_not_used(new_host: NewHost) -> None:
+    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_SESSION_IDLE": "1.2"})
+    create(host, "idle")
+    uid = os.getuid()
+    used, unused = login(host, "idle", uid), login(host, "idle", uid)
+    for _ in range(4):
+        time.sleep(0.5)  # the time that passes is what is tested
+        ok(host, uid, AUTH, "whoami", token=used)
+    assert ask(host, uid, AUTH, "whoami", token=unused)["error"] == "denied"
+    assert [item["user"] for item in host.data(AUTH, "sessions")] == ["idle"]
+    host.stop()
+    host.start()
+    ok(host, uid, AUTH, "whoami", token=used)
+    time.sleep(1.3)
+    assert ask(host, uid, AUTH, "whoami", token=used)["error"] == "denied"
+
+
+def test_a_session_ends_however_much_it_is_used(new_host: NewHost) -> None:
+    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_SESSION_LIFETIME": "1.5"})
+    create(host, "busy")
+    begun = time.monotonic()
+    token = login(host, "busy", os.getuid())
+    while ask(host, os.getuid(), AUTH, "whoami", token=token)["ok"]:
+        assert time.monotonic() - begun < 3
+        time.sleep(0.05)  # between looks
+    assert time.monotonic() - begun >= 1.5
+
+
+def test_verifying_does_not_write_to_the_disk(host: EmbeddedHost) -> None:
+    create(host, "verified")
+    token = login(host, "verified", os.getuid())
+    ok(host, os.getuid(), AUTH, "verify", token=token)
+    files = [path for path in (host.directory / "state/circleosd/auth").iterdir() if not path.name.endswith("-shm")]
+    before = [(path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+    for _ in range(200):
+        ok(host, os.getuid(), AUTH, "verify", token=token)
+    assert [(path.stat().st_mtime_ns, path.stat().st_size) for path in files] == before
+    (session,) = host.data(AUTH, "sessions", name="verified")
+    assert session["last_used"] > session["created"], "but it is known when it was used"
+
+
+def test_a_user_has_a_bounded_number_of_sessions(new_host: NewHost) -> None:
+    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_MAX_SESSIONS": "3"})
+    create(host, "many")
+    tokens = [login(host, "many", os.getuid()) for _ in range(5)]
+    assert len(host.data(AUTH, "sessions", name="many")) == 3
+    replies = [ask(host, os.getuid(), AUTH, "whoami", token=token)["ok"] for token in tokens]
+    assert replies == [False, False, True, True, True]
+
+
+@pytest.mark.usefixtures("other_users")
+def test_a_user_bound_to_a_uid_needs_no_login_at_any_service(host: EmbeddedHost) -> None:
+    create(host, "una", uid=61200, role="viewer", password=None)
+    for service in (AUTH, REGISTRY, PLUGINS):
+        ok(host, 61200, service, "list")
+    assert ok(host, 61200, AUTH, "whoami")["user"] == "una"
+    assert ask(host, 61200, REGISTRY, "stop", name="x")["error"] == "denied"
+    row = host.data(REGISTRY, "history", user="una")[-1]
+    assert (row["action"], row["error"], row["actor"]["uid"]) == ("stop", "denied", 61200)
+    host.data(AUTH, "disable", name="una")
+    assert ask(host, 61200, AUTH, "list")["error"] == "denied"
+    time.sleep(1.0)  # for so long the other services may believe what they know
+    for service in (REGISTRY, PLUGINS):
+        assert ask(host, 61200, service, "list")["error"] == "denied"
+
+
+@pytest.mark.usefixtures("other_users")
+def test_nobody_asks_about_anothers_token_or_uid(host: EmbeddedHost) -> None:
+    create(host, "asked", uid=61201, role="admin")
+    token = login(host, "asked", ALICE)
+    assert ask(host, STRANGER, AUTH, "verify", uid=61201)["error"] == "denied"
+    assert ask(host, STRANGER, AUTH, "verify", presented=token)["error"] == "denied"
+    assert ask(host, STRANGER, AUTH, "verify", presented=token, uid=ALICE)["error"] == "denied"
+    assert ok(host, 0, AUTH, "verify", presented=token, uid=ALICE)["user"] == "asked"
+
+
+# failed logins
+
+
+def wrong(host: EmbeddedHost, uid: int, name: str) -> dict[str, Any]:
+    return ask(host, uid, AUTH, "login", name=name, password="certainly wrong")
+
+
+@pytest.mark.usefixtures("other_users")
+def test_failed_logins_make_a_peer_wait_and_the_wait_ends(new_host: NewHost) -> None:
+    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_LOGIN_TRIES": "3", "CIRCLEOSD_AUTH_LOGIN_LOCKOUT": "1"})
+    host.open_to_everybody()
+    create(host, "target")
+    create(host, "other")
+    errors = [wrong(host, STRANGER, name)["error"] for name in ("target", "nobody1", "nobody2", "target", "other")]
+    assert errors == ["denied", "denied", "denied", "limit", "limit"]
+    reply = ask(host, STRANGER, AUTH, "login", name="target", password=PASSWORD)
+    assert reply["error"] == "limit", "the right password does not end the wait"
+    assert "try again in 1 s" in reply["message"]
+    login(host, "target", BOB)
+    host.stop()
+    host.start()
+    host.open_to_everybody()
+    assert wrong(host, STRANGER, "target")["error"] == "limit", "a restart is no way around it"
+    time.sleep(1.0)  # the wait
+    login(host, "target", STRANGER)
+    assert wrong(host, STRANGER, "target")["error"] == "denied", "a success begins anew"
+
+
+@pytest.mark.usefixtures("other_users")
+def test_a_stranger_locks_a_user_out_only_where_the_user_has_not_been(new_host: NewHost) -> None:
+    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_LOGIN_TRIES": "2", "CIRCLEOSD_AUTH_LOGIN_LOCKOUT": "600"})
+    host.open_to_everybody()
+    create(host, "ada", role="admin")
+    login(host, "ada", ALICE)
+    for uid in range(62000, 62016):  # many strangers, so that none waits for itself
+        wrong(host, uid, "ADA" if uid % 2 else "ada")
+    assert host.data(AUTH, "show", name="ada")["locked_until"] > time.time()
+    assert ask(host, BOB, AUTH, "login", name="ada", password=PASSWORD)["error"] == "limit"
+    login(host, "ada", ALICE)
+    login(host, "ada", 0)
+    for _ in range(10):
+        assert wrong(host, 0, "ada")["error"] == "denied", "root neither waits nor counts"
+    host.data(AUTH, "enable", name="ada")
+    assert host.data(AUTH, "show", name="ada")["locked_until"] is None
+
+
+@pytest.mark.usefixtures("other_users")
+def test_a_name_that_is_no_users_is_not_kept_for_it_may_be_a_password(host: EmbeddedHost) -> None:
+    wrong(host, STRANGER, "Tr0ub4dor-and-3")
+    row = host.data(AUTH, "history", user=str(STRANGER))[-1]
+    assert (row["action"], row["object"], row["params"]) == ("login", None, {})
+    for path in (host.directory / "state").rglob("*"):
+        assert not path.is_file() or b"Tr0ub4dor-and-3" not in path.read_bytes(), path
+
+
+# rules
+
+
+@pytest.mark.usefixtures("other_users")
+def test_alice_may_restart_only_nginx(host: EmbeddedHost) -> None:
+    for name in ("nginx", "apache"):
+        host.add_service(name, "[Service]\nType=exec\nExecStart=/bin/sleep 600\n")
+    host.ok("user", "create", "alice", "--role", "none", "--password-stdin", stdin=f"{PASSWORD}\n")
+    assert host.ok("user", "grant", "alice", "service:restart", "nginx") == "allow service:restart nginx\n"
+    token = login(host, "alice", ALICE)
+    assert ok(host, ALICE, REGISTRY, "restart", name="nginx", token=token)["state"] == "active"
+    for action, name in [
+        ("restart", "apache"),
+        ("stop", "nginx"),
+        ("status", "nginx"),
+        ("restart", "service-registry"),
+    ]:
+        assert ask(host, ALICE, REGISTRY, action, name=name, token=token)["error"] == "denied"
+    assert [row["name"] for row in ok(host, ALICE, REGISTRY, "list", token=token)] == ["nginx"]
+    rows = host.data(REGISTRY, "history", user="alice")
+    assert [(row["phase"], row["action"], row["object"]) for row in rows][:2] == [
+        ("intent", "restart", "nginx"),
+        ("outcome", "restart", "nginx"),
+    ]
+    assert {row["error"] for row in rows[2:]} == {"denied"}
+    host.ok("service", "stop", "nginx")
+
+
+def test_can_explains_which_rule_decides(host: EmbeddedHost) -> None:
+    create(host, "carl", role="operator")
+    host.ok("user", "grant", "carl", "plugin:unload", "json-*")
+    host.ok("user", "grant", "carl", "service:*", "db-?", "--deny")
+
+    def can(*about: str) -> dict[str, Any]:
+        answered: dict[str, Any] = json.loads(host.ok("user", "can", "carl", *about, "--json"))
+        return answered
+
+    assert can("service:stop", "web")["why"] == "service:stop needs the role operator, and carl has the role operator"
+    denied = can("service:stop", "db-1")
+    assert (denied["allowed"], denied["rule"]) == (False, {"verb": "service:*", "object": "db-?", "deny": True})
+    assert can("plugin:unload", "json-x")["rule"] == {"verb": "plugin:unload", "object": "json-*", "deny": False}
+    assert not can("plugin:unload", "xml")["allowed"]
+    assert can("user:passwd", "carl")["why"] == "carl may user:passwd for oneself"
+    assert host.ok("user", "can", "carl", "service:stop", "db-1").startswith("no: service:stop db-1 is denied to carl")
+    unknown = host.ctl("user", "can", "carl", "service:stopp", "x")
+    assert unknown.returncode == 2
+    assert "there is no action service:stopp" in unknown.stderr
+    assert host.ok("user", "ungrant", "carl", "service:*", "db-?", "--deny") == "allow plugin:unload json-*\n"
+    assert can("service:stop", "db-1")["allowed"]
+    assert host.ctl("user", "ungrant", "carl", "service:*", "db-?", "--deny").returncode == 5
+    assert host.ctl("user", "grant", "carl", "plugin:unload", "json-*").returncode == 6
+    host.ok("user", "disable", "carl")
+    assert can("service:stop", "web") == {"allowed": False, "why": "the user carl is disabled", "rule": None}
+
+
+@pytest.mark.parametrize(
+    ("verb", "object_", "says"),
+    [
+        ("service:restrat", "nginx", "there is no action service:restrat"),
+        ("restart", "nginx", "is not an action such as service:restart"),
+        ("service:restart", "a b", "is not the name of a service"),
+        ("service:restart", "[ab]", "is not the name of a service"),
+        ("user:whoami", "x", "no rule about an object can allow user:whoami: anyone may do it"),
+        ("plugin:load", "x", "no rule about an object can allow plugin:load: it needs the role admin"),
+        ("system:history", "x", "there is no action"),
+    ],
+)
+def test_a_rule_that_could_never_apply_is_refused(host: EmbeddedHost, verb: str, object_: str, says: str) -> None:
+    reply = host.call(AUTH, {"action": "grant", "name": "taken", "verb": verb, "object": object_})
+    assert reply["error"] == "bad-request"
+    assert says in reply["message"]
+
+
+def test_rules_have_a_bound(host: EmbeddedHost) -> None:
+    create(host, "ruled")
+    for number in range(200):
+        host.data(AUTH, "grant", name="ruled", verb="service:stop", object=f"unit{number}")
+    assert host.call(AUTH, {"action": "grant", "name": "ruled", "verb": "*", "object": "*"})["error"] == "limit"
+
+
+@pytest.mark.usefixtures("other_users")
+def test_nobody_hands_on_more_than_ones_own_rights(host: EmbeddedHost) -> None:
+    create(host, "lead", role="operator")
+    create(host, "boss", role="admin")
+    create(host, "mate", role="none")
+    host.data(AUTH, "grant", name="lead", verb="user:*", object="*")
+    host.data(AUTH, "grant", name="lead", verb="service:*", object="db", deny=True)
+    token = login(host, "lead", BOB)
+
+    def code(action: str, **parameters: Any) -> str:
+        reply = ask(host, BOB, AUTH, action, token=token, **parameters)
+        return "ok" if reply["ok"] else f"{reply['error']}: {reply['message']}"
+
+    assert code("grant", name="mate", verb="service:stop", object="web") == "ok"
+    attempts: list[tuple[str, dict[str, Any]]] = [
+        ("grant", {"name": "mate", "verb": "service:stop", "object": "db"}),
+        ("grant", {"name": "mate", "verb": "service:stop", "object": "*"}),
+        ("grant", {"name": "mate", "verb": "plugin:unload", "object": "x"}),
+        ("grant", {"name": "lead", "verb": "plugin:unload", "object": "x"}),
+        ("ungrant", {"name": "lead", "verb": "service:*", "object": "db", "deny": True}),
+        ("create", {"name": "puppet", "password": PASSWORD, "role": "admin"}),
+        ("create", {"name": "puppet", "password": PASSWORD, "role": "operator"}),  # it could stop db, lead cannot
+        ("role", {"name": "mate", "role": "admin"}),
+        ("role", {"name": "lead", "role": "admin"}),
+        ("passwd", {"name": "boss", "password": PASSWORD}),
+        ("disable", {"name": "boss"}),
+        ("delete", {"name": "boss"}),
+        ("revoke", {"name": "boss"}),
+        ("role", {"name": "boss", "role": "none"}),
+    ]
+    for action, parameters in attempts:
+        said = code(action, **parameters)
+        assert said.startswith("denied: this needs a right that you do not have yourself"), (action, parameters, said)
+    assert code("create", name="puppet", password=PASSWORD, role="none") == "ok"
+    assert code("delete", name="puppet") == "ok"
+
+
+def test_a_session_is_kept_in_a_file_of_its_owner_below_the_state_directory(host: EmbeddedHost, tmp_path: Path) -> None:
+    create(host, "filed")
+    state = tmp_path / "state"
+    done = host.ctl(
+        "user", "login", "filed", "--password-stdin", stdin=f"{PASSWORD}\n", env={"XDG_STATE_HOME": str(state)}
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (state / "circleosd/sessions").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o077 == 0
