@@ -15,21 +15,23 @@ COLUMNS = ("stranger", "viewer", "operator", "admin", "root", "with a rule", "se
 INTRO = """\
 # Who may do what
 
-Made from the contracts in `circleosd/api/` by `python -m circlectl.reference access`; a test fails when it is out of date, and
-another walks every cell of it over the sockets.
+Made from the contracts in `circleosd/api/` by `python -m circlectl.reference access`; a test fails when it is out of
+date, and another walks every cell of it over the sockets.
 
 Who asks is what the kernel says of the process at the other end of the socket:
 
-- **root**: uid 0, and the uid that a service runs as. They are admin everywhere, no rule binds them and nobody can lock them out.
-- **viewer**, **operator**, **admin**: a CircleOSD user of that role, with a session (`circlectl user login`) or by the uid that the user
-  is bound to (`circlectl user create NAME --uid UID`), which needs no login.
-- **with a rule**: a user without a role whom `circlectl user grant NAME VERB OBJECT` allows the action on the object. A rule with
-  `--deny` takes it away instead, whatever role or rule allows it; `circlectl user can NAME VERB OBJECT` tells what decides.
+- **root**: uid 0, and the uid that a service runs as. They are admin everywhere, no rule binds them and nobody can
+  lock them out.
+- **viewer**, **operator**, **admin**: a CircleOSD user of that role, with a session (`circlectl user login`) or by the
+  uid that the user is bound to (`circlectl user create NAME --uid UID`), which needs no login.
+- **with a rule**: a user without a role whom `circlectl user grant NAME VERB OBJECT` allows the action on the object.
+  A rule with `--deny` takes it away instead, whatever role or rule allows it. `circlectl user can NAME VERB OBJECT`
+  tells what decides.
 - **stranger**: everybody else who may connect.
 - **session not in force**: a token that has expired, was revoked, or was opened by another uid than presents it.
 
-`own` is the right to do it to oneself: to the user that one is. Of a listing, one with rules gets the rows (`rows`) of what the rules
-allow something on. A stream's right is looked at again while it goes on.
+`own` is the right to do it to oneself: to the user that one is. Of a listing, one with rules gets the rows (`rows`) of
+what the rules allow something on. A stream's right is looked at again while it goes on.
 """
 
 
