@@ -133,10 +133,13 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
             if command.group == "user" and command.verb == "logout":
                 sessions.forget(runtime)  # the session is gone at the service; so is our end of it
             raise
-    if command.group == "user":
-        if command.verb == "login":
-            sessions.save(runtime, data)
-        elif command.verb == "logout":
+        if command.group == "user" and command.verb == "login":
+            try:
+                sessions.save(runtime, data)
+            except OSError as exc:
+                Asking(runtime, data["token"], ()).once(command.service, {"action": "logout"})
+                raise BadRequest(f"cannot keep the session at {exc.filename}: {exc.strerror}") from exc
+        elif command.group == "user" and command.verb == "logout":
             sessions.forget(runtime)
     for item in data if isinstance(data, Iterator) else (data,):
         _show(command, item, as_json="--json" in flags)

@@ -28,11 +28,13 @@ def load(runtime: str) -> str | None:
 
 
 def save(runtime: str, login: dict[str, Any]) -> None:
-    """Keep what a login replied, in a file that only its owner can read."""
+    """Keep what a login replied, in a file that only its owner can read. Raises OSError."""
     path = _path(runtime)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     new = f"{path}.{os.getpid()}"
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(FileNotFoundError):  # of a process that had this number and did not finish
+        os.unlink(new)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         json.dump({"user": login["user"], "token": login["token"], "expires": login["expires"]}, file)
     os.replace(new, path)

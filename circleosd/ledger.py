@@ -128,20 +128,31 @@ def _control_groups(pid: int) -> list[str]:
     return [part for path in paths for part in path.split("/")]
 
 
+def _is_of(pid: int, uid: int) -> bool:
+    """Whether a process has this uid; if not, the number is another process's by now (proc_pid_status(5))."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+            uids = next((line.split()[1:] for line in status if line.startswith("Uid:")), [])
+    except OSError:
+        return False
+    return str(uid) in uids
+
+
 def actor(caller: Caller) -> dict[str, Any]:
     """Who acted, as a row keeps it. What /proc says of a process that has already ended is None.
 
     `unit` is the innermost systemd unit, `login` the login session of logind (sd_pid_get_session(3)).
     """
     peer = caller.peer
-    groups = _control_groups(peer.pid)
+    there = _is_of(peer.pid, peer.uid)
+    groups = _control_groups(peer.pid) if there else []
     units = [name for name in groups if name.endswith((".service", ".scope"))]
     logins = [found[1] for name in groups if (found := re.fullmatch(r"session-(\w+)\.scope", name))]
     return {
         "uid": peer.uid,
         "gid": peer.gid,
         "pid": peer.pid,
-        "exe": _executable(peer.pid),
+        "exe": _executable(peer.pid) if there else None,
         "unit": units[-1] if units else None,
         "login": logins[-1] if logins else None,
         "user": caller.user,

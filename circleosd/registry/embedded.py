@@ -45,6 +45,10 @@ class SupervisedUnits:
         """See `UnitManager`. The embedded mode has no boot at which anything could start."""
         raise Conflict(f"cannot {verb} {unit}: the embedded mode starts nothing at boot")
 
+    async def enabled(self, unit: str) -> str:
+        """See `UnitManager`."""
+        raise Conflict(f"cannot tell whether {unit} is enabled: the embedded mode starts nothing at boot")
+
     async def watch(self, units: Sequence[str]) -> AsyncIterator[UnitState]:
         """See `UnitManager`."""
         for state in await self.states(units):

@@ -142,6 +142,10 @@ class RegistryService(Handlers):
             entry = self._read().find(name)
         except NotFound:
             return Resolution(None, NotFound.code, f"the catalog has no service {name}")
+        if verb in ("enable", "disable"):
+            enabled = await self._units.enabled(entry.unit)
+            matches = enabled.startswith("enabled") == (verb == "enable")
+            return Resolution(enabled, None if matches else UnitFailed.code, f"the unit file {entry.unit} is {enabled}")
         (state,) = await self._units.states([entry.unit])
         wanted = ("inactive", "failed") if verb == "stop" else ("active", "activating")
         error = None if state.active in wanted else UnitFailed.code
@@ -174,6 +178,7 @@ class RegistryService(Handlers):
 
     async def _switch(self, verb: Switch, name: str, act: Act) -> Enabled:
         entry = self._allowed(verb, name)
+        act.before = await self._units.enabled(entry.unit)
         act.after = enabled = await self._units.switch(verb, entry.unit)
         return Enabled(name=name, unit=entry.unit, enabled=enabled)
 

@@ -81,6 +81,10 @@ class UnitManager(Protocol):
         """
         ...
 
+    async def enabled(self, unit: str) -> str:
+        """The state of a unit file: enabled, disabled, static, … Raises `NotFound` if there is none, and like `job`."""
+        ...
+
     def watch(self, units: Sequence[str]) -> AsyncIterator[UnitState]:
         """The state of each of `units`, then the new state at every change, until the iterator is closed.
 

@@ -130,10 +130,15 @@ class SystemdUnits:
                 raise explained(f"{verb} {unit}", error) from error
             except Lost as exc:
                 raise Unavailable(f"cannot {verb} {unit}: {_GONE}") from exc
-        state = str(await self._ask(_MANAGER, "GetUnitFileState", "s", unit))
+        state = await self.enabled(unit)
         if verb == "enable" and state == "static":
             raise Conflict(f"cannot enable {unit}: it has no [Install] section")
         return state
+
+    async def enabled(self, unit: str) -> str:
+        """See `UnitManager`."""
+        _check(unit)
+        return str(await self._ask(_MANAGER, "GetUnitFileState", "s", unit))
 
     async def watch(self, units: Sequence[str]) -> AsyncIterator[UnitState]:
         """See `UnitManager`. Nothing is polled."""

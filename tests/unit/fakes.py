@@ -41,6 +41,7 @@ class Units:
     def __init__(self, **states: str) -> None:
         self.active = {f"{name}.service": state for name, state in states.items()}
         self.jobs: list[tuple[str, str]] = []
+        self.boot: dict[str, str] = {}
         self.result = "done"
         self.listening = False
 
@@ -80,7 +81,11 @@ class Units:
 
     async def switch(self, verb: Switch, unit: str) -> str:
         self.jobs.append((verb, unit))
-        return f"{verb}d"
+        self.boot[unit] = f"{verb}d"
+        return self.boot[unit]
+
+    async def enabled(self, unit: str) -> str:
+        return self.boot.get(unit, "disabled")
 
     async def watch(self, units: Sequence[str]) -> AsyncIterator[UnitState]:
         for state in await self.states(units):

@@ -238,6 +238,26 @@ def test_an_intent_without_outcome_is_resolved_at_the_next_start_by_looking_at_t
     assert says in outcome["message"]
 
 
+@pytest.mark.parametrize(("action", "error"), [("enable", "unit-failed"), ("disable", None)])
+def test_an_interrupted_switch_is_resolved_by_looking_at_the_unit_file(
+    registry: Registry, action: str, error: str | None
+) -> None:
+    async def interrupted() -> None:
+        await registry.ledger.record(Row("intent", Caller(ROOT), action, "nginx"))
+        await registry.service.start()
+
+    asyncio.run(interrupted())
+    outcome = registry.ask({"action": "history"})["data"][-1]
+    assert (outcome["error"], outcome["after"]) == (error, "disabled")
+    assert "the unit file nginx.service is disabled" in outcome["message"]
+
+
+def test_enabling_tells_what_was_before(registry: Registry) -> None:
+    assert registry.ask({"action": "enable", "name": "nginx"})["data"]["enabled"] == "enabled"
+    outcome = registry.ask({"action": "history"})["data"][-1]
+    assert (outcome["before"], outcome["after"]) == ("disabled", "enabled")
+
+
 def test_an_act_on_what_is_no_longer_cataloged_is_resolved_too(registry: Registry) -> None:
     async def interrupted() -> None:
         await registry.ledger.record(Row("intent", Caller(ROOT), "stop", "forgotten"))
