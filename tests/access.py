@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from circleosd.api import actions
 from circleosd.api.contract import Request, parameters
+from circleosd.policy import Access
 from tests.door import Asked
 
 Ask = Callable[[Sequence[Asked]], list[dict[str, Any]]]
@@ -136,10 +137,14 @@ class Walk:
             contract = actions.BY_VERB[verb]
             for subject in subjects:
                 yield self._cell(verb, subject, sample(verb))
+                if contract.object_field is None:
+                    continue
+                oneself = {**sample(verb), contract.object_field: subject.user}
                 if contract.own_object and subject.user:
-                    own = {**sample(verb), str(contract.object_field): subject.user}
-                    yield self._cell(verb, subject, own, own=True)
-                if subject.name == "granted" and actions.takes_rules(contract) and contract.object_field:
+                    yield self._cell(verb, subject, oneself, own=True)
+                elif _is_never_ones_own(verb, contract) and subject.name in ("viewer", "operator", "granted"):
+                    yield self._cell(verb, subject, oneself, own=True, ruled=False)
+                if subject.name == "granted" and actions.takes_rules(contract):
                     beside = {**sample(verb), contract.object_field: "beside"}
                     yield self._cell(verb, subject, beside, ruled=False)
 
@@ -168,6 +173,11 @@ class Walk:
         if not cell.ruled:
             return False
         return entry in ("yes", "rows") or (entry == "own" and cell.own)
+
+
+def _is_never_ones_own(verb: str, contract: type[Request]) -> bool:
+    """Whether it is done to users, and being that user gives no right to it."""
+    return verb.startswith("user:") and contract.access is Access.ADMIN and not contract.own_object
 
 
 def sample(verb: str) -> dict[str, Any]:

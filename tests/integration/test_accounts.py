@@ -265,6 +265,18 @@ def test_verifying_does_not_write_to_the_disk(host: EmbeddedHost) -> None:
     assert session["last_used"] > session["created"], "but it is known when it was used"
 
 
+def test_when_a_session_was_used_outlives_the_service(new_host: NewHost) -> None:
+    host = new_host(CHEAP)
+    create(host, "lasting")
+    token = login(host, "lasting", os.getuid())
+    ok(host, os.getuid(), AUTH, "whoami", token=token)
+    (before,) = host.data(AUTH, "sessions")
+    assert before["last_used"] > before["created"]
+    host.stop()
+    host.start()
+    assert host.data(AUTH, "sessions") == [before]
+
+
 def test_a_user_has_a_bounded_number_of_sessions(new_host: NewHost) -> None:
     host = new_host({**CHEAP, "CIRCLEOSD_AUTH_MAX_SESSIONS": "3"})
     create(host, "many")
