@@ -47,7 +47,7 @@ def test_circlectls_page_has_every_command_parameter_and_exit_status() -> None:
             start = page.index(f".It Ic {command.group} {command.verb}")
             entry = page[start : page.find("\n.It Ic ", start + 1)]
             for item in (*command.parameters, *command.secrets):
-                assert item.name.replace("_", "-") in entry, f"{group} {command.verb} {item.name}"
+                assert item.word.replace("_", "-") in entry, f"{group} {command.verb} {item.name}"
     for code, error in BY_CODE.items():
         assert f".It {error.exit_status} Ta Li {code} " in page
 
