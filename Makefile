@@ -3,7 +3,7 @@ PYTHON ?= $(shell scripts/find-python)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint up deb clean
+.PHONY: help setup demo test lint up deb install-user uninstall-user clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -25,6 +25,12 @@ up: setup  ## run CircleOSD in the foreground until Ctrl-C, without systemd
 
 deb: setup  ## build a Debian package in dist/
 	@scripts/build-deb
+
+install-user: setup  ## run CircleOSD in your own systemd manager, from here
+	@scripts/user-units install
+
+uninstall-user:  ## undo install-user
+	@scripts/user-units uninstall
 
 lint: setup  ## ruff and mypy --strict
 	$(BIN)/ruff check .

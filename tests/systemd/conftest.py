@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.systemd.container import Container, leftovers, why_not
+from tests.systemd.container import Container, leftovers, systemd_version, why_not
 from tests.systemd.installed import install
 from tests.systemd.machine import Machine
 
@@ -52,6 +52,15 @@ def package() -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (PROJECT / "dist").glob("circleosd_*.deb")
     return path
+
+
+@pytest.fixture(scope="module")
+def deb(booted: Machine, package: Path, lower: str) -> str:
+    """Where the package is on the machine, which does not have it installed."""
+    if "CIRCLEOSD_TEST_DEB" not in os.environ and systemd_version(lower) != systemd_version("/"):
+        pytest.skip("the package is for this machine's distribution, and another one is booted; set CIRCLEOSD_TEST_DEB")
+    booted.copy_from_host(str(package), "/tmp/circleosd.deb")
+    return "/tmp/circleosd.deb"
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.systemd.conftest import PROJECT, PROJECT_INSIDE
-from tests.systemd.container import systemd_version
+from tests.systemd.conftest import PROJECT
 from tests.systemd.machine import Machine
 
 pytestmark = pytest.mark.timeout(600)
@@ -32,14 +31,6 @@ while True:
         assert b'"ok":true' in sock.recv(65536)
     print("answered", flush=True)
 """
-
-
-@pytest.fixture(scope="module")
-def deb(package: Path, lower: str) -> str:
-    """Where the package is inside of the machine."""
-    if systemd_version(lower) != systemd_version("/"):
-        pytest.skip("the package is for this machine's distribution, and another one is booted")
-    return str(Path(PROJECT_INSIDE, package.relative_to(PROJECT)))
 
 
 @pytest.fixture

@@ -1,0 +1,120 @@
+"""CircleOSD in the systemd manager of a user: from the package, and from a source tree by `make install-user`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.systemd.conftest import PROJECT_INSIDE
+from tests.systemd.machine import Machine
+
+pytestmark = pytest.mark.timeout(600)
+
+SOCKETS = [f"circleosd-{name}.socket" for name in ("auth", "registry", "plugins")]
+SERVICES = [f"circleosd-{name}.service" for name in ("auth", "registry", "plugins")]
+TREE = "/home/carol/source/circleosd"
+MANAGERS = "/home/carol/.config/systemd/user"
+
+
+@pytest.fixture(scope="module")
+def machine(booted: Machine, deb: str) -> Machine:
+    """A machine with the package, and with carol, whose manager always runs, and who is in no group."""
+    booted.succeed("rm -f /usr/sbin/policy-rc.d", f"dpkg --install {deb} 2>&1")
+    booted.succeed("useradd --create-home --shell /bin/bash carol", "loginctl enable-linger carol")
+    booted.wait_for_unit(f"user@{booted.succeed('id -u carol').strip()}.service", timeout=20)
+    return booted
+
+
+@pytest.fixture
+def tree(machine: Machine) -> Iterator[str]:
+    """A source tree of carol's. Its environment is the package's: the project's own may be out of her reach."""
+    parts = " ".join(f"{PROJECT_INSIDE}/{part}" for part in ("Makefile", "scripts", "units", "plugins"))
+    machine.succeed(f"mkdir -p {TREE}", f"cp -r {parts} {TREE}", f"ln -s /usr/lib/circleosd {TREE}/.venv")
+    machine.succeed("chown -R carol: /home/carol")
+    yield TREE
+    machine.succeed(f"rm -r {TREE}")
+
+
+def as_carol(command: str) -> str:
+    return f"su - carol -c {shlex.quote(command)}"
+
+
+def states(machine: Machine, units: list[str]) -> set[str]:
+    return {machine.get_unit_property(unit, "ActiveState", "carol") for unit in units}
+
+
+def files(machine: Machine) -> set[str]:
+    return set(machine.succeed("find /home/carol /run/user/$(id -u carol)/circleosd* -print0 || true").split("\0"))
+
+
+def use(machine: Machine, circlectl: str) -> None:
+    """Every service and a plugin, as carol."""
+    reports = json.loads(machine.succeed(as_carol(f"{circlectl} --scope user system status --json")))
+    assert [report["state"] for report in reports] == ["running"] * 3
+    listed = json.loads(machine.succeed(as_carol(f"{circlectl} service list --json --scope=user")))
+    assert {"auth-service", "service-registry", "plugin-manager"} <= {row["name"] for row in listed}
+    machine.succeed(as_carol(f"{circlectl} --scope user plugin load /usr/share/circleosd/plugins/example.wasm"))
+    upper = machine.succeed(as_carol(f"{circlectl} --scope user plugin invoke example upper hello"))
+    assert upper == "HELLO\n"
+    assert machine.get_unit_property("circleosd-plugin@example.service", "ActiveState", "carol") == "active"
+
+
+def test_a_user_runs_the_packages_units_beside_the_systems(machine: Machine) -> None:
+    assert machine.systemctl("is-enabled circleosd.target", "carol")[1].strip() == "disabled"
+    machine.systemctl("enable --now circleosd.target", "carol")
+    assert states(machine, SOCKETS) == {"active"}
+    assert states(machine, SERVICES) == {"inactive"}
+    modes = machine.succeed("stat --format='%a %U' /run/user/$(id -u carol)/circleosd/*.sock")
+    assert modes.splitlines() == ["600 carol"] * 3
+    use(machine, "circlectl")
+    # The system's is meant without the flag, and she is a stranger to it.
+    assert "it is for the members of its group" in machine.fail(as_carol("circlectl service list 2>&1"))
+    machine.succeed("circlectl --scope system user create dora --password-stdin <<<'long enough'")
+    assert "dora" not in machine.succeed(as_carol("circlectl --scope user user list"))
+    machine.systemctl("disable --now circleosd.target", "carol")
+    for socket in SOCKETS:  # they go with the target, each once its service has finished
+        machine.wait_until_fails(f"systemctl --user --machine=carol@ is-active {socket}", timeout=20)
+    assert machine.get_unit_property("circleosd-auth.socket", "ActiveState") == "active"
+
+
+def test_a_source_tree_is_installed_into_the_users_manager_and_out_of_it(machine: Machine, tree: str) -> None:
+    before = files(machine)
+    said = machine.succeed(as_carol(f"{tree}/scripts/user-units install 2>&1"))
+    assert f"{tree}/.venv/bin/circlectl --scope user system status" in said
+    assert states(machine, SOCKETS) == {"active"}
+    assert machine.systemctl("is-enabled circleosd.target", "carol")[1].strip() in ("enabled", "linked")
+    use(machine, f"{tree}/.venv/bin/circlectl")
+    for unit in SERVICES:
+        path = machine.get_unit_property(unit, "FragmentPath", "carol")
+        assert path == f"/home/carol/.config/systemd/user/{unit}"
+        assert machine.succeed(f"readlink -f {path}").strip() == f"{tree}/units/{unit}"
+        pid = machine.get_unit_property(unit, "MainPID", "carol")
+        assert f"{tree}/.venv/bin/circleosd" in machine.succeed(f"tr '\\0' ' ' </proc/{pid}/cmdline")
+
+    machine.succeed(as_carol(f"{tree}/scripts/user-units install 2>&1"))  # once more changes nothing
+    use(machine, f"{tree}/.venv/bin/circlectl")
+
+    machine.succeed(as_carol(f"{tree}/scripts/user-units uninstall 2>&1"))
+    assert states(machine, [*SOCKETS, *SERVICES]) == {"inactive"}
+    left = {path for path in files(machine) - before if "/.config/circleosd" not in path}  # and that is its state
+    assert [path for path in left if "circle" in Path(path).name or Path(path).is_relative_to(MANAGERS)] == []
+    assert machine.get_unit_property("circleosd.target", "FragmentPath", "carol").startswith("/usr/lib/systemd/user/")
+
+
+def test_without_a_manager_the_reason_and_the_next_step_are_said(machine: Machine, tree: str) -> None:
+    machine.succeed("chmod -R a+rX /home/carol")
+    said = machine.fail(f"setpriv --reuid nobody --clear-groups env HOME=/tmp {tree}/scripts/user-units install 2>&1")
+    assert "cannot reach your systemd manager" in said
+    assert "loginctl enable-linger nobody" in said
+
+
+def test_removing_the_package_stops_it_in_the_managers_of_users_too(machine: Machine, deb: str) -> None:
+    machine.systemctl("enable --now circleosd.target", "carol")
+    use(machine, "circlectl")
+    machine.succeed("dpkg --remove circleosd 2>&1")
+    assert states(machine, [*SOCKETS, *SERVICES]) == {"inactive"}
+    assert machine.execute("pgrep --full --list-full [/]usr/lib/circleosd/bin") == (1, "")
