@@ -30,8 +30,7 @@ def _login(data: dict[str, Any]) -> str:
 
 
 def _job(data: dict[str, Any]) -> str:
-    pid = f", pid {data['pid']}" if data["pid"] else ""
-    return f"{data['name']}: {data['state']} ({data['sub']}{pid})"
+    return f"{data['name']}: {data['state']} ({data['sub']})"
 
 
 def _status(rows: list[dict[str, Any]]) -> str:

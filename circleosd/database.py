@@ -124,7 +124,7 @@ class Database:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
-        transaction.committed()
+        self._writer.submit(transaction.committed)  # in the same thread, but nobody waits for it
         return result
 
     def _commit(self) -> None:

@@ -21,7 +21,7 @@ from circleosd.api.common import EVERYWHERE, Audit, Audited, Event, Follow, Heal
 from circleosd.api.contract import Effect, Mark, Request, parameters
 from circleosd.database import Transaction
 from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, UnknownAction
-from circleosd.ledger import Entry, Ledger, Phase, Query, shown
+from circleosd.ledger import Entry, Ledger, Phase, Query, actor, shown
 from circleosd.policy import Access, Caller, Peer, authorize, sees
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class Act:
         self.after: Any = None
         self.message: str | None = None
         self._ledger = ledger
+        self._actor: dict[str, Any] | None = None
         self._started = time.monotonic()
         self.recorded = False
 
@@ -98,7 +99,9 @@ class Act:
         self.recorded = True
 
     async def record(self, phase: Phase, error: CircleError | None = None, intent: int | None = None) -> int:
-        """Add a row of its own; return its number."""
+        """Add a row of its own; return its number. Both rows of an act name the actor that its first one found."""
+        if phase == "intent":
+            self._actor = actor(self.caller)
         return await self._ledger.record(self._entry(phase, error, intent))
 
     async def refuse(self, phase: Phase, error: CircleError) -> None:
@@ -118,6 +121,7 @@ class Act:
             message=str(error) if error else None,
             duration=None if phase == "intent" else round(time.monotonic() - self._started, 6),
             intent=intent,
+            actor=self._actor,
         )
 
 

@@ -47,7 +47,6 @@ class Job(TypedDict):
     result: str
     state: str
     sub: str
-    pid: int | None
 
 
 class Enabled(TypedDict):

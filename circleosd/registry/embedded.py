@@ -29,10 +29,6 @@ class SupervisedUnits:
         (state,) = await self.states([unit])
         return state
 
-    async def main_pid(self, unit: str) -> int | None:
-        """See `UnitManager`."""
-        return (await self.detail(unit)).pid
-
     async def matching(self, pattern: str) -> list[str]:
         """See `UnitManager`."""
         return [str(unit) for unit in await self._ask("matching", pattern=pattern)]

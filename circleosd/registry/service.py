@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -162,19 +163,29 @@ class RegistryService(Handlers):
 
     async def _job(self, verb: Verb, name: str, act: Act) -> Job:
         entry = self._allowed(verb, name)
-        (before,) = await self._units.states([entry.unit])
-        if before.load == "not-found":
-            raise NotFound(f"the unit {entry.unit} of the service {name} does not exist")
-        act.before = before.active
-        result = await self._units.job(verb, entry.unit)
+        act.before, result = await self._before_and_job(verb, name, entry.unit)
         (state,) = await self._units.states([entry.unit])
         act.after = state.active
         if result != "done" or (verb != "stop" and state.active == "failed"):
             raise UnitFailed(await self._why(verb, name, entry, await self._units.detail(entry.unit), result))
         if verb == "stop" and (stopped := await self._units.detail(entry.unit)).listening:
             act.message = f"{name} is stopped; {' '.join(stopped.triggered_by)} still listens and starts it on demand"
-        pid = await self._units.main_pid(entry.unit) if state.active != "inactive" else None
-        return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub, pid=pid)
+        return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub)
+
+    async def _before_and_job(self, verb: Verb, name: str, unit: str) -> tuple[str, str]:
+        """The state of a unit and the result of a job on it. The question is on its way before the job, and so answered
+        before it, but the job does not wait for the answer.
+        """
+        asked = asyncio.create_task(self._units.states([unit]))
+        await asyncio.sleep(0)
+        try:
+            result = await self._units.job(verb, unit)
+        except NotFound as exc:
+            raise NotFound(f"the unit {unit} of the service {name} does not exist") from exc
+        finally:
+            await asyncio.wait([asked])
+        (before,) = asked.result()
+        return before.active, result
 
     async def _switch(self, verb: Switch, name: str, act: Act) -> Enabled:
         entry = self._allowed(verb, name)

@@ -57,10 +57,6 @@ class UnitManager(Protocol):
         """The state of one unit with all its fields; `load` is not-found for a unit that does not exist."""
         ...
 
-    async def main_pid(self, unit: str) -> int | None:
-        """The main process of a service; None when there is none."""
-        ...
-
     async def matching(self, pattern: str) -> list[str]:
         """The names of the units in memory that match a glob."""
         ...

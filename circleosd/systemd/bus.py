@@ -37,6 +37,7 @@ class Connection:
         self._readers: set[Callable[[Message | None], None]] = set()
         self._replies: dict[int, asyncio.Future[Message | None]] = {}  # by the call's serial; None: lost
         self._matches: Counter[str] = Counter()
+        self._kept: set[str] = set()  # rules that stay
         self._subscribing = asyncio.Lock()
         self._subscribed = False
         self._finished = False
@@ -75,11 +76,13 @@ class Connection:
 
     @asynccontextmanager
     async def signals(
-        self, rules: Sequence[str], wanted: Callable[[Message], bool]
+        self, rules: Sequence[str], wanted: Callable[[Message], bool], *, keep: bool = False
     ) -> AsyncIterator[asyncio.Queue[Message | None]]:
         """Collect systemd's signals that match `rules` and are `wanted`, from now on.
 
-        None in the queue: nothing more will come, since the connection is lost or the reader was too slow.
+        `keep` leaves the rules with the bus as long as the connection lasts: the next to ask for them need not wait for
+        the bus to take them on. None in the queue: nothing more will come, since the connection is lost or the
+        reader was too slow.
         """
         await self._subscribe()
         queue: asyncio.Queue[Message | None] = asyncio.Queue()
@@ -95,8 +98,13 @@ class Connection:
         self._readers.add(read)
         try:
             for rule in rules:
+                if rule in self._kept:
+                    continue
                 added.append(rule)
                 await self._add_match(rule)
+            if keep:
+                self._kept.update(added)
+                added.clear()
             yield queue
         finally:
             self._readers.discard(read)

@@ -85,13 +85,6 @@ class SystemdUnits:
         triggers = await self.states(state.triggered_by)
         return replace(state, listening=any(trigger.active == "active" for trigger in triggers))
 
-    async def main_pid(self, unit: str) -> int | None:
-        """See `UnitManager`. One property, where `detail` takes some hundred."""
-        if not unit.endswith(".service"):
-            return None
-        target = (_SYSTEMD, object_path(unit), _PROPERTIES)
-        return (await self._ask(target, "Get", "ss", f"{_SYSTEMD}.Service", "MainPID")).value or None
-
     async def matching(self, pattern: str) -> list[str]:
         """See `UnitManager`."""
         rows = await self._ask(_MANAGER, "ListUnitsByPatterns", "asas", [], [pattern])
@@ -230,7 +223,7 @@ class SystemdUnits:
 
 async def _job(connection: Connection, method: str, unit: str) -> str:
     """Start a job and wait for its JobRemoved, which may come before the reply that names the job."""
-    async with connection.signals([_JOB_REMOVED], lambda signal: signal.member == "JobRemoved") as removed:
+    async with connection.signals([_JOB_REMOVED], lambda signal: signal.member == "JobRemoved", keep=True) as removed:
         job = (await connection.call(_MANAGER, method, "ss", [unit, "replace"])).body[0]
         while signal := await removed.get():
             _number, path, _unit, result = signal.body

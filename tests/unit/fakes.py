@@ -65,9 +65,6 @@ class Units:
         (state,) = await self.states([unit])
         return state
 
-    async def main_pid(self, unit: str) -> int | None:
-        return 1 if self.active.get(unit) == "active" else None
-
     async def matching(self, pattern: str) -> list[str]:
         return []
 
