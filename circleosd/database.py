@@ -68,6 +68,15 @@ class Database:
 
     def _open(self, migrations: Sequence[str]) -> sqlite3.Connection:
         connection = self._connect()
+        try:
+            self._set_up(connection, migrations)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @staticmethod
+    def _set_up(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
@@ -77,7 +86,6 @@ class Database:
             raise sqlite3.DatabaseError(f"its schema version {version} is newer than this CircleOSD")
         for number, script in enumerate(migrations[version:], version + 1):
             connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version={number}; COMMIT")
-        return connection
 
     def _open_reader(self, cache: int) -> sqlite3.Connection:
         connection = self._connect()
