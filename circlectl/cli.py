@@ -195,16 +195,17 @@ def _convert(item: Parameter, text: str) -> Any:
 
 
 def _secret(item: Parameter, *, stdin: bool) -> str | None:
-    """Read a password: a line of standard input, or from the terminal without echo; None for none where that will do.
+    """Read a password: a line of standard input, or from the terminal without echo.
 
-    Raises `BadRequest`.
+    An empty one is None where that will do. Raises `BadRequest`.
     """
     name = {"old": "present password"}.get(item.name, item.name)
     if stdin:
         line = sys.stdin.readline()
-        if not line and item.required:
+        if not line:
             raise BadRequest(f"no {name} on standard input")
-        return line.removesuffix("\n") or (None if not item.required else "")
+        secret = line.removesuffix("\n")
+        return secret if secret or item.required else None
     if not sys.stdin.isatty():
         if not item.required:
             return None

@@ -115,9 +115,14 @@ def test_a_uid_is_one_user_and_needs_a_name_or_a_password(host: EmbeddedHost) ->
     create(host, "first", uid=61100, password=None)
     taken = host.call(AUTH, {"action": "create", "name": "second", "uid": 61100})
     assert (taken["error"], taken["message"]) == ("exists", "there already is a user with the uid 61100")
-    neither = host.ctl("user", "create", "second")
-    assert neither.returncode == 2
-    assert "a user needs a password or a uid" in neither.stderr
+    for arguments, typed, says in [
+        ([], "", "a user needs a password or a uid"),
+        (["--password-stdin"], "\n", "a user needs a password or a uid"),
+        (["--password-stdin"], "", "no password on standard input"),
+    ]:
+        neither = host.ctl("user", "create", "second", *arguments, stdin=typed)
+        assert neither.returncode == 2
+        assert says in neither.stderr
     for uid in (0, -1, 4294967295, os.getuid() or 0):
         assert host.call(AUTH, {"action": "create", "name": "third", "uid": uid})["error"] == "bad-request"
 
