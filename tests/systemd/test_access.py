@@ -1,0 +1,32 @@
+"""Every action × every kind of caller on a booted systemd, with real Unix users, compared with docs/access.md."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from tests.access import Uids, Walk
+from tests.door import Asked
+from tests.systemd.conftest import PROJECT_INSIDE
+from tests.systemd.machine import Machine
+
+AT_ONCE = 100  # requests in one command, whose text has at most 128 KiB (MAX_ARG_STRLEN, execve(2))
+DOOR = f"python3 {PROJECT_INSIDE}/tests/door.py /run/circleosd"
+
+
+def test_every_action_allows_whom_the_table_says_and_nobody_else(installed: Machine) -> None:
+    names = [f"walker{number}" for number in range(len(Uids._fields))]
+    for name in names:
+        installed.succeed(f"useradd --groups circleosd {name}")
+    uids = Uids(*(int(installed.succeed(f"id -u {name}")) for name in names))
+
+    def ask(requests: Sequence[Asked]) -> list[dict[str, Any]]:
+        replies = []
+        for start in range(0, len(requests), AT_ONCE):
+            lines = "\n".join(map(json.dumps, requests[start : start + AT_ONCE]))
+            replies += installed.succeed(f"{DOOR} <<<{shlex.quote(lines)}").splitlines()
+        return [json.loads(reply) for reply in replies]
+
+    assert Walk(ask, uids).disagreements() == []
