@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -90,10 +91,8 @@ class Shell:
         return re.findall(r"^\r*<(.*)>\r*$", SEQUENCE.sub("", output), re.MULTILINE)[:-1]
 
     def shown(self, typed: str, pattern: str) -> str:
-        """What the terminal shows after `typed`, up to what matches `pattern`."""
-        output = self._type(typed, pattern)
-        self._type("\x03\r", PROMPT)
-        return output
+        """What the terminal shows after `typed`, up to what matches `pattern`; the shell is not of use after that."""
+        return self._type(typed, pattern)
 
     def _type(self, text: str, pattern: str) -> str:
         """Type, and wait until the terminal has shown `pattern`; return what it has shown."""
@@ -101,27 +100,33 @@ class Shell:
         output, deadline = "", time.monotonic() + 20
         while not re.search(pattern, output, re.DOTALL):
             if not select.select([self._terminal], [], [], max(0, deadline - time.monotonic()))[0]:
-                os.write(self._terminal, b"\x03\r")
+                os.write(self._terminal, b"\x03")
                 pytest.fail(f"{pattern} was not shown, but {output!r}")
             output += os.read(self._terminal, 65536).decode(errors="replace")
         return output
 
 
-@pytest.fixture(scope="module", params=["bash", "zsh", "fish"])
-def shell(
-    request: pytest.FixtureRequest, host: EmbeddedHost, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Shell]:
-    """A shell in an empty directory."""
-    if not shutil.which(request.param):
-        pytest.skip(f"there is no {request.param} here; install it to try completion in it")
-    directory = tmp_path_factory.mktemp(request.param)
-    shell = Shell(request.param, host, directory)
+@contextlib.contextmanager
+def opened(name: str, host: EmbeddedHost, directory: Path) -> Iterator[Shell]:
+    """A shell in `directory`. Skips where it is not installed."""
+    if not shutil.which(name):
+        pytest.skip(f"there is no {name} here; install it to try completion in it")
+    shell = Shell(name, host, directory)
     try:
         yield shell
     finally:
         shell.close()
-    left = {path.name for path in directory.rglob("*") if path.is_file()}
-    assert "pwned" not in left
+
+
+@pytest.fixture(scope="module", params=START)
+def shell(
+    request: pytest.FixtureRequest, host: EmbeddedHost, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shell]:
+    """Each of the shells, in a directory of its own, in which no file appears."""
+    directory = tmp_path_factory.mktemp(request.param)
+    with opened(request.param, host, directory) as shell:
+        yield shell
+    assert "pwned" not in {path.name for path in directory.rglob("*")}
 
 
 @pytest.mark.parametrize(
@@ -155,8 +160,10 @@ def test_a_name_is_inserted_as_one_word_whatever_is_in_it(shell: Shell, name: st
     ]
 
 
-def test_tab_lists_what_there_is(shell: Shell) -> None:
-    assert "database" in shell.shown("circlectl service stop \t\t", "web@one.*web@one")
+@pytest.mark.parametrize("name", START)
+def test_tab_lists_what_there_is(name: str, host: EmbeddedHost, tmp_path: Path) -> None:
+    with opened(name, host, tmp_path) as shell:
+        assert "database" in shell.shown("circlectl service stop \t\t", "web@one.*web@one")
 
 
 def test_paths_are_completed_by_the_shell(shell: Shell, tmp_path: Path) -> None:
