@@ -165,14 +165,34 @@ class _Line:
             return [Candidate(value) for value in values]
         if self.command.verb == "create" and parameter.name == self.command.contract.object_field:
             return []  # a name that there is not yet
-        hint = get_type_hints(self.command.contract, include_extras=True)[parameter.name]
-        for group in commands.GROUPS:
-            if parameter.name == group or ((rule := _name_rule(group)) and rule in _leaves(hint)):
-                return [Candidate(row[_name_column(group)], _describe(row)) for row in lookup(self.scope, group)]
         if parameter.name == "func":
             rows = [row for row in lookup(self.scope, "plugin") if row["id"] == self.arguments[2]]
             return [Candidate(name) for row in rows for name in row["functions"]]
+        if parameter.name in ("verb", "action_name"):
+            return _actions(with_group=parameter.name == "verb")
+        if group := self._group_named_by(parameter):
+            return [Candidate(row[_name_column(group)], _describe(row)) for row in lookup(self.scope, group)]
         return []
+
+    def _group_named_by(self, parameter: Parameter) -> str | None:
+        """The group whose names are the values of a parameter: by its rule, its name, or an argument before it."""
+        assert self.command is not None
+        hint = get_type_hints(self.command.contract, include_extras=True)[parameter.name]
+        for group in commands.GROUPS:
+            if parameter.name == group or ((rule := _name_rule(group)) and rule in _leaves(hint)):
+                return group
+        if parameter.name == "object":  # of the verb before it, such as service:restart
+            groups = [word.partition(":")[0] for word in self.arguments[2:] if ":" in word]
+            return next((group for group in groups if group in commands.GROUPS), None)
+        return None
+
+
+def _actions(*, with_group: bool) -> list[Candidate]:
+    """Every action that there is, as rules name it or as the record does."""
+    from circleosd.api.actions import BY_VERB
+
+    found = {verb if with_group else contract.action: phrase(contract.summary()) for verb, contract in BY_VERB.items()}
+    return [Candidate(word, about) for word, about in found.items()]
 
 
 def _leaves(hint: Any) -> list[Any]:
@@ -187,9 +207,9 @@ def _listing(group: str) -> Command | None:
 
 
 def _name_column(group: str) -> str:
-    """What the names are called in the rows of a group's list: its first column."""
+    """What the names are called in the rows of a group's list."""
     listing = _listing(group)
-    return next(iter(get_args(listing.contract.reply)[0].__annotations__)) if listing else ""
+    return (listing and listing.contract.row_field) or ""
 
 
 @cache

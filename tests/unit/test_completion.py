@@ -64,6 +64,10 @@ def test_groups_verbs_and_choices_come_from_the_contracts() -> None:
         ("user create ", []),
         ("system history --user ", ["alice", "bob"]),
         ("--scope ", ["system", "user"]),
+        ("user grant ", ["alice", "bob"]),
+        ("user grant alice service:restart ", ["nginx", "getty@tty1"]),
+        ("user can alice plugin:invoke ", ["example", "other"]),
+        ("user grant alice * ", []),
         ("service stop nginx ", []),
         ("plugin invoke example handle ", []),
         ("nonsense ", []),
@@ -74,6 +78,11 @@ def test_groups_verbs_and_choices_come_from_the_contracts() -> None:
 )
 def test_names_are_those_that_there_are_now(line: str, expected: list[str]) -> None:
     assert words(*line.split(" ")) == expected
+
+
+def test_actions_are_offered_as_rules_and_the_record_name_them() -> None:
+    assert {"service:restart", "plugin:invoke", "user:create"} <= set(words("user", "grant", "alice", ""))
+    assert {"restart", "invoke", "create"} <= set(words("system", "history", "--action", ""))
 
 
 def test_flags_are_offered_once_and_only_for_their_command() -> None:
