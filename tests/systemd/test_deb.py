@@ -18,6 +18,8 @@ pytestmark = pytest.mark.timeout(600)
 DIRECTORIES = "/etc /home /root /run /srv /usr /var"
 # What other programs write while one looks, whether or not CircleOSD is there.
 OTHERS = ("/run/systemd/", "/run/user", "/var/cache/", "/var/lib/PackageKit/", "/var/lib/systemd/timers", "/var/log/")
+# Packages may start services, and the index of manual pages, which takes seconds each time, stays as it is.
+PREPARE = "rm -f /usr/sbin/policy-rc.d /var/lib/man-db/auto-update"
 ENABLED = "circleosd.target circleosd-polkit.path circleosd-polkit.service"
 SOCKETS = [f"circleosd-{name}.socket" for name in ("auth", "registry", "plugins")]
 SERVICES = [f"circleosd-{name}.service" for name in ("auth", "registry", "plugins")]
@@ -36,14 +38,14 @@ while True:
 @pytest.fixture
 def machine(booted: Machine) -> Machine:
     """A machine without the package, which starts what is installed."""
-    booted.succeed("rm -f /usr/sbin/policy-rc.d", "dpkg --purge circleosd 2>&1")
+    booted.succeed(PREPARE, "dpkg --purge circleosd 2>&1")
     return booted
 
 
 @pytest.fixture(scope="module")
 def installed(booted: Machine, deb: str) -> Machine:
     """A machine with the package, for tests that leave it as it is."""
-    booted.succeed("rm -f /usr/sbin/policy-rc.d", f"apt-get install -qq -y {deb} 2>&1")
+    booted.succeed(PREPARE, f"apt-get install -qq -y {deb} 2>&1")
     return booted
 
 

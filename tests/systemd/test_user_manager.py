@@ -11,6 +11,7 @@ import pytest
 
 from tests.systemd.conftest import PROJECT_INSIDE
 from tests.systemd.machine import Machine
+from tests.systemd.test_deb import PREPARE
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -23,7 +24,7 @@ MANAGERS = "/home/carol/.config/systemd/user"
 @pytest.fixture(scope="module")
 def machine(booted: Machine, deb: str) -> Machine:
     """A machine with the package, and with carol, whose manager always runs, and who is in no group."""
-    booted.succeed("rm -f /usr/sbin/policy-rc.d", f"dpkg --install {deb} 2>&1")
+    booted.succeed(PREPARE, f"dpkg --install {deb} 2>&1")
     booted.succeed("useradd --create-home --shell /bin/bash carol", "loginctl enable-linger carol")
     booted.wait_for_unit(f"user@{booted.succeed('id -u carol').strip()}.service", timeout=20)
     return booted
