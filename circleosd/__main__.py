@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from circleosd import __version__, paths
-from circleosd.errors import CircleError
+from circleosd.activation import passed_socket
+from circleosd.errors import CircleError, Unavailable
 
 if TYPE_CHECKING:
     from circleosd.config import Settings
@@ -91,11 +92,13 @@ def serve(name: str) -> int:
 async def _serve(name: str) -> None:
     from circleosd import config
     from circleosd.server import Server
-    from circleosd.systemd.activation import listening_socket
     from circleosd.systemd.notify import Notifier
 
     settings = config.load(os.environ)
-    listener = listening_socket()
+    try:
+        listener = passed_socket(os.environ, os.getpid())
+    except OSError as exc:
+        raise Unavailable(f"cannot start {name}: {exc}") from exc
     # The other services listen beside this one, in whatever mode and directory that is.
     runtime = Path(listener.getsockname()).parent
     state = Path(os.environ.get("STATE_DIRECTORY") or f"{paths.state_home(os.environ)}/circleosd/{name}")

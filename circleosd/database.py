@@ -132,7 +132,7 @@ class Database:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
-        self._writer.submit(transaction.committed)  # in the same thread, but nobody waits for it
+        transaction.committed()
         return result
 
     def _commit(self) -> None:

@@ -6,20 +6,19 @@ import asyncio
 import base64
 import contextlib
 import os
-import secrets
 import threading
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TypeVar
-
-from argon2 import PasswordHasher, Type
-from argon2.exceptions import InvalidHashError, VerificationError
+from typing import TYPE_CHECKING, TypeVar
 
 from circleosd.config import AuthSettings
 from circleosd.errors import BadRequest, Limit
+
+if TYPE_CHECKING:
+    from argon2 import PasswordHasher
 
 T = TypeVar("T")
 
@@ -31,9 +30,7 @@ class Passwords:
     """Hashes and verifies, `settings.hashing` at a time; so many more wait that memory and time stay bounded."""
 
     def __init__(self, settings: AuthSettings) -> None:
-        self._hasher = PasswordHasher(
-            time_cost=settings.hash_passes, memory_cost=settings.hash_memory, parallelism=1, type=Type.ID
-        )
+        self._settings = settings
         self._most = settings.hashing + settings.login_queue
         self._threads = ThreadPoolExecutor(settings.hashing, "argon2", _give_way)
         self._in_hand = 0
@@ -41,7 +38,7 @@ class Passwords:
 
     async def hash(self, password: str) -> str:
         """The password's hash in PHC string format, parameters and salt included. Raises `Limit`."""
-        return await self._run(self._hasher.hash, normal(password))
+        return await self._run(lambda text: self._hasher.hash(text), normal(password))
 
     async def verify(self, stored: str | None, password: str) -> bool:
         """Whether `password` has the hash `stored`. None, for an unknown user, takes as long and is never right.
@@ -55,7 +52,19 @@ class Passwords:
         """Whether `stored` was made with other parameters than are in use now."""
         return self._hasher.check_needs_rehash(stored)
 
+    @cached_property
+    def _hasher(self) -> PasswordHasher:
+        """argon2 is imported for the first password: most starts of the service are for a question about a session."""
+        from argon2 import PasswordHasher, Type
+
+        settings = self._settings
+        return PasswordHasher(
+            time_cost=settings.hash_passes, memory_cost=settings.hash_memory, parallelism=1, type=Type.ID
+        )
+
     def _matches(self, stored: str, password: str) -> bool:
+        from argon2.exceptions import InvalidHashError, VerificationError
+
         try:
             return self._hasher.verify(stored, password)
         except (VerificationError, InvalidHashError):
@@ -79,7 +88,7 @@ def _give_way() -> None:
 
 def _decoy(settings: AuthSettings) -> str:
     """A hash of the parameters in use that no password has, so that it costs nothing to make."""
-    salt, digest = (base64.b64encode(secrets.token_bytes(size)).rstrip(b"=").decode() for size in (16, 32))
+    salt, digest = (base64.b64encode(os.urandom(size)).rstrip(b"=").decode() for size in (16, 32))
     return f"$argon2id$v=19$m={settings.hash_memory},t={settings.hash_passes},p=1${salt}${digest}"
 
 

@@ -7,7 +7,6 @@ import sqlite3
 import time
 from collections.abc import Sequence
 
-from circleosd.api import actions
 from circleosd.api.auth import (
     AddGrant,
     Answer,
@@ -49,7 +48,6 @@ from circleosd.service import Act, Handlers
 RESERVED = ("root", "nobody")  # and what begins with circleosd: names that others would take for something else
 MAX_RULES = 200  # of one user; each is sent with every verification and looked at with every decision
 SESSIONS_SHOWN = 1000
-NEEDS = {verb: contract.access for verb, contract in actions.BY_VERB.items()}
 
 
 class AuthService(Handlers):
@@ -383,6 +381,8 @@ class AuthService(Handlers):
 
     async def can(self, request: Can, act: Act) -> Answer:
         """Handler of `can`."""
+        from circleosd.api import actions  # all services' contracts: only what is about rules waits for them
+
         contract = actions.BY_VERB.get(request.verb)
         if contract is None:
             raise BadRequest(f"there is no action {request.verb}; there are: {', '.join(actions.BY_VERB)}")
@@ -421,7 +421,10 @@ class AuthService(Handlers):
 
     def _within(self, caller: Caller, role: Role | None, rules: Sequence[Grant]) -> None:
         """Raises `Denied` if the caller lacks a right that this role and these rules give."""
-        if lacking := excess(caller, role, rules, NEEDS):
+        from circleosd.api import actions
+
+        needs = {verb: contract.access for verb, contract in actions.BY_VERB.items()}
+        if lacking := excess(caller, role, rules, needs):
             raise Denied(f"this needs a right that you do not have yourself: {lacking}")
 
 
@@ -440,12 +443,14 @@ def _named(act: Act) -> str:
 
 def _require_known(given: Grant) -> None:
     """Refuse a rule that can never apply, such as one with a misspelt verb. Raises `BadRequest`."""
+    from circleosd.api import actions
+
     covered = [verb for verb in actions.BY_VERB if given._replace(object="*").covers(verb, None)]
     if not covered:
         raise BadRequest(f"there is no action {given.verb}; there are: {', '.join(actions.BY_VERB)}")
     if given.deny:
         return
     if not any(actions.takes_rules(actions.BY_VERB[verb]) for verb in covered):
-        needs = NEEDS[covered[0]]
+        needs = actions.BY_VERB[covered[0]].access
         why = "anyone may do it" if needs is Access.ANYONE else f"it needs the role {needs}"
         raise BadRequest(f"no rule about an object can allow {given.verb}: {why}")

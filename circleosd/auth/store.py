@@ -5,8 +5,9 @@ or decides.
 from __future__ import annotations
 
 import hashlib
-import secrets
+import os
 import sqlite3
+from base64 import urlsafe_b64encode
 from typing import NamedTuple
 
 from circleosd import ledger
@@ -238,7 +239,8 @@ def open_session(tx: Transaction, user: Account, uid: int, now: float, expires: 
         (user.name, most - 1),
     )
     tx.execute("UPDATE users SET last_login = ?, last_uid = ? WHERE name = ?", (now, uid, user.name))
-    token, number = secrets.token_urlsafe(TOKEN_BYTES), secrets.token_hex(6)
+    token = urlsafe_b64encode(os.urandom(TOKEN_BYTES)).rstrip(b"=").decode()
+    number = os.urandom(6).hex()
     tx.execute(
         "INSERT INTO sessions (hash, id, user, uid, created, used, expires) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (token_hash(token), number, user.name, uid, now, now, expires),

@@ -7,15 +7,12 @@ status 0 after the manager has hung up, 1 when it broke the protocol or no socke
 from __future__ import annotations
 
 import os
-import socket
 import sys
-from typing import Final
 
+from circleosd.activation import passed_socket
 from circleosd.worker.channel import Channel
 from circleosd.worker.frames import LOAD, FrameError, parse_load
 from circleosd.worker.limits import settle
-
-_LISTEN_FDS_START: Final = 3
 
 
 def main(argv: list[str]) -> int:
@@ -35,14 +32,6 @@ def main(argv: list[str]) -> int:
     except (FrameError, OSError) as exc:
         print(f"cannot serve the plugin {argv[0]}: {exc}", file=sys.stderr)
         return 1
-
-
-def passed_socket(environment: dict[str, str] | os._Environ[str], pid: int) -> socket.socket:
-    """The one listening socket that the service manager passed. Raises OSError without one."""
-    if environment.get("LISTEN_PID") != str(pid) or environment.get("LISTEN_FDS") != "1":
-        raise OSError("no socket was passed; the worker is started by its socket unit")
-    os.set_inheritable(_LISTEN_FDS_START, False)
-    return socket.socket(fileno=_LISTEN_FDS_START)
 
 
 def serve(channel: Channel) -> None:

@@ -26,7 +26,8 @@ ALLOWED = {
     "server": {"config", "errors", "policy", "wire"},
     "upstream": {"errors", "policy", "wire"},
     "systemd": {"api", "errors", "registry.units"},
-    "worker": set[str](),
+    "activation": set[str](),
+    "worker": {"activation"},
     "auth": {"api", "config", "database", "errors", "ledger", "policy", "service"},
     "registry": {"api", "database", "errors", "ledger", "policy", "service", "upstream"},
     "plugins": {

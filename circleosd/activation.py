@@ -1,0 +1,20 @@
+"""The socket that a service manager passes to a process (sd_listen_fds(3)).
+
+systemd-python has this too, and with it all of libsystemd, which a start would load for three variables.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+FIRST = 3  # SD_LISTEN_FDS_START
+
+
+def passed_socket(environment: Mapping[str, str], pid: int) -> socket.socket:
+    """The one listening socket that was passed to the process `pid`. Raises OSError without one."""
+    if environment.get("LISTEN_PID") != str(pid) or environment.get("LISTEN_FDS") != "1":
+        raise OSError("no socket was passed; it is started by its socket unit, or by circleosd up")
+    os.set_inheritable(FIRST, False)
+    return socket.socket(fileno=FIRST)
