@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -123,9 +124,7 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
             sys.stdout.flush()
         return 0
     if command.service is None:
-        from circlectl import system
-
-        data, problem = system.COMMANDS[command.verb](ask, request)
+        data, problem = importlib.import_module(command.module).COMMANDS[command.verb](ask, request)
     else:
         try:
             data = ask.once(command.service, request)
@@ -160,7 +159,7 @@ class Asking:
     def once(self, service: str, request: dict[str, Any]) -> Any:
         """The data of the one reply."""
         path = paths.socket_path(service, self._runtime)
-        return next(client.call(path, {**request, **self._envelope}, files=self._files, timeout=TIMEOUT))
+        return next(client.call(path, {**request, **self._envelope}, files=self._files, timeout=TIMEOUT, said=_note))
 
     def stream(self, service: str, request: dict[str, Any]) -> Iterator[Any]:
         """The data of each reply that holds some; there may be any time between two."""
@@ -226,6 +225,8 @@ def _open_files(command: Command, request: dict[str, Any]) -> list[int]:
     beside = os.path.splitext(named["path"])[0] + ".json"
     if "manifest" not in named and os.path.isfile(beside):
         named["manifest"] = beside
+    if "manifest" in named and "signature" not in named and os.path.isfile(beside := named["manifest"] + ".sig"):
+        named["signature"] = beside
     opened = []
     for name, path in named.items():
         try:
@@ -249,10 +250,17 @@ def _show(command: Command, data: Any, *, as_json: bool) -> None:
         print(text)
 
 
+def _note(message: str) -> None:
+    """What a service has to say to a request that it carried out."""
+    from circlectl.render import printable
+
+    print(f"circlectl: {printable(message)}", file=sys.stderr)
+
+
 def _complain(error: CircleError, command: str, scope: str | None = None) -> None:
     """One line: what is wrong, its code, what to do next."""
     text = str(error)
-    step = _NEXT_STEP.get(error.code, "") if "; see:" not in text and "--" not in text.partition(";")[2] else ""
+    step = _NEXT_STEP.get(error.code, "") if "; " not in text else ""  # else it names one itself
     systemctl = "systemctl --user" if scope == "user" else "systemctl"
     tail = f"; {step.format(command=command, systemctl=systemctl)}" if step else ""
     from circlectl.render import printable

@@ -1,4 +1,4 @@
-"""Which commands there are: those of the contracts by group, and the few that ask several services."""
+"""Which commands there are: those of the contracts by group, and the few that circlectl itself carries out."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ _MODULES = {
     "plugin": "circleosd.api.plugins",
     "system": "circlectl.system",
 }
+_LOCAL = {"plugin": "circlectl.signing"}  # what a group has besides, carried out here
 
 
 class Command(NamedTuple):
-    """One command: `service` is who carries it out, None for one that asks several."""
+    """One command: `service` is who carries it out, None for the module of circlectl itself that the command is in."""
 
     group: str
     verb: str
     contract: type[Request]
     service: str | None
+    module: str
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -48,7 +50,11 @@ class Command(NamedTuple):
 
 def of_group(group: str) -> Mapping[str, Command]:
     """The commands of a group by verb. Imports that group's contracts and no others: each costs time at every start."""
-    module = importlib.import_module(_MODULES[group])
-    service = getattr(module, "SERVICE", None)
-    found = (Command(group, contract.command, contract, service) for contract in module.CONTRACTS if contract.command)
-    return {command.verb: command for command in found}
+    found = {}
+    for name in filter(None, (_MODULES[group], _LOCAL.get(group))):
+        module = importlib.import_module(name)
+        service = getattr(module, "SERVICE", None)
+        for contract in module.CONTRACTS:
+            if contract.command:
+                found[contract.command] = Command(group, contract.command, contract, service, name)
+    return found

@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_TIMES = {"created", "last_login", "last_used", "locked_until", "expires", "since", "loaded", "time"}
-_SIZES = {"memory", "size"}
+_TIMES = {"created", "last_login", "last_used", "locked_until", "expires", "since", "loaded", "time", "last_failed"}
+_SIZES = {"memory", "size", "stored"}
 _SPANS = {"uptime", "duration"}
 _WIDE = 60  # columns of a table cell before it is cut
 

@@ -50,7 +50,7 @@ def _history(data: Any) -> str:
 
 def _act(row: dict[str, Any]) -> dict[str, Any]:
     actor = row["actor"]
-    who = actor.get("plugin") or actor["user"] or "-"
+    who = f"plugin {actor['plugin']}" if actor.get("plugin") else actor["user"] or "-"
     outcome = row["error"] or ("done" if row["phase"] == "outcome" else row["phase"])
     return {
         "time": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["time"])),
@@ -104,6 +104,51 @@ def _change_of_state(row: dict[str, Any]) -> str:
     return f"{now}  {row['name']}: {row['state']} ({row['sub']})"
 
 
+def _plugin(data: dict[str, Any]) -> str:
+    """What a plugin is and what it may do."""
+    signed = f"signed by {data['signer']}" if data["signer"] else "not signed by anybody trusted"
+    state = "" if data["state"] == "ready" else f", {data['state']}"
+    lines = [f"{data['id']} {data['version']}: {data['abi']}, {signed}{state}"]
+    lines.append(f"  functions: {render.value('', data['functions'])}")
+    return "\n".join([*map(render.printable, lines), *_capabilities(data["capabilities"])])
+
+
+def _capabilities(asked: list[dict[str, Any]]) -> list[str]:
+    width = max((len(item["name"]) for item in asked), default=0)
+    return [
+        f"  {render.printable(item['name']):<{width}}  {'granted' if item['granted'] else 'not granted'}"
+        + (f": {render.printable(item['reason'])}" if item["reason"] else "")
+        for item in asked
+    ]
+
+
+def _details(data: dict[str, Any]) -> str:
+    rest = {name: item for name, item in data.items() if item is not None and name not in ("capabilities", "limits")}
+    limits = {name: render.value("memory" if name in _BYTES else "", item) for name, item in data["limits"].items()}
+    shown = render.fields({**rest, "limits": limits})
+    return "\n".join([shown, "capabilities:", *(_capabilities(data["capabilities"]) or ["  none asked for"])])
+
+
+def _verified(data: dict[str, Any]) -> str:
+    line = f"{data['name']} {data['version']}: good signature of {data['signer']} with {data['key']}"
+    asked = [f"  asks for {item['name']}: {item['reason']}".rstrip(": ") for item in data["capabilities"]]
+    return "\n".join(map(render.printable, [line, *asked]))
+
+
+def _signed(data: dict[str, Any]) -> str:
+    return f"signed {data['manifest']}; the signature is {data['signature']}"
+
+
+def _events(data: list[dict[str, Any]] | dict[str, Any]) -> str | None:
+    rows = data if isinstance(data, list) else [data]
+    shown = [
+        f"{render.value('time', row['time'])}  {row['plugin']}  {row['topic']}: {render.printable(row['payload'])}"
+        for row in rows
+    ]
+    return "\n".join(shown) if shown else None
+
+
+_BYTES = {"memory", "output", "storage"}
 _SPECIAL: dict[tuple[str, str], Callable[[Any], str | None]] = {
     ("user", "login"): _login,
     ("user", "whoami"): _who,
@@ -117,7 +162,17 @@ _SPECIAL: dict[tuple[str, str], Callable[[Any], str | None]] = {
     ("service", "reload"): _job,
     ("service", "logs"): _log,
     ("service", "watch"): _change_of_state,
+    ("plugin", "load"): _plugin,
+    ("plugin", "show"): _details,
+    ("plugin", "grant"): _plugin,
+    ("plugin", "revoke"): _plugin,
+    ("plugin", "enable"): _plugin,
+    ("plugin", "disable"): _plugin,
+    ("plugin", "unload"): _plugin,
+    ("plugin", "verify"): _verified,
+    ("plugin", "sign"): _signed,
+    ("plugin", "events"): _events,
     ("system", "status"): _status,
     ("system", "history"): _history,
 }
-_HIDDEN = {("plugin", "list"): ("digest", "capabilities", "plugin_type")}
+_HIDDEN = {("plugin", "list"): ("digest", "capabilities", "plugin_type", "loaded")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from circleosd import wire
@@ -15,11 +15,19 @@ CHUNK = 256 * 1024
 CONNECT = 60.0  # seconds to connect when replies may take any time
 
 
-def call(path: str, request: dict[str, Any], *, files: Sequence[int] = (), timeout: float | None) -> Iterator[Any]:
+def call(
+    path: str,
+    request: dict[str, Any],
+    *,
+    files: Sequence[int] = (),
+    timeout: float | None,
+    said: Callable[[str], None] = lambda message: None,
+) -> Iterator[Any]:
     """Send `request` to the service that listens at `path`; yield the `data` of each reply, one unless it is a stream.
 
-    `files` are descriptors to pass along, `timeout` seconds that a reply may take (None: any). Raises the error that
-    the service names, `Unavailable` when it cannot be reached or goes away, `Timeout`.
+    `files` are descriptors to pass along, `timeout` seconds that a reply may take (None: any); `said` gets the message
+    that a reply may carry. Raises the error that the service names, `Unavailable` when it cannot be reached or goes
+    away, `Timeout`.
     """
     name = path.rpartition("/")[2].removesuffix(".sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -29,7 +37,7 @@ def call(path: str, request: dict[str, Any], *, files: Sequence[int] = (), timeo
             sock.connect(path)
             sock.settimeout(timeout)
             _send(sock, wire.encode(request), files)
-            yield from _replies(sock)
+            yield from _replies(sock, said)
         except (TimeoutError, BlockingIOError) as exc:
             raise Timeout(f"no reply from {name} in time") from exc
         except (FileNotFoundError, ConnectionRefusedError) as exc:
@@ -52,7 +60,7 @@ def _send(sock: socket.socket, line: bytes, files: Sequence[int]) -> None:
         return
 
 
-def _replies(sock: socket.socket) -> Iterator[Any]:
+def _replies(sock: socket.socket, said: Callable[[str], None]) -> Iterator[Any]:
     buffer = wire.LineBuffer(1 << 30)  # the service is trusted; its own bounds are far below
     while True:
         while (line := buffer.next_line()) is None:
@@ -63,6 +71,8 @@ def _replies(sock: socket.socket) -> Iterator[Any]:
         reply = wire.decode_object(line)
         if not reply.get("ok"):
             raise from_code(str(reply.get("error")), str(reply.get("message")))
+        if message := reply.get("message"):
+            said(str(message))
         yield reply.get("data")
         if not reply.get("more"):
             return

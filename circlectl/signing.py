@@ -1,0 +1,112 @@
+"""Signing a plugin: completes its manifest and has ssh-keygen sign that, with a key that never leaves its owner."""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Annotated, Any, TypedDict
+
+from circleosd.api.contract import Doc, Mark, Request, contract
+from circleosd.errors import BadRequest, CircleError, Unavailable
+from circleosd.policy import Access
+
+NAMESPACE = "circleosd-plugin"
+PIECE = 1 << 20
+
+Ask = Callable[[str, dict[str, Any]], Any]
+
+
+class Signed(TypedDict):
+    """What was written, and what the manifest now says of the artifact: its sha256 in hex and its size in bytes."""
+
+    manifest: str
+    signature: str
+    digest: str
+    size: int
+
+
+@contract
+class Sign(Request, action="sign", access=Access.ANYONE, reply=Signed):
+    """Sign a plugin with an SSH key: put the artifact's sha256 and size into its manifest and sign that."""
+
+    path: Annotated[str, Doc("the artifact, .wasm or .so")]
+    key: Annotated[str, Doc("the SSH key to sign with; a public key whose private half an agent holds will do"),
+                   Mark.OPTION]  # fmt: skip
+    manifest: Annotated[str | None, Doc("its manifest; default: the .json file beside the artifact"), Mark.OPTION] = (
+        None
+    )
+
+
+CONTRACTS: tuple[type[Request], ...] = (Sign,)
+
+
+def sign(ask: Ask, request: dict[str, Any]) -> tuple[Any, CircleError | None]:
+    """Write the manifest and its signature. Asks no service."""
+    if "key" not in request:
+        raise BadRequest("plugin sign needs --key, the SSH key to sign with")
+    path = request["path"]
+    where = request.get("manifest") or os.path.splitext(path)[0] + ".json"
+    manifest = _manifest(where)
+    digest, size = _measure(path)
+    content = (json.dumps(manifest | {"sha256": digest, "size": size}, ensure_ascii=False, indent=2) + "\n").encode()
+    signature = _signature(content, request["key"])
+    _write(where, content)
+    _write(f"{where}.sig", signature)
+    return Signed(manifest=where, signature=f"{where}.sig", digest=digest, size=size), None
+
+
+def _manifest(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            manifest = json.load(file)
+    except FileNotFoundError:
+        raise BadRequest(f"cannot sign without a manifest: there is no {path}; it needs at least a name") from None
+    except (OSError, ValueError) as exc:
+        raise BadRequest(f"cannot read the manifest {path}: {exc}") from exc
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("name"), str):
+        raise BadRequest(f"the manifest {path} is no JSON object with a name")
+    return manifest
+
+
+def _measure(path: str) -> tuple[str, int]:
+    """The sha256 and the size of a file."""
+    import hashlib
+
+    digest, size = hashlib.sha256(), 0
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(PIECE):
+                digest.update(piece)
+                size += len(piece)
+    except OSError as exc:
+        raise BadRequest(f"cannot read {path}: {exc.strerror}") from exc
+    return digest.hexdigest(), size
+
+
+def _signature(content: bytes, key: str) -> bytes:
+    """What ssh-keygen makes of `content`; it asks for a passphrase on the terminal by itself."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            ["ssh-keygen", "-Y", "sign", "-f", key, "-n", NAMESPACE], input=content, capture_output=True, check=False
+        )
+    except OSError as exc:
+        raise Unavailable(f"cannot run ssh-keygen, which signs: {exc.strerror}; install OpenSSH's client") from exc
+    if done.returncode or not done.stdout.startswith(b"-----BEGIN SSH SIGNATURE-----"):
+        reason = done.stderr.decode("utf-8", "replace").strip().replace("\n", "; ")
+        raise BadRequest(f"cannot sign with {key}: {reason or 'ssh-keygen gave no reason'}")
+    return done.stdout
+
+
+def _write(path: str, content: bytes) -> None:
+    """Replace a file by a whole new one."""
+    new = f"{path}.{os.getpid()}"
+    try:
+        with open(new, "wb") as file:
+            file.write(content)
+        os.replace(new, path)
+    except OSError as exc:
+        raise BadRequest(f"cannot write {path}: {exc.strerror}") from exc
+
+
+COMMANDS = {"sign": sign}
