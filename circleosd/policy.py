@@ -65,7 +65,8 @@ class Caller(NamedTuple):
     """Who makes a request: the kernel's word about the process and, where there is one, the CircleOSD user.
 
     `role` is the higher of what the uid and the user give; None is a stranger. `privileged`: the uid alone makes it
-    admin, so that no rule binds it and nobody can lock it out. `plugin` is the plugin on whose behalf a service acts.
+    admin, so that no rule binds it and nobody can lock it out. `vouches`: it is CircleOSD itself, and may say on behalf
+    of which plugin it acts; that is `plugin`.
     """
 
     peer: Peer
@@ -74,9 +75,12 @@ class Caller(NamedTuple):
     session: str | None = None
     grants: tuple[Grant, ...] = ()
     privileged: bool = False
+    vouches: bool = False
     plugin: str | None = None
 
     def __str__(self) -> str:
+        if self.plugin is not None:
+            return f"the plugin {self.plugin}"
         if self.user is None:
             return f"uid {self.peer.uid}"
         return f"{self.user} (uid {self.peer.uid})" if self.peer.uid >= 0 else self.user

@@ -236,7 +236,7 @@ class Service:
         name = value if isinstance(value, str) else None
         act = Act(self._ledger, Caller(peer), envelope.token, contract, shown(name), files)
         try:
-            act.caller = await self._identify(peer, envelope.token)
+            act.caller = _speaker(await self._identify(peer, envelope.token), envelope.params)
             if contract.own_object and value is None:
                 act.object = name = act.caller.user
             self._authorize(endpoint, act.caller, name)
@@ -364,6 +364,16 @@ async def closing(items: AsyncIterator[Any]) -> AsyncIterator[None]:
     finally:
         if isinstance(items, AsyncGenerator):
             await items.aclose()
+
+
+def _speaker(caller: Caller, params: dict[str, Any]) -> Caller:
+    """The caller, or the plugin on whose behalf it acts. Raises `Denied` for one who may not speak for plugins."""
+    plugin = params.get("on_behalf")
+    if not isinstance(plugin, str):
+        return caller
+    if not caller.vouches:
+        raise Denied(f"only CircleOSD itself may act on behalf of a plugin, not {caller}")
+    return caller._replace(plugin=plugin[:64])
 
 
 def _internal() -> Internal:

@@ -92,7 +92,8 @@ async def connect(path: str) -> socket.socket:
 class Identities:
     """Turns a peer and its token into a caller, by asking auth-service: at most once a second for each.
 
-    `trusted` gives the uids of other CircleOSD services the grants that their work needs.
+    `trusted` gives the uids of other CircleOSD services the grants that their work needs. They, and this service's
+    own uid, may say on behalf of which plugin they act.
     """
 
     def __init__(self, auth: str, *, timeout: float, trusted: dict[int, tuple[Grant, ...]] | None = None) -> None:
@@ -105,7 +106,9 @@ class Identities:
     async def identify(self, peer: Peer, token: str | None) -> Caller:
         """The caller behind a connection. Raises `Denied` for a token that names no session."""
         role = role_of_uid(peer.uid, self._own_uid)
-        caller = Caller(peer, role, grants=self._trusted.get(peer.uid, ()), privileged=role is not None)
+        trusted = self._trusted.get(peer.uid, ())
+        vouches = token is None and (bool(trusted) or peer.uid == self._own_uid)
+        caller = Caller(peer, role, grants=trusted, privileged=role is not None, vouches=vouches)
         if token is None and (caller.privileged or caller.grants):
             return caller
         try:

@@ -3,7 +3,7 @@
 from typing import Annotated, TypedDict
 
 from circleosd.api.common import EVERYWHERE
-from circleosd.api.contract import Between, Doc, Effect, Mark, Pattern, Request, contract
+from circleosd.api.contract import Between, Doc, Effect, Length, Mark, Pattern, Request, contract
 from circleosd.policy import Access
 
 SERVICE = "service-registry"
@@ -13,6 +13,12 @@ ServiceName = Annotated[
     str,
     Doc("the service's name in the catalog"),
     Pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}", "a service name: letters, digits and _ . @ : -, at most 128"),
+]
+OnBehalf = Annotated[
+    str | None,
+    Doc("the plugin for which plugin-manager acts; nobody else may say so"),
+    Length(1, 64),
+    Mark.HIDDEN,
 ]
 
 
@@ -68,12 +74,15 @@ class LogLine(TypedDict):
 class ListServices(Request, action="list", access=Access.VIEWER, reply=list[Service], rows="name"):
     """List the services and their states."""
 
+    on_behalf: OnBehalf = None
+
 
 @contract
 class Status(Request, action="status", access=Access.VIEWER, reply=ServiceStatus, object="name"):
     """Show one service in detail."""
 
     name: ServiceName
+    on_behalf: OnBehalf = None
 
 
 @contract
@@ -95,6 +104,7 @@ class Restart(Request, action="restart", access=Access.OPERATOR, reply=Job, effe
     """Stop a service if it runs, then start it."""
 
     name: ServiceName
+    on_behalf: OnBehalf = None
 
 
 @contract

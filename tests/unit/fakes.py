@@ -20,12 +20,15 @@ USERS = {
 
 
 async def identify(peer: Peer, token: str | None) -> Caller:
-    """Root is admin, the tokens of `USERS` are theirs, everybody else is a stranger; any other token is refused."""
+    """Root is admin, the tokens of `USERS` are theirs, everybody else is a stranger; any other token is refused.
+
+    Root is also this service's own uid.
+    """
     if token in USERS:
         return USERS[token]._replace(peer=peer)
     if token is not None:
         raise Denied("the session is unknown")
-    return Caller(peer, Role.ADMIN if peer.uid == 0 else None, privileged=peer.uid == 0)
+    return Caller(peer, Role.ADMIN if peer.uid == 0 else None, privileged=peer.uid == 0, vouches=peer.uid == 0)
 
 
 class NoFiles:

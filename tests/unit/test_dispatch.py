@@ -290,3 +290,15 @@ def test_the_records_verification_is_for_admins(registry: Registry) -> None:
     registry.ask({"action": "start", "name": "nginx"})
     assert registry.ask({"action": "audit"})["data"]["problems"] == []
     assert registry.ask({"action": "audit", "token": "operator"}, STRANGER)["error"] == "denied"
+
+
+def test_only_circleosd_itself_acts_on_behalf_of_a_plugin(registry: Registry) -> None:
+    request = {"action": "restart", "name": "nginx", "on_behalf": "healer"}
+    reply = registry.ask({**request, "token": "operator"})
+    assert reply["error"] == "denied"
+    assert "on behalf of a plugin" in reply["message"]
+    assert registry.units.jobs == []
+    assert registry.ask(request)["ok"]
+    rows = registry.ask({"action": "history", "object": "nginx"})["data"]
+    assert [row["actor"].get("plugin") for row in rows] == [None, "healer", "healer"]
+    assert registry.ask({"action": "status", "name": "nginx", "on_behalf": None})["ok"]
