@@ -1,0 +1,248 @@
+"""Signatures of manifests: OpenSSH's own, made and checked by `ssh-keygen -Y` (ssh-keygen(1), PROTOCOL.sshsig).
+
+What is signed are the bytes of the manifest, in the namespace `circleosd-plugin`; the manifest names the sha256 and the
+size of the artifact. `trusted-signers` in the configuration directory is an ALLOWED SIGNERS file, `revoked-signers` a
+list of public keys or a KRL. Nothing here computes a signature or takes one apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from circleosd.errors import Denied, Timeout, Unavailable
+
+NAMESPACE = "circleosd-plugin"
+SIGNERS = "trusted-signers"
+REVOKED = "revoked-signers"
+
+MAX_SIGNATURE = 16 * 1024  # bytes; one of the largest RSA keys with a certificate has 10 KiB
+MAX_SIGNERS = 256 * 1024
+MAX_SAID = 64 * 1024  # bytes of ssh-keygen's output that are looked at
+SECONDS = 10.0  # for one run of ssh-keygen, which takes some 10 ms
+
+Policy = Literal["require", "warn", "off"]
+
+
+class Problem(StrEnum):
+    """Why a signature does not count."""
+
+    MALFORMED = "malformed"
+    NAMESPACE = "namespace"
+    TAMPERED = "tampered"
+    UNKNOWN = "unknown"
+    EXPIRED = "expired"
+    NOT_YET = "not-yet-valid"
+    REVOKED = "revoked"
+
+
+# With these the signature is whole: somebody vouches, and whoever loads may know them better than the host does.
+OPEN_TO_TRUST = frozenset({Problem.UNKNOWN, Problem.EXPIRED, Problem.NOT_YET})
+
+
+class BadSignature(Denied):
+    """A signature that does not count, and why."""
+
+    def __init__(self, problem: Problem, message: str) -> None:
+        super().__init__(message)
+        self.problem = problem
+
+
+class Signer(NamedTuple):
+    """Whose signature it is: `principal` as trusted-signers names them, `key` the kind and fingerprint of the key.
+
+    `principal` is None where there is no trusted-signers file to name anybody.
+    """
+
+    principal: str | None
+    key: str
+
+
+class Trust(NamedTuple):
+    """What a load is based on: the trusted signer, or the warning that whoever loads should read."""
+
+    signer: str | None
+    key: str | None
+    warning: str | None
+
+
+class _Ran(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+class Signatures:
+    """Verifies and judges. `directories` hold trusted-signers and revoked-signers; the last that has one counts."""
+
+    def __init__(self, directories: Sequence[Path], policy: Policy, environment: Mapping[str, str]) -> None:
+        self._directories = directories
+        self._policy = policy
+        self._environment = {name: environment[name] for name in ("PATH", "TZ", "HOME") if name in environment} | {
+            "LC_ALL": "C"
+        }
+        self._places = asyncio.Semaphore(2)
+
+    async def judge(self, manifest: bytes, signature: bytes | None, *, native: bool, explicit: bool) -> Trust:
+        """Decide whether a plugin may be loaded. `explicit`: whoever loads it says that they trust it.
+
+        Raises `Denied` with the reason.
+        """
+        if self._policy == "off" and not native:
+            return Trust(None, None, None)
+        if signature is None:
+            return self._unsigned("nobody signed it", None, native=native, explicit=explicit)
+        try:
+            signer = await self.verify(manifest, signature)
+        except BadSignature as error:
+            if not (explicit and error.problem in OPEN_TO_TRUST and self._policy != "require"):
+                raise
+            return Trust(None, None, f"loaded on trust: {error}")
+        if signer.principal is None:
+            why = f"it is signed with the key {signer.key}, but this host trusts no signers yet ({SIGNERS})"
+            return self._unsigned(why, signer.key, native=native, explicit=explicit)
+        return Trust(signer.principal, signer.key, None)
+
+    def _unsigned(self, why: str, key: str | None, *, native: bool, explicit: bool) -> Trust:
+        if self._policy == "require":
+            raise Denied(f"this host loads only what a trusted signer signed (plugins.trust = require): {why}")
+        if native and not explicit:
+            raise Denied(
+                f"{why}, and native code is not confined by WebAssembly: "
+                "load it with --trust if you trust its author, or have it signed"
+            )
+        return Trust(None, key, f"loaded on trust: {why}" if explicit else why)
+
+    async def verify(self, manifest: bytes, signature: bytes, signers: bytes | None = None) -> Signer:
+        """Whose signature of `manifest` this is. `signers` stands for the host's trusted-signers.
+
+        Raises `BadSignature`, `Unavailable` when ssh-keygen cannot be run, `Timeout`.
+        """
+        if len(signature) > MAX_SIGNATURE:
+            raise BadSignature(Problem.MALFORMED, f"the signature is larger than {MAX_SIGNATURE} bytes")
+        with contextlib.ExitStack() as files:
+            armored = files.enter_context(_in_memory(signature))
+            trusted = files.enter_context(_in_memory(signers)) if signers is not None else self._found(SIGNERS)
+            async with self._places:
+                key = await self._whole(manifest, armored)
+                if trusted is None:
+                    return Signer(None, key)
+                principal = await self._principal(armored, trusted, key)
+                await self._valid(manifest, armored, trusted, principal, key)
+        return Signer(principal, key)
+
+    async def _whole(self, manifest: bytes, signature: str) -> str:
+        """The key whose signature of the manifest this is, whoever that belongs to."""
+        ran = await self._run(["-Y", "check-novalidate", "-n", NAMESPACE, "-s", signature], manifest)
+        if ran.status == 0 and (good := re.search(r"\bwith (\S+) key (\S+)", ran.out)):
+            return f"{good[1]} {good[2]}"
+        if "namespace" in ran.err:
+            raise BadSignature(
+                Problem.NAMESPACE,
+                f"the signature was made for another purpose: its namespace is not {NAMESPACE}; "
+                "sign it with: circlectl plugin sign",
+            )
+        if "incorrect signature" in ran.err:
+            raise BadSignature(
+                Problem.TAMPERED,
+                "the signature is not of this manifest: one of the two was changed after signing; "
+                "get both from their author again",
+            )
+        raise BadSignature(Problem.MALFORMED, f"the signature cannot be read: {_last_line(ran.err)}; get it again")
+
+    async def _principal(self, signature: str, trusted: str, key: str) -> str:
+        """Whom trusted-signers names for the key of the signature."""
+        ran = await self._run(["-Y", "find-principals", "-s", signature, "-f", trusted], b"")
+        if ran.status == 0 and ran.out.strip():
+            return ran.out.splitlines()[0].split(",")[0].strip()
+        if reason := re.search(r"key has expired.*valid-before (\S+)", ran.err):
+            raise BadSignature(
+                Problem.EXPIRED, f"the signer's key {key} was valid only until {reason[1]}; have it signed anew"
+            )
+        if reason := re.search(r"key is not yet valid.*valid-after (\S+)", ran.err):
+            raise BadSignature(
+                Problem.NOT_YET,
+                f"the signer's key {key} is valid only from {reason[1]} on; wait, or have it signed anew",
+            )
+        if "Unable to open" in ran.err:
+            raise Unavailable(f"cannot read {SIGNERS}: {_last_line(ran.err)}")
+        raise BadSignature(
+            Problem.UNKNOWN, f"it is signed with the key {key}, which {SIGNERS} does not name; add it if you trust it"
+        )
+
+    async def _valid(self, manifest: bytes, signature: str, trusted: str, principal: str, key: str) -> None:
+        arguments = ["-Y", "verify", "-f", trusted, "-I", principal, "-n", NAMESPACE, "-s", signature]
+        revoked = self._found(REVOKED)
+        ran = await self._run([*arguments, *(["-r", revoked] if revoked else [])], manifest)
+        if ran.status == 0:
+            return
+        if "not permitted for use in signature namespace" in ran.err:
+            raise BadSignature(
+                Problem.UNKNOWN,
+                f"{SIGNERS} trusts the key {key} of {principal}, but not for {NAMESPACE}; "
+                "see namespaces in ssh-keygen(1)",
+            )
+        if revoked and (await self._run(arguments, manifest)).status == 0:
+            raise BadSignature(
+                Problem.REVOKED,
+                f"the signer's key {key} of {principal} is revoked (or {REVOKED} cannot be read); "
+                "do not use what it signed",
+            )
+        raise BadSignature(Problem.UNKNOWN, f"the signature of {principal} does not count: {_last_line(ran.err)}")
+
+    def _found(self, name: str) -> str | None:
+        """The file of that name in the most important directory that has it."""
+        return next((str(path / name) for path in reversed(self._directories) if (path / name).exists()), None)
+
+    async def _run(self, arguments: Sequence[str], given: bytes) -> _Ran:
+        """Run ssh-keygen with `given` on its standard input. Raises `Unavailable`, `Timeout`."""
+        files = [int(item.rpartition("/")[2]) for item in arguments if item.startswith("/proc/self/fd/")]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                "ssh-keygen",
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=MAX_SAID,
+                pass_fds=files,
+                env=self._environment,
+            )
+        except OSError as exc:
+            raise Unavailable(f"cannot run ssh-keygen, which verifies signatures: {exc.strerror or exc}") from exc
+        try:
+            async with asyncio.timeout(SECONDS):
+                out, err = await process.communicate(given)
+        except TimeoutError as exc:
+            raise Timeout(f"ssh-keygen did not answer within {SECONDS:g} s") from exc
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert process.returncode is not None
+        return _Ran(process.returncode, _text(out), _text(err))
+
+
+@contextlib.contextmanager
+def _in_memory(content: bytes) -> Iterator[str]:
+    """A path to a file that holds `content` and is nowhere on disk (memfd_create(2)), for a child that gets it."""
+    descriptor = os.memfd_create("signature", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, content)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _text(data: bytes) -> str:
+    return data[:MAX_SAID].decode("utf-8", "replace")
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["ssh-keygen gave no reason"])[-1]

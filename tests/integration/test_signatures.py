@@ -1,0 +1,200 @@
+"""Signatures of manifests, judged with the real ssh-keygen."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from circleosd.errors import Denied, Unavailable
+from circleosd.plugins.signatures import BadSignature, Policy, Problem, Signatures, Trust
+from tests.integration.keys import new_key, public, sign
+
+MANIFEST = b'{"name": "example", "sha256": "00"}\n'
+
+
+class Host:
+    """A configuration directory with alice in trusted-signers, and one key of each kind of signer."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.alice, self.mallory = new_key(directory, "alice"), new_key(directory, "mallory")
+        self.trust(f"alice@example.org {public(self.alice)}")
+
+    def trust(self, *lines: str) -> None:
+        (self.directory / "trusted-signers").write_text("\n".join(lines) + "\n")
+
+    def judge(
+        self,
+        signature: bytes | None,
+        manifest: bytes = MANIFEST,
+        *,
+        policy: Policy = "require",
+        native: bool = False,
+        explicit: bool = False,
+    ) -> Trust:
+        signatures = Signatures([self.directory], policy, os.environ)
+        return asyncio.run(signatures.judge(manifest, signature, native=native, explicit=explicit))
+
+    def refusal(self, signature: bytes, manifest: bytes = MANIFEST, *, policy: Policy = "require") -> BadSignature:
+        with pytest.raises(BadSignature) as caught:
+            self.judge(signature, manifest, policy=policy)
+        return caught.value
+
+
+@pytest.fixture
+def signers(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "rsa", "ecdsa"])
+def test_the_signature_of_a_trusted_signer_is_accepted(signers: Host, kind: str) -> None:
+    key = new_key(signers.directory, kind, kind)
+    signers.trust(f"bob@example.org {public(key)}")
+    trust = signers.judge(sign(key, MANIFEST))
+    assert trust.signer == "bob@example.org"
+    assert trust.warning is None
+    assert "SHA256:" in (trust.key or "")
+
+
+def test_a_manifest_that_was_changed_after_signing_is_refused(signers: Host) -> None:
+    error = signers.refusal(sign(signers.alice, MANIFEST), MANIFEST.replace(b"00", b"01"))
+    assert error.problem is Problem.TAMPERED
+    assert "changed after signing" in str(error)
+
+
+def test_an_unknown_signer_is_refused_with_the_key(signers: Host) -> None:
+    error = signers.refusal(sign(signers.mallory, MANIFEST))
+    assert error.problem is Problem.UNKNOWN
+    assert "SHA256:" in str(error)
+
+
+def test_a_signature_for_another_purpose_is_refused(signers: Host) -> None:
+    error = signers.refusal(sign(signers.alice, MANIFEST, "git"))
+    assert error.problem is Problem.NAMESPACE
+    assert "circleosd-plugin" in str(error)
+
+
+def test_a_key_that_is_trusted_for_another_purpose_is_refused(signers: Host) -> None:
+    signers.trust(f'alice@example.org namespaces="git" {public(signers.alice)}')
+    assert signers.refusal(sign(signers.alice, MANIFEST)).problem is Problem.UNKNOWN
+
+
+def test_an_expired_key_is_refused_with_its_date(signers: Host) -> None:
+    signers.trust(f'alice@example.org valid-before="20200101" {public(signers.alice)}')
+    error = signers.refusal(sign(signers.alice, MANIFEST))
+    assert error.problem is Problem.EXPIRED
+    assert "2020-01-01" in str(error)
+
+
+def test_a_key_that_is_not_yet_valid_is_refused_with_its_date(signers: Host) -> None:
+    signers.trust(f'alice@example.org valid-after="20990101" {public(signers.alice)}')
+    error = signers.refusal(sign(signers.alice, MANIFEST))
+    assert error.problem is Problem.NOT_YET
+    assert "2099-01-01" in str(error)
+
+
+@pytest.mark.parametrize("form", ["list", "krl"])
+def test_a_revoked_key_is_refused(signers: Host, form: str) -> None:
+    bob = new_key(signers.directory, "bob")
+    signers.trust(f"alice@example.org {public(signers.alice)}", f"bob@example.org {public(bob)}")
+    revoked = signers.directory / "revoked-signers"
+    if form == "krl":
+        subprocess.run(["ssh-keygen", "-q", "-k", "-f", revoked, bob.with_name("bob.pub")], check=True)
+    else:
+        revoked.write_text(public(bob) + "\n")
+    error = signers.refusal(sign(bob, MANIFEST))
+    assert error.problem is Problem.REVOKED
+    assert "revoked" in str(error)
+    assert signers.judge(sign(signers.alice, MANIFEST)).signer == "alice@example.org"
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        b"",
+        b"nonsense",
+        b"-----BEGIN SSH SIGNATURE-----\nAAAA\n-----END SSH SIGNATURE-----\n",
+        b"\0" * 100,
+        b"x" * 20000,
+    ],
+)
+def test_what_is_no_signature_is_refused(signers: Host, signature: bytes) -> None:
+    error = signers.refusal(signature)
+    assert error.problem is Problem.MALFORMED
+
+
+def test_a_certificate_of_a_trusted_authority_is_accepted(signers: Host) -> None:
+    authority = new_key(signers.directory, "authority")
+    carol = new_key(signers.directory, "carol")
+    subprocess.run(
+        ["ssh-keygen", "-q", "-s", authority, "-I", "carol", "-n", "carol@example.org", carol.with_name("carol.pub")],
+        check=True,
+    )
+    signers.trust(f"*@example.org cert-authority {public(authority)}")
+    done = subprocess.run(
+        ["ssh-keygen", "-q", "-Y", "sign", "-f", carol.with_name("carol-cert.pub"), "-n", "circleosd-plugin"],
+        input=MANIFEST,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip("this ssh-keygen signs with certificates only through an agent")
+    assert signers.judge(done.stdout).signer == "carol@example.org"
+
+
+def test_an_unsigned_plugin_is_refused_warned_about_or_let_through_as_the_policy_says(signers: Host) -> None:
+    with pytest.raises(Denied, match="require"):
+        signers.judge(None, policy="require")
+    with pytest.raises(Denied, match="require"):
+        signers.judge(None, policy="require", explicit=True)
+    assert "nobody signed it" in (signers.judge(None, policy="warn").warning or "")
+    assert signers.judge(None, policy="off") == Trust(None, None, None)
+
+
+@pytest.mark.parametrize("policy", ["warn", "off"])
+def test_native_code_needs_a_signature_or_somebodys_word(signers: Host, policy: Policy) -> None:
+    with pytest.raises(Denied, match="--trust"):
+        signers.judge(None, policy=policy, native=True)
+    assert signers.judge(None, policy=policy, native=True, explicit=True).warning
+    assert signers.judge(sign(signers.alice, MANIFEST), policy=policy, native=True).signer == "alice@example.org"
+
+
+def test_a_bad_signature_is_refused_also_where_none_is_needed(signers: Host) -> None:
+    assert signers.refusal(sign(signers.mallory, MANIFEST), policy="warn").problem is Problem.UNKNOWN
+    assert signers.refusal(sign(signers.alice, b"other"), policy="warn").problem is Problem.TAMPERED
+
+
+def test_somebodys_word_stands_for_an_unknown_signer_but_not_for_a_changed_manifest(signers: Host) -> None:
+    trust = signers.judge(sign(signers.mallory, MANIFEST), policy="warn", explicit=True)
+    assert trust.signer is None
+    assert "does not name" in (trust.warning or "")
+    with pytest.raises(BadSignature, match="changed after signing"):
+        signers.judge(sign(signers.alice, b"other"), policy="warn", explicit=True)
+
+
+def test_a_host_that_trusts_nobody_yet_still_notices_a_changed_manifest(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    (tmp_path / "trusted-signers").unlink()
+    assert "trusts no signers" in (host.judge(sign(host.alice, MANIFEST), policy="warn").warning or "")
+    assert host.refusal(sign(host.alice, b"other"), policy="warn").problem is Problem.TAMPERED
+    with pytest.raises(Denied, match="trusts no signers"):
+        host.judge(sign(host.alice, MANIFEST), policy="require")
+
+
+def test_the_most_important_directory_with_trusted_signers_counts(signers: Host, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "trusted-signers").write_text(f"mallory@example.org {public(signers.mallory)}\n")
+    signatures = Signatures([signers.directory, other, tmp_path / "none"], "require", os.environ)
+    trust = asyncio.run(signatures.judge(MANIFEST, sign(signers.mallory, MANIFEST), native=False, explicit=False))
+    assert trust.signer == "mallory@example.org"
+
+
+def test_without_ssh_keygen_nothing_signed_is_loaded(signers: Host) -> None:
+    signatures = Signatures([signers.directory], "warn", {"PATH": "/nonexistent"})
+    with pytest.raises(Unavailable, match="ssh-keygen"):
+        asyncio.run(signatures.judge(MANIFEST, sign(signers.alice, MANIFEST), native=False, explicit=False))
