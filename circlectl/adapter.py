@@ -14,7 +14,7 @@ import re
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from circlectl.commands import Command
 from circleosd.api.contract import Mark
@@ -137,10 +137,30 @@ def _normal(command: Command, arguments: Sequence[str]) -> list[str]:
     """Say in Fire's terms what it would misread: switches without a value, and everything behind `--`."""
     switches = {f"--{item.word.replace('_', '-')}" for item in command.parameters if item.type is bool}
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    before = [f"{item}=true" if item.replace("_", "-") in switches else item for item in arguments[:end]]
+    before = _joined(command, arguments[:end])
+    before = [f"{item}=true" if item.replace("_", "-") in switches else item for item in before]
     # Fire takes a lone - and a negative number for neither flag nor value in places; they are values.
     before = [LITERAL + item if re.fullmatch(r"-([0-9.].*)?", item, re.DOTALL) else item for item in before]
     return [*before, *(LITERAL + item for item in arguments[end + 1 :])]
+
+
+def _joined(command: Command, arguments: Sequence[str]) -> list[str]:
+    """Flags that can be given several times, given once with commas between the values: Fire takes only the last."""
+    several = [f"--{item.name.replace('_', '-')}" for item in command.parameters if list[str] in get_args(item.type)]
+    rest: list[str] = []
+    values: dict[str, list[str]] = {}
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag not in several:
+            rest.append(word)
+        elif equals:
+            values.setdefault(flag, []).append(value)
+        elif (following := next(words, None)) is None:
+            rest.append(word)
+        else:
+            values.setdefault(flag, []).append(following)
+    return [*rest, *(f"{flag}={','.join(given)}" for flag, given in values.items())]
 
 
 def _sentence(command: Command, element: Any) -> str:

@@ -16,6 +16,7 @@ from circleosd.errors import CircleError, Unavailable
 if TYPE_CHECKING:
     from circleosd.config import Settings
     from circleosd.database import Database
+    from circleosd.ledger import Ledger
     from circleosd.registry.units import UnitManager
     from circleosd.service import Handlers, Identify, Service
 
@@ -112,6 +113,7 @@ async def _serve(name: str) -> None:
         await Server(service, listener, settings.server, max_line=max_line, manager=Notifier()).run()
         await service.close()
     finally:
+        await service.close()
         database.close()
 
 
@@ -138,8 +140,9 @@ async def _registry(settings: Settings, runtime: Path, state: Path) -> Composed:
     database = Database(state / "registry.db", MIGRATIONS)
     directories = [Path(path) / "services.d" for path in paths.config_dirs(os.environ)]
     handlers = RegistryService(catalog.Reader(directories), _unit_manager(settings.registry.unit_timeout))
-    # The plugin manager runs its workers as units.
-    workers = tuple(Grant(f"service:{verb}", "plugin@*") for verb in ("start", "stop", "restart", "status"))
+    # The plugin manager runs its workers as units, and sees and restarts what plugins were granted to.
+    workers = tuple(Grant(f"service:{verb}", "plugin@*") for verb in ("start", "stop"))
+    workers += tuple(Grant(f"service:{verb}", "*") for verb in ("list", "status", "restart"))
     identities = Identities(
         paths.socket_path(auth.SERVICE, str(runtime)),
         timeout=settings.server.request_timeout,
@@ -164,28 +167,45 @@ async def _plugins(settings: Settings, runtime: Path, state: Path) -> Composed:
     from circleosd.api import auth, registry
     from circleosd.api import plugins as contracts
     from circleosd.database import Database
+    from circleosd.ledger import Ledger
+    from circleosd.plugins.compiled import Compiled
     from circleosd.plugins.runner import Runners
-    from circleosd.plugins.service import PluginService
+    from circleosd.plugins.service import HOST_MIGRATIONS, PluginService
+    from circleosd.plugins.signatures import Signatures
     from circleosd.plugins.store import MIGRATIONS, Artifacts
+    from circleosd.systemd.journal import mirror
     from circleosd.upstream import Identities
 
     database = Database(state / "plugins.db", MIGRATIONS)
     artifacts = Artifacts(state / "store")
-    runners = Runners(
-        paths.socket_path(registry.SERVICE, str(runtime)),
-        runtime / "plugins",
-        Path(os.environ.get("CACHE_DIRECTORY") or state / "compiled"),
-        artifacts.open,
+    registry_path = paths.socket_path(registry.SERVICE, str(runtime))
+    compiled = Compiled(Path(os.environ.get("CACHE_DIRECTORY") or state / "compiled"), settings.plugins.cache)
+    compiled.sweep(starting=True)
+    ledger = Ledger(database, contracts.SERVICE, mirror, settings.ledger)
+    handlers = PluginService(
+        database,
+        Database(state / "kept.db", HOST_MIGRATIONS),
+        artifacts,
+        Signatures([Path(path) for path in paths.config_dirs(os.environ)], settings.plugins.trust, os.environ),
+        ledger,
         settings.plugins,
+        registry_path,
     )
-    handlers = PluginService(database, artifacts, runners, settings.plugins)
-    await handlers.start()
+    sockets = runtime / "plugins"
+    await handlers.start(Runners(registry_path, sockets, compiled, artifacts.open, handlers.host.of, settings.plugins))
     identities = Identities(paths.socket_path(auth.SERVICE, str(runtime)), timeout=settings.server.request_timeout)
-    service = _service(contracts, handlers, identities.identify, database, settings)
+    service = _service(contracts, handlers, identities.identify, database, settings, ledger)
     return service, database, settings.plugins.max_line
 
 
-def _service(contracts: Any, handlers: Handlers, identify: Identify, database: Database, settings: Settings) -> Service:
+def _service(
+    contracts: Any,
+    handlers: Handlers,
+    identify: Identify,
+    database: Database,
+    settings: Settings,
+    ledger: Ledger | None = None,
+) -> Service:
     """The service that serves one module of contracts."""
     from circleosd.ledger import Ledger
     from circleosd.service import Service
@@ -197,7 +217,7 @@ def _service(contracts: Any, handlers: Handlers, identify: Identify, database: D
         contracts.CONTRACTS,
         handlers,
         identify=identify,
-        ledger=Ledger(database, contracts.SERVICE, mirror, settings.ledger),
+        ledger=ledger or Ledger(database, contracts.SERVICE, mirror, settings.ledger),
         request_timeout=settings.server.request_timeout,
     )
 

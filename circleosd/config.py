@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from circleosd.errors import BadRequest
 from circleosd.paths import config_dirs
@@ -74,16 +74,34 @@ class RegistrySettings:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PluginSettings:
-    """plugin-manager. Ceilings on what a manifest may ask for: memory and output in bytes, time in seconds."""
+    """plugin-manager. Memory, output, storage, artifacts and cache in bytes, times in seconds.
+
+    memory, time, output, concurrency, storage: the most that a plugin may ask for; default_…: what it gets when it does
+    not ask. idle_worker: without a call for so long, a worker ends. queue: calls of one plugin that may wait.
+    trust: whether a plugin must be signed by a trusted signer. grants: capabilities by plugin that need no --grant.
+    back_off_after and quarantine_after: failures in a row until calls are held back, and until the plugin is set aside.
+    """
 
     max_line: int = 8 * 1024 * 1024
     max_artifact: int = 64 * 1024 * 1024
     memory: int = 256 * 1024 * 1024
     time: float = 60.0
     output: int = 8 * 1024 * 1024
+    concurrency: int = 16
+    storage: int = 64 * 1024 * 1024
+    default_memory: int = 64 * 1024 * 1024
+    default_time: float = 5.0
+    default_output: int = 1024 * 1024
+    default_concurrency: int = 1
+    default_storage: int = 1024 * 1024
     load_time: float = 120.0
     idle_worker: float = 20.0
     queue: int = 256
+    cache: int = 512 * 1024 * 1024
+    trust: Literal["require", "warn", "off"] = "warn"
+    grants: dict[str, list[str]] = field(default_factory=dict)
+    back_off_after: int = 3
+    quarantine_after: int = 10
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import re
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from circleosd.api.plugins import PLUGIN_NAME, PluginName
 from circleosd.config import PluginSettings
 from circleosd.errors import BadRequest, Limit
+from circleosd.plugins import capabilities
+from circleosd.worker.frames import MAX_PAYLOAD
 
 MAX_MANIFEST = 64 * 1024  # bytes
+
+# What manager and worker can say to each other at all (circleosd/worker/frames.py).
+PROTOCOL = {"output": MAX_PAYLOAD, "concurrency": 64}
 
 ELF = b"\x7fELF"
 WASM = b"\0asm"
@@ -26,18 +31,40 @@ class _Strict(BaseModel):
 class Capability(_Strict):
     """A host interface that the plugin asks for, and why."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z]+(:[A-Za-z0-9_.@*-]+)*$", max_length=200)]
+    name: Annotated[str, Field(max_length=200)]
     reason: Annotated[str, Field(max_length=500)] = ""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            capabilities.check(name)
+        except BadRequest as exc:
+            raise ValueError(str(exc)) from None
+        return name
 
 
 class Limits(_Strict):
-    """What the plugin may use at most: memory, output and storage in bytes, time of one call in seconds."""
+    """What the plugin asks for: memory, output and storage in bytes, time of one call in seconds.
 
-    memory: Annotated[int, Field(ge=64 * 1024)] = 64 * 1024 * 1024
-    time: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 5.0
-    output: Annotated[int, Field(ge=1)] = 1024 * 1024
-    concurrency: Annotated[int, Field(ge=1, le=64)] = 1
-    storage: Annotated[int, Field(ge=0)] = 1024 * 1024
+    None is what the host gives by default.
+    """
+
+    memory: Annotated[int, Field(ge=64 * 1024)] | None = None
+    time: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] | None = None
+    output: Annotated[int, Field(ge=1)] | None = None
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    storage: Annotated[int, Field(ge=0)] | None = None
+
+
+class Bounds(NamedTuple):
+    """What a plugin is held to, in the units of `Limits`."""
+
+    memory: int
+    time: float
+    output: int
+    concurrency: int
+    storage: int
 
 
 class Manifest(_Strict):
@@ -49,7 +76,7 @@ class Manifest(_Strict):
     plugin_type: Literal["wasm", "native"] = "wasm"
     entry: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     abi: Literal["core", "component", "wasi", "native"] | None = None
-    capabilities: tuple[Capability, ...] = ()
+    capabilities: Annotated[tuple[Capability, ...], Field(max_length=64)] = ()
     limits: Limits = Limits()
     config: dict[str, str] = Field(default_factory=dict)
     instance: Literal["fresh", "shared"] = "fresh"
@@ -57,14 +84,19 @@ class Manifest(_Strict):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     size: Annotated[int, Field(ge=0)] | None = None
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The capabilities that it asks for, by name."""
+        return tuple(dict.fromkeys(item.name for item in self.capabilities))
+
 
 def parse(content: bytes | dict[str, Any]) -> Manifest:
     """Read a manifest, from the bytes of its file or as JSON that was sent inline. Raises `BadRequest`."""
     try:
         value = content if isinstance(content, dict) else json.loads(content)
-        if isinstance(value, dict) and isinstance(value.get("capabilities"), list):
+        if isinstance(value, dict):
             # A bare name is short for a capability without a reason.
-            asked = [{"name": item} if isinstance(item, str) else item for item in value["capabilities"]]
+            asked = [{"name": item} if isinstance(item, str) else item for item in value.get("capabilities", ())]
             value = {**value, "capabilities": asked}
         # As JSON, where a list is what a tuple is here.
         return Manifest.model_validate_json(json.dumps(value))
@@ -99,7 +131,23 @@ def check(manifest: Manifest, head: bytes, ceiling: PluginSettings) -> None:
     found = type_of(head)
     if manifest.plugin_type != found:
         raise BadRequest(f"the manifest says plugin_type {manifest.plugin_type}, but the artifact is {found}")
-    for name in ("memory", "time", "output"):
-        asked, most = getattr(manifest.limits, name), getattr(ceiling, name)
-        if asked > most:
+    for name in Bounds._fields:
+        asked, most = getattr(manifest.limits, name), _ceiling(name, ceiling)
+        if asked is not None and asked > most:
             raise Limit(f"the manifest asks for {name} {asked:g}; this host allows {most:g} (plugins.{name})")
+
+
+def bounds(manifest: Manifest, settings: PluginSettings) -> Bounds:
+    """What a plugin is held to: what it asked for, else the host's default, and never more than the host's ceiling."""
+    values = {}
+    for name in Bounds._fields:
+        asked = getattr(manifest.limits, name)
+        values[name] = min(getattr(settings, f"default_{name}") if asked is None else asked, _ceiling(name, settings))
+    if manifest.instance == "shared" and manifest.plugin_type == "wasm":
+        values["concurrency"] = 1  # one instance serves one call at a time
+    return Bounds(**values)
+
+
+def _ceiling(name: str, settings: PluginSettings) -> float:
+    most: float = getattr(settings, name)
+    return min(most, PROTOCOL[name]) if name in PROTOCOL else most

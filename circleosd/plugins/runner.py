@@ -5,86 +5,99 @@ broken.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from circleosd import upstream
 from circleosd.config import PluginSettings
 from circleosd.errors import CircleError, Limit, NotFound, PluginFailed, Timeout, Unavailable
-from circleosd.plugins.manifest import Manifest
-from circleosd.plugins.store import Loaded
-from circleosd.plugins.workers import Worker, WorkerGone
+from circleosd.plugins.compiled import Compiled
+from circleosd.plugins.plugin import Plugin
+from circleosd.plugins.workers import HostCalls, Worker, WorkerGone, is_fault
 from circleosd.worker import frames
 from circleosd.worker.cachekey import cache_key
+from circleosd.worker.limits import hard_deadline
 
 log = logging.getLogger(__name__)
 
 STAGED = ".staged"  # what an upgrade's instance has behind the plugin's name, so that the old version goes on meanwhile
 SWEEP = 2.0  # seconds between looks for idle workers
 
+T = TypeVar("T")
+
+
+class Superseded(Exception):
+    """The version that a call was for has been replaced or removed before the call began."""
+
 
 class Runner:
-    """The worker of one version of one plugin; `instance` is the name of its unit, circleosd-plugin@INSTANCE."""
+    """The worker of one version of a plugin with certain grants. Its unit is circleosd-plugin@ and `instance`."""
 
-    def __init__(self, instance: str, manifest: Manifest, digest: str) -> None:
+    def __init__(self, instance: str, plugin: Plugin) -> None:
         self.instance = instance
-        self.manifest = manifest
-        self.digest = digest
+        self.plugin = plugin
+        self.granted = plugin.granted
         self.worker: Worker | None = None
+        self.retired = False  # no further call begins here
         self.waiting = 0
         self.used = time.monotonic()
         self.connecting = asyncio.Lock()
-        self.places = asyncio.Semaphore(manifest.limits.concurrency)
+        self.places = asyncio.Semaphore(plugin.bounds.concurrency)
 
 
 class Runners:
     """All workers. `registry` is where service-registry listens, `sockets` the directory of the workers' sockets.
 
-    `open_artifact` gives a descriptor of what the store holds under a digest; `cache` keeps compilations.
+    `open_artifact` gives a descriptor of what the store holds under a digest; `host` makes what answers a plugin's
+    host calls.
     """
 
     def __init__(
         self,
         registry: str,
         sockets: Path,
-        cache: Path,
+        compiled: Compiled,
         open_artifact: Callable[[str], int],
+        host: Callable[[Plugin], HostCalls],
         settings: PluginSettings,
     ) -> None:
         self._registry = registry
         self._sockets = sockets
-        self._cache = cache
+        self._compiled = compiled
         self._open_artifact = open_artifact
+        self._host = host
         self._settings = settings
         self._runners: dict[str, Runner] = {}
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.failing: Callable[[Plugin], None] = lambda plugin: None  # told when a plugin failed too often in a row
 
-    async def probe(
-        self, manifest: Manifest, digest: str, artifact: int, *, upgrade: bool
-    ) -> tuple[Runner, frames.Ready]:
+    async def probe(self, plugin: Plugin, artifact: int, *, upgrade: bool) -> tuple[Runner, frames.Ready]:
         """Have a worker load an artifact that is not in the store yet. Raises `BadRequest` with the reason if it
         cannot.
         """
-        runner = Runner(manifest.name + (STAGED if upgrade else ""), manifest, digest)
+        runner = Runner(plugin.name + (STAGED if upgrade else ""), plugin)
         try:
             return runner, await self._connect(runner, artifact)
-        except BaseException:
+        except BaseException as exc:
+            how = await self._how_it_ended(runner) if isinstance(exc, WorkerGone) else ""
             await self.discard(runner)
+            if isinstance(exc, WorkerGone):
+                raise PluginFailed(f"{exc}{how}") from exc
             raise
 
-    async def adopt(self, name: str, runner: Runner) -> None:
-        """From now on calls of `name` go to the version that `runner` probed."""
-        if not runner.instance.endswith(STAGED):
+    async def adopt(self, runner: Runner) -> None:
+        """From now on calls of the plugin go to the version that `runner` probed."""
+        name = runner.plugin.name
+        if runner.instance == name:
             self._runners[name] = runner
             return
-        if old := self._runners.pop(name, None):
-            await self._hang_up(old)
+        await self._retired(name)
         await self.discard(runner)
 
     async def discard(self, runner: Runner) -> None:
@@ -94,44 +107,100 @@ class Runners:
         await self._units("stop", runner.instance + ".socket", runner.instance)
 
     async def remove(self, name: str) -> None:
-        """The plugin is gone: let its call in hand end, then end its worker."""
-        runner = self._runners.pop(name, None)
-        if runner:
-            await self._hang_up(runner)
+        """The plugin is gone: let its calls in hand end, then end its worker and its socket."""
+        await self._retired(name)
         await self._units("stop", name + ".socket", name)
 
-    async def call(self, plugin: Loaded, function: str, payload: str) -> str:
+    def retire(self, name: str) -> None:
+        """End the plugin's worker once its calls in hand have ended; the next call gets another."""
+        if runner := self._runners.pop(name, None):
+            runner.retired = True
+            self._later(self._hang_up(runner))
+
+    def connected(self, name: str) -> bool:
+        """Whether the plugin has a worker now."""
+        runner = self._runners.get(name)
+        return runner is not None and runner.worker is not None and not runner.worker.lost
+
+    def waiting(self, name: str) -> int:
+        """Calls of the plugin that are in hand or wait."""
+        runner = self._runners.get(name)
+        return runner.waiting if runner else 0
+
+    async def call(self, plugin: Plugin, function: str, payload: str) -> str:
         """Call a function with a text and return its reply.
 
-        Raises `PluginFailed`, `Timeout`, `Limit` as the plugin's failure says, `Limit` too when too many calls wait.
+        Raises `PluginFailed`, `Timeout`, `Limit` as the plugin's failure says, `Limit` too when too many calls wait,
+        `Superseded` when another version took its place before the call began.
         """
-        name = plugin.manifest.name
-        runner = self._runners.get(name)
-        if runner is None or runner.digest != plugin.digest:
-            runner = self._runners[name] = Runner(name, plugin.manifest, plugin.digest)
-        if runner.waiting >= self._settings.queue:
-            raise Limit(f"{runner.waiting} calls of {name} are waiting already (plugins.queue); try again later")
+        reply = await self._serve(plugin, lambda worker: worker.call(function, payload.encode(), plugin.bounds.time))
+        try:
+            return reply.decode()
+        except UnicodeDecodeError as exc:
+            raise PluginFailed(f"the worker of {plugin.name} sent a reply that is not UTF-8 text") from exc
+
+    async def event(self, plugin: Plugin, topic: str, payload: str, depth: int) -> None:
+        """Deliver an event. Raises as `call` does, and `NotFound` when the plugin takes none."""
+        seconds = plugin.bounds.time
+        await self._serve(plugin, lambda worker: worker.event(topic, payload.encode(), seconds, depth))
+
+    async def _serve(self, plugin: Plugin, work: Callable[[Worker], Awaitable[T]]) -> T:
+        """Do something with a connected worker once it is its turn, and keep the plugin's record."""
+        runner = self._of(plugin)
         runner.waiting += 1
         try:
             async with runner.places:
+                if runner.retired:
+                    raise Superseded
                 worker = runner.worker
                 if worker is None or worker.lost:
                     worker = await self._ready(runner)
+                began = time.monotonic()
                 try:
-                    reply = await worker.call(function, payload.encode(), plugin.manifest.limits.time)
-                except Timeout:
-                    if worker.lost:  # it did not even end itself
-                        await self._units("stop", runner.instance)
-                    raise
-                except WorkerGone as exc:
-                    raise PluginFailed(f"{exc}{await self._how_it_ended(runner.instance)}") from exc
-                finally:
-                    runner.used = time.monotonic()
-                return reply.decode("utf-8")
-        except UnicodeDecodeError as exc:
-            raise PluginFailed(f"{name} replied with what is not UTF-8 text") from exc
+                    result = await work(worker)
+                except CircleError as error:
+                    raise await self._blame(runner, worker, error, began) from error
+                plugin.health.succeeded()
+                runner.used = time.monotonic()
+                return result
         finally:
             runner.waiting -= 1
+
+    def _of(self, plugin: Plugin) -> Runner:
+        """The runner of this version with what it is granted now. Raises `Limit` when too many calls wait."""
+        runner = self._runners.get(plugin.name)
+        if runner is None or runner.plugin is not plugin or runner.granted is not plugin.granted:
+            self.retire(plugin.name)
+            runner = self._runners[plugin.name] = Runner(plugin.name, plugin)
+        if runner.waiting >= self._settings.queue:
+            raise Limit(f"{runner.waiting} calls of {plugin.name} are waiting already (plugins.queue); try again later")
+        return runner
+
+    async def _blame(self, runner: Runner, worker: Worker, error: CircleError, began: float) -> CircleError:
+        """What the caller gets for an error of a call; the plugin's record gets it too if it is the plugin's fault."""
+        plugin = runner.plugin
+        runner.used = time.monotonic()
+        fault = is_fault(error)
+        if isinstance(error, WorkerGone):
+            if runner.used - began >= hard_deadline(plugin.bounds.time) - 0.1:
+                # The worker ends itself when a call cannot be interrupted.
+                error = Timeout(f"took longer than {plugin.bounds.time:g} s, and its worker was ended")
+            else:
+                error = WorkerGone(f"{error}{await self._how_it_ended(runner)}")
+        elif isinstance(error, Timeout) and worker.lost:  # it did not even end itself
+            await self._units("stop", runner.instance)
+        if fault:
+            # Of all the calls that one worker took along, one counts.
+            if not (worker.lost and worker.counted):
+                self._failed(plugin, error)
+            worker.counted = worker.lost
+        else:
+            plugin.health.succeeded()
+        return error
+
+    def _failed(self, plugin: Plugin, error: CircleError) -> None:
+        if plugin.health.failed(str(error), time.monotonic(), time.time()):
+            self.failing(plugin)
 
     async def watch_idle(self) -> None:
         """End workers without calls for `idle_worker` seconds; runs until cancelled."""
@@ -143,46 +212,71 @@ class Runners:
                     runner.worker.close()
                     runner.worker = None
 
+    async def close(self) -> None:
+        """End all workers."""
+        for name in [*self._runners]:
+            self.retire(name)
+        for task in [*self._tasks]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def clean(self, names: set[str]) -> None:
+        """Stop the sockets that a manager which died left behind: of staged versions, and of plugins not in `names`."""
+        for path in self._sockets.glob("*.sock"):
+            if path.stem not in names:
+                log.info("stopping the worker of %s, which is not loaded", path.stem)
+                await self._units("stop", path.stem + ".socket", path.stem)
+
     async def _ready(self, runner: Runner) -> Worker:
         """The connected worker; started and loaded if there is none."""
         async with runner.connecting:
             if runner.worker is None or runner.worker.lost:
-                artifact = self._open_artifact(runner.digest)
+                artifact = self._open_artifact(runner.plugin.digest)
                 try:
                     await self._connect(runner, artifact)
-                except WorkerGone as exc:
-                    raise PluginFailed(f"{exc}{await self._how_it_ended(runner.instance)}") from exc
+                except CircleError as exc:
+                    if isinstance(exc, Unavailable):
+                        raise
+                    how = await self._how_it_ended(runner) if isinstance(exc, WorkerGone) else ""
+                    error = PluginFailed(f"{exc}{how}")
+                    self._failed(runner.plugin, error)
+                    raise error from exc
                 finally:
                     os.close(artifact)
             assert runner.worker is not None
             return runner.worker
 
     async def _connect(self, runner: Runner, artifact: int) -> frames.Ready:
-        manifest = runner.manifest
-        path = self._sockets / f"{runner.instance}.sock"
-        compiled = self._cache / cache_key(runner.digest)
-        descriptors = [artifact]
-        cached = _open_if_there(compiled) if manifest.plugin_type == "wasm" else None
-        if cached is not None:
-            descriptors.append(cached)
-        limits = manifest.limits
-        load = frames.Load(
-            name=manifest.name,
-            plugin_type=manifest.plugin_type,
-            abi=manifest.abi,
-            entry=manifest.entry if manifest.plugin_type == "native" else None,
-            instance=manifest.instance,
-            limits=frames.Limits(limits.memory, limits.time, limits.output, limits.concurrency),
-            deterministic=manifest.deterministic,
-            config=manifest.config,
-            granted=(),
-            precompiled=cached is not None,
-        )
-        try:
+        plugin = runner.plugin
+        manifest, bounds = plugin.manifest, plugin.bounds
+        path = str(self._sockets / f"{runner.instance}.sock")
+        with contextlib.ExitStack() as stack:
+            descriptors, incoming = [artifact], None
+            if manifest.plugin_type == "wasm":
+                key = cache_key(plugin.digest, deterministic=manifest.deterministic)
+                cached = self._compiled.open(key)
+                if cached is not None:
+                    stack.callback(os.close, cached)
+                    descriptors.append(cached)
+                # A cached one that does not fit after all is compiled anew.
+                incoming = self._compiled.incoming(key)
+                stack.callback(incoming.discard)
+            load = frames.Load(
+                name=manifest.name,
+                plugin_type=manifest.plugin_type,
+                abi=manifest.abi,
+                entry=manifest.entry if manifest.plugin_type == "native" else None,
+                instance=manifest.instance,
+                limits=frames.Limits(bounds.memory, bounds.time, bounds.output, bounds.concurrency),
+                deterministic=manifest.deterministic,
+                config=manifest.config if plugin.holds("config") else {},
+                granted=runner.granted,
+                precompiled=len(descriptors) > 1,
+            )
             for attempt in ("listening", "started"):
-                worker = Worker(manifest.name, _no_capability)
+                worker = Worker(manifest.name, self._host(plugin), bounds.concurrency)
                 try:
-                    ready = await worker.load(path, load, descriptors, self._settings.load_time)
+                    ready = await worker.load(path, load, descriptors, self._settings.load_time, incoming)
                     break
                 except (FileNotFoundError, ConnectionRefusedError) as exc:
                     if attempt == "started":
@@ -190,37 +284,48 @@ class Runners:
                     await self._units("start", runner.instance + ".socket")
                 except OSError as exc:
                     raise Unavailable(f"cannot reach the worker of {manifest.name}: {exc.strerror or exc}") from exc
-        finally:
-            if cached is not None:
-                os.close(cached)
-        runner.worker = worker
-        runner.used = time.monotonic()
-        if worker.compiled is not None:
-            await asyncio.to_thread(_store_whole, compiled, worker.compiled)
-            worker.compiled = None
+                except BaseException:
+                    worker.abort()
+                    raise
+            runner.worker = worker
+            runner.used = time.monotonic()
+            if incoming is not None and incoming.complete:
+                await asyncio.to_thread(incoming.keep)
+                await asyncio.to_thread(self._compiled.sweep)
         return ready
+
+    async def _retired(self, name: str) -> None:
+        if runner := self._runners.pop(name, None):
+            runner.retired = True
+            await self._hang_up(runner)
 
     async def _hang_up(self, runner: Runner) -> None:
         """Close a runner's connection once its calls have ended, for a bounded time."""
-        deadline = time.monotonic() + runner.manifest.limits.time
-        while runner.waiting and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
-        if runner.worker:
-            runner.worker.close()
+        deadline = time.monotonic() + runner.plugin.bounds.time
+        try:
+            while runner.waiting and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)  # between looks at the calls in hand
+        finally:
+            if runner.worker:
+                runner.worker.close()
 
     async def _units(self, action: str, *instances: str) -> None:
-        """Start or stop units of workers through the registry."""
+        """Start or stop units of workers through the registry. What cannot be stopped is logged."""
         for instance in instances:
             try:
                 await self._ask({"action": action, "name": f"plugin@{instance}"})
             except NotFound:
                 continue  # never started, or gone already: stopping has nothing to do
+            except CircleError as error:
+                if action == "start":
+                    raise
+                log.warning("cannot stop the worker %s: %s", instance, error)
 
-    async def _how_it_ended(self, instance: str) -> str:
+    async def _how_it_ended(self, runner: Runner) -> str:
         """What the service manager knows of a worker's end, as the end of a sentence."""
         for _ in range(20):
             try:
-                state: dict[str, Any] = await self._ask({"action": "status", "name": f"plugin@{instance}"})
+                state: dict[str, Any] = await self._ask({"action": "status", "name": f"plugin@{runner.instance}"})
             except CircleError:
                 return ""
             if state["state"] != "active":
@@ -233,25 +338,7 @@ class Runners:
     async def _ask(self, request: dict[str, Any]) -> Any:
         return await upstream.ask(self._registry, request, timeout=self._settings.load_time)
 
-
-async def _no_capability(call: str, args: dict[str, str]) -> bytes:
-    return frames.host_error_body("denied", f"this plugin has not been granted {call.partition('.')[0]}")
-
-
-def _open_if_there(path: Path) -> int | None:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-
-
-def _store_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all. A cache that cannot be written costs time, nothing else."""
-    fd, name = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except OSError as exc:
-        log.warning("cannot keep a compilation: %s", exc)
-        os.unlink(name)
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -3,85 +3,155 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import os
-import stat
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from typing import Any
 
-from circleosd.api.contract import quoted
-from circleosd.api.plugins import Invoke, ListPlugins, Load, Plugin, Unload
+from circleosd import ledger
+from circleosd.api import plugins as api
+from circleosd.api.plugins import (
+    Details,
+    Disable,
+    Enable,
+    GrantCapability,
+    Invoke,
+    ListPlugins,
+    Load,
+    RevokeCapability,
+    Show,
+    Unload,
+    Verified,
+    Verify,
+)
 from circleosd.config import PluginSettings
 from circleosd.database import Database, Transaction
-from circleosd.errors import BadRequest, Denied, NotFound
-from circleosd.plugins import manifest as manifests
-from circleosd.plugins import store
-from circleosd.plugins.manifest import Manifest
-from circleosd.plugins.runner import Runners
-from circleosd.plugins.store import Artifacts, Loaded, Staged
+from circleosd.errors import BadRequest, CircleError, Conflict, Denied, NotFound
+from circleosd.ledger import Ledger
+from circleosd.plugins import capabilities, events, keyvalue, store
+from circleosd.plugins.events import Events
+from circleosd.plugins.files import given
+from circleosd.plugins.health import Health
+from circleosd.plugins.host import Host
+from circleosd.plugins.keyvalue import KeyValue
+from circleosd.plugins.loading import (
+    Candidate,
+    Loading,
+    is_asked,
+    require_asked,
+    require_granted_growth,
+    to_grant,
+)
+from circleosd.plugins.plugin import Plugin
+from circleosd.plugins.runner import Runners, Superseded
+from circleosd.plugins.signatures import Signatures, Trust
+from circleosd.plugins.store import Artifacts, Loaded, Record
+from circleosd.policy import Caller, Peer
 from circleosd.service import Act, Handlers
+
+log = logging.getLogger(__name__)
+
+HOST_MIGRATIONS = (f"{keyvalue.SCHEMA};{events.SCHEMA}",)  # of the database that plugins write to by host calls
+WRITE_DOWN = 5.0  # seconds between looks for records that have changed
 
 
 class PluginService(Handlers):
-    """Loads, lists, invokes and unloads."""
+    """Loads, trusts, calls and sets aside. `kept` is the database of what plugins keep and emit."""
 
-    def __init__(self, database: Database, artifacts: Artifacts, runners: Runners, settings: PluginSettings) -> None:
+    def __init__(
+        self,
+        database: Database,
+        kept: Database,
+        artifacts: Artifacts,
+        signatures: Signatures,
+        ledger: Ledger,
+        settings: PluginSettings,
+        registry: str,
+    ) -> None:
         self._database = database
+        self._kept = kept
         self._artifacts = artifacts
-        self._runners = runners
+        self._loading = Loading(artifacts, signatures, settings)
+        self._ledger = ledger
         self._settings = settings
-        self._plugins: dict[str, Loaded] = {}
-        self._changing = asyncio.Lock()  # one load or unload at a time; calls go on meanwhile
+        self._kv = KeyValue(kept)
+        self._events = Events(kept, lambda: self._plugins.values(), self._deliver)
+        self.host = Host(self._kv, self._events, registry, self._refused)
+        self._plugins: dict[str, Plugin] = {}
+        self._changing = asyncio.Lock()  # one load or other change at a time; calls go on meanwhile
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._runners: Runners
+        self._closed = False
 
-    async def start(self) -> None:
-        """Read what is loaded, and clear away what an interrupted load left."""
-        self._plugins = {item.manifest.name: item for item in await self._database.read(store.plugins)}
-        await asyncio.to_thread(self._artifacts.sweep, {item.digest for item in self._plugins.values()})
+    async def start(self, runners: Runners) -> None:
+        """Read what is loaded, and clear away what an interrupted change left."""
+        self._runners = runners
+        runners.failing = self._set_aside
+        decided, records = await self._database.read(store.grants), await self._database.read(store.records)
+        for loaded in await self._database.read(store.plugins):
+            name = loaded.manifest.name
+            plugin = self._new(loaded.manifest, loaded.digest, records.get(name) or Record(), decided.get(name, {}))
+            plugin.adopt(loaded)
+            self._plugins[name] = plugin
+        await self._sweep()
+        await self._kv.forget(but=self._plugins)
+        for work in (runners.clean({*self._plugins}), runners.watch_idle(), self._write_down()):
+            self._later(work)
 
-    def _find(self, name: str) -> Loaded:
+    async def close(self) -> None:
+        """End the workers and write down how the plugins did. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._events.close()
+        for task in [*self._tasks]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._runners.close()
+        await self._write_changed()
+        self._kept.close()
+
+    def _new(self, manifest: Any, digest: str, record: Record, decided: Mapping[str, bool]) -> Plugin:
+        settings = self._settings
+        health = Health(
+            manifest.name,
+            record,
+            back_off_after=settings.back_off_after,
+            quarantine_after=settings.quarantine_after,
+        )
+        return Plugin(manifest, digest, health, decided, settings)
+
+    def _find(self, name: str) -> Plugin:
         plugin = self._plugins.get(name)
         if plugin is None:
             raise NotFound(f"no plugin {name} is loaded; see: circlectl plugin list")
         return plugin
 
-    async def load(self, request: Load, act: Act) -> Plugin:
-        """Handler of `load`."""
-        with contextlib.ExitStack() as open_files:
-            passed: dict[str, int] = {}
-            for name in request.files:
-                passed[name] = act.files.take()
-                open_files.callback(os.close, passed[name])
-                _require_file(passed[name], name)
-            directory = f"/proc/{act.caller.peer.pid}/cwd"
-            given = await asyncio.to_thread(self._manifest_source, request, passed, directory)
-            source = passed.get("path")
-            if source is None:
-                source = _open(request.path, directory)
-                open_files.callback(os.close, source)
-            async with self._changing:
-                staged = await asyncio.to_thread(self._artifacts.stage, source, self._settings.max_artifact)
-                try:
-                    manifest = (
-                        manifests.parse(given) if given is not None else manifests.derive(request.path, staged.head)
-                    )
-                    act.object = manifest.name
-                    return await self._load(request, manifest, staged, act)
-                finally:
-                    staged.path.unlink(missing_ok=True)
+    # loading
 
-    async def _load(self, request: Load, manifest: Manifest, staged: Staged, act: Act) -> Plugin:
-        manifests.check(manifest, staged.head, self._settings)
-        if manifest.sha256 not in (None, staged.digest):
-            raise BadRequest(f"the artifact's sha256 is {staged.digest}, the manifest names {manifest.sha256}")
-        if manifest.plugin_type == "native" and not request.trust:
-            raise Denied(
-                "native code is not confined by WebAssembly; load it with trust (--trust) if you trust its author"
-            )
+    async def load(self, request: Load, act: Act) -> api.Plugin:
+        """Handler of `load`."""
+        with given(request.files, act.files, act.caller.peer.pid) as files:
+            async with self._changing, self._loading.candidate(files, request) as candidate:
+                act.object = candidate.manifest.name
+                return await self._load(request, candidate, act)
+
+    async def _load(self, request: Load, candidate: Candidate, act: Act) -> api.Plugin:
+        manifest, staged = candidate.manifest, candidate.staged
         before = self._plugins.get(manifest.name)
+        if request.sha256 not in (None, staged.digest):
+            raise BadRequest(f"the artifact's sha256 is {staged.digest}, not {request.sha256}")
+        grants = to_grant(manifest, request.grant)
+        trust = await self._loading.judge(candidate, explicit=request.trust, before=before.loaded if before else None)
+        kept = before.decided.items() if before else ()
+        decided = {name: yes for name, yes in kept if is_asked(manifest.asked, name)}
+        plugin = self._new(manifest, staged.digest, _fresh(before), decided | grants)
+        if before:
+            require_granted_growth(before.manifest, manifest, plugin.granted)
         fd = os.open(staged.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            runner, ready = await self._runners.probe(manifest, staged.digest, fd, upgrade=before is not None)
+            runner, ready = await self._runners.probe(plugin, fd, upgrade=before is not None)
         finally:
             os.close(fd)
         loaded = Loaded(
@@ -89,13 +159,18 @@ class PluginService(Handlers):
             digest=staged.digest,
             abi=ready.abi,
             functions=tuple(ready.functions),
+            imports=tuple(ready.imports),
             description=manifest.description or ready.description or "",
             loaded=time.time(),
+            signer=trust.signer,
+            key=trust.key,
         )
 
         def work(tx: Transaction) -> None:
             store.put(tx, loaded)
-            act.commit(tx, before=_brief(before), after=_brief(loaded))
+            store.put_grants(tx, manifest.name, plugin.decided)
+            store.put_record(tx, manifest.name, plugin.health.record)
+            act.commit(tx, before=_brief(before), after=_brief_of(loaded, plugin.granted))
 
         try:
             await asyncio.to_thread(self._artifacts.keep, staged)
@@ -103,47 +178,19 @@ class PluginService(Handlers):
         except BaseException:
             await self._runners.discard(runner)
             raise
-        self._plugins[manifest.name] = loaded
-        await self._runners.adopt(manifest.name, runner)
+        plugin.adopt(loaded)
+        self._plugins[manifest.name] = plugin
+        await self._runners.adopt(runner)
         await self._sweep()
-        return _shown(loaded)
+        act.message = _to_say(plugin, trust)
+        return _shown(plugin)
 
-    def _manifest_source(
-        self, request: Load, passed: dict[str, int], directory: str
-    ) -> bytes | dict[str, object] | None:
-        """The manifest as it was given: passed, inline, named, or beside the artifact; None when there is none."""
-        if "manifest" in passed:
-            return _read(passed["manifest"], "the manifest")
-        if isinstance(request.manifest, dict):
-            return request.manifest
-        path = request.manifest
-        if path is None:
-            if "path" in passed:
-                return None
-            path = str(Path(request.path).with_suffix(".json"))
-            if not os.path.exists(os.path.join(directory, path)):
-                return None
-        fd = _open(path, directory)
-        try:
-            return _read(fd, path)
-        finally:
-            os.close(fd)
+    async def verify(self, request: Verify, act: Act) -> Verified:
+        """Handler of `verify`."""
+        with given(request.files, act.files, act.caller.peer.pid) as files:
+            return await self._loading.verify(files, request)
 
-    async def _sweep(self) -> None:
-        await asyncio.to_thread(self._artifacts.sweep, {item.digest for item in self._plugins.values()})
-
-    async def list(self, request: ListPlugins, act: Act) -> Sequence[Plugin]:
-        """Handler of `list`."""
-        return [_shown(plugin) for _, plugin in sorted(self._plugins.items())]
-
-    async def invoke(self, request: Invoke, act: Act) -> str:
-        """Handler of `invoke`."""
-        plugin = self._find(request.id)
-        if request.func not in plugin.functions:
-            raise NotFound(f"{request.id} has no function {request.func[:64]!r}; it has: {', '.join(plugin.functions)}")
-        return await self._runners.call(plugin, request.func, request.payload)
-
-    async def unload(self, request: Unload, act: Act) -> Plugin:
+    async def unload(self, request: Unload, act: Act) -> api.Plugin:
         """Handler of `unload`."""
         async with self._changing:
             plugin = self._find(request.id)
@@ -155,64 +202,265 @@ class PluginService(Handlers):
             await self._database.write(work)
             del self._plugins[request.id]
             await self._runners.remove(request.id)
+            await self._kv.forget(but=self._plugins)
             await self._sweep()
             return _shown(plugin)
 
+    async def _sweep(self) -> None:
+        used = await self._database.read(store.digests)
+        await asyncio.to_thread(self._artifacts.sweep, used)
 
-def _shown(plugin: Loaded) -> Plugin:
-    manifest = plugin.manifest
-    return Plugin(
+    # looking
+
+    async def list(self, request: ListPlugins, act: Act) -> Sequence[api.Plugin]:
+        """Handler of `list`."""
+        return [_shown(plugin) for _, plugin in sorted(self._plugins.items())]
+
+    async def show(self, request: Show, act: Act) -> Details:
+        """Handler of `show`."""
+        plugin = self._find(request.id)
+        record, loaded, manifest = plugin.health.record, plugin.loaded, plugin.manifest
+        return Details(
+            **_shown(plugin),
+            reason=record.reason,
+            since=record.since,
+            key=loaded.key,
+            imports=[*loaded.imports],
+            instance=manifest.instance,
+            deterministic=manifest.deterministic,
+            limits=plugin.bounds._asdict(),
+            stored=await self._kv.used(plugin.name),
+            calls=record.calls,
+            failures=record.failures,
+            last_error=record.last_error,
+            last_failed=record.last_failed,
+            worker="running" if self._runners.connected(plugin.name) else "none",
+            waiting=self._runners.waiting(plugin.name),
+        )
+
+    async def events(self, request: api.Events, act: Act) -> Sequence[api.PluginEvent] | AsyncIterator[api.PluginEvent]:
+        """Handler of `events`."""
+        if request.follow:
+            return self._events.follow(request.lines, request.topic)
+        return await self._events.last(request.lines, request.topic)
+
+    # calling
+
+    async def invoke(self, request: Invoke, act: Act) -> str:
+        """Handler of `invoke`."""
+        while True:
+            plugin = self._find(request.id)
+            plugin.health.admit(time.monotonic())
+            if request.func not in plugin.functions:
+                has = ", ".join(plugin.loaded.functions)
+                raise NotFound(f"{request.id} has no function {request.func[:64]!r}; it has: {has}")
+            try:
+                return await self._runners.call(plugin, request.func, request.payload)
+            except Superseded:
+                continue
+
+    async def _deliver(self, plugin: Plugin, topic: str, payload: str, depth: int) -> None:
+        """Hand an event to a plugin. Raises `NotFound` when it takes none."""
+        if self._plugins.get(plugin.name) is not plugin or plugin.health.record.aside:
+            return
+        if plugin.loaded.abi != "component" and "on_event" not in plugin.functions:
+            raise NotFound(f"{plugin.name} takes no events")
+        try:
+            await self._runners.event(plugin, topic, payload, depth)
+        except Superseded:
+            return
+
+    # capabilities
+
+    async def grant(self, request: GrantCapability, act: Act) -> api.Plugin:
+        """Handler of `grant`."""
+        return await self._decide(request.id, request.capability, act, granted=True)
+
+    async def revoke(self, request: RevokeCapability, act: Act) -> api.Plugin:
+        """Handler of `revoke`."""
+        return await self._decide(request.id, request.capability, act, granted=False)
+
+    async def _decide(self, name: str, capability: str, act: Act, *, granted: bool) -> api.Plugin:
+        async with self._changing:
+            plugin = self._find(name)
+            capabilities.check(capability)
+            require_asked(plugin.manifest, capability)
+            if capability == capabilities.ALWAYS:
+                raise Conflict(f"every plugin has {capability}")
+            wider = [item for item in plugin.granted if item != capability and capabilities.covers(item, capability)]
+            if not granted and wider:
+                raise Conflict(f"{name} has {capability} by {wider[0]}; revoke that")
+            before, decided = _brief(plugin), {**plugin.decided, capability: granted}
+            after = capabilities.effective(plugin.manifest.asked, decided, plugin.configured)
+
+            def work(tx: Transaction) -> None:
+                store.put_grants(tx, name, decided)
+                act.commit(tx, before=before, after=_brief_of(plugin.loaded, after))
+
+            await self._database.write(work)
+            plugin.decide(decided)
+            # What the manager answers it decides anew at each call; what a worker may do it is told when it starts.
+            self._runners.retire(name)
+            return _shown(plugin)
+
+    async def _refused(self, plugin: Plugin, call: str, name: str, error: Denied) -> None:
+        """A plugin tried a privileged act without the capability."""
+        caller = _self(plugin.name)
+        await self._ledger.refuse(ledger.Entry("denied", caller, call, name, error=error.code, message=str(error)))
+
+    # setting aside
+
+    async def disable(self, request: Disable, act: Act) -> api.Plugin:
+        """Handler of `disable`."""
+        async with self._changing:
+            plugin = self._find(request.id)
+            reason = request.reason or f"by {act.caller}"
+            await self._put_aside(plugin, "disabled", reason, act)
+            self._runners.retire(plugin.name)
+            return _shown(plugin)
+
+    async def enable(self, request: Enable, act: Act) -> api.Plugin:
+        """Handler of `enable`."""
+        async with self._changing:
+            plugin = self._find(request.id)
+            await self._put_aside(plugin, None, None, act)
+            plugin.health.reset()
+            return _shown(plugin)
+
+    async def _put_aside(self, plugin: Plugin, aside: store.Aside, reason: str | None, act: Act) -> None:
+        record = plugin.health.record
+        changed = record.copy(aside, reason, time.time() if aside else None)
+
+        def work(tx: Transaction) -> None:
+            store.put_record(tx, plugin.name, changed)
+            act.commit(tx, before=_state(record), after=_state(changed))
+
+        await self._database.write(work)
+        record.aside, record.reason, record.since = changed.aside, changed.reason, changed.since
+
+    def _set_aside(self, plugin: Plugin) -> None:
+        """A plugin failed too often in a row: from now on it is quarantined."""
+        record = plugin.health.record
+        if record.aside is not None or self._plugins.get(plugin.name) is not plugin:
+            return
+        record.aside, record.since = "quarantined", time.time()
+        record.reason = f"{plugin.health.in_a_row} failures in a row, the last: {record.last_error}"
+        log.error("plugin %s is quarantined: %s", plugin.name, record.reason)
+        self._runners.retire(plugin.name)
+        self._later(self._record_quarantine(plugin))
+
+    async def _record_quarantine(self, plugin: Plugin) -> None:
+        record = plugin.health.record
+        entry = ledger.Entry(
+            "done", _self(plugin.name), "quarantine", plugin.name, before="ready", after=_state(record)
+        )
+
+        def work(tx: Transaction) -> None:
+            store.put_record(tx, plugin.name, record)
+            self._ledger.append(tx, entry)
+
+        try:
+            await self._database.write(work)
+        except CircleError as error:
+            log.error("cannot record the quarantine of %s: %s", plugin.name, error)
+
+    # records
+
+    async def _write_down(self) -> None:
+        """Write changed records down now and then; runs until cancelled."""
+        while True:
+            await asyncio.sleep(WRITE_DOWN)
+            try:
+                await self._write_changed()
+            except CircleError as error:
+                log.error("cannot write down how the plugins do: %s", error)
+
+    async def _write_changed(self) -> None:
+        changed = [plugin for plugin in self._plugins.values() if plugin.health.changed]
+        if not changed:
+            return
+
+        def work(tx: Transaction) -> None:
+            for plugin in changed:
+                store.put_record(tx, plugin.name, plugin.health.record)
+
+        for plugin in changed:
+            plugin.health.changed = False
+        await self._database.write(work)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("work in the background failed", exc_info=error)
+
+
+def _self(plugin: str) -> Caller:
+    """The manager, acting for a plugin."""
+    return Caller(Peer(os.getuid(), os.getgid(), os.getpid()), plugin=plugin)
+
+
+def _fresh(before: Plugin | None) -> Record:
+    """The record of a new version: clean, but what was disabled stays so."""
+    record = Record()
+    if before and before.health.record.aside == "disabled":
+        return record.copy("disabled", before.health.record.reason, before.health.record.since)
+    return record
+
+
+def _requests(plugin: Plugin) -> list[api.Capability]:
+    """What a plugin asks for, and of a kind with `*` what it has of it."""
+    shown = [
+        api.Capability(name=item.name, reason=item.reason, granted=item.name in plugin.granted)
+        for item in plugin.manifest.capabilities
+    ]
+    single = [name for name in plugin.granted if name not in plugin.manifest.asked]
+    return shown + [api.Capability(name=name, reason="", granted=True) for name in single]
+
+
+def _shown(plugin: Plugin) -> api.Plugin:
+    manifest, loaded = plugin.manifest, plugin.loaded
+    return api.Plugin(
         id=manifest.name,
         version=manifest.version,
         plugin_type=manifest.plugin_type,
-        abi=plugin.abi,
-        functions=[*plugin.functions],
-        capabilities=[item.name for item in manifest.capabilities],
-        description=plugin.description,
-        digest=plugin.digest,
-        loaded=plugin.loaded,
+        abi=loaded.abi,
+        functions=[*loaded.functions],
+        capabilities=_requests(plugin),
+        description=loaded.description,
+        digest=loaded.digest,
+        loaded=loaded.loaded,
+        signer=loaded.signer,
+        state=plugin.health.record.aside or "ready",
     )
 
 
-def _brief(plugin: Loaded | None) -> dict[str, str] | None:
-    return {"version": plugin.manifest.version, "digest": plugin.digest} if plugin else None
+def _to_say(plugin: Plugin, trust: Trust) -> str | None:
+    """What whoever loaded a plugin should know."""
+    said = [f"warning: {trust.warning}"] if trust.warning else []
+    missing = [name for name in plugin.manifest.asked if not plugin.holds(name)]
+    if missing:
+        said.append(f"not granted: {', '.join(missing)}; see: circlectl plugin grant --help")
+    return "; ".join(said) or None
 
 
-def _open(path: str, directory: str) -> int:
-    """Open a file that the request names; a relative path starts at `directory`. Raises `NotFound`, `BadRequest`.
-
-    The service opens it with its own rights; a client that can read a file which the service cannot passes a
-    descriptor.
-    """
-    try:
-        # O_NONBLOCK: opening a FIFO must not wait for its writer.
-        fd = os.open(os.path.join(directory, path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise NotFound(f"no file {path}") from None
-    except (OSError, ValueError) as exc:
-        raise BadRequest(f"cannot open {quoted(path)}: {getattr(exc, 'strerror', None) or exc}") from exc
-    try:
-        _require_file(fd, path)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+def _state(record: Record) -> str:
+    return f"{record.aside}: {record.reason}" if record.aside else "ready"
 
 
-def _require_file(fd: int, what: str) -> None:
-    """Raises `BadRequest` for a directory, a pipe or a device, whose reading might never end."""
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        raise BadRequest(f"cannot read {quoted(what)}: it is not a regular file")
+def _brief(plugin: Plugin | None) -> dict[str, Any] | None:
+    return _brief_of(plugin.loaded, plugin.granted) if plugin else None
 
 
-def _read(fd: int, what: str) -> bytes:
-    """The content of a small file."""
-    content = b""
-    try:
-        while len(content) <= manifests.MAX_MANIFEST and (chunk := os.read(fd, manifests.MAX_MANIFEST)):
-            content += chunk
-    except OSError as exc:
-        raise BadRequest(f"cannot read {what}: {exc.strerror}") from exc
-    if len(content) > manifests.MAX_MANIFEST:
-        raise BadRequest(f"{what} is larger than {manifests.MAX_MANIFEST} bytes")
-    return content
+def _brief_of(loaded: Loaded, granted: Sequence[str]) -> dict[str, Any]:
+    """A plugin as the ledger shows it."""
+    brief: dict[str, Any] = {"version": loaded.manifest.version, "digest": loaded.digest}
+    if granted:
+        brief["granted"] = [*granted]
+    if loaded.signer:
+        brief["signer"] = loaded.signer
+    return brief

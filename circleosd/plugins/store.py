@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sqlite3
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from circleosd import ledger
 from circleosd.database import Transaction
 from circleosd.errors import BadRequest, Limit
 from circleosd.plugins import manifest as manifests
 from circleosd.plugins.manifest import Manifest
+
+log = logging.getLogger(__name__)
 
 MIGRATIONS = (
     """
@@ -34,20 +39,71 @@ CREATE TABLE plugins (
 ) WITHOUT ROWID;
 """
     + ledger.SCHEMA,
+    """
+ALTER TABLE plugins ADD COLUMN imports TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE plugins ADD COLUMN signer TEXT;
+ALTER TABLE plugins ADD COLUMN key TEXT;
+CREATE TABLE grants (
+    plugin TEXT NOT NULL REFERENCES plugins (name) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
+    capability TEXT NOT NULL,
+    granted INTEGER NOT NULL,
+    PRIMARY KEY (plugin, capability)
+) WITHOUT ROWID;
+CREATE TABLE records (
+    plugin TEXT PRIMARY KEY REFERENCES plugins (name) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
+    calls INTEGER NOT NULL,
+    failures INTEGER NOT NULL,
+    last_error TEXT,
+    last_failed REAL,
+    aside TEXT,
+    reason TEXT,
+    since REAL
+) WITHOUT ROWID
+""",
 )
 CHUNK = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A plugin as the database keeps it. `loaded` in seconds since the epoch."""
+    """A plugin as the database keeps it. `loaded` in seconds since the epoch.
+
+    `signer` is the principal that trusted-signers names for `key`, the fingerprint of the key that signed; None when
+    nobody trusted did.
+    """
 
     manifest: Manifest
     digest: str
     abi: str
     functions: tuple[str, ...]
+    imports: tuple[str, ...]
     description: str
     loaded: float
+    signer: str | None = None
+    key: str | None = None
+
+
+Aside = Literal["quarantined", "disabled"] | None
+
+
+@dataclass
+class Record:
+    """How a plugin has done. Times in seconds since the epoch.
+
+    `aside` says why it is not called at present: `quarantined`, `disabled` or None; `reason` and `since` tell more.
+    """
+
+    calls: int = 0
+    failures: int = 0
+    last_error: str | None = None
+    last_failed: float | None = None
+    aside: Aside = None
+    reason: str | None = None
+    since: float | None = None
+
+    def copy(self, aside: Aside, reason: str | None, since: float | None) -> Record:
+        """The same record, set aside or brought back."""
+        return replace(self, aside=aside, reason=reason, since=since)
 
 
 @dataclass(frozen=True)
@@ -112,30 +168,90 @@ class Artifacts:
 
 
 def plugins(connection: sqlite3.Connection) -> list[Loaded]:
-    """All plugins by name."""
-    return [_of_row(row) for row in connection.execute("SELECT * FROM plugins ORDER BY name")]
+    """All plugins by name; one whose manifest this version cannot read is left out and logged."""
+    found = []
+    for row in connection.execute("SELECT * FROM plugins ORDER BY name"):
+        try:
+            found.append(_of_row(row))
+        except BadRequest as exc:
+            log.error("cannot use the plugin %s, load it again: %s", row["name"], exc)
+    return found
+
+
+def digests(connection: sqlite3.Connection) -> set[str]:
+    """The digests of all artifacts that rows name."""
+    return {row["digest"] for row in connection.execute("SELECT digest FROM plugins")}
 
 
 def put(tx: Transaction, plugin: Loaded) -> None:
-    """Insert or replace a plugin."""
+    """Insert or replace a plugin; what was granted and recorded under its name stays."""
     tx.execute(
-        "INSERT OR REPLACE INTO plugins (name, manifest, digest, abi, functions, description, loaded)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO plugins (name, manifest, digest, abi, functions, imports, description, loaded, signer, key)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET manifest = excluded.manifest, digest = excluded.digest,"
+        " abi = excluded.abi, functions = excluded.functions, imports = excluded.imports,"
+        " description = excluded.description, loaded = excluded.loaded, signer = excluded.signer, key = excluded.key",
         (
             plugin.manifest.name,
             plugin.manifest.model_dump_json(),
             plugin.digest,
             plugin.abi,
             json.dumps(plugin.functions),
+            json.dumps(plugin.imports),
             plugin.description,
             plugin.loaded,
+            plugin.signer,
+            plugin.key,
         ),
     )
 
 
 def delete(tx: Transaction, name: str) -> None:
-    """Forget a plugin."""
+    """Forget a plugin, what it was granted and how it did."""
     tx.execute("DELETE FROM plugins WHERE name = ?", (name,))
+
+
+def grants(connection: sqlite3.Connection) -> dict[str, dict[str, bool]]:
+    """What was granted (True) or revoked (False), by plugin and capability."""
+    found: dict[str, dict[str, bool]] = {}
+    for row in connection.execute("SELECT plugin, capability, granted FROM grants"):
+        found.setdefault(row["plugin"], {})[row["capability"]] = bool(row["granted"])
+    return found
+
+
+def put_grants(tx: Transaction, name: str, decided: Mapping[str, bool]) -> None:
+    """Replace what was granted to and revoked from a plugin."""
+    tx.execute("DELETE FROM grants WHERE plugin = ?", (name,))
+    for capability, granted in decided.items():
+        tx.execute("INSERT INTO grants (plugin, capability, granted) VALUES (?, ?, ?)", (name, capability, granted))
+
+
+def records(connection: sqlite3.Connection) -> dict[str, Record]:
+    """How the plugins have done, by name."""
+    found = {}
+    for row in connection.execute("SELECT * FROM records"):
+        values = dict(row)
+        name = values.pop("plugin")
+        found[name] = Record(**values)
+    return found
+
+
+def put_record(tx: Transaction, name: str, record: Record) -> None:
+    """Note how a plugin has done; of one that is not loaded nothing is kept."""
+    tx.execute(
+        "INSERT OR REPLACE INTO records (plugin, calls, failures, last_error, last_failed, aside, reason, since)"
+        " SELECT name, ?, ?, ?, ?, ?, ?, ? FROM plugins WHERE name = ?",
+        (
+            record.calls,
+            record.failures,
+            record.last_error,
+            record.last_failed,
+            record.aside,
+            record.reason,
+            record.since,
+            name,
+        ),
+    )
 
 
 def _of_row(row: sqlite3.Row) -> Loaded:
@@ -144,6 +260,9 @@ def _of_row(row: sqlite3.Row) -> Loaded:
         digest=row["digest"],
         abi=row["abi"],
         functions=tuple(json.loads(row["functions"])),
+        imports=tuple(json.loads(row["imports"])),
         description=row["description"],
         loaded=row["loaded"],
+        signer=row["signer"],
+        key=row["key"],
     )

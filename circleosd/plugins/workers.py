@@ -1,4 +1,8 @@
-"""The manager's side of a worker: a connection to the process that runs one plugin's code."""
+"""The manager's side of a worker: a connection to the process that runs one plugin's code.
+
+A worker may have been taken over by the code that it runs, so everything it sends is bounded and checked: what it
+may not send now ends the connection.
+"""
 
 from __future__ import annotations
 
@@ -8,110 +12,163 @@ import itertools
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
-from typing import TypeVar
+from typing import Final, Protocol, TypeVar
 
 from circleosd import upstream
 from circleosd.errors import BadRequest, CircleError, Limit, NotFound, PluginFailed, Timeout
 from circleosd.worker import frames
-from circleosd.worker.frames import FrameError
+from circleosd.worker.frames import HEADER, FrameError
+from circleosd.worker.host import LOG_BUDGET
 
 log = logging.getLogger(__name__)
 
-GRACE = 1.5  # seconds by which the manager's deadline is later than the worker's own
-
-HostCall = Callable[[str, dict[str, str]], Awaitable[bytes]]
-T = TypeVar("T")
+GRACE: Final = 1.5  # seconds by which the manager's deadline is later than the worker's own
+# What a call may log before its connection ends: the worker itself stops earlier, unless it was taken over.
+MOST_LOGGED: Final = 2 * LOG_BUDGET
+PIECE: Final = 64 * 1024  # bytes that are received at once; a longer body gets a buffer of its own
+LOADING: Final = 0  # the call id of everything that belongs to no call
 
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
+_FAULTS = ("trap: ", "gave a ")  # how the worker's messages begin when it is not the plugin that reports an error
+# Control characters of a plugin's log text, which could pass for other lines of the journal.
+_VISIBLE = {code: repr(chr(code))[1:-1] for code in (*range(0x20), 0x7F) if code != 0x09}
+# How a load and a call end.
+_OF_LOAD = (frames.READY, frames.FAILED)
+_OF_CALL = (frames.RESULT, frames.FAILED)
+
+T = TypeVar("T")
+
+
+class HostCalls(Protocol):
+    """Who answers a worker's host calls: the body of HOST_REPLY. `depth` counts the events behind a call."""
+
+    def __call__(self, call: str, args: dict[str, str], depth: int) -> Awaitable[bytes]: ...
+
+
+class Sink(Protocol):
+    """Where a worker's compilation goes."""
+
+    def write(self, data: memoryview) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Trapped(PluginFailed):
+    """The plugin's code did what it must not, and was stopped."""
 
 
 class WorkerGone(PluginFailed):
     """The worker's process ended while something was expected of it."""
 
 
-class Worker(asyncio.Protocol):
-    """One connection to one worker process. It serves calls until it is closed or breaks."""
+class _Call:
+    """A call in hand."""
 
-    def __init__(self, name: str, host_call: HostCall) -> None:
+    __slots__ = ("deadline", "depth", "logged", "reply")
+
+    def __init__(self, reply: asyncio.Future[tuple[int, bytes | bytearray]], deadline: float, depth: int) -> None:
+        self.reply = reply
+        self.deadline = deadline
+        self.depth = depth
+        self.logged = 0
+
+
+class Worker(asyncio.BufferedProtocol):
+    """One connection to one worker process. It serves calls until it is closed or breaks.
+
+    `host_calls` answers the plugin; at most `concurrency` calls are made at once.
+    """
+
+    def __init__(self, name: str, host_calls: HostCalls, concurrency: int) -> None:
         self._name = name
-        self._host_call = host_call
-        self._decoder = frames.Decoder(frames.TO_MANAGER)
+        self._host_calls = host_calls
+        self._most_asked = 2 * concurrency + 1
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._calls: dict[int, asyncio.Future[frames.Frame]] = {}
+        self._calls: dict[int, _Call] = {}
         self._ids = itertools.cycle(range(1, 1 << 32))
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.compiled: bytes | None = None
+        self._names: dict[str, bytes] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._asked: set[asyncio.Task[None]] = set()
+        self._logged = 0  # under no call, since the last one
+        self._sink: Sink | None = None
         self.lost = False
+        self.counted = False  # its end is on the plugin's record
+        # Input: `_piece` up to `_filled`, or the body of the frame `_kind`, `_number` that did not fit there.
+        self._piece = memoryview(bytearray(PIECE))
+        self._filled = 0
+        self._kind = self._number = 0
+        self._body: bytearray | None = None
+        self._rest = memoryview(b"")
+        self._sunk = 0  # bytes of a compilation that are still to come
 
-    @property
-    def busy(self) -> bool:
-        """Whether a call is in hand."""
-        return bool(self._calls)
-
-    async def load(self, path: Path, load: frames.Load, descriptors: Sequence[int], timeout: float) -> frames.Ready:
-        """Connect to the worker's socket and have it load the plugin.
+    async def load(
+        self, path: str, load: frames.Load, descriptors: Sequence[int], timeout: float, sink: Sink | None
+    ) -> frames.Ready:
+        """Connect to the worker's socket and have it load the plugin; its compilation goes to `sink`.
 
         Raises FileNotFoundError or ConnectionRefusedError when nobody listens, `BadRequest` with the reason when the
         worker refuses the artifact, `WorkerGone`, `Timeout` after `timeout` seconds.
         """
-        loop = asyncio.get_running_loop()
-        sock = await upstream.connect(str(path))
+        self._sink = sink
+        sock = await upstream.connect(path)
         try:
-            frame = frames.encode(frames.LOAD, 0, frames.load_body(load))
+            frame = frames.encode(frames.LOAD, LOADING, frames.load_body(load))
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
             sent = sock.sendmsg([frame], [rights])
-            await loop.sock_sendall(sock, frame[sent:])
+            await self._loop.sock_sendall(sock, frame[sent:])
         except BaseException:
             sock.close()
             raise
-        waiting = self._expect(0)
-        await loop.create_unix_connection(lambda: self, sock=sock)
-        reply = await self._reply(0, waiting, timeout)
-        if reply.kind == frames.READY:
-            return self._checked(lambda: frames.parse_ready(reply.body))
-        failed = self._checked(lambda: frames.parse_failed(reply.body))
-        raise BadRequest(f"{self._name} cannot be loaded: {failed.message}")
+        waiting = self._expect(LOADING, timeout)
+        await self._loop.create_unix_connection(lambda: self, sock=sock)
+        kind, body = await self._reply(LOADING, waiting)
+        self._sink = None
+        if kind == frames.READY:
+            return self._checked(lambda: frames.parse_ready(body))
+        failed = self._checked(lambda: frames.parse_failed(body))
+        raise _of_load(failed.code)(f"{self._name} cannot be loaded: {_with_backtrace(failed)}")
 
-    async def call(self, function: str, payload: bytes, timeout: float) -> bytes:
-        """Call a function; `timeout` is the plugin's own limit in seconds. Raises what `_failure` says,
+    async def call(self, function: str, payload: bytes, timeout: float) -> bytes | bytearray:
+        """Call a function; `timeout` is the plugin's own limit in seconds.
+
+        Raises `Trapped`, `Timeout` and `Limit` for what the plugin did, `PluginFailed` for what it reports,
         `WorkerGone`.
         """
+        return await self._invoke(frames.INVOKE, function, payload, timeout, 0)
+
+    async def event(self, topic: str, payload: bytes, timeout: float, depth: int) -> None:
+        """Deliver an event. Raises as `call` does, and `NotFound` when the plugin takes none."""
+        await self._invoke(frames.EVENT, topic, payload, timeout, depth)
+
+    async def _invoke(self, kind: int, name: str, payload: bytes, timeout: float, depth: int) -> bytes | bytearray:
         assert self._transport is not None
+        named = self._names.get(name)
+        if named is None:
+            named = frames.named_body(name, b"")
+            if kind == frames.INVOKE:  # of topics there may be any number
+                self._names[name] = named
         number = next(self._ids)
-        waiting = self._expect(number)
-        self._transport.write(frames.encode(frames.INVOKE, number, frames.named_body(function, payload)))
-        reply = await self._reply(number, waiting, timeout + GRACE)
-        if reply.kind == frames.RESULT:
-            return bytes(reply.body)
-        raise _failure(self._checked(lambda: frames.parse_failed(reply.body)))
+        length = len(named) + len(payload)
+        if length > frames.TO_WORKER[kind]:
+            raise Limit(f"a payload may have at most {frames.MAX_PAYLOAD} bytes")
+        self._logged = 0
+        waiting = self._expect(number, timeout + GRACE, depth)
+        head = HEADER.pack(length, kind, number) + named
+        if length <= PIECE:
+            self._transport.write(head + payload)
+        else:
+            self._transport.write(head)
+            self._transport.write(payload)
+        answer, body = await self._reply(number, waiting)
+        if answer == frames.RESULT:
+            return body
+        raise _failure(self._checked(lambda: frames.parse_failed(body)))
 
     def close(self) -> None:
         """Hang up; the worker ends by itself."""
         if self._transport:
             self._transport.close()
-
-    def _expect(self, number: int) -> asyncio.Future[frames.Frame]:
-        self._calls[number] = asyncio.get_running_loop().create_future()
-        return self._calls[number]
-
-    async def _reply(self, number: int, waiting: asyncio.Future[frames.Frame], timeout: float) -> frames.Frame:
-        try:
-            async with asyncio.timeout(timeout):
-                return await waiting
-        except TimeoutError:
-            self.abort()
-            raise Timeout(f"{self._name} did not answer in time and was ended") from None
-        finally:
-            self._calls.pop(number, None)
-
-    def _checked(self, parse: Callable[[], T]) -> T:
-        """What `parse` makes of a frame of this worker, which may have been taken over. Raises `WorkerGone`."""
-        try:
-            return parse()
-        except FrameError as exc:
-            self.abort()
-            raise WorkerGone(f"the worker of {self._name} broke the protocol: {exc}") from exc
 
     def abort(self) -> None:
         """Give the connection up at once."""
@@ -119,58 +176,195 @@ class Worker(asyncio.Protocol):
         if self._transport:
             self._transport.abort()
 
+    # calls and their deadlines
+
+    def _expect(self, number: int, timeout: float, depth: int = 0) -> _Call:
+        deadline = self._loop.time() + timeout
+        call = self._calls[number] = _Call(self._loop.create_future(), deadline, depth)
+        # One timer for all calls: a call that ends in time costs none.
+        if self._timer is None or deadline < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(deadline, self._late)
+        return call
+
+    def _late(self) -> None:
+        """The timer: end the connection if a call is overdue, else wait for the next deadline."""
+        self._timer = None
+        if not self._calls:
+            return
+        next_deadline = min(call.deadline for call in self._calls.values())
+        if next_deadline > self._loop.time():
+            self._timer = self._loop.call_at(next_deadline, self._late)
+            return
+        log.warning("plugin %s: its worker did not answer in time", self._name)
+        for call in self._calls.values():
+            if not call.reply.done():
+                call.reply.set_exception(Timeout(f"{self._name} did not answer in time and was ended"))
+        self.abort()
+
+    async def _reply(self, number: int, call: _Call) -> tuple[int, bytes | bytearray]:
+        try:
+            return await call.reply
+        except asyncio.CancelledError:
+            self.abort()  # nobody takes the answer any more, and the call cannot be taken back
+            raise
+        finally:
+            self._calls.pop(number, None)
+
+    def _checked(self, parse: Callable[[], T]) -> T:
+        """What `parse` makes of a frame of this worker. Raises `WorkerGone`."""
+        try:
+            return parse()
+        except FrameError as exc:
+            self.abort()
+            raise WorkerGone(f"the worker of {self._name} broke the protocol: {exc}") from exc
+
     # what asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._rest if self._body is not None else self._piece[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for frame in self._decoder.feed(data):
-                self._take(frame)
+            if self._body is not None:
+                self._rest = self._rest[nbytes:]
+                if not self._rest:
+                    body, self._body = self._body, None
+                    self._take(self._kind, self._number, body)
+                return
+            self._filled += nbytes
+            self._parse()
         except FrameError as exc:
-            log.error("%s: the worker broke the protocol: %s", self._name, exc)
+            log.error("plugin %s: its worker broke the protocol: %s", self._name, exc)
+            self._fail(f"the worker of {self._name} broke the protocol: {exc}")
             self.abort()
 
-    def _take(self, frame: frames.Frame) -> None:
-        match frame.kind:
-            case frames.LOG:
-                level, text = frames.parse_log(frame.body)
-                log.log(_LEVELS[level], "plugin %s: %s", self._name, text)
-            case frames.HOST_CALL:
-                task = asyncio.get_running_loop().create_task(self._answer(frame))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-            case frames.COMPILED:
+    def _parse(self) -> None:
+        """Take the whole frames out of `_piece`."""
+        piece, start, filled = self._piece, 0, self._filled
+        while True:
+            if self._sunk:
+                count = min(self._sunk, filled - start)
+                self._sink_in(piece[start : start + count])
+                start += count
+                if self._sunk:
+                    break
+            available = filled - start - HEADER.size
+            if available < 0:
+                break
+            length, kind, number = HEADER.unpack_from(piece, start)
+            frames.check(kind, length, frames.TO_MANAGER)
+            if kind == frames.COMPILED:
                 # Only before READY: no code of the plugin has run yet that could have made it up.
-                if 0 not in self._calls:
-                    raise FrameError("it sent a compilation after it was ready")
-                self.compiled = bytes(frame.body)
-            case _:
-                waiting = self._calls.get(frame.call_id)
-                if waiting and not waiting.done():
-                    waiting.set_result(frame)
+                if LOADING not in self._calls or self._sink is None:
+                    raise FrameError("it sent a compilation that nobody waits for")
+                self._sunk = length
+                start += HEADER.size
+                continue
+            if available >= length:
+                begin = start + HEADER.size
+                start = begin + length
+                self._take(kind, number, bytes(piece[begin:start]))
+                continue
+            if length > PIECE - HEADER.size:
+                body = bytearray(length)
+                view = memoryview(body)
+                view[:available] = piece[start + HEADER.size : filled]
+                self._kind, self._number, self._body, self._rest = kind, number, body, view[available:]
+                start = filled
+            break
+        if start and start < filled:
+            piece[: filled - start] = bytes(piece[start:filled])
+        self._filled = filled - start
 
-    async def _answer(self, frame: frames.Frame) -> None:
-        call, args = frames.parse_host_call(frame.body)
-        body = await self._host_call(call, args)
+    def _sink_in(self, data: memoryview) -> None:
+        assert self._sink is not None
+        self._sink.write(data)
+        self._sunk -= len(data)
+        if not self._sunk:
+            self._sink.finish()
+            self._sink = None
+
+    def _take(self, kind: int, number: int, body: bytes | bytearray) -> None:
+        call = self._calls.get(number)
+        if kind == frames.LOG:
+            level, text = frames.parse_log(body)
+            self._count_log(call, number, len(body))
+            log.log(_LEVELS[level], "plugin %s: %s", self._name, text.translate(_VISIBLE))
+        elif kind == frames.HOST_CALL:
+            if (call is None and number != LOADING) or len(self._asked) >= self._most_asked:
+                raise FrameError("it asked its host outside a call, or too much at once")
+            task = self._loop.create_task(self._answer(number, *frames.parse_host_call(body), call))
+            self._asked.add(task)
+            task.add_done_callback(self._asked.discard)
+        elif call is None or call.reply.done() or kind not in (_OF_LOAD if number == LOADING else _OF_CALL):
+            raise FrameError(f"it sent an answer of kind {kind} that nobody waits for")
+        else:
+            call.reply.set_result((kind, body))
+
+    def _count_log(self, call: _Call | None, number: int, size: int) -> None:
+        if call is not None:
+            call.logged = logged = call.logged + size
+        elif number == LOADING:
+            self._logged = logged = self._logged + size
+        else:
+            raise FrameError("it logged for a call that has ended")
+        if logged > MOST_LOGGED:
+            raise FrameError(f"it logged more than {MOST_LOGGED} bytes in one call")
+
+    async def _answer(self, number: int, call: str, args: dict[str, str], during: _Call | None) -> None:
+        body = await self._host_calls(call, args, during.depth if during else 0)
         if self._transport and not self._transport.is_closing():
-            self._transport.write(frames.encode(frames.HOST_REPLY, frame.call_id, body))
+            self._transport.write(frames.encode(frames.HOST_REPLY, number, body))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
-        for waiting in self._calls.values():
-            if not waiting.done():
-                waiting.set_exception(WorkerGone(f"the worker of {self._name} ended during the call"))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._fail(f"the worker of {self._name} ended during the call")
+
+    def _fail(self, why: str) -> None:
+        for call in self._calls.values():
+            if not call.reply.done():
+                call.reply.set_exception(WorkerGone(why))
+
+
+def is_fault(error: CircleError) -> bool:
+    """Whether an error of `Worker.call` is the plugin's misdeed, not its answer or its caller's mistake."""
+    return isinstance(error, (Trapped, WorkerGone, Timeout)) or (
+        isinstance(error, Limit) and not str(error).startswith("has no room")
+    )
 
 
 def _failure(failed: frames.Failed) -> CircleError:
     """The error that a FAILED frame stands for, with the plugin's own message or the trap and its backtrace."""
-    message = failed.message
-    if failed.backtrace:
-        message += f" (at {', '.join(failed.backtrace)})"
-    errors: dict[str, type[CircleError]] = {
-        "timeout": Timeout, "limit": Limit, "not-found": NotFound, "bad-request": BadRequest
-    }  # fmt: skip
-    return errors.get(failed.code, PluginFailed)(message)
+    message = _with_backtrace(failed)
+    if failed.restarted:
+        message += "; its state was discarded"
+    if failed.code == "plugin-failed":
+        trapped = failed.backtrace or failed.message.startswith(_FAULTS)
+        return Trapped(message) if trapped else PluginFailed(message)
+    return _ERRORS[failed.code](message)
+
+
+def _with_backtrace(failed: frames.Failed) -> str:
+    return failed.message + (f" (at {', '.join(failed.backtrace)})" if failed.backtrace else "")
+
+
+def _of_load(code: str) -> type[CircleError]:
+    """The error for a load that failed: what cannot run is the request's mistake, unless a limit stood in the way."""
+    return Limit if code == "limit" else Timeout if code == "timeout" else BadRequest
+
+
+_ERRORS: dict[str, type[CircleError]] = {
+    "timeout": Timeout,
+    "limit": Limit,
+    "not-found": NotFound,
+    "bad-request": BadRequest,
+}

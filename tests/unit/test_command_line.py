@@ -37,6 +37,12 @@ def test_flags_take_their_value_by_space_or_equals() -> None:
     assert parse("user create --role=operator --uid=5 alice") == {"name": "alice", "role": "operator", "uid": "5"}
 
 
+def test_a_flag_for_several_values_can_be_given_several_times() -> None:
+    command = commands.of_group("plugin")["load"]
+    given = adapter.parse(command, ["--grant", "kv", "p.wasm", "--grant=clock,config", "--trust"])
+    assert given == {"path": "p.wasm", "grant": "kv,clock,config", "trust": "true"}
+
+
 def test_a_switch_takes_no_value_from_what_follows() -> None:
     assert parse("plugin load --trust x.so") == {"trust": "true", "path": "x.so"}
 

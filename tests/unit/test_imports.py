@@ -32,7 +32,7 @@ ALLOWED = {
     "registry": {"api", "database", "errors", "ledger", "policy", "service", "upstream"},
     "plugins": {
         "api", "config", "database", "errors", "ledger", "policy", "service", "upstream",
-        "worker.frames", "worker.cachekey",
+        "worker.cachekey", "worker.frames", "worker.host", "worker.limits",
     },
     "polkit": {"api", "errors", "registry.catalog", "systemd.units"},
     "embedded": {"config", "errors", "policy", "registry.units", "server", "systemd", "wire"},

@@ -1,0 +1,77 @@
+"""Capabilities: what a plugin may ask of its host, and whether it was granted. Pure functions of values.
+
+A capability is one of `KINDS`, the last two with a name behind them: `services:restart:nginx`, `events:deploy`. A `*`
+for the name stands for every name. What the host calls of each are is in ABI.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from circleosd.errors import BadRequest
+
+KINDS = {
+    "log": "writes to the host's log; every plugin may",
+    "kv": "keeps texts of its own in the host's database",
+    "config": "reads its configuration",
+    "clock": "reads the clocks",
+    "services:read": "sees the services of the catalog and their states",
+    "services:restart:": "restarts the service of that name",
+    "events:": "emits and receives the events of that topic",
+}
+ALWAYS = "log"
+ALL = "all"  # stands for everything that a plugin asks for, where somebody grants
+_NAMED = {
+    # what the registry takes for a service's name, and topics of the same form without a colon
+    "services:restart:": r"\*|[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}",
+    "events:": r"\*|[a-zA-Z0-9][a-zA-Z0-9_.@-]{0,127}",
+}
+
+
+def check(capability: str) -> None:
+    """Raises `BadRequest` unless `capability` is one that this host has."""
+    if capability in KINDS and not capability.endswith(":"):
+        return
+    for kind, names in _NAMED.items():
+        if capability.startswith(kind) and re.fullmatch(names, capability.removeprefix(kind)):
+            return
+    known = ", ".join(kind + "NAME" if kind.endswith(":") else kind for kind in KINDS)
+    raise BadRequest(f"there is no capability {capability[:200]!r}; there are: {known}")
+
+
+def check_topic(topic: str) -> None:
+    """Raises `BadRequest` unless events can have this topic."""
+    if topic == "*" or not re.fullmatch(_NAMED["events:"], topic):
+        raise BadRequest(f"a topic has letters, digits and _ . @ -, at most 128, not {topic[:200]!r}")
+
+
+def covers(granted: str, capability: str) -> bool:
+    """Whether the granted capability is `capability`, or its kind with `*` for the name."""
+    kind, colon, _ = capability.rpartition(":")
+    return granted == capability or (bool(colon) and granted == f"{kind}:*")
+
+
+def holds(granted: Iterable[str], capability: str) -> bool:
+    """Whether any of the granted capabilities covers this one; `log` is always there."""
+    return capability == ALWAYS or any(covers(item, capability) for item in granted)
+
+
+def effective(asked: Iterable[str], decided: Mapping[str, bool], configured: Iterable[str]) -> tuple[str, ...]:
+    """What a plugin has: of what it asks for, what was granted.
+
+    `decided` is what was granted (True) or revoked (False) by name, `configured` what the configuration grants; a
+    decision comes before the configuration. Of a kind with `*` that it asks for, single names can be granted.
+    """
+    asked, configured = tuple(asked), tuple(configured)
+    single = (item for item in (*decided, *configured) if any(covers(wider, item) for wider in asked))
+    return tuple(item for item in dict.fromkeys((*asked, *single)) if decided.get(item, holds(configured, item)))
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The capabilities of a comma-separated list. Raises `BadRequest` for one that there is not."""
+    found = tuple(dict.fromkeys(item.strip() for item in text.split(",") if item.strip()))
+    for item in found:
+        if item != ALL:
+            check(item)
+    return found

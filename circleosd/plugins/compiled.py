@@ -1,0 +1,105 @@
+"""The cache of compilations: a directory that only the manager writes, bounded in size.
+
+A file is named by what it depends on (circleosd/worker/cachekey.py) and holds native code that Wasmtime takes as it
+is: it is there whole or not at all, also after a power failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_NEW = ".new-"
+
+
+class Incoming:
+    """A compilation while it arrives. A disk that does not take it costs the next start time, nothing else."""
+
+    def __init__(self, directory: Path, key: str) -> None:
+        self._directory = directory
+        self._key = key
+        self._file: int | None = None
+        self._name = ""
+        self.complete = False
+
+    def write(self, data: memoryview) -> None:
+        """Add a piece."""
+        try:
+            if not self._name:
+                self._file, self._name = tempfile.mkstemp(prefix=_NEW, dir=self._directory)
+            if self._file is not None and os.write(self._file, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as exc:
+            log.warning("cannot keep a compilation: %s", exc)
+            self.discard()
+
+    def finish(self) -> None:
+        """That was the last piece."""
+        self.complete = self._file is not None
+
+    def keep(self) -> None:
+        """Give what has arrived its name, durably."""
+        assert self._file is not None
+        try:
+            os.fsync(self._file)
+            os.replace(self._name, self._directory / self._key)
+        except OSError as exc:
+            log.warning("cannot keep a compilation: %s", exc)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Forget what has arrived; after `keep` there is nothing to forget."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._name)
+
+
+class Compiled:
+    """The cache in `directory`, of at most `most` bytes."""
+
+    def __init__(self, directory: Path, most: int) -> None:
+        self._directory = directory
+        self._most = most
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def open(self, key: str) -> int | None:
+        """A descriptor of a compilation, to read; None when there is none."""
+        path = self._directory / key
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(descriptor)  # used now: what was not used for longest goes first
+        return descriptor
+
+    def incoming(self, key: str) -> Incoming:
+        """Where a new compilation goes."""
+        return Incoming(self._directory, key)
+
+    def sweep(self, *, starting: bool = False) -> None:
+        """Remove what was not used for longest until the rest is within bounds; `starting`, also unfinished files."""
+        found = []
+        for path in self._directory.iterdir():
+            if path.name.startswith(_NEW):
+                if starting:
+                    path.unlink(missing_ok=True)
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= self._most:
+                break
+            path.unlink(missing_ok=True)
+            total -= size

@@ -1,0 +1,169 @@
+"""Events that plugins emit: the last of them are kept for people to read, and other plugins may receive them.
+
+Delivery is at most once: what waits when the manager ends is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import NamedTuple, cast
+from weakref import WeakSet
+
+from circleosd.api.plugins import PluginEvent
+from circleosd.database import Database, Transaction
+from circleosd.errors import CircleError, Limit, NotFound
+from circleosd.plugins.plugin import Plugin
+
+log = logging.getLogger(__name__)
+
+SCHEMA = """
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    time REAL NOT NULL,
+    plugin TEXT NOT NULL,
+    topic TEXT NOT NULL,
+    payload TEXT NOT NULL
+)
+"""
+KEPT = 1000  # events
+MAX_PAYLOAD = 16 * 1024  # bytes of one event
+WAITING = 64  # events that may wait for one plugin
+DEEPEST = 4  # how many events may follow from one another
+
+Deliver = Callable[[Plugin, str, str, int], Awaitable[None]]
+
+
+class _Waiting(NamedTuple):
+    topic: str
+    payload: str
+    depth: int
+
+
+class _Follower:
+    """Somebody who reads events as they come."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[PluginEvent] = asyncio.Queue(WAITING)
+        self._lost = False
+
+    def put(self, event: PluginEvent) -> None:
+        """Never waits: a reader who is too slow loses the stream."""
+        try:
+            self._queue.put_nowait(event)
+        except asyncio.QueueFull:
+            self._lost = True
+
+    async def next(self) -> PluginEvent:
+        """The next event. Raises `Limit` after one was lost."""
+        if self._lost:
+            raise Limit(f"more than {WAITING} events were waiting to be read; follow again")
+        return await self._queue.get()
+
+
+class Events:
+    """The events of all plugins. `plugins` gives those that are loaded, `deliver` hands one an event."""
+
+    def __init__(self, database: Database, plugins: Callable[[], Iterable[Plugin]], deliver: Deliver) -> None:
+        self._database = database
+        self._plugins = plugins
+        self._deliver = deliver
+        self._deaf: WeakSet[Plugin] = WeakSet()  # they have an events capability only to emit
+        self._waiting: dict[str, deque[_Waiting]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._followers: set[_Follower] = set()
+
+    async def emit(self, plugin: Plugin, topic: str, payload: str, depth: int) -> None:
+        """Keep an event and hand it to every other plugin that holds its topic.
+
+        `depth` counts the events that this one follows from. Raises `Limit`.
+        """
+        if len(payload.encode()) > MAX_PAYLOAD:
+            raise Limit(f"an event may have {MAX_PAYLOAD} bytes")
+        if depth >= DEEPEST:
+            raise Limit(f"this event follows from {depth} others; more would be a loop")
+
+        def work(tx: Transaction) -> tuple[int, float]:
+            now = time.time()
+            cursor = tx.execute(
+                "INSERT INTO events (time, plugin, topic, payload) VALUES (?, ?, ?, ?)",
+                (now, plugin.name, topic, payload),
+            )
+            seq = cursor.lastrowid or 0
+            tx.execute("DELETE FROM events WHERE seq <= ?", (seq - KEPT,))
+            return seq, now
+
+        seq, now = await self._database.write(work)
+        event = PluginEvent(seq=seq, time=now, plugin=plugin.name, topic=topic, payload=payload)
+        for follower in self._followers:
+            follower.put(event)
+        for other in self._plugins():
+            if other is not plugin and other not in self._deaf and other.holds(f"events:{topic}"):
+                self._queue(other, _Waiting(topic, payload, depth + 1))
+
+    async def last(self, count: int, topic: str | None) -> list[PluginEvent]:
+        """The newest events, oldest first."""
+        return await self._database.read(lambda connection: _last(connection, count, topic))
+
+    async def follow(self, count: int, topic: str | None) -> AsyncIterator[PluginEvent]:
+        """The newest events, then each that is emitted. Raises `Limit` when they are not taken fast enough."""
+        follower = _Follower()
+        self._followers.add(follower)
+        try:
+            known = 0
+            for event in await self.last(count, topic):
+                known = event["seq"]
+                yield event
+            while True:
+                event = await follower.next()
+                if event["seq"] > known and topic in (None, event["topic"]):
+                    yield event
+        finally:
+            self._followers.discard(follower)
+
+    def close(self) -> None:
+        """Deliver nothing more."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _queue(self, plugin: Plugin, event: _Waiting) -> None:
+        waiting = self._waiting.get(plugin.name)
+        if waiting is not None and len(waiting) >= WAITING:
+            log.warning("plugin %s: an event of %s is lost: %d wait already", plugin.name, event.topic, WAITING)
+            return
+        if waiting is not None:
+            waiting.append(event)
+            return
+        self._waiting[plugin.name] = deque([event])
+        task = asyncio.get_running_loop().create_task(self._drain(plugin))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _drain(self, plugin: Plugin) -> None:
+        """Deliver what waits for one plugin, in order."""
+        waiting = self._waiting[plugin.name]
+        try:
+            while waiting:
+                event = waiting.popleft()
+                try:
+                    await self._deliver(plugin, event.topic, event.payload, event.depth)
+                except NotFound:
+                    self._deaf.add(plugin)
+                    return
+                except CircleError as error:
+                    log.warning("plugin %s: cannot take an event of %s: %s", plugin.name, event.topic, error)
+        finally:
+            del self._waiting[plugin.name]
+
+
+def _last(connection: sqlite3.Connection, count: int, topic: str | None) -> list[PluginEvent]:
+    rows = connection.execute(
+        "SELECT seq, time, plugin, topic, payload FROM events WHERE ?1 IS NULL OR topic = ?1"
+        " ORDER BY seq DESC LIMIT ?2",
+        (topic, count),
+    ).fetchall()
+    return [cast(PluginEvent, dict(row)) for row in reversed(rows)]

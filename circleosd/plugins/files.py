@@ -1,0 +1,102 @@
+"""The files of a request: passed as descriptors, or opened here under the names that it gives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from circleosd.api.contract import quoted
+from circleosd.errors import BadRequest, NotFound
+
+
+class Passed(Protocol):
+    """The descriptors that came with a request."""
+
+    def take(self) -> int: ...
+
+
+class Given:
+    """The files of one request. A name is relative to the directory that process `pid` works in.
+
+    The service opens a named file with its own rights; a client that can read what the service cannot passes a
+    descriptor.
+    """
+
+    def __init__(self, passed: dict[str, int], pid: int) -> None:
+        self._passed = passed
+        self._directory = f"/proc/{pid}/cwd"
+
+    def open(self, field: str, name: str) -> int:
+        """A descriptor of the file of a parameter, to be closed. Raises `NotFound`, `BadRequest`."""
+        if field in self._passed:
+            return os.dup(self._passed[field])
+        return _open(name, self._directory)
+
+    def read(self, field: str, name: str, most: int) -> bytes:
+        """The content of a small file. Raises `NotFound`, `BadRequest` for one of more than `most` bytes."""
+        descriptor = self.open(field, name)
+        try:
+            return _read(descriptor, name, most)
+        finally:
+            os.close(descriptor)
+
+    def beside(self, field: str, name: str, most: int) -> bytes | None:
+        """The same for a file that need not be there, and is not looked for when other files were passed."""
+        if field not in self._passed and (self._passed or not os.path.exists(os.path.join(self._directory, name))):
+            return None
+        return self.read(field, name, most)
+
+
+@contextlib.contextmanager
+def given(names: Sequence[str], passed: Passed, pid: int) -> Iterator[Given]:
+    """Take the passed descriptors, which are those of the parameters `names`, and close them in the end."""
+    taken: dict[str, int] = {}
+    try:
+        for name in names:
+            descriptor = passed.take()
+            if name in taken:
+                os.close(descriptor)
+                raise BadRequest(f"files names {name} twice")
+            taken[name] = descriptor
+            _require_file(descriptor, name)
+        yield Given(taken, pid)
+    finally:
+        for descriptor in taken.values():
+            os.close(descriptor)
+
+
+def _open(path: str, directory: str) -> int:
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for its writer.
+        fd = os.open(os.path.join(directory, path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise NotFound(f"no file {path}") from None
+    except (OSError, ValueError) as exc:
+        raise BadRequest(f"cannot open {quoted(path)}: {getattr(exc, 'strerror', None) or exc}") from exc
+    try:
+        _require_file(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _require_file(fd: int, what: str) -> None:
+    """Raises `BadRequest` for a directory, a pipe or a device, whose reading might never end."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise BadRequest(f"cannot read {quoted(what)}: it is not a regular file")
+
+
+def _read(fd: int, what: str, most: int) -> bytes:
+    content = b""
+    try:
+        while len(content) <= most and (chunk := os.read(fd, most + 1)):
+            content += chunk
+    except OSError as exc:
+        raise BadRequest(f"cannot read {what}: {exc.strerror}") from exc
+    if len(content) > most:
+        raise BadRequest(f"{what} is larger than {most} bytes")
+    return content

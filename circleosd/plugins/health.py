@@ -1,0 +1,66 @@
+"""How a plugin is doing, and whether it may be called: back-off after failures in a row, then quarantine. No I/O.
+
+A failure here is what the plugin did to its worker or its limits: a trap, a time-out, an exceeded limit, the end of
+the process. An error that the plugin reports is an answer, and no failure.
+"""
+
+from __future__ import annotations
+
+from circleosd.errors import Conflict, PluginFailed
+from circleosd.plugins.store import Record
+
+FIRST_DELAY = 0.5  # seconds; doubled by each further failure in a row
+LONGEST_DELAY = 30.0
+SHOWN = 2000  # characters that are kept of an error
+
+
+class Health:
+    """One plugin's record and its failures in a row. Times are in seconds; `now` may be any monotonic clock's."""
+
+    def __init__(self, name: str, record: Record, *, back_off_after: int, quarantine_after: int) -> None:
+        self.name = name
+        self.record = record
+        self.in_a_row = 0
+        self.changed = False  # since somebody wrote it down
+        self._held_until = 0.0
+        self._back_off_after = back_off_after
+        self._quarantine_after = quarantine_after
+
+    def admit(self, now: float) -> None:
+        """Return if the plugin may be called now. Raises `Conflict` when set aside, `PluginFailed` in a back-off."""
+        record = self.record
+        if record.aside is not None:
+            raise Conflict(
+                f"{self.name} is {record.aside}: {record.reason}; "
+                f"bring it back with: circlectl plugin enable {self.name}"
+            )
+        if self._held_until > now:
+            raise PluginFailed(
+                f"{self.name} failed {self.in_a_row} times in a row and is held back for "
+                f"{self._held_until - now:.1f} s; the last failure: {record.last_error}"
+            )
+
+    def succeeded(self) -> None:
+        """A call ended with an answer."""
+        self.record.calls += 1
+        self.in_a_row = 0
+        self.changed = True
+
+    def failed(self, message: str, now: float, wall: float) -> bool:
+        """A call failed; `wall` is the time to show. Returns whether the plugin should now be quarantined."""
+        record = self.record
+        record.calls += 1
+        record.failures += 1
+        record.last_error = message if len(message) <= SHOWN else message[:SHOWN] + "…"
+        record.last_failed = wall
+        self.changed = True
+        self.in_a_row += 1
+        if self.in_a_row >= self._back_off_after:
+            doublings = min(self.in_a_row - self._back_off_after, 16)
+            self._held_until = now + min(LONGEST_DELAY, FIRST_DELAY * 2.0**doublings)
+        return self.in_a_row >= self._quarantine_after and record.aside is None
+
+    def reset(self) -> None:
+        """Begin anew: it was enabled, or is another version."""
+        self.in_a_row = 0
+        self._held_until = 0.0

@@ -1,0 +1,117 @@
+"""The host interfaces: what a plugin's host calls do, each behind its capability (ABI.md, «Host calls»).
+
+The worker refuses what was not granted too, but it may have been taken over: what counts is decided here, with what
+is granted at the moment of the call.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from circleosd import upstream
+from circleosd.errors import BadRequest, CircleError, Denied, Unavailable
+from circleosd.plugins import capabilities
+from circleosd.plugins.events import Events
+from circleosd.plugins.keyvalue import KeyValue
+from circleosd.plugins.plugin import Plugin
+from circleosd.plugins.workers import HostCalls
+from circleosd.worker import frames
+from circleosd.worker.host import CALLS, needed_capability
+
+log = logging.getLogger(__name__)
+
+LASTING = frozenset({"kv.set", "kv.delete", "services.restart", "events.emit"})
+PRIVILEGED = frozenset({"services.restart"})  # an attempt without the capability goes into the ledger
+
+OnDenied = Callable[[Plugin, str, str, Denied], Awaitable[None]]
+
+
+class Host:
+    """Answers host calls. `registry` is where service-registry listens.
+
+    `denied` is told of a denied attempt at a privileged act: plugin, call, object, why.
+    """
+
+    def __init__(self, kv: KeyValue, events: Events, registry: str, denied: OnDenied) -> None:
+        self._kv = kv
+        self._events = events
+        self._registry = registry
+        self._denied = denied
+
+    def of(self, plugin: Plugin) -> HostCalls:
+        """What answers the host calls of one plugin."""
+        return functools.partial(self._answer, plugin)
+
+    async def _answer(self, plugin: Plugin, call: str, args: dict[str, str], depth: int) -> bytes:
+        """The body of HOST_REPLY. Never raises."""
+        try:
+            return frames.host_reply_body(await self._carry_out(plugin, call, args, depth))
+        except CircleError as error:
+            return frames.host_error_body(error.code, str(error))
+        except Exception:
+            log.exception("plugin %s: the host call %s failed", plugin.name, call)
+            return frames.host_error_body("internal", "an internal error; the host's log has the details")
+
+    async def _carry_out(self, plugin: Plugin, call: str, args: dict[str, str], depth: int) -> Any:
+        known = CALLS.get(call)
+        if known is None:
+            raise BadRequest(f"there is no host call {call[:80]!r}")
+        if set(args) != set(known.arguments):
+            raise BadRequest(f"the arguments of {call} are: {', '.join(known.arguments) or 'none'}")
+        try:
+            for value in args.values():
+                value.encode()
+        except UnicodeEncodeError:
+            raise BadRequest("an argument is not Unicode text: it has an unpaired surrogate") from None
+        capability = needed_capability(call, args)
+        if not plugin.holds(capability):
+            error = Denied(f"this plugin has not been granted the capability {capability[:200]}")
+            if call in PRIVILEGED:
+                await self._denied(plugin, call, next(iter(args.values()))[:200], error)
+            raise error
+        if plugin.loading and call in LASTING:
+            raise Unavailable(f"cannot do {call} while the plugin is being loaded: nothing may last until it is")
+        return await self._do(plugin, call, args, depth)
+
+    async def _do(self, plugin: Plugin, call: str, args: dict[str, str], depth: int) -> Any:
+        match call:
+            case "kv.get":
+                return await self._kv.get(plugin.name, args["key"])
+            case "kv.set":
+                return await self._kv.set(plugin.name, args["key"], args["value"], plugin.bounds.storage)
+            case "kv.delete":
+                return await self._kv.delete(plugin.name, args["key"])
+            case "kv.keys":
+                return await self._kv.keys(plugin.name, args["prefix"])
+            case "config.get":
+                return plugin.manifest.config.get(args["key"])
+            case "config.keys":
+                return sorted(plugin.manifest.config)
+            case "clock.now":
+                return time.time_ns() // 1_000_000
+            case "clock.monotonic":
+                return time.monotonic_ns()
+            case "services.list":
+                return [_service(item) for item in await self._ask(plugin, {"action": "list"})]
+            case "services.status":
+                return _service(await self._ask(plugin, {"action": "status", "name": args["name"]}))
+            case "services.restart":
+                await self._ask(plugin, {"action": "restart", "name": args["name"]})
+                return None
+            case "events.emit":
+                capabilities.check_topic(args["topic"])
+                return await self._events.emit(plugin, args["topic"], args["payload"], depth)
+            case _:
+                raise BadRequest(f"this host does not answer {call}")
+
+    async def _ask(self, plugin: Plugin, request: dict[str, str]) -> Any:
+        """Ask the registry, as this plugin. The worker's deadline for its call is the deadline for this too."""
+        return await upstream.ask(self._registry, {**request, "on_behalf": plugin.name}, timeout=plugin.bounds.time)
+
+
+def _service(found: dict[str, Any]) -> dict[str, str]:
+    return {name: found[name] for name in ("name", "state", "description")}

@@ -1,0 +1,174 @@
+"""From the files of a request to a plugin that may be loaded: read, held against each other, judged."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from circleosd.api.plugins import Load, Verified, Verify
+from circleosd.config import PluginSettings
+from circleosd.errors import BadRequest, Denied
+from circleosd.plugins import capabilities
+from circleosd.plugins import manifest as manifests
+from circleosd.plugins.files import Given
+from circleosd.plugins.manifest import MAX_MANIFEST, Manifest
+from circleosd.plugins.signatures import MAX_SIGNATURE, MAX_SIGNERS, Signatures, Trust
+from circleosd.plugins.store import Artifacts, Loaded, Staged
+
+
+class Candidate(NamedTuple):
+    """A plugin on its way in: `content` is its manifest as it was signed, None for one that has no file."""
+
+    manifest: Manifest
+    staged: Staged
+    content: bytes | None
+    signature: bytes | None
+
+
+class Loading:
+    """Reads candidates and judges them."""
+
+    def __init__(self, artifacts: Artifacts, signatures: Signatures, settings: PluginSettings) -> None:
+        self._artifacts = artifacts
+        self._signatures = signatures
+        self._settings = settings
+
+    @asynccontextmanager
+    async def candidate(self, files: Given, request: Load | Verify) -> AsyncIterator[Candidate]:
+        """Copy the artifact, read its manifest and signature; what was copied is removed in the end.
+
+        Raises `NotFound`, `BadRequest`, `Limit` for what cannot be read or does not belong together.
+        """
+        given, content, signature = await asyncio.to_thread(_texts, files, request)
+        source = await asyncio.to_thread(files.open, "path", request.path)
+        try:
+            staged = await asyncio.to_thread(self._artifacts.stage, source, self._settings.max_artifact)
+        finally:
+            os.close(source)
+        try:
+            manifest = manifests.parse(given) if given is not None else manifests.derive(request.path, staged.head)
+            manifests.check(manifest, staged.head, self._settings)
+            _require_own(manifest, staged, signed=signature is not None)
+            yield Candidate(manifest, staged, content, signature)
+        finally:
+            staged.path.unlink(missing_ok=True)
+
+    async def judge(self, candidate: Candidate, *, explicit: bool, before: Loaded | None) -> Trust:
+        """Whether the candidate is trusted enough. `before` is the version that is loaded. Raises `Denied`."""
+        manifest = candidate.manifest
+        trust = await self._signatures.judge(
+            candidate.content or b"",
+            candidate.signature,
+            native=manifest.plugin_type == "native",
+            explicit=explicit,
+        )
+        if before and before.signer and not trust.signer and not explicit and self._settings.trust != "off":
+            raise Denied(
+                f"the loaded version {before.manifest.version} is signed by {before.signer}, and this one is not: "
+                f"{trust.warning}; load it with --trust if that is meant"
+            )
+        return trust
+
+    async def verify(self, files: Given, request: Verify) -> Verified:
+        """What `plugin verify` replies. Raises `BadSignature` and what `candidate` raises."""
+        signers = None
+        if request.signers is not None:
+            signers = await asyncio.to_thread(files.read, "signers", request.signers, MAX_SIGNERS)
+        async with self.candidate(files, request) as candidate:
+            if candidate.content is None or candidate.signature is None:
+                raise Denied(f"{PurePath(request.path).name} is not signed; see: circlectl plugin sign --help")
+            signer = await self._signatures.verify(candidate.content, candidate.signature, signers)
+            if signer.principal is None:
+                raise Denied(
+                    f"it is signed with the key {signer.key}, but this host trusts no signers yet (trusted-signers)"
+                )
+            manifest = candidate.manifest
+            return Verified(
+                name=manifest.name,
+                version=manifest.version,
+                signer=signer.principal,
+                key=signer.key,
+                digest=candidate.staged.digest,
+                size=candidate.staged.size,
+                capabilities=[{"name": item.name, "reason": item.reason, "granted": False}
+                              for item in manifest.capabilities],
+            )  # fmt: skip
+
+
+def _texts(files: Given, request: Load | Verify) -> tuple[bytes | dict[str, Any] | None, bytes | None, bytes | None]:
+    """The manifest as it was given, as bytes if it is a file, and its signature."""
+    if isinstance(request.manifest, dict):
+        return request.manifest, None, None
+    if request.manifest is not None:
+        name = request.manifest
+        content: bytes | None = files.read("manifest", name, MAX_MANIFEST)
+    else:
+        name = str(PurePath(request.path).with_suffix(".json"))
+        content = files.beside("manifest", name, MAX_MANIFEST)
+    if content is None:
+        return None, None, None
+    if request.signature is not None:
+        return content, content, files.read("signature", request.signature, MAX_SIGNATURE)
+    return content, content, files.beside("signature", name + ".sig", MAX_SIGNATURE)
+
+
+def _require_own(manifest: Manifest, staged: Staged, *, signed: bool) -> None:
+    """Raises `BadRequest` unless the manifest is this artifact's; one that is signed must say so."""
+    if signed and (manifest.sha256 is None or manifest.size is None):
+        raise BadRequest(
+            "the manifest is signed but names no sha256 and size of its artifact, which the signature would be for; "
+            "sign it with: circlectl plugin sign"
+        )
+    if manifest.size is not None and manifest.size != staged.size:
+        raise BadRequest(
+            f"this is not the artifact that the manifest is for: it has {staged.size} bytes, "
+            f"the manifest says {manifest.size}"
+        )
+    if manifest.sha256 is not None and manifest.sha256 != staged.digest:
+        raise BadRequest(
+            f"this is not the artifact that the manifest is for: its sha256 is {staged.digest}, "
+            f"the manifest says {manifest.sha256}"
+        )
+
+
+def to_grant(manifest: Manifest, wanted: str | list[str]) -> dict[str, bool]:
+    """What a load grants. Raises `BadRequest` for what the plugin does not ask for."""
+    names = capabilities.split(wanted if isinstance(wanted, str) else ",".join(wanted))
+    if capabilities.ALL in names:
+        names = (*manifest.asked, *(name for name in names if name != capabilities.ALL))
+    for name in names:
+        require_asked(manifest, name)
+    return dict.fromkeys(names, True)
+
+
+def require_asked(manifest: Manifest, capability: str) -> None:
+    """Raises `BadRequest` unless the plugin asks for a capability."""
+    if not is_asked(manifest.asked, capability):
+        asked = ", ".join(manifest.asked) or "nothing"
+        raise BadRequest(f"{manifest.name} does not ask for {capability}; it asks for: {asked}")
+
+
+def is_asked(asked: Iterable[str], capability: str) -> bool:
+    """Whether a capability is among those asked for, or one name of a kind that is."""
+    return any(capabilities.covers(item, capability) for item in asked)
+
+
+def require_granted_growth(before: Manifest, manifest: Manifest, granted: Iterable[str]) -> None:
+    """Raises `Denied` when an upgrade asks for more than the version before it, and that is not granted."""
+    granted = tuple(granted)
+    missing = [
+        item
+        for item in manifest.capabilities
+        if not is_asked(before.asked, item.name) and not capabilities.holds(granted, item.name)
+    ]
+    if missing:
+        listed = ", ".join(f"{item.name} ({item.reason or 'no reason given'})" for item in missing)
+        names = ",".join(item.name for item in missing)
+        raise Denied(
+            f"{manifest.name} {manifest.version} asks for more than {before.version} does: {listed}; "
+            f"load it with --grant {names} if it may"
+        )

@@ -1,0 +1,43 @@
+"""A loaded plugin as the manager has it in memory: what is stored of it, what it may do, how it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from circleosd.config import PluginSettings
+from circleosd.plugins import capabilities
+from circleosd.plugins.health import Health
+from circleosd.plugins.manifest import Manifest, bounds
+from circleosd.plugins.store import Loaded
+
+
+class Plugin:
+    """One version of one plugin. `loading` until it is on record: nothing that it does may last until then."""
+
+    def __init__(
+        self, manifest: Manifest, digest: str, health: Health, decided: Mapping[str, bool], settings: PluginSettings
+    ) -> None:
+        self.name = manifest.name
+        self.manifest = manifest
+        self.digest = digest
+        self.health = health
+        self.bounds = bounds(manifest, settings)
+        self.loading = True
+        self.functions: frozenset[str] = frozenset()
+        self.configured = tuple(settings.grants.get(manifest.name, ()))
+        self.decide(decided)
+
+    def adopt(self, loaded: Loaded) -> None:
+        """It is on record now, as `loaded`."""
+        self.loaded = loaded
+        self.functions = frozenset(loaded.functions)
+        self.loading = False
+
+    def decide(self, decided: Mapping[str, bool]) -> None:
+        """From now on what was granted (True) and revoked (False) is this."""
+        self.decided = dict(decided)
+        self.granted = capabilities.effective(self.manifest.asked, self.decided, self.configured)
+
+    def holds(self, capability: str) -> bool:
+        """Whether the plugin has a capability now."""
+        return capabilities.holds(self.granted, capability)

@@ -1,0 +1,70 @@
+"""Plugins made for tests: core modules from WebAssembly text, shared objects from C."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import wasmtime
+
+from tests.integration.embedded_host import PROJECT
+
+# What every core module has: memory, a buffer at 1024 with room for 1 MiB, and the version of the ABI.
+CORE = """
+(module
+  {imports}
+  (memory (export "memory") {pages})
+  (global (export "circleosd_abi") i32 (i32.const 1))
+  (func (export "circleosd_buffer") (param i32) (result i32)
+    (select (i32.const 1024) (i32.const 0) (i32.le_u (local.get 0) (i32.const 1048576))))
+  {body}
+)"""
+ECHO = """(func (export "echo") (param i32) (result i64)
+    (i64.or (i64.shl (i64.const 1024) (i64.const 32)) (i64.extend_i32_u (local.get 0))))"""
+HOST_CALLS = """
+  (import "circleosd" "host_call" (func $host_call (param i32 i32) (result i32)))
+  (import "circleosd" "host_answer" (func $host_answer (param i32 i32) (result i32)))"""
+# `call`: the payload is a host call, the reply its answer. `until_refused`: repeats the call until it fails.
+CALLER = """
+  (func $call (export "call") (param $len i32) (result i64)
+    (local $answer i32)
+    (local.set $answer (call $host_call (i32.const 1024) (local.get $len)))
+    (drop (call $host_answer (i32.const 1024) (i32.const 1048576)))
+    (i64.or (i64.shl (i64.const 1024) (i64.const 32)) (i64.extend_i32_u (local.get $answer))))
+  (func (export "until_refused") (param $len i32) (result i64)
+    (local $answer i32)
+    (loop $again
+      (local.set $answer (call $host_call (i32.const 1024) (local.get $len)))
+      (br_if $again (i32.ge_s (local.get $answer) (i32.const 0))))
+    (drop (call $host_answer (i32.const 1024) (i32.const 1048576)))
+    (i64.or (i64.shl (i64.const 1024) (i64.const 32)) (i64.extend_i32_u (local.get $answer))))"""
+
+
+def core(body: str, *, imports: str = "", pages: str = "40") -> bytes:
+    """A core module with the given functions."""
+    return bytes(wasmtime.wat2wasm(CORE.format(imports=imports, body=body, pages=pages)))
+
+
+def caller(more: str = "") -> bytes:
+    """A core module whose `call` makes the host call that it is given."""
+    return core(CALLER + more, imports=HOST_CALLS)
+
+
+def native(source: str, path: Path) -> bytes:
+    """A shared object from C; the handlers are named in the source."""
+    code = path.with_suffix(".c")
+    code.write_text(source)
+    include = str(PROJECT / "plugins/include")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-w", "-I", include, "-o", str(path), str(code)], check=True)
+    return path.read_bytes()
+
+
+def write(directory: Path, name: str, artifact: bytes, **manifest: Any) -> Path:
+    """An artifact and its manifest in a directory; returns the artifact's path."""
+    suffix = "so" if artifact.startswith(b"\x7fELF") else "wasm"
+    path = directory / f"{name}.{suffix}"
+    path.write_bytes(artifact)
+    (directory / f"{name}.json").write_text(json.dumps({"name": name, "version": "1", **manifest}))
+    return path

@@ -1,0 +1,273 @@
+"""What plugins may ask of their host, who grants it, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import NewHost
+from tests.integration.embedded_host import EmbeddedHost, read_reply
+from tests.integration.made import caller, write
+
+SLEEPER = """
+[Service]
+ExecStart=/bin/sleep 1000
+"""
+
+
+def load(host: EmbeddedHost, path: Path, *more: str) -> str:
+    return host.ok("plugin", "load", str(path), *more)
+
+
+def ask(host: EmbeddedHost, plugin: str, call: str, function: str = "call", **args: str) -> dict[str, Any]:
+    """The reply to an invoke that makes a host call."""
+    payload = json.dumps({"call": call, "args": args})
+    return host.call("plugin-manager", {"action": "invoke", "id": plugin, "func": function, "payload": payload})
+
+
+def answer(host: EmbeddedHost, plugin: str, call: str, **args: str) -> Any:
+    """The result of a host call that must succeed."""
+    reply = ask(host, plugin, call, **args)
+    assert reply["ok"], reply
+    return json.loads(reply["data"])
+
+
+def refusal(host: EmbeddedHost, plugin: str, call: str, **args: str) -> str:
+    """Why a host call was refused."""
+    reply = ask(host, plugin, call, **args)
+    assert not reply["ok"], reply
+    return str(reply["message"])
+
+
+def test_a_plugin_keeps_texts_over_the_end_of_the_manager(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host({})
+    load(host, write(tmp_path, "keeper", caller(), capabilities=["kv"]), "--grant", "kv")
+    assert answer(host, "keeper", "kv.get", key="a") is None
+    answer(host, "keeper", "kv.set", key="a", value="ä\n1")
+    os.kill(host.pid("plugin-manager"), signal.SIGKILL)
+    assert answer(host, "keeper", "kv.get", key="a") == "ä\n1"
+    answer(host, "keeper", "kv.set", key="ab", value="")
+    answer(host, "keeper", "kv.set", key="b", value="")
+    assert answer(host, "keeper", "kv.keys", prefix="a") == ["a", "ab"]
+    assert answer(host, "keeper", "kv.delete", key="a") is True
+    assert answer(host, "keeper", "kv.delete", key="a") is False
+    assert answer(host, "keeper", "kv.keys", prefix="") == ["ab", "b"]
+
+
+def test_plugins_do_not_see_what_others_keep_and_unloading_forgets_it(host: EmbeddedHost, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        load(host, write(tmp_path, name, caller(), capabilities=["kv"]), "--grant", "kv")
+    answer(host, "one", "kv.set", key="k", value="of one")
+    assert answer(host, "two", "kv.keys", prefix="") == []
+    host.ok("plugin", "unload", "one")
+    load(host, tmp_path / "one.wasm", "--grant", "kv")
+    assert answer(host, "one", "kv.get", key="k") is None
+    for name in ("one", "two"):
+        host.ok("plugin", "unload", name)
+
+
+def test_what_a_plugin_keeps_is_held_to_its_limit(host: EmbeddedHost, tmp_path: Path) -> None:
+    load(host, write(tmp_path, "full", caller(), capabilities=["kv"], limits={"storage": 100}), "--grant", "kv")
+    answer(host, "full", "kv.set", key="k", value="x" * 99)
+    assert refusal(host, "full", "kv.set", key="l", value="").startswith("limit: ")
+    assert refusal(host, "full", "kv.set", key="k", value="x" * 100).startswith("limit: ")
+    answer(host, "full", "kv.set", key="k", value="x" * 50)
+    answer(host, "full", "kv.set", key="l", value="x" * 48)
+    answer(host, "full", "kv.delete", key="k")
+    answer(host, "full", "kv.set", key="m", value="x" * 50)
+    assert json.loads(host.ok("plugin", "show", "full", "--json"))["stored"] == 100
+    assert refusal(host, "full", "kv.set", key="n" * 600, value="").startswith("bad-request: ")
+    host.ok("plugin", "unload", "full")
+
+
+def test_a_call_without_the_capability_names_it_and_a_grant_counts_at_once(host: EmbeddedHost, tmp_path: Path) -> None:
+    shown = load(host, write(tmp_path, "asker", caller(), capabilities=[{"name": "kv", "reason": "to remember"}]))
+    assert "not granted: to remember" in shown
+    assert "the capability kv" in refusal(host, "asker", "kv.get", key="a")
+    assert "the capability clock" in refusal(host, "asker", "clock.now")
+    assert "granted" in host.ok("plugin", "grant", "asker", "kv")
+    assert answer(host, "asker", "kv.get", key="a") is None
+    host.ok("plugin", "revoke", "asker", "kv")
+    assert "the capability kv" in refusal(host, "asker", "kv.get", key="a")
+    history = host.data("plugin-manager", "history", object="asker")
+    assert [row["action"] for row in history] == ["load", "grant", "revoke"]
+    assert history[1]["after"]["granted"] == ["kv"]
+    host.ok("plugin", "unload", "asker")
+
+
+def test_a_revocation_is_effective_within_a_running_call(host: EmbeddedHost, tmp_path: Path) -> None:
+    path = write(tmp_path, "busy", caller(), capabilities=["kv"], limits={"time": 20})
+    load(host, path, "--grant", "all")
+    replies: list[dict[str, Any]] = []
+    calling = threading.Thread(target=lambda: replies.append(ask(host, "busy", "kv.get", "until_refused", key="a")))
+    calling.start()
+    host.wait_for(lambda: json.loads(host.ok("plugin", "show", "busy", "--json"))["waiting"] == 1)
+    started = time.monotonic()
+    host.ok("plugin", "revoke", "busy", "kv")
+    calling.join(10)
+    assert time.monotonic() - started < 5
+    assert "the capability kv" in replies[0]["message"]
+    host.ok("plugin", "unload", "busy")
+
+
+def test_only_what_a_plugin_asks_for_can_be_granted(host: EmbeddedHost, tmp_path: Path) -> None:
+    path = write(tmp_path, "modest", caller(), capabilities=["clock"])
+    refused = host.ctl("plugin", "load", str(path), "--grant", "kv")
+    assert refused.returncode == 2
+    assert "it asks for: clock" in refused.stderr
+    load(host, path)
+    refused = host.ctl("plugin", "grant", "modest", "kv")
+    assert "it asks for: clock" in refused.stderr
+    assert "there are: log, kv" in host.ctl("plugin", "grant", "modest", "network").stderr
+    host.ok("plugin", "unload", "modest")
+
+
+def test_an_upgrade_that_asks_for_more_is_refused_with_the_difference(host: EmbeddedHost, tmp_path: Path) -> None:
+    path = write(tmp_path, "grower", caller(), capabilities=["clock"])
+    load(host, path, "--grant", "clock")
+    wants = ["clock", {"name": "kv", "reason": "to remember"}]
+    write(tmp_path, "grower", caller(), version="2", capabilities=wants)
+    refused = host.ctl("plugin", "load", str(path))
+    assert refused.returncode == 4
+    assert "kv (to remember)" in refused.stderr
+    assert "--grant kv" in refused.stderr
+    assert "clock" not in refused.stderr
+    assert json.loads(host.ok("plugin", "show", "grower", "--json"))["version"] == "1"
+    load(host, path, "--grant", "kv")
+    assert isinstance(answer(host, "grower", "clock.now"), int)
+    assert answer(host, "grower", "kv.get", key="a") is None
+    write(tmp_path, "grower", caller(), version="3", capabilities=["clock"])
+    load(host, path)
+    write(tmp_path, "grower", caller(), version="4", capabilities=wants)
+    assert host.ctl("plugin", "load", str(path)).returncode == 4  # what was given up must be granted again
+    host.ok("plugin", "unload", "grower")
+
+
+def test_the_configuration_grants_for_hosts_without_an_administrator(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host({})
+    (host.directory / "config" / "config.toml").write_text(
+        '[plugins.grants]\nheadless = ["kv", "services:restart:*"]\n'
+    )
+    path = write(tmp_path, "headless", caller(), capabilities=["kv", "clock"])
+    load(host, path)
+    assert answer(host, "headless", "kv.get", key="a") is None
+    assert "the capability clock" in refusal(host, "headless", "clock.now")
+    assert "the capability services:restart:x" in refusal(host, "headless", "services.restart", name="x")
+    host.ok("plugin", "revoke", "headless", "kv")
+    assert "the capability kv" in refusal(host, "headless", "kv.get", key="a")
+
+
+def test_the_configuration_and_the_clock_of_a_plugin(host: EmbeddedHost, tmp_path: Path) -> None:
+    path = write(tmp_path, "told", caller(), capabilities=["config", "clock"], config={"url": "x", "a": "1"})
+    load(host, path)
+    assert "the capability config" in refusal(host, "told", "config.get", key="url")
+    host.ok("plugin", "grant", "told", "config")
+    host.ok("plugin", "grant", "told", "clock")
+    assert answer(host, "told", "config.get", key="url") == "x"
+    assert answer(host, "told", "config.get", key="none") is None
+    assert answer(host, "told", "config.keys") == ["a", "url"]
+    assert abs(answer(host, "told", "clock.now") / 1000 - time.time()) < 60
+    assert answer(host, "told", "clock.monotonic") > 0
+    host.ok("plugin", "unload", "told")
+
+
+def test_a_plugin_restarts_the_service_that_it_may_and_the_ledger_names_it(host: EmbeddedHost, tmp_path: Path) -> None:
+    host.add_service("web", SLEEPER)
+    host.add_service("db", SLEEPER)
+    host.ok("service", "start", "web")
+    asked = ["services:read", {"name": "services:restart:*", "reason": "heals"}]
+    load(
+        host,
+        write(tmp_path, "healer", caller(), capabilities=asked),
+        "--grant",
+        "services:read",
+        "--grant",
+        "services:restart:web",
+    )
+    before = answer(host, "healer", "services.status", name="web")
+    assert before["state"] == "active"
+    assert {"web", "db"} <= {item["name"] for item in answer(host, "healer", "services.list")}
+    pid = host.data("service-registry", "status", name="web")["pid"]
+    assert answer(host, "healer", "services.restart", name="web") is None
+    assert host.data("service-registry", "status", name="web")["pid"] != pid
+    rows = host.data("service-registry", "history", object="web", action_name="restart")
+    assert [row["phase"] for row in rows] == ["intent", "outcome"]
+    assert [row["actor"]["plugin"] for row in rows] == ["healer", "healer"]
+    assert rows[0]["actor"]["pid"] == host.pid("plugin-manager")
+    assert "plugin healer" in host.ok("system", "history", "--object", "web")
+    assert "the capability services:restart:db" in refusal(host, "healer", "services.restart", name="db")
+    assert refusal(host, "healer", "services.status", name="nothing").startswith("not-found: ")
+    host.ok("plugin", "unload", "healer")
+    host.ok("service", "stop", "web")
+
+
+def test_nothing_that_a_plugin_does_while_it_is_loaded_lasts(host: EmbeddedHost, tmp_path: Path) -> None:
+    request = json.dumps({"call": "kv.set", "args": {"key": "early", "value": "x"}})
+    escaped = request.replace('"', '\\"')
+    early = f"""(data (i32.const 64) "{escaped}")
+      (func (export "_initialize") (drop (call $host_call (i32.const 64) (i32.const {len(request)}))))"""
+    load(host, write(tmp_path, "eager", caller(early), instance="shared", capabilities=["kv"]), "--grant", "kv")
+    assert answer(host, "eager", "kv.keys", prefix="") == []
+    host.ok("plugin", "unload", "eager")
+
+
+def test_an_event_is_kept_followed_and_delivered(host: EmbeddedHost, tmp_path: Path) -> None:
+    note = '{"call":"kv.set","args":{"key":"got","value":"an event"}}'
+    escaped = note.replace('"', '\\"')
+    on_event = f"""(data (i32.const 64) "{escaped}")
+      (func (export "on_event") (param i32) (result i64)
+        (drop (call $host_call (i32.const 64) (i32.const {len(note)})))
+        (i64.const 0))"""
+    load(host, write(tmp_path, "source", caller(), capabilities=["events:deploy"]), "--grant", "events:deploy")
+    load(host, write(tmp_path, "drain", caller(on_event), capabilities=["kv", "events:*"]), "--grant", "all")
+    with host.connect("plugin-manager") as follower:
+        follower.sendall(b'{"action":"events","follow":true,"lines":0}\n')
+        host.data("plugin-manager", "health")
+        answer(host, "source", "events.emit", topic="deploy", payload="v1")
+        event = read_reply(follower)["data"]
+    assert (event["plugin"], event["topic"], event["payload"]) == ("source", "deploy", "v1")
+    assert "source  deploy: v1" in host.ok("plugin", "events", "--topic", "deploy")
+    host.wait_for(lambda: answer(host, "drain", "kv.get", key="got") == "an event")
+    assert "the capability events:other" in refusal(host, "source", "events.emit", topic="other", payload="")
+    assert refusal(host, "drain", "events.emit", topic="*", payload="").startswith("bad-request: ")
+    assert refusal(host, "source", "events.emit", topic="deploy", payload="x" * 20_000).startswith("limit: ")
+    for name in ("source", "drain"):
+        host.ok("plugin", "unload", name)
+
+
+def test_events_that_follow_from_one_another_end(host: EmbeddedHost, tmp_path: Path) -> None:
+    emit = '{"call":"events.emit","args":{"topic":"ball","payload":"to you"}}'
+    escaped = emit.replace('"', '\\"')
+    bounce = f"""(data (i32.const 64) "{escaped}")
+      (func (export "on_event") (param i32) (result i64)
+        (drop (call $host_call (i32.const 64) (i32.const {len(emit)})))
+        (i64.const 0))"""
+    for name in ("ping", "pong"):
+        load(host, write(tmp_path, name, caller(bounce), capabilities=["events:ball"]), "--grant", "all")
+    answer(host, "ping", "events.emit", topic="ball", payload="first")
+    host.wait_for(lambda: len(host.data("plugin-manager", "events", topic="ball")) >= 4)
+    time.sleep(0.3)  # in which an endless exchange would go on
+    assert [row["plugin"] for row in host.data("plugin-manager", "events", topic="ball")] == ["ping", "pong"] * 2
+    for name in ("ping", "pong"):
+        host.ok("plugin", "unload", name)
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    ['{"call":"kv.get","args":{}}', '{"call":"kv.get","args":{"key":1}}', '{"call":"rm","args":{}}', "[]", "x"],
+)
+def test_a_malformed_host_call_is_an_error_and_nothing_more(
+    host: EmbeddedHost, tmp_path: Path, request_text: str
+) -> None:
+    load(host, write(tmp_path, "odd", caller(), capabilities=["kv"]), "--grant", "kv")
+    reply = host.call("plugin-manager", {"action": "invoke", "id": "odd", "func": "call", "payload": request_text})
+    assert not reply["ok"]
+    assert answer(host, "odd", "kv.get", key="a") is None
+    host.ok("plugin", "unload", "odd")

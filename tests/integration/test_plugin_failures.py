@@ -1,0 +1,199 @@
+"""What the caller, the plugin and everybody else get when plugin code goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import NewHost
+from tests.integration.embedded_host import EmbeddedHost
+from tests.integration.made import ECHO, core, native, write
+
+TRAP = '(func $deep (unreachable)) (func (export "trap") (param i32) (result i64) (call $deep) (i64.const 0))'
+COMPLAIN = """(data (i32.const 64) "no such customer")
+  (func (export "complain") (param i32) (result i64) (i64.const 0x4080000010))"""
+CRASH = """
+#include <circleosd_plugin.h>
+#include <signal.h>
+#include <unistd.h>
+#include <stdlib.h>
+static int crash(const circleosd_host *host, const char *text, size_t length, circleosd_reply *reply) {
+    switch (text[0]) {
+        case 's': *(volatile int *)8 = 1; break;
+        case 'e': _exit(7);
+        case 'h': for (;;) pause();
+    }
+    host->write(reply, "fine", 4);
+    return 0;
+}
+static const circleosd_handler handlers[] = {{"crash", crash}};
+static const circleosd_plugin plugin = {1, 1, "crasher", "", handlers, 0};
+CIRCLEOSD_EXPORT const circleosd_plugin *plugin_init(void) { return &plugin; }
+"""
+
+
+def invoke(host: EmbeddedHost, plugin: str, function: str, payload: str = "") -> dict[str, Any]:
+    return host.call("plugin-manager", {"action": "invoke", "id": plugin, "func": function, "payload": payload})
+
+
+def details(host: EmbeddedHost, plugin: str) -> dict[str, Any]:
+    shown: dict[str, Any] = host.data("plugin-manager", "show", id=plugin)
+    return shown
+
+
+def test_a_trap_is_told_with_its_backtrace_and_a_plugins_own_error_with_its_words(
+    host: EmbeddedHost, tmp_path: Path
+) -> None:
+    host.ok("plugin", "load", str(write(tmp_path, "weak", core(TRAP + COMPLAIN + ECHO))))
+    reply = invoke(host, "weak", "trap")
+    assert reply["error"] == "plugin-failed"
+    assert "trap: " in reply["message"]
+    assert "unreachable" in reply["message"]
+    assert "deep" in reply["message"]
+    reply = invoke(host, "weak", "complain")
+    assert (reply["error"], reply["message"]) == ("plugin-failed", "no such customer")
+    assert invoke(host, "weak", "echo", "still here")["data"] == "still here"
+    shown = details(host, "weak")
+    assert (shown["calls"], shown["failures"]) == (3, 1)
+    assert "unreachable" in shown["last_error"]
+    host.ok("plugin", "unload", "weak")
+
+
+@pytest.mark.parametrize(
+    ("payload", "error", "words"),
+    [("s", "plugin-failed", "SIGSEGV"), ("e", "plugin-failed", "exit status 7"), ("h", "timeout", "longer than 1 s")],
+)
+def test_the_end_of_a_worker_is_told_and_the_next_call_gets_a_new_one(
+    host: EmbeddedHost, tmp_path: Path, payload: str, error: str, words: str
+) -> None:
+    artifact = native(CRASH, tmp_path / "build.so")
+    path = write(tmp_path, "crasher", artifact, plugin_type="native", limits={"time": 1})
+    host.ok("plugin", "load", str(path), "--trust")
+    reply = invoke(host, "crasher", "crash", payload)
+    assert reply["error"] == error, reply
+    assert words in reply["message"]
+    assert invoke(host, "crasher", "crash", "x")["data"] == "fine"
+    host.ok("plugin", "unload", "crasher")
+
+
+def test_a_plugin_that_keeps_failing_is_held_back_then_quarantined_and_can_be_brought_back(
+    new_host: NewHost, tmp_path: Path
+) -> None:
+    host = new_host({"CIRCLEOSD_PLUGINS_BACK_OFF_AFTER": "2", "CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "3"})
+    host.ok("plugin", "load", str(write(tmp_path, "weak", core(TRAP + ECHO))))
+    host.ok("plugin", "load", str(write(tmp_path, "strong", core(ECHO))))
+    for _ in range(2):
+        assert "unreachable" in invoke(host, "weak", "trap")["message"]
+    held = invoke(host, "weak", "echo", "x")
+    assert held["error"] == "plugin-failed"
+    assert "failed 2 times in a row and is held back" in held["message"]
+    assert "unreachable" in held["message"]
+    host.wait_for(lambda: "held back" not in invoke(host, "weak", "trap")["message"])
+    aside = invoke(host, "weak", "echo", "x")
+    assert aside["error"] == "conflict"
+    assert "quarantined: 3 failures in a row, the last: trap: " in aside["message"]
+    assert "circlectl plugin enable weak" in aside["message"]
+    assert invoke(host, "strong", "echo", "x")["data"] == "x"
+    os.kill(host.pid("plugin-manager"), signal.SIGKILL)
+    shown = details(host, "weak")
+    assert shown["state"] == "quarantined"
+    assert "unreachable" in shown["reason"]
+    assert shown["since"] <= time.time()
+    assert "quarantined" in host.ok("plugin", "list")
+    rows = host.data("plugin-manager", "history", object="weak")
+    assert [row["action"] for row in rows] == ["load", "quarantine"]
+    host.ok("plugin", "enable", "weak")
+    assert invoke(host, "weak", "echo", "x")["data"] == "x"
+
+
+def test_a_new_version_of_a_quarantined_plugin_begins_anew(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "1"})
+    path = write(tmp_path, "weak", core(TRAP))
+    host.ok("plugin", "load", str(path))
+    invoke(host, "weak", "trap")
+    assert details(host, "weak")["state"] == "quarantined"
+    write(tmp_path, "weak", core(ECHO), version="2")
+    host.ok("plugin", "load", str(path))
+    assert invoke(host, "weak", "echo", "x")["data"] == "x"
+    assert details(host, "weak")["failures"] == 0
+
+
+def test_a_disabled_plugin_is_not_called_and_stays_so_over_an_upgrade(host: EmbeddedHost, tmp_path: Path) -> None:
+    path = write(tmp_path, "paused", core(ECHO))
+    host.ok("plugin", "load", str(path))
+    host.ok("plugin", "disable", "paused", "--reason", "audit")
+    refused = host.ctl("plugin", "invoke", "paused", "echo", "x")
+    assert refused.returncode == 7
+    assert "disabled: audit" in refused.stderr
+    host.ok("plugin", "load", str(path))
+    assert details(host, "paused")["state"] == "disabled"
+    host.ok("plugin", "enable", "paused")
+    assert host.ok("plugin", "invoke", "paused", "echo", "x") == "x\n"
+    host.ok("plugin", "unload", "paused")
+
+
+def test_calls_in_hand_and_waiting_survive_an_upgrade(host: EmbeddedHost, tmp_path: Path) -> None:
+    path = write(tmp_path, "moving", core(ECHO))
+    host.ok("plugin", "load", str(path))
+    with host.connect("plugin-manager") as sock:
+        request = {"action": "invoke", "id": "moving", "func": "echo", "payload": "x"}
+        sock.sendall(json.dumps(request).encode() * 0 + (json.dumps(request).encode() + b"\n") * 300)
+        write(tmp_path, "moving", core(ECHO + TRAP), version="2")
+        host.ok("plugin", "load", str(path))
+        received = b""
+        while received.count(b"\n") < 300:
+            received += sock.recv(1 << 16)
+    assert received.count(b'"data":"x"') == 300
+    assert details(host, "moving")["version"] == "2"
+    host.ok("plugin", "unload", "moving")
+
+
+def test_limits_have_defaults_and_ceilings_of_the_host(new_host: NewHost, tmp_path: Path) -> None:
+    settings = {"MEMORY": "33554432", "DEFAULT_TIME": "0.5", "CONCURRENCY": "2"}
+    host = new_host({f"CIRCLEOSD_PLUGINS_{name}": value for name, value in settings.items()})
+    spin = '(func (export "spin") (param i32) (result i64) (loop $on (br $on)) (i64.const 0))'
+    path = write(tmp_path, "spinner", core(spin))
+    host.ok("plugin", "load", str(path))
+    limits = details(host, "spinner")["limits"]
+    assert (limits["memory"], limits["time"], limits["concurrency"]) == (33554432, 0.5, 1)
+    started = time.monotonic()
+    reply = invoke(host, "spinner", "spin")
+    assert (reply["error"], time.monotonic() - started < 1.5) == ("timeout", True)
+    assert "0.5 s" in reply["message"]
+    for name, value in (("memory", 1 << 26), ("concurrency", 3), ("storage", 1 << 40)):
+        write(tmp_path, "spinner", core(spin), limits={name: value})
+        refused = host.ctl("plugin", "load", str(path))
+        assert refused.returncode == 8
+        assert f"plugins.{name}" in refused.stderr
+
+
+def test_a_deterministic_plugin_is_held_to_its_fuel_and_compiled_apart(host: EmbeddedHost, tmp_path: Path) -> None:
+    spin = '(func (export "spin") (param i32) (result i64) (loop $on (br $on)) (i64.const 0))'
+    path = write(tmp_path, "exact", core(spin + ECHO), deterministic=True, limits={"time": 1})
+    host.ok("plugin", "load", str(path))
+    reply = invoke(host, "exact", "spin")
+    assert reply["error"] == "limit", reply
+    assert "fuel" in reply["message"]
+    write(tmp_path, "exact", core(spin + ECHO), limits={"time": 0.3})
+    host.ok("plugin", "load", str(path))
+    assert invoke(host, "exact", "spin")["error"] == "timeout"
+    assert invoke(host, "exact", "echo", "x")["data"] == "x"
+    host.ok("plugin", "unload", "exact")
+
+
+def test_compilations_are_kept_within_their_bound(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host({"CIRCLEOSD_PLUGINS_CACHE": "60000"})
+    for number in range(6):
+        body = ECHO + f'(func (export "f{number}") (param i32) (result i64) (i64.const {number}))'
+        host.ok("plugin", "load", str(write(tmp_path, f"p{number}", core(body))))
+    files = [path for path in (host.directory / "cache").rglob("*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in files) <= 60_000
+    assert len(files) < 6
+    for number in range(6):
+        assert invoke(host, f"p{number}", "echo", "x")["data"] == "x"

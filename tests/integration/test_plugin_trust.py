@@ -1,0 +1,215 @@
+"""Signing, verifying and loading signed plugins, from circlectl to the worker."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import NewHost
+from tests.integration.embedded_host import EmbeddedHost
+from tests.integration.keys import NAMESPACE, new_key, public, sign
+from tests.integration.made import ECHO, core, native, write
+
+GREETER = """
+#include <circleosd_plugin.h>
+static int greet(const circleosd_host *host, const char *text, size_t length, circleosd_reply *reply) {
+    host->write(reply, "hello, ", 7);
+    host->write(reply, text, length);
+    return 0;
+}
+static const circleosd_handler handlers[] = {{"greet", greet}};
+static const circleosd_plugin plugin = {1, 1, "greeter", "greets", handlers, 0};
+CIRCLEOSD_EXPORT const circleosd_plugin *plugin_init(void) { return &plugin; }
+"""
+
+
+class Signer:
+    """A host that trusts alice, and a signed plugin."""
+
+    def __init__(self, host: EmbeddedHost, directory: Path) -> None:
+        self.host = host
+        self.directory = directory
+        self.key = new_key(directory, "alice")
+        self.signers = host.directory / "config" / "trusted-signers"
+        self.signers.write_text(f"alice@example.org {public(self.key)}\n")
+        self.path = write(directory, "signed", core(ECHO), capabilities=["kv"])
+        self.manifest = self.path.with_suffix(".json")
+        self.signature = Path(f"{self.manifest}.sig")
+        self.sign()
+
+    def sign(self) -> None:
+        self.host.ok("plugin", "sign", str(self.path), "--key", str(self.key))
+
+    def refused(self, *more: str) -> str:
+        """The reason why the plugin is not loaded."""
+        done = self.host.ctl("plugin", "load", str(self.path), *more)
+        assert done.returncode in (2, 4), done
+        assert self.host.data("plugin-manager", "list") == []
+        return done.stderr
+
+
+@pytest.fixture
+def signer(new_host: NewHost, tmp_path: Path) -> Signer:
+    return Signer(new_host({}), tmp_path)
+
+
+def test_a_signed_plugin_is_verified_and_loaded_with_its_signers_name(signer: Signer) -> None:
+    verified = signer.host.ok("plugin", "verify", str(signer.path))
+    assert "good signature of alice@example.org with ED25519 SHA256:" in verified
+    assert signer.host.data("plugin-manager", "list") == []
+    assert "signed by alice@example.org" in signer.host.ok("plugin", "load", str(signer.path))
+    shown = json.loads(signer.host.ok("plugin", "show", "signed", "--json"))
+    assert shown["signer"] == "alice@example.org"
+    assert shown["key"].startswith("ED25519 SHA256:")
+    (row,) = signer.host.data("plugin-manager", "history", object="signed")
+    assert row["after"]["signer"] == "alice@example.org"
+
+
+def test_ssh_keygen_accepts_our_signature_and_we_accept_its(signer: Signer) -> None:
+    done = subprocess.run(
+        ["ssh-keygen", "-Y", "verify", "-f", signer.signers, "-I", "alice@example.org", "-n", NAMESPACE,
+         "-s", signer.signature],
+        input=signer.manifest.read_bytes(), capture_output=True, check=True,
+    )  # fmt: skip
+    assert b"Good" in done.stdout
+    signer.signature.write_bytes(sign(signer.key, signer.manifest.read_bytes()))
+    assert "signed by alice@example.org" in signer.host.ok("plugin", "load", str(signer.path))
+
+
+def test_signing_keeps_what_the_author_wrote_and_fills_in_the_artifact(signer: Signer) -> None:
+    manifest = json.loads(signer.manifest.read_text())
+    assert list(manifest) == ["name", "version", "capabilities", "sha256", "size"]
+    assert manifest["size"] == signer.path.stat().st_size
+    before = signer.manifest.read_bytes()
+    signer.sign()
+    assert signer.manifest.read_bytes() == before
+
+
+def test_a_changed_artifact_is_refused(signer: Signer) -> None:
+    content = bytearray(signer.path.read_bytes())
+    content[-1] ^= 1
+    signer.path.write_bytes(content)
+    assert "its sha256 is" in signer.refused()
+    assert "its sha256 is" in signer.refused("--trust")
+    signer.path.write_bytes(content + b"\0")
+    assert "bytes, the manifest says" in signer.refused()
+
+
+def test_an_artifact_can_be_named_by_its_digest(signer: Signer) -> None:
+    digest = json.loads(signer.manifest.read_text())["sha256"]
+    assert "sha256 is" in signer.refused("--sha256", "0" * 64)
+    signer.host.ok("plugin", "load", str(signer.path), "--sha256", digest)
+
+
+def test_a_changed_manifest_is_refused(signer: Signer) -> None:
+    signer.manifest.write_text(signer.manifest.read_text().replace('"kv"', '"clock"'))
+    assert "changed after signing" in signer.refused()
+    assert "changed after signing" in signer.refused("--trust")
+
+
+def test_an_unknown_signer_is_refused_unless_whoever_loads_says_otherwise(signer: Signer, tmp_path: Path) -> None:
+    signer.key = new_key(tmp_path, "mallory")
+    signer.sign()
+    assert "trusted-signers does not name" in signer.refused()
+    done = signer.host.ctl("plugin", "load", str(signer.path), "--trust")
+    assert done.returncode == 0
+    assert "not signed by anybody trusted" in done.stdout
+    assert "does not name" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ('valid-before="20200101"', "was valid only until 2020-01-01"),
+        ('valid-after="20990101"', "is valid only from 2099-01-01"),
+        ('namespaces="git"', "but not for circleosd-plugin"),
+    ],
+)
+def test_a_key_that_is_not_valid_now_or_not_for_this_is_refused(signer: Signer, options: str, reason: str) -> None:
+    signer.signers.write_text(f"alice@example.org {options} {public(signer.key)}\n")
+    assert reason in signer.refused()
+
+
+def test_a_revoked_key_is_refused(signer: Signer) -> None:
+    (signer.signers.parent / "revoked-signers").write_text(public(signer.key) + "\n")
+    assert "is revoked" in signer.refused()
+    assert "is revoked" in signer.refused("--trust")
+
+
+def test_a_signature_for_another_purpose_is_refused(signer: Signer) -> None:
+    signer.signature.write_bytes(sign(signer.key, signer.manifest.read_bytes(), "git"))
+    assert "made for another purpose" in signer.refused()
+
+
+def test_a_signed_manifest_without_the_artifacts_digest_is_refused(signer: Signer) -> None:
+    write(signer.directory, "signed", core(ECHO))
+    signer.signature.write_bytes(sign(signer.key, signer.manifest.read_bytes()))
+    assert "names no sha256" in signer.refused()
+
+
+def test_an_upgrade_does_not_lose_its_signer_unnoticed(signer: Signer) -> None:
+    signer.host.ok("plugin", "load", str(signer.path))
+    signer.signature.unlink()
+    refused = signer.host.ctl("plugin", "load", str(signer.path))
+    assert refused.returncode == 4
+    assert "is signed by alice@example.org, and this one is not" in refused.stderr
+    signer.host.ok("plugin", "load", str(signer.path), "--trust")
+
+
+def test_verify_takes_other_signers_and_says_what_is_missing(signer: Signer, tmp_path: Path) -> None:
+    other = tmp_path / "others"
+    other.write_text(f"bob@example.org {public(signer.key)}\n")
+    assert "good signature of bob" in signer.host.ok("plugin", "verify", str(signer.path), "--signers", str(other))
+    signer.signature.unlink()
+    refused = signer.host.ctl("plugin", "verify", str(signer.path))
+    assert refused.returncode == 4
+    assert "is not signed" in refused.stderr
+
+
+def test_a_host_that_requires_signatures_loads_nothing_else(new_host: NewHost, tmp_path: Path) -> None:
+    signer = Signer(new_host({"CIRCLEOSD_PLUGINS_TRUST": "require"}), tmp_path)
+    signer.host.ok("plugin", "load", str(signer.path))
+    path = write(tmp_path, "unsigned", core(ECHO))
+    for more in ([], ["--trust"]):
+        refused = signer.host.ctl("plugin", "load", str(path), *more)
+        assert refused.returncode == 4
+        assert "plugins.trust = require" in refused.stderr
+
+
+def test_native_code_runs_only_signed_or_on_somebodys_word(signer: Signer, tmp_path: Path) -> None:
+    host = signer.host
+    path = write(tmp_path, "greeter", native(GREETER, tmp_path / "build.so"), plugin_type="native")
+    refused = host.ctl("plugin", "load", str(path))
+    assert refused.returncode == 4
+    assert "--trust" in refused.stderr
+    host.ok("plugin", "load", str(path), "--trust")
+    assert host.ok("plugin", "invoke", "greeter", "greet", "world") == "hello, world\n"
+    host.ok("plugin", "unload", "greeter")
+    host.ok("plugin", "sign", str(path), "--key", str(signer.key))
+    assert "signed by alice" in host.ok("plugin", "load", str(path))
+
+
+def test_a_signature_is_found_beside_what_a_raw_request_names(signer: Signer) -> None:
+    reply = signer.host.call("plugin-manager", {"action": "load", "path": str(signer.path)})
+    assert reply["data"]["signer"] == "alice@example.org"
+    inline = json.loads(signer.manifest.read_text())
+    reply = signer.host.call("plugin-manager", {"action": "load", "path": str(signer.path), "manifest": inline})
+    assert reply["error"] == "denied"  # what is signed are the bytes of a file
+
+
+def test_signing_says_what_is_wrong(signer: Signer, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.wasm"
+    shutil.copy(signer.path, alone)
+    for arguments, reason in (
+        ([str(alone), "--key", str(signer.key)], "without a manifest"),
+        ([str(signer.path), "--key", "/nonexistent"], "/nonexistent"),
+        ([str(tmp_path / "none.wasm"), "--key", str(signer.key)], "without a manifest"),
+        ([str(signer.path)], "needs --key"),
+    ):
+        done = signer.host.ctl("plugin", "sign", *arguments)
+        assert done.returncode == 2, arguments
+        assert reason in done.stderr

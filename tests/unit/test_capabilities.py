@@ -1,0 +1,54 @@
+"""Which capabilities there are and who has them."""
+
+from __future__ import annotations
+
+import pytest
+
+from circleosd.errors import BadRequest
+from circleosd.plugins import capabilities
+
+
+@pytest.mark.parametrize("name", ["kv", "config", "log", "services:read", "services:restart:nginx",
+                                  "services:restart:*", "services:restart:getty@tty1", "events:deploy",
+                                  "events:*"])  # fmt: skip
+def test_a_capability_of_this_host_is_known(name: str) -> None:
+    capabilities.check(name)
+
+
+@pytest.mark.parametrize("name", ["", "kv:x", "net", "services", "services:", "services:restart:", "events:a:b",
+                                  "events:", "services:restart:a b", "services:stop:nginx", "KV"])  # fmt: skip
+def test_an_unknown_capability_is_refused_with_the_ones_there_are(name: str) -> None:
+    with pytest.raises(BadRequest, match="services:restart:NAME"):
+        capabilities.check(name)
+
+
+def test_a_star_covers_every_name_of_its_kind_and_no_other_kind() -> None:
+    assert capabilities.holds(["services:restart:*"], "services:restart:nginx")
+    assert not capabilities.holds(["services:restart:*"], "services:read")
+    assert not capabilities.holds(["events:*"], "services:restart:nginx")
+    assert not capabilities.holds(["services:restart:nginx"], "services:restart:*")
+    assert not capabilities.holds(["kv"], "config")
+
+
+def test_only_what_is_asked_for_is_granted() -> None:
+    assert capabilities.effective(["kv"], {"clock": True, "kv": True}, ["config"]) == ("kv",)
+    assert capabilities.effective(["kv", "clock"], {}, ["clock"]) == ("clock",)
+
+
+def test_a_decision_comes_before_the_configuration() -> None:
+    assert capabilities.effective(["kv"], {"kv": False}, ["kv"]) == ()
+    assert capabilities.effective(["events:a", "events:b"], {"events:a": False}, ["events:*"]) == ("events:b",)
+
+
+def test_of_every_name_a_single_one_can_be_granted() -> None:
+    assert capabilities.effective(["services:restart:*"], {"services:restart:nginx": True}, []) == (
+        "services:restart:nginx",
+    )
+    assert capabilities.effective(["events:*"], {}, ["events:deploy"]) == ("events:deploy",)
+
+
+def test_a_list_of_capabilities_is_split_and_checked() -> None:
+    assert capabilities.split("kv, clock,kv") == ("kv", "clock")
+    assert capabilities.split("all") == ("all",)
+    with pytest.raises(BadRequest):
+        capabilities.split("kv,nonsense")

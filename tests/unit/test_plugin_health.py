@@ -1,0 +1,67 @@
+"""When a plugin is held back and when it is set aside."""
+
+from __future__ import annotations
+
+import pytest
+
+from circleosd.errors import Conflict, PluginFailed
+from circleosd.plugins.health import Health
+from circleosd.plugins.store import Record
+
+
+def make() -> Health:
+    return Health("p", Record(), back_off_after=3, quarantine_after=6)
+
+
+def admitted(health: Health, now: float) -> bool:
+    try:
+        health.admit(now)
+    except PluginFailed:
+        return False
+    return True
+
+
+def test_single_failures_do_not_hold_a_plugin_back() -> None:
+    health = make()
+    for _ in range(20):
+        health.failed("trap", 0.0, 0.0)
+        health.failed("trap", 0.0, 0.0)
+        health.admit(0.0)
+        health.succeeded()
+    assert health.record.calls == 60
+    assert health.record.failures == 40
+
+
+def test_failures_in_a_row_hold_a_plugin_back_longer_and_longer() -> None:
+    health = make()
+    delays = []
+    for _ in range(5):
+        health.failed("trap: unreachable", 0.0, 0.0)
+        delays.append(next(moment / 4 for moment in range(100) if admitted(health, moment / 4)))
+    assert delays == [0, 0, 0.5, 1.0, 2.0]
+
+
+def test_a_plugin_that_is_held_back_says_why() -> None:
+    health = make()
+    for _ in range(3):
+        health.failed("trap: unreachable", 0.0, 0.0)
+    with pytest.raises(PluginFailed, match="trap: unreachable"):
+        health.admit(0.0)
+
+
+def test_quarantine_is_due_after_so_many_failures_in_a_row() -> None:
+    health = make()
+    assert [health.failed("trap", 0.0, 0.0) for _ in range(6)] == [False] * 5 + [True]
+
+
+def test_a_plugin_that_was_set_aside_says_why_and_how_to_bring_it_back() -> None:
+    health = make()
+    health.record.aside, health.record.reason = "quarantined", "6 failures in a row, the last: trap"
+    with pytest.raises(Conflict, match=r"quarantined: 6 failures .* circlectl plugin enable p"):
+        health.admit(0.0)
+
+
+def test_a_long_error_is_cut() -> None:
+    health = make()
+    health.failed("x" * 100_000, 0.0, 0.0)
+    assert len(health.record.last_error or "") < 3000
