@@ -72,14 +72,19 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+# json.loads and json.dumps with options make these anew for every line.
+_parse = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_print = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def decode_object(line: bytes) -> dict[str, JSON]:
     """The JSON object (RFC 8259) that a line holds. Raises `BadRequest` for anything else."""
     try:
         text = line.decode("utf-8")
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = _parse(text)
         if "\\ud" in text or "\\uD" in text:
             # An unpaired surrogate is no Unicode text and could be neither stored nor sent on.
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+            _print(value).encode("utf-8")
     except UnicodeError as exc:
         raise BadRequest("the line is not UTF-8 text") from exc
     except RecursionError as exc:
@@ -105,7 +110,7 @@ def envelope(request: dict[str, JSON]) -> Envelope:
 
 def encode(value: JSON) -> bytes:
     """One line: compact JSON and its newline."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8") + b"\n"
+    return _print(value).encode("utf-8") + b"\n"
 
 
 def success(data: JSON, *, message: str | None = None, tag: object = ABSENT, more: bool = False) -> bytes:
