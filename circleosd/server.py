@@ -25,6 +25,7 @@ from typing import Protocol
 from circleosd import wire
 from circleosd.config import ServerSettings
 from circleosd.errors import BadRequest, CircleError, Limit, Timeout
+from circleosd.handoff import Handoff
 from circleosd.policy import Peer
 
 log = logging.getLogger(__name__)
@@ -83,14 +84,17 @@ class Descriptors:
             os.close(self._waiting.popleft())
 
 
+_ANCILLARY = socket.CMSG_SPACE(MAX_FILES * array.array("i").itemsize)
+_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)  # an enumeration's operators cost more than the rest of `recv`
+
+
 class _PassingSocket(socket.socket):
     """A socket whose `recv` also collects passed descriptors, so that asyncio's transport can read from it."""
 
     descriptors: Descriptors
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        space = socket.CMSG_SPACE(MAX_FILES * array.array("i").itemsize)
-        data, ancillary, _, _ = self.recvmsg(size, space, flags | socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = self.recvmsg(size, _ANCILLARY, flags | _CLOSE_ON_EXEC)
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")
@@ -115,7 +119,8 @@ class Connection(asyncio.Protocol):
         self.peer = peer
         self._descriptors = descriptors
         self._buffer = wire.LineBuffer(server.max_line)
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None  # answers one line after the other, from the first one on
+        self._idle: Handoff[bytes | None] | None = None  # where it waits for the next line
         self._writable = asyncio.Event()
         self._writable.set()
         self._ended = False  # nothing more is expected of the peer
@@ -136,7 +141,7 @@ class Connection(asyncio.Protocol):
             return
         fresh = not len(self._buffer)
         self._buffer.feed(data)
-        if self._task is not None:
+        if self._busy:
             if len(self._buffer) > SMALL:
                 self._transport.pause_reading()
             return
@@ -147,7 +152,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._ended = True
-        if self._task is None:
+        if not self._busy:
             self._end()
         return True  # keep the other direction open for the replies
 
@@ -165,6 +170,8 @@ class Connection(asyncio.Protocol):
         self._writable.set()
         self._server.booked -= self._booked
         self._end_stream()
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
         self._server.lost(self)
 
     # what the server calls
@@ -189,7 +196,7 @@ class Connection(asyncio.Protocol):
         elif self._draining:
             if now - self._since > LINGER:
                 self._transport.abort()
-        elif self._task is None and not self._ended:
+        elif not self._busy and not self._ended:
             if len(self._buffer):
                 if now - self._since > settings.read_timeout:
                     self.refuse(Timeout(f"the line was not completed within {settings.read_timeout:g} s"))
@@ -199,13 +206,20 @@ class Connection(asyncio.Protocol):
     def close_if_quiet(self) -> None:
         """Close unless a request is in hand; a stream is ended."""
         self._end_stream()
-        if self._task is None or self._streaming:
+        if not self._busy or self._streaming:
             self._transport.close()
 
     # the work
 
+    @property
+    def _busy(self) -> bool:
+        """Whether a request is in hand."""
+        return self._task is not None and self._idle is None and not self._task.done()
+
     def _next_line(self) -> bytes | None:
         """The next request to answer; None when more must come first, or nothing will."""
+        if not len(self._buffer) and not self._booked and not len(self._descriptors):
+            return None
         try:
             line = self._buffer.next_line()
             if len(self._descriptors) > MAX_FILES:
@@ -235,7 +249,20 @@ class Connection(asyncio.Protocol):
         return any(event & select.POLLHUP for _, event in poll.poll(0))
 
     def _work(self, line: bytes) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._answer(line))
+        if self._task is None:
+            self._task = self._server.loop.create_task(self._serve(line))
+        elif self._idle is not None:
+            idle, self._idle = self._idle, None
+            idle.set_result(line)
+
+    async def _serve(self, line: bytes | None) -> None:
+        """Answer `line`, and each that is handed over, until the connection ends."""
+        while line is not None:
+            await self._answer(line)
+            if self._ended or self._transport.is_closing():
+                return
+            self._idle = Handoff(self._server.loop)
+            line = await self._idle
 
     async def _answer(self, line: bytes | None) -> None:
         """Answer `line` and the whole lines behind it."""
@@ -250,7 +277,6 @@ class Connection(asyncio.Protocol):
                         await self._write(part)
                 self._streaming = False
             line = self._next_line() if not self._draining else None
-        self._task = None
         self._since = self._server.now()
         if self._draining:
             return
@@ -292,6 +318,7 @@ class Server:
         self.settings = settings
         self.max_line = max_line
         self.now = now
+        self.loop: asyncio.AbstractEventLoop
         self.booked = 0
         self._listener = listener
         self._manager = manager
@@ -315,7 +342,7 @@ class Server:
         No request is lost by an idle exit: a connection counts from its accept(2), and one that was not accepted stays
         in the queue of the socket, which the service manager holds and listens to again.
         """
-        loop = asyncio.get_running_loop()
+        self.loop = loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         _raise_descriptor_limit()

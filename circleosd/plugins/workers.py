@@ -16,6 +16,7 @@ from typing import Final, Protocol, TypeVar
 
 from circleosd import upstream
 from circleosd.errors import BadRequest, CircleError, Limit, NotFound, PluginFailed, Timeout
+from circleosd.handoff import Handoff
 from circleosd.worker import frames
 from circleosd.worker.frames import HEADER, FrameError
 from circleosd.worker.host import LOG_BUDGET
@@ -66,7 +67,7 @@ class _Call:
 
     __slots__ = ("deadline", "depth", "logged", "reply")
 
-    def __init__(self, reply: asyncio.Future[tuple[int, bytes | bytearray]], deadline: float, depth: int) -> None:
+    def __init__(self, reply: Handoff[tuple[int, bytes | bytearray]], deadline: float, depth: int) -> None:
         self.reply = reply
         self.deadline = deadline
         self.depth = depth
@@ -180,7 +181,7 @@ class Worker(asyncio.BufferedProtocol):
 
     def _expect(self, number: int, timeout: float, depth: int = 0) -> _Call:
         deadline = self._loop.time() + timeout
-        call = self._calls[number] = _Call(self._loop.create_future(), deadline, depth)
+        call = self._calls[number] = _Call(Handoff(self._loop), deadline, depth)
         # One timer for all calls: a call that ends in time costs none.
         if self._timer is None or deadline < self._timer.when():
             if self._timer is not None:
@@ -198,7 +199,7 @@ class Worker(asyncio.BufferedProtocol):
             self._timer = self._loop.call_at(next_deadline, self._late)
             return
         log.warning("plugin %s: its worker did not answer in time", self._name)
-        for call in self._calls.values():
+        for call in [*self._calls.values()]:
             if not call.reply.done():
                 call.reply.set_exception(Timeout(f"{self._name} did not answer in time and was ended"))
         self.abort()
@@ -247,6 +248,7 @@ class Worker(asyncio.BufferedProtocol):
     def _parse(self) -> None:
         """Take the whole frames out of `_piece`."""
         piece, start, filled = self._piece, 0, self._filled
+        whole: list[tuple[int, int, bytes]] = []
         while True:
             if self._sunk:
                 count = min(self._sunk, filled - start)
@@ -269,7 +271,7 @@ class Worker(asyncio.BufferedProtocol):
             if available >= length:
                 begin = start + HEADER.size
                 start = begin + length
-                self._take(kind, number, bytes(piece[begin:start]))
+                whole.append((kind, number, bytes(piece[begin:start])))
                 continue
             if length > PIECE - HEADER.size:
                 body = bytearray(length)
@@ -281,6 +283,11 @@ class Worker(asyncio.BufferedProtocol):
         if start and start < filled:
             piece[: filled - start] = bytes(piece[start:filled])
         self._filled = filled - start
+        # Only now: what a frame sets off may use this connection.
+        for frame in whole:
+            if self.lost:
+                break
+            self._take(*frame)
 
     def _sink_in(self, data: memoryview) -> None:
         assert self._sink is not None
@@ -330,7 +337,7 @@ class Worker(asyncio.BufferedProtocol):
         self._fail(f"the worker of {self._name} ended during the call")
 
     def _fail(self, why: str) -> None:
-        for call in self._calls.values():
+        for call in [*self._calls.values()]:
             if not call.reply.done():
                 call.reply.set_exception(WorkerGone(why))
 
