@@ -14,18 +14,16 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from circleosd import __version__, wire
 from circleosd.api.common import EVERYWHERE, Audit, Audited, Event, Follow, Health, History, Report
 from circleosd.api.contract import Effect, Mark, Request, parameters
 from circleosd.database import Transaction
+from circleosd.deadlines import Deadlines
 from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, UnknownAction
 from circleosd.ledger import Entry, Ledger, Phase, Query, actor, shown
 from circleosd.policy import Access, Caller, Peer, authorize, sees
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +157,8 @@ class Service:
         self._identify = identify
         self._ledger = ledger
         self._timeout = request_timeout
-        self._adapters: dict[str, TypeAdapter[Any]] = {}
+        self._deadlines = Deadlines(request_timeout)
+        self._validators: dict[str, Callable[[Any], Any]] = {}
         self._endpoints: dict[str, Endpoint] = {}
         for contract in contracts:
             secrets = frozenset(item.name for item in parameters(contract) if Mark.SECRET in item.marks)
@@ -216,15 +215,14 @@ class Service:
             if endpoint is None:
                 raise UnknownAction(f"{self.name} has no action {envelope.action[:64]!r}")
             act, parsed = await self._admit(endpoint, envelope, peer, files)
-            async with asyncio.timeout(self._timeout):
-                data = await self._carry_out(endpoint, parsed, act)
+            data = await self._in_time(self._carry_out(endpoint, parsed, act))
             if endpoint.contract.stream and isinstance(data, AsyncIterator):
                 return self._stream(endpoint, act, data, tag)
             return wire.success(data, message=act.message, tag=tag)
         except CircleError as error:
             return wire.failure(error, tag=tag)
         except TimeoutError:
-            return wire.failure(Timeout(f"not done within {self._timeout:g} s"), tag=tag)
+            return wire.failure(Timeout("not done in the time allowed"), tag=tag)
         except Exception:
             log.exception("a request failed")
             return wire.failure(_internal(), tag=tag)
@@ -245,7 +243,8 @@ class Service:
                 await act.refuse("denied", error)
             raise
         parsed = self._validate(contract, envelope.params)
-        act.params = {key: shown(value) for key, value in envelope.params.items() if key not in endpoint.secrets}
+        if contract.effect is not Effect.NONE:  # else there will be no row
+            act.params = {key: shown(value) for key, value in envelope.params.items() if key not in endpoint.secrets}
         return act, parsed
 
     def _authorize(self, endpoint: Endpoint, caller: Caller, name: str | None) -> None:
@@ -273,15 +272,29 @@ class Service:
         """
         if not params and not fields(contract):  # type: ignore[arg-type]  # every contract is a dataclass
             return contract()
-        from pydantic import TypeAdapter, ValidationError
+        validate = self._validators.get(contract.action)
+        if validate is None:
+            from pydantic import TypeAdapter
 
-        adapter = self._adapters.get(contract.action)
-        if adapter is None:
-            adapter = self._adapters[contract.action] = TypeAdapter(contract)
+            validate = self._validators[contract.action] = TypeAdapter(contract).validator.validate_python
         try:
-            return adapter.validate_python(params)
-        except ValidationError as exc:
+            return validate(params)
+        except ValueError as exc:  # pydantic's ValidationError
             raise BadRequest(_sentence(contract, exc)) from exc
+
+    async def _in_time(self, work: Awaitable[Any]) -> Any:
+        """What `work` gives. Raises `Timeout` when that takes longer than `request_timeout`."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._deadlines.begin(task)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._deadlines.end(task):
+                raise Timeout(f"not done within {self._timeout:g} s") from None
+            raise
+        finally:
+            self._deadlines.end(task)
 
     async def _carry_out(self, endpoint: Endpoint, parsed: Any, act: Act) -> Any:
         """Run the handler and see to it that the ledger knows."""
@@ -389,7 +402,7 @@ def _error_of(exc: BaseException) -> CircleError:
     return _internal()
 
 
-def _sentence(contract: type[Request], exc: ValidationError) -> str:
+def _sentence(contract: type[Request], exc: Any) -> str:
     """The first thing wrong with a request's parameters, in words."""
     first = exc.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int) or part)

@@ -24,7 +24,7 @@ ALLOWED = {
     "database": {"errors"},
     "flood": set[str](),
     "ledger": {"api", "config", "database", "errors", "flood", "policy"},
-    "service": {"api", "database", "errors", "ledger", "policy", "wire"},
+    "service": {"api", "database", "deadlines", "errors", "ledger", "policy", "wire"},
     "server": {"config", "errors", "handoff", "policy", "wire"},
     "upstream": {"errors", "policy", "wire"},
     "systemd": {"api", "errors", "registry.units"},

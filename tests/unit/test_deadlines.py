@@ -1,0 +1,44 @@
+"""Deadlines of many tasks with one timer."""
+
+from __future__ import annotations
+
+import asyncio
+
+from circleosd.deadlines import Deadlines
+
+
+async def work(deadlines: Deadlines, seconds: float) -> str:
+    task = asyncio.current_task()
+    assert task is not None
+    deadlines.begin(task)
+    try:
+        await asyncio.sleep(seconds)
+        outcome = "done"
+    except asyncio.CancelledError:
+        outcome = "late" if deadlines.end(task) else "cancelled"
+    finally:
+        deadlines.end(task)
+    assert task.cancelling() == (outcome == "cancelled")
+    return outcome
+
+
+def test_tasks_that_take_too_long_are_cancelled_and_no_others() -> None:
+    async def main() -> list[str]:
+        deadlines = Deadlines(0.1)
+        first = [asyncio.create_task(work(deadlines, seconds)) for seconds in (0.0, 5.0, 0.05, 5.0)]
+        await asyncio.sleep(0.06)
+        later = [asyncio.create_task(work(deadlines, seconds)) for seconds in (0.06, 5.0)]
+        return await asyncio.gather(*first, *later)
+
+    assert asyncio.run(main()) == ["done", "late", "done", "late", "done", "late"]
+
+
+def test_who_is_cancelled_by_somebody_else_is_not_late() -> None:
+    async def main() -> str:
+        deadlines = Deadlines(0.1)
+        task = asyncio.create_task(work(deadlines, 5.0))
+        await asyncio.sleep(0)
+        task.cancel()
+        return await task
+
+    assert asyncio.run(main()) == "cancelled"
