@@ -140,6 +140,15 @@ class Connection(asyncio.Protocol):
         if self._ended:
             return
         fresh = not len(self._buffer)
+        if (
+            fresh
+            and not self._busy
+            and not len(self._descriptors)
+            and (line := wire.only_line(data, self._buffer.limit)) is not None
+        ):
+            self._since = self._server.now()
+            self._work(line)
+            return
         self._buffer.feed(data)
         if self._busy:
             if len(self._buffer) > SMALL:
@@ -269,7 +278,9 @@ class Connection(asyncio.Protocol):
         while line is not None and not self._transport.is_closing():
             reply = await self._server.service.dispatch(line, self.peer, self._descriptors)
             if isinstance(reply, bytes):
-                await self._write(reply)
+                self._transport.write(reply)
+                if not self._writable.is_set():
+                    await self._writable.wait()
             else:
                 self._streaming = True
                 async with contextlib.aclosing(reply):

@@ -215,7 +215,7 @@ class Service:
             if endpoint is None:
                 raise UnknownAction(f"{self.name} has no action {envelope.action[:64]!r}")
             act, parsed = await self._admit(endpoint, envelope, peer, files)
-            data = await self._in_time(self._carry_out(endpoint, parsed, act))
+            data = await self._in_time(endpoint, parsed, act)
             if endpoint.contract.stream and isinstance(data, AsyncIterator):
                 return self._stream(endpoint, act, data, tag)
             return wire.success(data, message=act.message, tag=tag)
@@ -282,13 +282,13 @@ class Service:
         except ValueError as exc:  # pydantic's ValidationError
             raise BadRequest(_sentence(contract, exc)) from exc
 
-    async def _in_time(self, work: Awaitable[Any]) -> Any:
-        """What `work` gives. Raises `Timeout` when that takes longer than `request_timeout`."""
+    async def _in_time(self, endpoint: Endpoint, parsed: Any, act: Act) -> Any:
+        """Carry it out. Raises `Timeout` when that takes longer than `request_timeout`."""
         task = asyncio.current_task()
         assert task is not None
         self._deadlines.begin(task)
         try:
-            return await work
+            return await self._carry_out(endpoint, parsed, act)
         except asyncio.CancelledError:
             if self._deadlines.end(task):
                 raise Timeout(f"not done within {self._timeout:g} s") from None

@@ -68,12 +68,20 @@ class LineBuffer:
         return line
 
 
+def only_line(data: bytes, limit: int) -> bytes | None:
+    r"""The line that `data` is, without its newline; None if it is none, several, or longer than `limit` bytes."""
+    last = len(data) - 1
+    return data[:last] if data.find(b"\n") == last and 0 <= last <= limit else None
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
 # json.loads and json.dumps with options make these anew for every line.
 _parse = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_ESCAPED = bytes(range(0x20)) + b'"\\'  # RFC 8259, section 7
+_quote = json.encoder.encode_basestring
 _print = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -82,7 +90,8 @@ def decode_object(line: bytes) -> dict[str, JSON]:
     try:
         text = line.decode("utf-8")
         value = _parse(text)
-        if "\\ud" in text or "\\uD" in text:
+        # The first search is for one character, which takes a hundredth of the others' time.
+        if "\\" in text and ("\\ud" in text or "\\uD" in text):
             # An unpaired surrogate is no Unicode text and could be neither stored nor sent on.
             _print(value).encode("utf-8")
     except UnicodeError as exc:
@@ -98,14 +107,23 @@ def decode_object(line: bytes) -> dict[str, JSON]:
 
 def envelope(request: dict[str, JSON]) -> Envelope:
     """The envelope of a decoded request. Raises `BadRequest`."""
-    params = {key: value for key, value in request.items() if key not in ("action", "token", "tag")}
-    action = request.get("action")
+    params = request.copy()
+    action = params.pop("action", None)
     if not isinstance(action, str):
         raise BadRequest("a request needs an action, a string")
-    token = request.get("token")
+    token = params.pop("token", None)
+    params.pop("tag", None)
     if token is not None and not (isinstance(token, str) and 0 < len(token) <= MAX_TOKEN):
         raise BadRequest(f"the token is a string of at most {MAX_TOKEN} characters")
     return Envelope(action, params, token)
+
+
+def _text(text: str) -> bytes:
+    """A text as JSON. Most hold nothing to be escaped, which is seen faster than done."""
+    data = text.encode("utf-8")
+    if len(data.translate(None, _ESCAPED)) == len(data):
+        return b'"%b"' % data
+    return _quote(text).encode("utf-8")
 
 
 def encode(value: JSON) -> bytes:
@@ -115,6 +133,8 @@ def encode(value: JSON) -> bytes:
 
 def success(data: JSON, *, message: str | None = None, tag: object = ABSENT, more: bool = False) -> bytes:
     """The reply line of a request that was carried out."""
+    if type(data) is str and message is None and tag is ABSENT and not more:
+        return b'{"ok":true,"message":null,"data":%b}\n' % _text(data)  # as below, in less than half the time
     reply: dict[str, JSON] = {"ok": True, "message": message, "data": data}
     if more:
         reply["more"] = True

@@ -10,9 +10,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from circleosd import upstream
 from circleosd.config import PluginSettings
@@ -28,8 +29,6 @@ log = logging.getLogger(__name__)
 
 STAGED = ".staged"  # what an upgrade's instance has behind the plugin's name, so that the old version goes on meanwhile
 SWEEP = 2.0  # seconds between looks for idle workers
-
-T = TypeVar("T")
 
 
 class Superseded(Exception):
@@ -48,7 +47,27 @@ class Runner:
         self.waiting = 0
         self.used = time.monotonic()
         self.connecting = asyncio.Lock()
-        self.places = asyncio.Semaphore(plugin.bounds.concurrency)
+        self.free = plugin.bounds.concurrency  # calls that may begin at once
+        self._turns: deque[asyncio.Future[None]] = deque()
+
+    async def turn(self) -> None:
+        """Wait until a call ends and leaves its place; first come, first served."""
+        turn = asyncio.get_running_loop().create_future()
+        self._turns.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.leave()  # the place came and nobody takes it
+            raise
+
+    def leave(self) -> None:
+        """A call has ended: the place is for the next who waits."""
+        while self._turns:
+            if not (turn := self._turns.popleft()).done():
+                turn.set_result(None)
+                return
+        self.free += 1
 
 
 class Runners:
@@ -133,7 +152,7 @@ class Runners:
         Raises `PluginFailed`, `Timeout`, `Limit` as the plugin's failure says, `Limit` too when too many calls wait,
         `Superseded` when another version took its place before the call began.
         """
-        reply = await self._serve(plugin, lambda worker: worker.call(function, payload.encode(), plugin.bounds.time))
+        reply = await self._serve(plugin, frames.INVOKE, function, payload.encode(), 0)
         try:
             return reply.decode()
         except UnicodeDecodeError as exc:
@@ -141,15 +160,18 @@ class Runners:
 
     async def event(self, plugin: Plugin, topic: str, payload: str, depth: int) -> None:
         """Deliver an event. Raises as `call` does, and `NotFound` when the plugin takes none."""
-        seconds = plugin.bounds.time
-        await self._serve(plugin, lambda worker: worker.event(topic, payload.encode(), seconds, depth))
+        await self._serve(plugin, frames.EVENT, topic, payload.encode(), depth)
 
-    async def _serve(self, plugin: Plugin, work: Callable[[Worker], Awaitable[T]]) -> T:
-        """Do something with a connected worker once it is its turn, and keep the plugin's record."""
+    async def _serve(self, plugin: Plugin, kind: int, name: str, payload: bytes, depth: int) -> bytes | bytearray:
+        """Do a call or event once it is its turn, and keep the plugin's record."""
         runner = self._of(plugin)
         runner.waiting += 1
         try:
-            async with runner.places:
+            if runner.free:
+                runner.free -= 1
+            else:
+                await runner.turn()
+            try:
                 if runner.retired:
                     raise Superseded
                 worker = runner.worker
@@ -157,12 +179,14 @@ class Runners:
                     worker = await self._ready(runner)
                 began = time.monotonic()
                 try:
-                    result = await work(worker)
+                    reply = await worker.call(kind, name, payload, plugin.bounds.time, depth)
                 except CircleError as error:
                     raise await self._blame(runner, worker, error, began) from error
                 plugin.health.succeeded()
-                runner.used = time.monotonic()
-                return result
+                runner.used = began
+                return reply
+            finally:
+                runner.leave()
         finally:
             runner.waiting -= 1
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import array
 import asyncio
-import itertools
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,6 +27,7 @@ GRACE: Final = 1.5  # seconds by which the manager's deadline is later than the 
 MOST_LOGGED: Final = 2 * LOG_BUDGET
 PIECE: Final = 64 * 1024  # bytes that are received at once; a longer body gets a buffer of its own
 LOADING: Final = 0  # the call id of everything that belongs to no call
+LAST_ID: Final = (1 << 32) - 1
 
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 _FAULTS = ("trap: ", "gave a ")  # how the worker's messages begin when it is not the plugin that reports an error
@@ -87,7 +87,7 @@ class Worker(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._calls: dict[int, _Call] = {}
-        self._ids = itertools.cycle(range(1, 1 << 32))
+        self._number = LOADING
         self._names: dict[str, bytes] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._asked: set[asyncio.Task[None]] = set()
@@ -95,10 +95,10 @@ class Worker(asyncio.BufferedProtocol):
         self._sink: Sink | None = None
         self.lost = False
         self.counted = False  # its end is on the plugin's record
-        # Input: `_piece` up to `_filled`, or the body of the frame `_kind`, `_number` that did not fit there.
+        # Input: `_piece` up to `_filled`, or the body of the frame `_kind`, `_call_id` that did not fit there.
         self._piece = memoryview(bytearray(PIECE))
         self._filled = 0
-        self._kind = self._number = 0
+        self._kind = self._call_id = 0
         self._body: bytearray | None = None
         self._rest = memoryview(b"")
         self._sunk = 0  # bytes of a compilation that are still to come
@@ -130,26 +130,20 @@ class Worker(asyncio.BufferedProtocol):
         failed = self._checked(lambda: frames.parse_failed(body))
         raise _of_load(failed.code)(f"{self._name} cannot be loaded: {_with_backtrace(failed)}")
 
-    async def call(self, function: str, payload: bytes, timeout: float) -> bytes | bytearray:
-        """Call a function; `timeout` is the plugin's own limit in seconds.
+    async def call(self, kind: int, name: str, payload: bytes, timeout: float, depth: int) -> bytes | bytearray:
+        """Call a function (INVOKE) or deliver an event (EVENT, of the topic `name`); return the reply.
 
-        Raises `Trapped`, `Timeout` and `Limit` for what the plugin did, `PluginFailed` for what it reports,
-        `WorkerGone`.
+        `timeout` is the plugin's own limit in seconds, `depth` counts the events that this follows from. Raises
+        `Trapped`, `Timeout` and `Limit` for what the plugin did, `PluginFailed` for what it reports, `NotFound` when
+        it takes no events, `WorkerGone`.
         """
-        return await self._invoke(frames.INVOKE, function, payload, timeout, 0)
-
-    async def event(self, topic: str, payload: bytes, timeout: float, depth: int) -> None:
-        """Deliver an event. Raises as `call` does, and `NotFound` when the plugin takes none."""
-        await self._invoke(frames.EVENT, topic, payload, timeout, depth)
-
-    async def _invoke(self, kind: int, name: str, payload: bytes, timeout: float, depth: int) -> bytes | bytearray:
         assert self._transport is not None
         named = self._names.get(name)
         if named is None:
             named = frames.named_body(name, b"")
             if kind == frames.INVOKE:  # of topics there may be any number
                 self._names[name] = named
-        number = next(self._ids)
+        number = self._number = self._number % LAST_ID + 1
         length = len(named) + len(payload)
         if length > frames.TO_WORKER[kind]:
             raise Limit(f"a payload may have at most {frames.MAX_PAYLOAD} bytes")
@@ -236,7 +230,7 @@ class Worker(asyncio.BufferedProtocol):
                 self._rest = self._rest[nbytes:]
                 if not self._rest:
                     body, self._body = self._body, None
-                    self._take(self._kind, self._number, body)
+                    self._take(self._kind, self._call_id, body)
                 return
             self._filled += nbytes
             self._parse()
@@ -277,7 +271,7 @@ class Worker(asyncio.BufferedProtocol):
                 body = bytearray(length)
                 view = memoryview(body)
                 view[:available] = piece[start + HEADER.size : filled]
-                self._kind, self._number, self._body, self._rest = kind, number, body, view[available:]
+                self._kind, self._call_id, self._body, self._rest = kind, number, body, view[available:]
                 start = filled
             break
         if start and start < filled:

@@ -95,3 +95,22 @@ def test_replies_have_the_documented_form() -> None:
 
 def test_a_reply_is_one_line_whatever_it_holds() -> None:
     assert wire.success("a\nb\r\u2028").count(b"\n") == 1
+
+
+def test_a_text_reply_is_the_json_that_the_encoder_makes() -> None:
+    chance = random.Random(3)
+    special = ['"', "\\", "\n", "\0", "\x1f", "\x7f", "\u2028", "é", "🙂", "a", " "]
+    for _ in range(2000):
+        text = "".join(chance.choices(special, k=chance.randrange(0, 20)))
+        line = wire.success(text)
+        assert line == wire.encode({"ok": True, "message": None, "data": text})
+        assert json.loads(line)["data"] == text
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [(b"{}\n", b"{}"), (b"\n", b""), (b"12345\n", b"12345"), (b"123456\n", None), (b"{}", None), (b"", None),
+     (b"a\nb\n", None), (b"a\nb", None)],
+)  # fmt: skip
+def test_input_that_is_one_line_is_taken_as_it_is(data: bytes, line: bytes | None) -> None:
+    assert wire.only_line(data, 5) == line
