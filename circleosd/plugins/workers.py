@@ -31,8 +31,8 @@ LAST_ID: Final = (1 << 32) - 1
 
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 _FAULTS = ("trap: ", "gave a ")  # how the worker's messages begin when it is not the plugin that reports an error
-# Control characters of a plugin's log text, which could pass for other lines of the journal.
-_VISIBLE = {code: repr(chr(code))[1:-1] for code in (*range(0x20), 0x7F) if code != 0x09}
+# Control characters of a plugin's log text could pass for other lines of the journal, or steer a terminal.
+_VISIBLE = bytes.maketrans(bytes((*range(0x20), 0x7F)), b"?" * 9 + b"\t " + b"?" * 22)
 # How a load and a call end.
 _OF_LOAD = (frames.READY, frames.FAILED)
 _OF_CALL = (frames.RESULT, frames.FAILED)
@@ -294,9 +294,9 @@ class Worker(asyncio.BufferedProtocol):
     def _take(self, kind: int, number: int, body: bytes | bytearray) -> None:
         call = self._calls.get(number)
         if kind == frames.LOG:
-            level, text = frames.parse_log(body)
             self._count_log(call, number, len(body))
-            log.log(_LEVELS[level], "plugin %s: %s", self._name, text.translate(_VISIBLE))
+            level, text = frames.parse_log(body[:1] + body[1:].translate(_VISIBLE))
+            log.log(_LEVELS[level], "plugin %s: %s", self._name, text)
         elif kind == frames.HOST_CALL:
             if (call is None and number != LOADING) or len(self._asked) >= self._most_asked:
                 raise FrameError("it asked its host outside a call, or too much at once")

@@ -16,7 +16,7 @@ NewHost = Callable[[Mapping[str, str]], EmbeddedHost]
 @pytest.fixture(scope="module")
 def host() -> Iterator[EmbeddedHost]:
     """One running CircleOSD for the tests of a module."""
-    yield from _running({})
+    yield from running({})
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +40,17 @@ def new_host() -> Iterator[NewHost]:
     made: list[Iterator[EmbeddedHost]] = []
 
     def make(settings: Mapping[str, str]) -> EmbeddedHost:
-        running = _running(settings)
-        made.append(running)
-        return next(running)
+        one = running(settings)
+        made.append(one)
+        return next(one)
 
     yield make
-    for running in made:
-        assert next(running, None) is None
+    for one in made:
+        assert next(one, None) is None
 
 
-def _running(settings: Mapping[str, str]) -> Iterator[EmbeddedHost]:
+def running(settings: Mapping[str, str]) -> Iterator[EmbeddedHost]:
+    """A host that runs while it is in use, and must have left nothing behind when it ends."""
     host = EmbeddedHost(settings)
     try:
         host.start()

@@ -197,3 +197,15 @@ def test_compilations_are_kept_within_their_bound(new_host: NewHost, tmp_path: P
     assert len(files) < 6
     for number in range(6):
         assert invoke(host, f"p{number}", "echo", "x")["data"] == "x"
+
+
+def test_a_plugins_log_cannot_pass_for_other_lines(host: EmbeddedHost, tmp_path: Path) -> None:
+    text = "one\\0atwo\\1b[31m\\09three"
+    log = f"""(data (i32.const 64) "{text}")
+      (func (export "say") (param i32) (result i64)
+        (call $log (i32.const 1) (i32.const 64) (i32.const 18)) (i64.const 0))"""
+    imports = '(import "circleosd" "log" (func $log (param i32 i32 i32)))'
+    host.ok("plugin", "load", str(write(tmp_path, "chatty", core(log, imports=imports))))
+    assert invoke(host, "chatty", "say")["ok"]
+    host.wait_for(lambda: "plugin chatty: one two?[31m\tthree\n" in host.log)
+    host.ok("plugin", "unload", "chatty")
