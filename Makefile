@@ -3,7 +3,7 @@ PYTHON ?= $(shell scripts/find-python)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint up deb install-user uninstall-user clean
+.PHONY: help setup demo test lint up deb install-user uninstall-user plugins test-systemd-newer clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -22,6 +22,9 @@ demo: setup  ## watch CircleOSD do its main job, in a throw-away directory
 
 up: setup  ## run CircleOSD in the foreground until Ctrl-C, without systemd
 	@$(BIN)/circleosd up
+
+plugins: setup  ## build the example plugins from source; what lacks its tool is skipped and named
+	@$(MAKE) --no-print-directory -C plugins PYTHON=$(abspath $(BIN)/python)
 
 deb: setup  ## build a Debian package in dist/
 	@scripts/build-deb

@@ -22,7 +22,7 @@ def host() -> Iterator[EmbeddedHost]:
 @pytest.fixture(scope="module")
 def cheap_host() -> Iterator[EmbeddedHost]:
     """Like `host`, with passwords that cost little, and open to processes of other uids."""
-    for host in _running(CHEAP):
+    for host in running(CHEAP):
         host.open_to_everybody()
         yield host
 

@@ -1,0 +1,145 @@
+"""The author's guide, plugins/README.md: what it tells a reader to type works, and its reference is right."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from circleosd.config import PluginSettings
+from circleosd.plugins.manifest import Limits, Manifest, parse
+from circleosd.worker import frames
+from circleosd.worker.host import CALLS
+from tests.worker_driver import start
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+GUIDE: Final = (ROOT / "plugins" / "README.md").read_text(encoding="utf-8")
+SECTIONS: Final = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", GUIDE, re.M | re.S))
+WAYS: Final = [title for title, body in SECTIONS.items() if "```sh" in body]
+
+# What each way needs beyond what CircleOSD itself needs.
+TOOLS: Final = {
+    "WebAssembly text": (),
+    "C": ("clang", "wasm-ld"),
+    "C component": ("clang", "wasm-ld", "wasm-tools"),
+    "JavaScript": ("componentize-qjs",),
+    "WASI program": ("clang", "wasm-ld"),
+    "Native": ("gcc",),
+}
+
+
+def files(section: str) -> dict[str, str]:
+    """The files that a section shows, by the last file name in backquotes before each."""
+    found = {}
+    for before, language, content in re.findall(r"(.*?)^```(\w+)\n(.*?)^```$", section, re.M | re.S):
+        if language != "sh":
+            found[re.findall(r"`([\w/]+\.\w+)`", before)[-1]] = content
+    return found
+
+
+def shell(section: str) -> list[str]:
+    """The commands that a section shows, joined where a line goes on."""
+    block = re.search(r"^```sh\n(.*?)^```$", section, re.M | re.S)
+    assert block is not None
+    return block[1].replace("\\\n", " ").splitlines()
+
+
+def test_guide_shows_every_way() -> None:
+    assert list(TOOLS) == WAYS
+
+
+def test_guide_can_be_read_in_one_sitting() -> None:
+    assert len(GUIDE.splitlines()) <= 250
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_following_the_guide_leads_to_a_plugin_that_greets(way: str, tmp_path: Path) -> None:
+    missing = [tool for tool in TOOLS[way] if shutil.which(tool) is None]
+    if way == "WASI program" and not missing:
+        probe = subprocess.run(
+            ["clang", "--target=wasm32-wasi", "-x", "c", "-o", os.devnull, "-"],
+            input=b"#include <stdio.h>\nint main(void) { return 0; }",
+            capture_output=True,
+            check=False,
+        )
+        missing = ["wasi-libc"] if probe.returncode else []
+    if missing:
+        pytest.skip(f"not here: {', '.join(missing)}")
+    for name, content in files(SECTIONS[way]).items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    commands = shell(SECTIONS[way])
+    build = [command for command in commands if not command.startswith("circlectl ")]
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        ["/bin/sh", "-euc", "\n".join(build)],
+        cwd=tmp_path,
+        env={**os.environ, "CIRCLEOSD": str(ROOT), "PATH": search},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+    load = next(command for command in commands if command.startswith("circlectl plugin load "))
+    artifact = tmp_path / load.split()[3]
+    native = artifact.suffix == ".so"
+    assert native == ("--trust" in load)
+    granted = tuple(re.findall(r"--grant (\S+)", load))
+    manifest = tmp_path / "hello.json"
+    asked = parse(manifest.read_bytes()).capabilities if manifest.exists() else ()
+    assert tuple(capability.name for capability in asked) == granted
+    kept: dict[str, str] = {}
+
+    def answer(call: str, args: dict[str, str]) -> bytes:
+        if call == "kv.set":
+            kept[args["key"]] = args["value"]
+        return frames.host_reply_body(kept.get(args["key"]) if call == "kv.get" else None)
+
+    with start(artifact.read_bytes(), plugin_type="native" if native else "wasm", granted=granted) as worker:
+        worker.ready()
+        worker.answer = answer
+        assert commands[-1] == "circlectl plugin invoke hello handle Zoë"
+        replies = [worker.invoke("handle", "Zoë") for _ in range(2)]
+    assert replies == (["hello", "hello again"] if granted else ["hello, Zoë"] * 2)
+
+
+def rows(title: str) -> dict[str, str]:
+    """A section's table: what stands in the first column, without backquotes, to the rest of the row."""
+    return {
+        name: rest
+        for names, rest in re.findall(r"^\| (.+?) \| (.+) \|$", SECTIONS[title], re.M)
+        for name in names.replace("`", "").split(", ")
+    }
+
+
+def test_guide_has_every_member_of_a_manifest() -> None:
+    wanted = {*Manifest.model_fields, *(f"limits.{name}" for name in Limits.model_fields)}
+    assert set(rows("The manifest")) - {"member"} == wanted
+
+
+def size(value: float, name: str) -> str:
+    if name in ("memory", "output", "storage"):
+        return f"{value / (1 << 20):g} MiB"
+    return f"{value:g} s" if name == "time" else f"{value:g}"
+
+
+def test_guide_has_the_limits_that_hold() -> None:
+    settings = asdict(PluginSettings())
+    for name in Limits.model_fields:
+        row = rows("The manifest")[f"limits.{name}"]
+        assert row.startswith(f"{size(settings[f'default_{name}'], name)} |"), name
+        assert row.endswith(f"ceiling {size(settings[name], name)}"), name
+
+
+def test_guide_has_every_capability() -> None:
+    wanted = {re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), call.capability) for call in CALLS.values()}
+    assert set(rows("Capabilities")) - {"capability", "–", "---"} == wanted
