@@ -8,6 +8,19 @@ pkgs.testers.runNixOSTest {
 
   nodes.machine =
     { lib, pkgs, ... }:
+    let
+      examples = pkgs.runCommand "circleosd-example-plugins" { nativeBuildInputs = [ pkgs.wabt ]; } ''
+        cp -r ${../plugins} $out
+        chmod u+w $out
+        wat2wasm $out/example.wat -o $out/example.wasm
+      '';
+      hostile = pkgs.runCommandCC "circleosd-hostile-plugins" { nativeBuildInputs = [ pkgs.wabt ]; } ''
+        mkdir -p $out tree/nixos-test tree/plugins
+        cp -r ${./plugins} tree/nixos-test/plugins
+        cp -r ${../plugins/include} tree/plugins/include
+        make -C tree/nixos-test/plugins OUT=$out WAT2WASM=wat2wasm WAT2WASM_OUT=-o
+      '';
+    in
     {
       imports = [ self.nixosModules.default ];
 
@@ -62,7 +75,8 @@ pkgs.testers.runNixOSTest {
       };
 
       environment.systemPackages = [ pkgs.socat ];
-      environment.etc."circleosd-test/plugins".source = ../plugins;
+      environment.etc."circleosd-test/plugins".source = examples;
+      environment.etc."circleosd-test/hostile".source = hostile;
     };
 
   # The driver's type check knows only its own prelude; `make lint` checks the scenario.

@@ -3,12 +3,14 @@
 # The NixOS VM test runs this file as its testScript; tests/systemd runs the same file over a booted container. Both
 # offer CircleOSD installed and enabled; nginx.service, not started, and broken.service, a oneshot that exits with
 # status 3, both in the catalog; alice (uid 1000) and bob (1001), members of the group circleosd, and mallory (1002),
-# who is not; the plugins of /etc/circleosd-test/plugins; and server.idle_exit set to 3 seconds.
+# who is not; plugins/ in /etc/circleosd-test/plugins, and nixos-test/plugins/, built, in /etc/circleosd-test/hostile;
+# and server.idle_exit set to 3 seconds.
 
 import json
 import shlex
 
 PLUGINS = "/etc/circleosd-test/plugins"
+HOSTILE = "/etc/circleosd-test/hostile"
 SERVICES = {"auth": "auth-service", "registry": "service-registry", "plugins": "plugin-manager"}
 
 
@@ -95,6 +97,21 @@ with subtest("a unit that cannot start says why"):
     refused("service start broken", 11, "this service is broken", "alice")
     refused("service start sshd", 5, "no service sshd in the catalog", "alice")
 
+with subtest("a rule allows one act on one object, and the record tells of the rest"):
+    machine.succeed("circlectl user grant bob service:restart nginx")
+    assert data("service restart nginx", "bob")["state"] == "active"
+    refused("service stop nginx", 4, "bob", "bob")
+    refused("service restart broken", 4, "bob", "bob")
+    assert data("user can bob service:restart nginx")["allowed"] is True
+    assert data("user can bob service:stop nginx")["allowed"] is False
+    machine.succeed("circlectl user grant bob service:restart 'ng*' --deny")
+    refused("service restart nginx", 4, "bob", "bob")
+    acts = [(row["action"], row["object"], row["error"]) for row in data("system history --user bob --lines 100")]
+    assert ("restart", "nginx", None) in acts, acts
+    assert ("stop", "nginx", "denied") in acts, acts
+    assert ("restart", "broken", "denied") in acts, acts
+    machine.succeed("circlectl system history --verify")
+
 with subtest("stopping what is started on demand says so"):
     stop = '{"action":"stop","name":"auth-service"}'
     reply = machine.succeed(f"echo '{stop}' | socat -t10 - UNIX:/run/circleosd/service-registry.sock")
@@ -109,6 +126,31 @@ with subtest("plugins run each in a unit of its own"):
     owner = machine.succeed(f"stat -c %u /proc/{pid}").strip()
     assert 61184 <= int(owner) <= 65519, f"the worker runs as uid {owner}, which is no dynamic user"
     assert "plugin@example" in ctl("service list", "alice")
+    refused(f"plugin load {HOSTILE}/hostile-native.so", 4, "--trust")
+    ctl(f"plugin load {HOSTILE}/hostile-native.so --trust")
+    ctl(f"plugin load {HOSTILE}/hostile-wasm.wasm")
+    for name in ("hostile-native", "hostile-wasm"):
+        assert ctl(f"plugin invoke {name} ok here").strip() == "here"
+        assert active(f"circleosd-plugin@{name}.service") == "active"
+
+with subtest("a plugin that crashes, hangs or eats memory costs its own unit, and nobody else notices"):
+    for name in ("hostile-native", "hostile-wasm"):
+        refused(f"plugin invoke {name} crash x", 10, "SIGSEGV" if name == "hostile-native" else "unreachable")
+        assert ctl(f"plugin invoke {name} ok again").strip() == "again"
+        refused(f"plugin invoke {name} hang x", 9, "timeout")
+        assert ctl("plugin invoke example upper meanwhile").strip() == "MEANWHILE"
+        assert ctl(f"plugin invoke {name} ok again").strip() == "again"
+        ctl(f"plugin invoke {name} eat x")
+        assert ctl(f"plugin invoke {name} ok again").strip() == "again"
+    escaped = ctl("plugin invoke hostile-native escape")
+    for refusal in ("fork refused", "exec refused", "socket refused"):
+        assert refusal in escaped, escaped
+    places = ("/etc", "/run", "/tmp", "/var/tmp", "/dev/shm", "/var/lib", "/run/circleosd", "/var/cache", "/home/alice")
+    paths = shlex.quote("\n".join(f"{place}/x" for place in places))
+    assert ctl(f"plugin invoke hostile-native scribble {paths}").strip() == "", "the plugin could write somewhere"
+    pid = machine.get_unit_property("circleosd-plugin@hostile-native.service", "MainPID")
+    interfaces = machine.succeed(f"nsenter --target {pid} --net cat /proc/net/dev | tail -n +3 | cut -d: -f1").split()
+    assert interfaces in ([], ["lo"]), f"the worker has the network interfaces {interfaces}"
 
 with subtest("every service comes back from SIGKILL under load, and nothing acknowledged is lost"):
     machine.succeed("for i in $(seq 5); do echo long-enough | circlectl user create before$i --password-stdin; done")

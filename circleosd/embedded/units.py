@@ -147,11 +147,15 @@ class Service:
         self._stopping = True
         if self.pid:
             self.enter("deactivating", "stop-sigterm")
-            self.kill(signal.SIGTERM)
+            self.kill(self._kill_signal)
             await first_of(self.gone.wait(), timeout=self.file.seconds("Service", "TimeoutStopSec", 90))
             if not self.gone.is_set():
                 await self._end(signal.SIGKILL, "timeout")
         self.enter("inactive", "dead")
+
+    @property
+    def _kill_signal(self) -> signal.Signals:
+        return signal.Signals[self.file.get("Service", "KillSignal", "SIGTERM")]
 
     def restart_delay(self) -> float | None:
         """Seconds until Restart= has an ended process start again, longer after each failed start; None: it has not."""
@@ -256,7 +260,7 @@ class Service:
             self._watchdog.cancel()
         code = os.waitstatus_to_exitcode(status)
         self.exit_status = abs(code)
-        if self.result == "success" and not (self._stopping and code == -signal.SIGTERM):
+        if self.result == "success" and not (self._stopping and code == -self._kill_signal):
             self.result = "signal" if code < 0 else "exit-code" if code else "success"
         self._failures = 0 if self.ready.is_set() else self._failures + 1
         self.pid = None

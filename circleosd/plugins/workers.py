@@ -193,10 +193,10 @@ class Worker(asyncio.BufferedProtocol):
             self._timer = self._loop.call_at(next_deadline, self._late)
             return
         log.warning("plugin %s: its worker did not answer in time", self._name)
+        self.abort()  # first: who waits for a reply goes on at once when it gets one, and asks whether this is lost
         for call in [*self._calls.values()]:
             if not call.reply.done():
                 call.reply.set_exception(Timeout(f"{self._name} did not answer in time and was ended"))
-        self.abort()
 
     async def _reply(self, number: int, call: _Call) -> tuple[int, bytes | bytearray]:
         try:

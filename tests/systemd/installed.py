@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 from tests.systemd.machine import Machine
@@ -42,6 +45,11 @@ def install(machine: Machine, deb: Path) -> None:
     write(machine, "/etc/systemd/system/broken.service", BROKEN)
     machine.succeed("systemctl daemon-reload")
     machine.copy_from_host(str(PROJECT / "plugins"), "/etc/circleosd-test/plugins")
+    with tempfile.TemporaryDirectory() as hostile:
+        wat2wasm = f"{sys.executable} {PROJECT}/plugins/wat2wasm.py"
+        make = ["make", "--silent", "-C", f"{PROJECT}/nixos-test/plugins", f"OUT={hostile}", f"WAT2WASM={wat2wasm}"]
+        subprocess.run([*make, "CC=gcc"], check=True, stdin=subprocess.DEVNULL)
+        machine.copy_from_host(hostile, "/etc/circleosd-test/hostile")
     machine.wait_until_succeeds("grep -q nginx.service /etc/polkit-1/rules.d/49-circleosd.rules", timeout=20)
 
 
