@@ -6,7 +6,6 @@ import contextlib
 import gc
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from circleosd import __version__, paths
@@ -14,6 +13,8 @@ from circleosd.activation import passed_socket
 from circleosd.errors import CircleError, Unavailable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from circleosd.config import Settings
     from circleosd.database import Database
     from circleosd.ledger import Ledger
@@ -64,7 +65,7 @@ def run(argv: list[str]) -> int:
         case ["up"]:
             return up(None)
         case ["up", "--dir", directory]:
-            return up(Path(directory))
+            return up(directory)
         case ["--version"]:
             print(f"circleosd {__version__}")
             return 0
@@ -101,9 +102,9 @@ async def _serve(name: str) -> None:
     except OSError as exc:
         raise Unavailable(f"cannot start {name}: {exc}") from exc
     # The other services listen beside this one, in whatever mode and directory that is.
-    runtime = Path(listener.getsockname()).parent
-    state = Path(os.environ.get("STATE_DIRECTORY") or f"{paths.state_home(os.environ)}/circleosd/{name}")
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    runtime = os.path.dirname(listener.getsockname())
+    state = os.environ.get("STATE_DIRECTORY") or f"{paths.state_home(os.environ)}/circleosd/{name}"
+    os.makedirs(state, mode=0o700, exist_ok=True)
     compose = {"auth-service": _auth, "service-registry": _registry, "plugin-manager": _plugins}[name]
     service, database, max_line = await compose(settings, runtime, state)
     gc.freeze()
@@ -111,24 +112,25 @@ async def _serve(name: str) -> None:
     try:
         await service.start()
         await Server(service, listener, settings.server, max_line=max_line, manager=Notifier()).run()
-        await service.close()
     finally:
         await service.close()
         database.close()
 
 
-async def _auth(settings: Settings, runtime: Path, state: Path) -> Composed:
+async def _auth(settings: Settings, runtime: str, state: str) -> Composed:
     from circleosd.api import auth as contracts
     from circleosd.auth.service import AuthService
     from circleosd.auth.store import MIGRATIONS
     from circleosd.database import Database
 
-    database = Database(state / "auth.db", MIGRATIONS)
+    database = Database(f"{state}/auth.db", MIGRATIONS)
     handlers = AuthService(database, settings.auth, services=frozenset(_uids("registry", "plugins").values()))
     return _service(contracts, handlers, handlers.identify, database, settings), database, settings.auth.max_line
 
 
-async def _registry(settings: Settings, runtime: Path, state: Path) -> Composed:
+async def _registry(settings: Settings, runtime: str, state: str) -> Composed:
+    from pathlib import Path
+
     from circleosd.api import auth
     from circleosd.api import registry as contracts
     from circleosd.database import Database
@@ -137,14 +139,14 @@ async def _registry(settings: Settings, runtime: Path, state: Path) -> Composed:
     from circleosd.registry.service import MIGRATIONS, RegistryService
     from circleosd.upstream import Identities
 
-    database = Database(state / "registry.db", MIGRATIONS)
+    database = Database(f"{state}/registry.db", MIGRATIONS)
     directories = [Path(path) / "services.d" for path in paths.config_dirs(os.environ)]
     handlers = RegistryService(catalog.Reader(directories), _unit_manager(settings.registry.unit_timeout))
     # The plugin manager runs its workers as units, and sees and restarts what plugins were granted to.
     workers = tuple(Grant(f"service:{verb}", "plugin@*") for verb in ("start", "stop"))
     workers += tuple(Grant(f"service:{verb}", "*") for verb in ("list", "status", "restart"))
     identities = Identities(
-        paths.socket_path(auth.SERVICE, str(runtime)),
+        paths.socket_path(auth.SERVICE, runtime),
         timeout=settings.server.request_timeout,
         trusted=dict.fromkeys(_uids("plugins").values(), workers),
     )
@@ -163,7 +165,9 @@ def _unit_manager(timeout: float) -> UnitManager:
     return SystemdUnits(scope="user" if os.environ.get("XDG_RUNTIME_DIR") else "system", timeout=timeout)
 
 
-async def _plugins(settings: Settings, runtime: Path, state: Path) -> Composed:
+async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
+    from pathlib import Path
+
     from circleosd.api import auth, registry
     from circleosd.api import plugins as contracts
     from circleosd.database import Database
@@ -176,24 +180,24 @@ async def _plugins(settings: Settings, runtime: Path, state: Path) -> Composed:
     from circleosd.systemd.journal import mirror
     from circleosd.upstream import Identities
 
-    database = Database(state / "plugins.db", MIGRATIONS)
-    artifacts = Artifacts(state / "store")
-    registry_path = paths.socket_path(registry.SERVICE, str(runtime))
-    compiled = Compiled(Path(os.environ.get("CACHE_DIRECTORY") or state / "compiled"), settings.plugins.cache)
+    database = Database(f"{state}/plugins.db", MIGRATIONS)
+    artifacts = Artifacts(Path(state, "store"))
+    registry_path = paths.socket_path(registry.SERVICE, runtime)
+    compiled = Compiled(Path(os.environ.get("CACHE_DIRECTORY") or f"{state}/compiled"), settings.plugins.cache)
     compiled.sweep(starting=True)
     ledger = Ledger(database, contracts.SERVICE, mirror, settings.ledger)
     handlers = PluginService(
         database,
-        Database(state / "kept.db", HOST_MIGRATIONS),
+        Database(f"{state}/kept.db", HOST_MIGRATIONS),
         artifacts,
         Signatures([Path(path) for path in paths.config_dirs(os.environ)], settings.plugins.trust, os.environ),
         ledger,
         settings.plugins,
         registry_path,
     )
-    sockets = runtime / "plugins"
+    sockets = Path(runtime, "plugins")
     await handlers.start(Runners(registry_path, sockets, compiled, artifacts.open, handlers.host.of, settings.plugins))
-    identities = Identities(paths.socket_path(auth.SERVICE, str(runtime)), timeout=settings.server.request_timeout)
+    identities = Identities(paths.socket_path(auth.SERVICE, runtime), timeout=settings.server.request_timeout)
     service = _service(contracts, handlers, identities.identify, database, settings, ledger)
     return service, database, settings.plugins.max_line
 
@@ -233,10 +237,11 @@ def _uids(*services: str) -> dict[str, int]:
     return uids
 
 
-def up(directory: Path | None) -> int:
+def up(directory: str | None) -> int:
     """Run the embedded mode in the foreground, below `directory` if that is given."""
     import asyncio
     import logging
+    from pathlib import Path
 
     from circleosd.embedded.supervisor import Places
     from circleosd.embedded.supervisor import run as supervise
@@ -250,8 +255,7 @@ def up(directory: Path | None) -> int:
         given = environment.get("CIRCLEOSD_RUNTIME_DIR")
         runtime = Path(given or paths.user_runtime_dir(environment))
     else:
-        directory = directory.absolute()
-        runtime, state, cache = directory / "run", directory / "state", directory / "cache"
+        runtime, state, cache = (Path(directory).absolute() / name for name in ("run", "state", "cache"))
     places = Places(runtime, state, cache, _unit_directories())
     return asyncio.run(supervise(places))
 
@@ -260,6 +264,8 @@ def _unit_directories() -> tuple[Path, ...]:
     """Where unit files are: ours in the source tree or beside the installation, then where systemd looks for
     others'.
     """
+    from pathlib import Path
+
     package = Path(__file__).parent  # in the source tree, or in PREFIX/lib/pythonX.Y/site-packages
     own = [package.parent / "units", *(prefix / "share/circleosd/units" for prefix in package.parents[3:4])]
     given = [Path(item) for item in os.environ.get("CIRCLEOSD_UNIT_PATH", "").split(":") if item]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from circleosd.errors import BadRequest
@@ -139,20 +138,23 @@ def load(env: Mapping[str, str]) -> Settings:
     merged: dict[str, Any] = {}
     sources: list[str] = []
     for directory in config_dirs(env):
-        path = Path(directory) / "config.toml"
+        path = f"{directory}/config.toml"
         try:
-            text = path.read_text(encoding="utf-8")
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as exc:
             raise BadRequest(f"cannot read {path}: {exc}") from exc
-        import tomllib  # nobody waits for this who has no such file
+        if all(line.lstrip()[:1] in ("", "#") for line in text.splitlines()):
+            continue  # as it is installed: nobody waits for the parser to find that nothing is set
+        import tomllib
 
         try:
             content = tomllib.loads(text)
         except ValueError as exc:
             raise BadRequest(f"cannot read {path}: {exc}") from exc
-        sources.append(str(path))
+        sources.append(path)
         _merge(merged, content)
     if variables := _from_variables(env):
         sources.append("CIRCLEOSD_ variables")

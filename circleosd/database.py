@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 from circleosd.errors import Unavailable
@@ -54,9 +54,9 @@ class Database:
     commit before it and waits for none (sqlite.org/wal.html).
     """
 
-    def __init__(self, path: Path, migrations: Sequence[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], migrations: Sequence[str]) -> None:
         """Open or create the file. Raises `Unavailable` if that cannot be done."""
-        self.path = path
+        self.path = os.fspath(path)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="database-read")
         self._scanner = ThreadPoolExecutor(1, thread_name_prefix="database-scan")
@@ -144,7 +144,7 @@ class Database:
         except sqlite3.IntegrityError:  # the work broke a rule of its own tables, which is for it to explain
             raise
         except sqlite3.Error as exc:
-            raise Unavailable(f"cannot use {self.path.name}: {exc}") from exc
+            raise Unavailable(f"cannot use {os.path.basename(self.path)}: {exc}") from exc
 
     def close(self) -> None:
         """Finish what is queued and close the file."""

@@ -10,7 +10,6 @@ act outside the database), `failed`, `denied`.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import os
@@ -172,6 +171,8 @@ def shown(value: Any) -> Any:
 
 def chain(previous: bytes, body: str) -> bytes:
     """The hash of a row."""
+    import hashlib  # with it comes OpenSSL, which a start of the service need not wait for
+
     return hashlib.sha256(previous + body.encode()).digest()
 
 

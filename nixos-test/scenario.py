@@ -73,7 +73,7 @@ with subtest("users, and what they may do"):
     assert data("user whoami", "bob")["user"] == "bob"
     assert "nginx" in ctl("service list", "bob")
     refused("service start nginx", 4, "needs the role operator", "bob")
-    refused("user create eve --password-stdin </dev/null", 4, "needs the role admin", "bob")
+    refused("user create eve --uid 4321", 4, "needs the role admin", "bob")
 
 with subtest("a real service is started, watched, failed and restarted"):
     machine.execute(f"timeout 60 {line('service watch nginx')} >/tmp/watched 2>&1 </dev/null", check_output=False)
@@ -105,6 +105,8 @@ with subtest("a rule allows one act on one object, and the record tells of the r
     assert data("user can bob service:restart nginx")["allowed"] is True
     assert data("user can bob service:stop nginx")["allowed"] is False
     machine.succeed("circlectl user grant bob service:restart 'ng*' --deny")
+    # Every service knows within a second.
+    machine.wait_until_fails(line("service restart nginx", "bob"), timeout=5)
     refused("service restart nginx", 4, "bob", "bob")
     acts = [(row["action"], row["object"], row["error"]) for row in data("system history --user bob --lines 100")]
     assert ("restart", "nginx", None) in acts, acts

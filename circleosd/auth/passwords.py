@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from circleosd.config import AuthSettings
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-COMMON = Path(__file__).with_name("common_passwords.txt")
+COMMON = f"{os.path.dirname(__file__)}/common_passwords.txt"
 NICE = 10
 
 
@@ -100,7 +99,8 @@ def normal(password: str) -> str:
 @cache
 def common() -> frozenset[str]:
     """The passwords that everybody tries first, in lower case."""
-    lines = COMMON.read_text(encoding="utf-8").splitlines()
+    with open(COMMON, encoding="utf-8") as file:
+        lines = file.read().splitlines()
     return frozenset(line for line in lines if line and not line.startswith("#"))
 
 

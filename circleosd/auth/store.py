@@ -4,7 +4,6 @@ or decides.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sqlite3
 from base64 import urlsafe_b64encode
@@ -104,6 +103,8 @@ def role_of(text: str) -> Role | None:
 
 def token_hash(token: str) -> bytes:
     """What is stored of a token."""
+    import hashlib  # see ledger.chain
+
     return hashlib.sha256(token.encode()).digest()
 
 
