@@ -41,6 +41,7 @@ class ServiceStatus(Service):
     restarts: int | None
     result: str | None
     exit_status: int | None
+    signal: str | None
     triggered_by: list[str]
     listening: bool
 

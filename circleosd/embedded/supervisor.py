@@ -211,7 +211,8 @@ class Supervisor:
                     listening.watch()
                 return
             service.enter("activating", "auto-restart")
-        log.warning("%s ended (%s, %s); restart in %g s", service.name, service.result, service.exit_status, delay)
+        how = service.signal or service.exit_status
+        log.warning("%s ended (%s, %s); restart in %g s", service.name, service.result, how, delay)
         await asyncio.sleep(delay)
         if service.sub == "auto-restart":
             service.restarts += 1

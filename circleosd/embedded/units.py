@@ -19,7 +19,7 @@ from pathlib import Path
 from circleosd.embedded import process, unitfile
 from circleosd.embedded.unitfile import UnitFile
 from circleosd.errors import UnitFailed
-from circleosd.registry.units import LogLine, UnitState
+from circleosd.registry.units import LogLine, UnitState, signal_name
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,9 @@ class Service:
         self._tell = tell
         self.active, self.sub, self.since = "inactive", "dead", time.time()
         self.pid: int | None = None
-        self.result, self.exit_status, self.restarts = "success", 0, 0
+        self.result, self.restarts = "success", 0
+        self.exit_status: int | None = 0
+        self.signal: str | None = None
         self.lines: deque[LogLine] = deque(maxlen=LOG_LINES)
         self.ready, self.gone = asyncio.Event(), asyncio.Event()
         self.gone.set()
@@ -117,6 +119,7 @@ class Service:
         return UnitState(
             self.name, description, "loaded", self.active, self.sub, self.since, self.pid,
             _resident(self.pid) if self.pid else None, self.restarts, self.result, self.exit_status,
+            self.signal,
         )  # fmt: skip
 
     async def start(self, environment: Mapping[str, str], listener: socket.socket | None) -> str:
@@ -219,7 +222,7 @@ class Service:
             raise
         finally:
             os.close(writing)
-        self.result, self.exit_status, self._stopping = "success", 0, False
+        self.result, self.exit_status, self.signal, self._stopping = "success", 0, None, False
         self.ready.clear()
         self.gone.clear()
         os.set_blocking(reading, False)
@@ -259,7 +262,7 @@ class Service:
         if self._watchdog:
             self._watchdog.cancel()
         code = os.waitstatus_to_exitcode(status)
-        self.exit_status = abs(code)
+        self.exit_status, self.signal = (code, None) if code >= 0 else (None, signal_name(-code))
         if self.result == "success" and not (self._stopping and code == -self._kill_signal):
             self.result = "signal" if code < 0 else "exit-code" if code else "success"
         self._failures = 0 if self.ready.is_set() else self._failures + 1

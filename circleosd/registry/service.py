@@ -78,6 +78,7 @@ class RegistryService(Handlers):
             restarts=state.restarts,
             result=state.result,
             exit_status=state.exit_status,
+            signal=state.signal,
             triggered_by=[*state.triggered_by],
             listening=state.listening,
         )
@@ -200,6 +201,8 @@ class RegistryService(Handlers):
             details.append(f"the unit's is {state.result}")
         if state.exit_status:
             details.append(f"exit status {state.exit_status}")
+        if state.signal:
+            details.append(state.signal)
         tail = await self._units.log_tail(entry.unit, LOG_LINES)
         said = f"; it said: {' | '.join(tail)}" if tail else ""
         return f"cannot {verb} {name} ({entry.unit}): {', '.join(details)}{said}"

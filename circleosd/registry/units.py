@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from signal import Signals
 from typing import Literal, Protocol
 
 Verb = Literal["start", "stop", "restart", "reload"]
@@ -16,8 +17,8 @@ class UnitState:
 
     `load`: loaded, not-found, masked, …; `active`: active, inactive, failed, activating, deactivating. `since`: when it
     entered that state, seconds since the epoch. `memory` in bytes. `result`: success, exit-code, signal, timeout, ….
-    `exit_status`: of the main process, if it ended by exiting. `triggered_by`: the sockets, timers and paths that start
-    it; `listening`: whether one of them is active.
+    `exit_status`: of the main process, if it ended by exiting; `signal`: the name of the one that ended it.
+    `triggered_by`: the sockets, timers and paths that start it; `listening`: whether one of them is active.
     """
 
     unit: str
@@ -31,8 +32,17 @@ class UnitState:
     restarts: int | None = None
     result: str | None = None
     exit_status: int | None = None
+    signal: str | None = None
     triggered_by: tuple[str, ...] = ()
     listening: bool = False
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal, such as SIGSEGV; of a real-time one its number."""
+    try:
+        return Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 @dataclass(frozen=True)

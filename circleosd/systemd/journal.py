@@ -48,6 +48,8 @@ def mirror(event: Event) -> None:
 
     actor = event["actor"]
     who = f"{actor['user']} (uid {actor['uid']})" if actor["user"] else f"uid {actor['uid']}"
+    if actor["plugin"]:
+        who = f"plugin {actor['plugin']}, by {who}"
     what = " ".join(filter(None, (event["action"], event["object"])))
     how = f"{event['phase']}: {event['message']}" if event["message"] else event["phase"]
     journal.send(
@@ -59,6 +61,7 @@ def mirror(event: Event) -> None:
         CIRCLEOSD_OBJECT=event["object"] or "",
         CIRCLEOSD_USER=actor["user"] or "",
         CIRCLEOSD_UID=str(actor["uid"]),
+        CIRCLEOSD_PLUGIN=actor["plugin"] or "",
         CIRCLEOSD_PHASE=event["phase"],
         CIRCLEOSD_ERROR=event["error"] or "",
         CIRCLEOSD_SEQ=str(event["seq"]),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, Timeout, Unavailable
-from circleosd.registry.units import LogLine, Switch, UnitState, Verb
+from circleosd.registry.units import LogLine, Switch, UnitState, Verb, signal_name
 from circleosd.systemd.buserrors import ErrorReply, Lost, explained
 
 if TYPE_CHECKING:  # dbus-fast is imported at the first call: a registry asked for its health needs none of it
@@ -45,7 +45,7 @@ _JOB_REMOVED = f"{_FROM_SYSTEMD},interface='{_SYSTEMD}.Manager',member='JobRemov
 _RELOADING = f"{_FROM_SYSTEMD},interface='{_SYSTEMD}.Manager',member='Reloading'"
 _CHANGED = f"{_FROM_SYSTEMD},interface='{_PROPERTIES}',path_namespace='{_UNITS}'"
 _UNKNOWN = 2**64 - 1  # how systemd says that it cannot tell a figure
-_EXITED = 1  # CLD_EXITED, waitid(2)
+_EXITED, _KILLED = 1, (2, 3)  # CLD_EXITED; CLD_KILLED, CLD_DUMPED: waitid(2)
 _SINCE = {  # when a unit entered its state, by the state
     "active": "ActiveEnterTimestamp",
     "reloading": "ActiveEnterTimestamp",
@@ -282,7 +282,7 @@ def state_of(unit: str, properties: Mapping[str, Any]) -> UnitState:
     """The state that a unit's properties describe, without memory and listening."""
     active = properties["ActiveState"]
     alive = active not in ("inactive", "failed")  # while a unit starts, its PID is told before its state
-    ran = properties.get("ExecMainCode") == _EXITED
+    ended, how = properties.get("ExecMainCode"), properties.get("ExecMainStatus", 0)
     return UnitState(
         unit=unit,
         description=properties["Description"],
@@ -293,7 +293,8 @@ def state_of(unit: str, properties: Mapping[str, Any]) -> UnitState:
         pid=properties.get("MainPID") or None if alive else None,
         restarts=properties.get("NRestarts"),
         result=properties.get("Result"),
-        exit_status=properties["ExecMainStatus"] if ran else None,
+        exit_status=how if ended == _EXITED else None,
+        signal=signal_name(how) if ended in _KILLED else None,
         triggered_by=tuple(properties["TriggeredBy"]),
     )
 

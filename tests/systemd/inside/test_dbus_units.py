@@ -102,7 +102,7 @@ def test_the_last_lines_are_of_the_last_start_alone(monkeypatch: pytest.MonkeyPa
 def test_a_unit_killed_by_a_signal_has_no_exit_status() -> None:
     assert job("start", "ct-crash.service") == "failed"
     state = detail("ct-crash.service")
-    assert (state.result, state.exit_status) == ("signal", None)
+    assert (state.result, state.exit_status, state.signal) == ("signal", None, "SIGKILL")
 
 
 def test_a_program_that_does_not_exist_is_named_in_the_last_lines() -> None:
