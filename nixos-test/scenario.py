@@ -11,6 +11,14 @@ import shlex
 
 PLUGINS = "/etc/circleosd-test/plugins"
 HOSTILE = "/etc/circleosd-test/hostile"
+# The plugin that tests/integration/made.py calls `caller`: its function `call` makes the host call that is its payload.
+CALLER = (
+    "AGFzbQEAAAABEQNgAn9/AX9gAX8Bf2ABfwF+Ai8CCWNpcmNsZW9zZAlob3N0X2NhbGwAAAljaXJjbGVvc2QLaG9zdF9hbnN3ZXIAAAMEAwECAgUD"
+    "AQAoBgYBfwBBAQsHRAUGbWVtb3J5AgANY2lyY2xlb3NkX2FiaQMAEGNpcmNsZW9zZF9idWZmZXIAAgRjYWxsAAMNdW50aWxfcmVmdXNlZAAECmID"
+    "EABBgAhBACAAQYCAwABNGwsiAQF/QYAIIAAQACEBQYAIQYCAwAAQARpCgAhCIIYgAa2ECywBAX8DQEGACCAAEAAhASABQQBODQALQYAIQYCAwAAQ"
+    "ARpCgAhCIIYgAa2ECwBTBG5hbWUBHwMACWhvc3RfY2FsbAELaG9zdF9hbnN3ZXIDBGNhbGwCHwIDAgADbGVuAQZhbnN3ZXIEAgADbGVuAQZhbnN3"
+    "ZXIDCgEEAQAFYWdhaW4="
+)
 SERVICES = {"auth": "auth-service", "registry": "service-registry", "plugins": "plugin-manager"}
 
 
@@ -35,6 +43,14 @@ def refused(arguments, status, text, user=None):
     got, output = machine.execute(f"{line(arguments, user)} 2>&1")
     assert got == status, f"circlectl {arguments}: exit status {got}, expected {status}: {output}"
     assert text in output, f"circlectl {arguments}: {output}"
+
+
+def write(name, artifact, **manifest):
+    """Put a plugin and its manifest into /tmp/plugins; `artifact` is a command that prints it."""
+    text = shlex.quote(json.dumps({"name": name, **manifest}))
+    path = f"/tmp/plugins/{name}.wasm"
+    machine.succeed(f"mkdir -p /tmp/plugins && {artifact} >{path} && echo {text} >/tmp/plugins/{name}.json")
+    return path
 
 
 def active(unit):
@@ -153,6 +169,37 @@ with subtest("a plugin that crashes, hangs or eats memory costs its own unit, an
     pid = machine.get_unit_property("circleosd-plugin@hostile-native.service", "MainPID")
     interfaces = machine.succeed(f"nsenter --target {pid} --net cat /proc/net/dev | tail -n +3 | cut -d: -f1").split()
     assert interfaces in ([], ["lo"]), f"the worker has the network interfaces {interfaces}"
+
+with subtest("a signed plugin is loaded, and what was changed since is not"):
+    counter = write("counter", f"cat {PLUGINS}/examples/counter/counter.wasm", capabilities=["kv"])
+    machine.succeed("ssh-keygen -q -t ed25519 -N '' -f /tmp/plugins/key")
+    ctl(f"plugin sign {counter} --key /tmp/plugins/key")
+    machine.succeed("echo alice@example.org $(cat /tmp/plugins/key.pub) >>/etc/circleosd/trusted-signers")
+    assert "good signature of alice@example.org" in ctl(f"plugin verify {counter}")
+    assert data(f"plugin load {counter} --grant kv")["signer"] == "alice@example.org"
+    assert [ctl("plugin invoke counter handle visits").strip() for _ in range(2)] == ["1", "2"]
+    machine.succeed('sed -i \'s/"kv"/"clock"/\' /tmp/plugins/counter.json')
+    refused(f"plugin load {counter}", 4, "changed after signing")
+
+with subtest("a plugin restarts the service that it was granted and no other, and the record names it"):
+    healer = write("healer", f"echo {CALLER} | base64 -d", capabilities=["services:read", "services:restart:*"])
+    data(f"plugin load {healer} --grant services:read --grant services:restart:nginx")
+
+    def heals(call, **args):
+        request = json.dumps({"call": f"services.{call}", "args": args})
+        return f"plugin invoke healer call {shlex.quote(request)}"
+
+    assert "nginx" in {service["name"] for service in json.loads(data(heals("list")))}
+    assert json.loads(data(heals("status", name="nginx")))["state"] == "inactive"
+    ctl(heals("restart", name="nginx"))
+    machine.succeed("systemctl is-active nginx")
+    refused(heals("restart", name="broken"), 10, "the capability services:restart:broken")
+    assert "plugin healer" in ctl("system history --object nginx")
+    ctl("plugin revoke healer services:restart:nginx")
+    refused(heals("restart", name="nginx"), 10, "the capability services:restart:nginx")
+    ctl("service stop nginx")
+    for name in ("healer", "counter"):
+        ctl(f"plugin unload {name}")
 
 with subtest("every service comes back from SIGKILL under load, and nothing acknowledged is lost"):
     machine.succeed("for i in $(seq 5); do echo long-enough | circlectl user create before$i --password-stdin; done")

@@ -33,6 +33,7 @@ class Incoming:
         try:
             if not self._name:
                 self._file, self._name = tempfile.mkstemp(prefix=_NEW, dir=self._directory)
+                os.fchmod(self._file, 0o444)  # a worker, another user, maps it by the descriptor that it gets
             if self._file is not None and os.write(self._file, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as exc:

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 LASTING = frozenset({"kv.set", "kv.delete", "services.restart", "events.emit"})
 PRIVILEGED = frozenset({"services.restart"})  # an attempt without the capability goes into the ledger
+# So a worker passes every such attempt on, granted or not.
+PASSED_ON = ("services:restart:*",)
 
 OnDenied = Callable[[Plugin, str, str, Denied], Awaitable[None]]
 

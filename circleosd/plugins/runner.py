@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -19,6 +18,7 @@ from circleosd import upstream
 from circleosd.config import PluginSettings
 from circleosd.errors import CircleError, Limit, NotFound, PluginFailed, Timeout, Unavailable
 from circleosd.plugins.compiled import Compiled
+from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.workers import HostCalls, Worker, WorkerGone, is_fault
 from circleosd.worker import frames
@@ -294,7 +294,7 @@ class Runners:
                 limits=frames.Limits(bounds.memory, bounds.time, bounds.output, bounds.concurrency),
                 deterministic=manifest.deterministic,
                 config=manifest.config if plugin.holds("config") else {},
-                granted=runner.granted,
+                granted=(*runner.granted, *PASSED_ON),
                 precompiled=len(descriptors) > 1,
             )
             for attempt in ("listening", "started"):
@@ -355,8 +355,8 @@ class Runners:
             if state["state"] != "active":
                 break
             await asyncio.sleep(0.02)  # the connection breaks a moment before the process is reaped
-        if state["result"] == "signal" and state["exit_status"]:
-            return f" by the signal {signal.Signals(state['exit_status']).name}"
+        if state["signal"]:
+            return f" by {state['signal']}"
         return f" with exit status {state['exit_status']}" if state["exit_status"] else ""
 
     async def _ask(self, request: dict[str, Any]) -> Any:

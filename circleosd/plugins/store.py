@@ -131,6 +131,9 @@ class Artifacts:
         digest, size, head = hashlib.sha256(), 0, b""
         try:
             with os.fdopen(fd, "wb") as out:
+                # A worker, another user, opens the file again by the descriptor that it gets (dlopen(3)). The directory
+                # keeps everybody else away.
+                os.fchmod(fd, 0o444)
                 while chunk := os.read(source, CHUNK):
                     head = head or chunk[:16]
                     size += len(chunk)

@@ -204,6 +204,9 @@ def test_a_plugin_restarts_the_service_that_it_may_and_the_ledger_names_it(host:
     assert "plugin healer" in host.ok("system", "history", "--object", "web")
     assert "the capability services:restart:db" in refusal(host, "healer", "services.restart", name="db")
     assert refusal(host, "healer", "services.status", name="nothing").startswith("not-found: ")
+    (denied,) = host.data("plugin-manager", "history", failed=True, object="db")
+    assert (denied["phase"], denied["action"]) == ("denied", "services.restart")
+    assert denied["actor"]["plugin"] == "healer"
     host.ok("plugin", "unload", "healer")
     host.ok("service", "stop", "web")
 
@@ -271,3 +274,13 @@ def test_a_malformed_host_call_is_an_error_and_nothing_more(
     assert not reply["ok"]
     assert answer(host, "odd", "kv.get", key="a") is None
     host.ok("plugin", "unload", "odd")
+
+
+def test_the_counter_of_the_examples_counts(new_host: NewHost) -> None:
+    host = new_host({})
+    host.ok("plugin", "load", "plugins/examples/counter/counter.wasm")
+    assert "the capability kv" in host.ctl("plugin", "invoke", "counter", "handle", "visits").stderr
+    host.ok("plugin", "grant", "counter", "kv")
+    assert [host.ok("plugin", "invoke", "counter", "handle", "visits") for _ in range(2)] == ["1\n", "2\n"]
+    os.kill(host.pid("plugin-manager"), signal.SIGKILL)
+    assert host.ok("plugin", "invoke", "counter", "handle", "visits") == "3\n"
