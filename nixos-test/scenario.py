@@ -129,6 +129,7 @@ with subtest("a rule allows one act on one object, and the record tells of the r
     assert ("stop", "nginx", "denied") in acts, acts
     assert ("restart", "broken", "denied") in acts, acts
     machine.succeed("circlectl system history --verify")
+    assert data("service stop nginx", "alice")["state"] == "inactive"
 
 with subtest("stopping what is started on demand says so"):
     stop = '{"action":"stop","name":"auth-service"}'
@@ -232,7 +233,7 @@ with subtest("idle, no process of CircleOSD is left"):
 
 with subtest("the journal holds the structured record of it"):
     refusals = "-t circleosd-service-registry MESSAGE_ID=a85b7acb4f1f4652a20f4c30fd25298e"
-    denied = machine.succeed(f"journalctl -o json {refusals} CIRCLEOSD_OBJECT=nginx")
+    denied = machine.succeed(f"journalctl -o json {refusals} CIRCLEOSD_OBJECT=nginx CIRCLEOSD_ACTION=start")
     row = json.loads(denied.splitlines()[-1])
     assert (row["CIRCLEOSD_ACTION"], row["CIRCLEOSD_USER"], row["CIRCLEOSD_UID"]) == ("start", "bob", "1001"), row
     explained = machine.succeed("journalctl -x -t circleosd-service-registry CIRCLEOSD_ACTION=start | cat")
