@@ -44,5 +44,8 @@ test: setup  ## all tests; as root those on a booted systemd too
 	@scripts/test-packages
 	$(BIN)/python -m pytest
 
+test-systemd-newer: setup  ## the full-stack scenario on trixie's systemd, as root
+	@scripts/test-systemd-newer
+
 clean:  ## remove what the above made
 	rm -rf .venv build dist plugins/*.wasm .pytest_cache .mypy_cache .ruff_cache
