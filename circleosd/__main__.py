@@ -53,8 +53,10 @@ def run(argv: list[str]) -> int:
     """Carry out a command line; return the exit status."""
     match argv:
         case ["worker", name]:
+            from circleosd.scheduling import take_short_turns
             from circleosd.worker.main import main as worker
 
+            take_short_turns()
             return worker([name])
         case ["auth-service" | "service-registry" | "plugin-manager" as service]:
             return serve(service)
@@ -165,7 +167,14 @@ def _unit_manager(timeout: float) -> UnitManager:
     return SystemdUnits(scope="user" if os.environ.get("XDG_RUNTIME_DIR") else "system", timeout=timeout)
 
 
+def _take_short_turns() -> None:
+    from circleosd.scheduling import take_short_turns  # with it comes ctypes, which a start need not wait for
+
+    take_short_turns()
+
+
 async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
+    import asyncio
     from pathlib import Path
 
     from circleosd.api import auth, registry
@@ -198,6 +207,7 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
     sockets = Path(runtime, "plugins")
     await handlers.start(Runners(registry_path, sockets, compiled, artifacts.open, handlers.host.of, settings.plugins))
     identities = Identities(paths.socket_path(auth.SERVICE, runtime), timeout=settings.server.request_timeout)
+    asyncio.get_running_loop().call_later(1.0, _take_short_turns)
     service = _service(contracts, handlers, identities.identify, database, settings, ledger)
     return service, database, settings.plugins.max_line
 

@@ -167,6 +167,8 @@ def authorize(
     caller: Caller, access: Access, verb: str, name: str | None, *, own: bool = False, among: Collection[str] = ()
 ) -> None:
     """Return if `decide` allows. Raises `Denied` with why not."""
+    if caller.privileged:  # as `decide` says first, without the sentence
+        return
     decision = decide(caller, access, verb, name, own=own, among=among)
     if not decision.allowed:
         raise Denied(decision.why)

@@ -23,6 +23,7 @@ ALLOWED = {
     "client": {"errors", "wire"},
     "database": {"errors"},
     "flood": set[str](),
+    "scheduling": set[str](),
     "ledger": {"api", "config", "database", "errors", "flood", "policy"},
     "service": {"api", "database", "deadlines", "errors", "ledger", "policy", "wire"},
     "server": {"config", "errors", "handoff", "policy", "wire"},
