@@ -51,10 +51,8 @@ def _no_usage(*_: object, **__: object) -> str:
 
 
 # What Fire imports and does not need here, and what of it is looked up: together most of what its import costs.
-# asyncio is
-# there for one predicate; completion, docstrings, helptext and interact for what this tool does itself or not at
-# all; its
-# console runs $PAGER, and its Windows colors load ctypes.
+# asyncio is there for one predicate; completion, docstrings, helptext and interact for what this tool does itself or
+# not at all; its console runs $PAGER, and its Windows colors load ctypes.
 _STAND_INS: dict[str, dict[str, Any]] = {
     "asyncio": {"iscoroutinefunction": inspect.iscoroutinefunction},
     "fire.completion": {},
@@ -135,7 +133,7 @@ def _as_typed(value: str) -> str:
 
 def _normal(command: Command, arguments: Sequence[str]) -> list[str]:
     """Say in Fire's terms what it would misread: switches without a value, and everything behind `--`."""
-    switches = {f"--{item.word.replace('_', '-')}" for item in command.parameters if item.type is bool}
+    switches = {f"--{item.spelled}" for item in command.parameters if item.type is bool}
     end = arguments.index("--") if "--" in arguments else len(arguments)
     before = _joined(command, arguments[:end])
     before = [f"{item}=true" if item.replace("_", "-") in switches else item for item in before]
@@ -146,7 +144,7 @@ def _normal(command: Command, arguments: Sequence[str]) -> list[str]:
 
 def _joined(command: Command, arguments: Sequence[str]) -> list[str]:
     """Flags that can be given several times, given once with commas between the values: Fire takes only the last."""
-    several = [f"--{item.name.replace('_', '-')}" for item in command.parameters if list[str] in get_args(item.type)]
+    several = [f"--{item.spelled}" for item in command.parameters if list[str] in get_args(item.type)]
     rest: list[str] = []
     values: dict[str, list[str]] = {}
     words = iter(arguments)
@@ -172,7 +170,7 @@ def _sentence(command: Command, element: Any) -> str:
         return f"{name} needs {missing[-1].upper()}"
     unused = [item.removeprefix(LITERAL) for item in element.args or []]
     if "Could not consume arg" in text:
-        known = {f"--{item.word.replace('_', '-')}" for item in command.parameters if Mark.OPTION in item.marks}
+        known = {f"--{item.spelled}" for item in command.parameters if Mark.OPTION in item.marks}
         flag = next((item for item in unused if item.startswith("-") and item.split("=")[0] not in known), None)
         extra = flag or text.partition("Could not consume arg:")[2].strip() or " ".join(unused)
         return f"{name} does not take {extra!r}"

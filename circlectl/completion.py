@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from circlectl import commands, shellwords
 from circlectl.commands import Command
-from circlectl.helptext import FLAGS, choices, phrase, word_of
+from circlectl.helptext import FLAGS, choices, phrase
 from circleosd import client, paths
 from circleosd.api.contract import Mark, Parameter, Pattern
 from circleosd.errors import CircleError
@@ -123,7 +123,7 @@ class _Line:
 
     def _parameter(self, flag: str) -> Parameter | None:
         options = [item for item in self.command.parameters if Mark.OPTION in item.marks] if self.command else []
-        return next((item for item in options if f"--{word_of(item)}" == flag), None)
+        return next((item for item in options if f"--{item.spelled}" == flag), None)
 
     def _takes_value(self, flag: str) -> bool:
         parameter = self._parameter(flag)
@@ -132,7 +132,7 @@ class _Line:
     def flags(self) -> list[Candidate]:
         """The flags that can still be given."""
         options = [item for item in self.command.parameters if Mark.OPTION in item.marks] if self.command else []
-        found = [Candidate(f"--{word_of(item)}", item.doc) for item in options]
+        found = [Candidate(f"--{item.spelled}", item.doc) for item in options]
         found += [Candidate(flag, about) for flag, about in FLAGS.items() if flag.startswith("--") and flag != "--"]
         return [item for item in found if item.word not in self.used]
 

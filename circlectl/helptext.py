@@ -81,13 +81,8 @@ def usage(command: Command) -> str:
     return " ".join(words)
 
 
-def word_of(item: Parameter) -> str:
-    """What a parameter is called on the command line."""
-    return item.word.replace("_", "-")
-
-
 def _word(item: Parameter) -> str:
-    name = word_of(item)
+    name = item.spelled
     if Mark.OPTION not in item.marks:
         return name.upper()
     return f"--{name}" if item.type is bool else f"--{name} {name.upper()}"

@@ -9,7 +9,7 @@ from inspect import cleandoc
 
 from circlectl import commands
 from circlectl.commands import Command
-from circlectl.helptext import FLAGS, described, phrase, word_of
+from circlectl.helptext import FLAGS, described, phrase
 from circleosd import __version__
 from circleosd.api.contract import Mark, Parameter
 from circleosd.errors import BY_CODE
@@ -116,7 +116,7 @@ def _command(command: Command) -> Iterator[str]:
             yield f".It {_name(item)}"
             yield _sentence(described(item))
         for item in command.secrets:
-            yield f".It Pq {word_of(item)}"
+            yield f".It Pq {item.spelled}"
             yield _sentence(f"{item.doc}, which is asked for without echo")
         yield ".El"
     access = command.contract.access
@@ -130,8 +130,8 @@ def _usage(item: Parameter) -> str:
 def _name(item: Parameter) -> str:
     """A parameter in macros: an argument, or a flag and its value."""
     if Mark.OPTION not in item.marks:
-        return f"Ar {word_of(item)}"
-    return f"Fl -{word_of(item)}" + ("" if item.type is bool else f" Ar {word_of(item)}")
+        return f"Ar {item.spelled}"
+    return f"Fl -{item.spelled}" + ("" if item.type is bool else f" Ar {item.spelled}")
 
 
 def _statuses() -> Iterator[str]:

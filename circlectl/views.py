@@ -93,10 +93,14 @@ def _change(before: Any, after: Any) -> str:
     return f"{render.value('', before)} → {render.value('', after)}"
 
 
+def _timed(data: list[dict[str, Any]] | dict[str, Any], text: Callable[[dict[str, Any]], str]) -> str | None:
+    """A line for each row, its time in front; a single row is one of a stream."""
+    rows = data if isinstance(data, list) else [data]
+    return "\n".join(f"{render.value('time', row['time'])}  {text(row)}" for row in rows) or None
+
+
 def _log(lines: list[dict[str, Any]] | dict[str, Any]) -> str | None:
-    rows = lines if isinstance(lines, list) else [lines]
-    shown = [f"{render.value('time', row['time'])}  {render.printable(row['text'])}" for row in rows]
-    return "\n".join(shown) if shown else None
+    return _timed(lines, lambda row: render.printable(row["text"]))
 
 
 def _change_of_state(row: dict[str, Any]) -> str:
@@ -140,12 +144,7 @@ def _signed(data: dict[str, Any]) -> str:
 
 
 def _events(data: list[dict[str, Any]] | dict[str, Any]) -> str | None:
-    rows = data if isinstance(data, list) else [data]
-    shown = [
-        f"{render.value('time', row['time'])}  {row['plugin']}  {row['topic']}: {render.printable(row['payload'])}"
-        for row in rows
-    ]
-    return "\n".join(shown) if shown else None
+    return _timed(data, lambda row: f"{row['plugin']}  {row['topic']}: {render.printable(row['payload'])}")
 
 
 _BYTES = {"memory", "output", "storage"}

@@ -271,9 +271,7 @@ def up(directory: str | None) -> int:
 
 
 def _unit_directories() -> tuple[Path, ...]:
-    """Where unit files are: ours in the source tree or beside the installation, then where systemd looks for
-    others'.
-    """
+    """Where unit files are: ours in the source tree or beside the installation, then where systemd has others'."""
     from pathlib import Path
 
     package = Path(__file__).parent  # in the source tree, or in PREFIX/lib/pythonX.Y/site-packages

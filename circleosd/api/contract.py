@@ -141,6 +141,11 @@ class Parameter(NamedTuple):
     doc: str
     marks: frozenset[Mark]
 
+    @property
+    def spelled(self) -> str:
+        """`word` as it is typed."""
+        return self.word.replace("_", "-")
+
 
 class Request:
     """Base of every contract. Class arguments say what the fields cannot.
