@@ -25,17 +25,23 @@ from circleosd.systemd.units import UNIT_NAME, switch_unit
 log = logging.getLogger(__name__)
 
 USER = "circleosd-registry"
+SWITCH_USER = "circleosd-switch"  # of the units that enable and disable one unit each
 CATALOG = Path("/etc/circleosd/services.d")
 RULES = Path("/etc/polkit-1/rules.d/49-circleosd.rules")  # before the distribution's 50-default.rules
 WORKER_VERBS = ("start", "stop", "restart")
+SWITCHING = ("org.freedesktop.systemd1.manage-unit-files", "org.freedesktop.systemd1.reload-daemon")
 MAX_FILE = 1024 * 1024  # bytes of a catalog file
 ROUNDS = 20  # how often a catalog that changes meanwhile is read again
 
 # With manage-units polkit is told the unit and the verb, which is the job's type. It is not told which unit files
-# manage-unit-files is about (systemd 252), so that is never granted: see systemd.units.switch_unit.
+# manage-unit-files is about (systemd 252), so the registry never gets that: it may start the unit that enables just one
+# (systemd.units.switch_unit), and the user of that unit gets it.
 _TEMPLATE = """\
 // Written by circleosd-polkit.service from the catalog in %(catalog)s; changes made here are lost.
 polkit.addRule(function (action, subject) {
+    if (subject.user === %(switch)s) {
+        return %(switching)s.indexOf(action.id) >= 0 ? polkit.Result.YES : polkit.Result.NO;
+    }
     if (subject.user !== %(user)s) {
         return polkit.Result.NOT_HANDLED;
     }
@@ -78,6 +84,8 @@ def rule(entries: Iterable[Entry]) -> str:
     return _TEMPLATE % {
         "catalog": CATALOG,
         "user": json.dumps(USER),
+        "switch": json.dumps(SWITCH_USER),
+        "switching": json.dumps(SWITCHING),
         "listed": json.dumps(sorted(listed), indent=8)[:-1] + ("    ]" if listed else "]"),
         "worker": json.dumps(rf"^circleosd-plugin@{PLUGIN_NAME}(\.staged)?\.(service|socket)$"),
         "verbs": json.dumps(WORKER_VERBS),

@@ -519,10 +519,11 @@ in
       lib.genAttrs daemons (daemon: {
         restartTriggers = [ configFile ] ++ lib.optional (daemon == "circleosd-registry") catalog;
       })
+      # The rule comes from this configuration, and so does what starts at boot.
+      // lib.genAttrs [ "circleosd-polkit" "circleosd-enable@" "circleosd-disable@" ] (_: {
+        enable = false;
+      })
       // {
-        # The rule comes from this configuration.
-        circleosd-polkit.enable = false;
-
         circleosd-declared-plugins = {
           description = "Plugins declared in the NixOS configuration of CircleOSD";
           wantedBy = [ "multi-user.target" ];

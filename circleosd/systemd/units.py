@@ -107,7 +107,7 @@ class SystemdUnits:
         """See `UnitManager`.
 
         polkit is not told which unit file a request is about (systemd 252), and the right to enable any unit file is
-        as good as root. So whoever is not root starts a unit of root's that does it for him: `switch_unit`.
+        as good as root. So whoever is not root starts a unit that does just this one thing for him: `switch_unit`.
         """
         _check(unit)
         if self._scope == "system" and os.geteuid() != 0:
@@ -316,7 +316,7 @@ def object_path(unit: str) -> str:
 
 
 def switch_unit(verb: Switch, unit: str) -> str:
-    """The oneshot unit of root's that does `verb` to `unit`, whose name is escaped as by systemd-escape(1)."""
+    """The oneshot unit that does `verb` to `unit`, whose name is escaped as by systemd-escape(1)."""
     instance = re.sub(r"^\.|[^A-Za-z0-9:_.]", lambda found: f"\\x{ord(found[0]):02x}", unit)
     return f"circleosd-{verb}@{instance}.service"
 

@@ -18,6 +18,7 @@ from circleosd.registry.catalog import Entry
 NODE = shutil.which("node")
 MANAGE = "org.freedesktop.systemd1.manage-units"
 REGISTRY = "circleosd-registry"
+SWITCH = "circleosd-switch"
 
 # What polkitd gives a rule, as far as ours uses it (polkit(8)); unknown details are undefined there too. The message is
 # the one with which systemd asks for an ordinary job, unless a test says otherwise.
@@ -86,6 +87,13 @@ def test_nothing_but_managing_units_is_allowed_to_the_registry() -> None:
         "org.freedesktop.login1.reboot",
     ]
     assert set(answers([NGINX], [(action, REGISTRY, details) for action in actions])) == {"no"}
+
+
+def test_the_user_of_the_units_that_enable_may_do_that_and_nothing_else() -> None:
+    allowed = ["org.freedesktop.systemd1.manage-unit-files", "org.freedesktop.systemd1.reload-daemon"]
+    refused = [MANAGE, "org.freedesktop.systemd1.set-environment", "org.freedesktop.login1.reboot"]
+    details = {"unit": "nginx.service", "verb": "start"}
+    assert answers([NGINX], [(action, SWITCH, details) for action in allowed + refused]) == ["yes"] * 2 + ["no"] * 3
 
 
 def test_requests_without_a_unit_or_a_verb_are_refused() -> None:

@@ -68,3 +68,10 @@ def test_only_the_polkit_oneshots_run_as_root() -> None:
         drop_ins = "".join(part.read_text() for part in (UNITS / "system").glob(f"{path.name}.d/*.conf"))
         own_user = "User=circleosd-" in drop_ins or "DynamicUser=yes" in drop_ins
         assert own_user or "Type=oneshot" in path.read_text(), path.name
+
+
+def test_nothing_runs_as_root_but_the_generator_of_the_polkit_rule(installed: Path) -> None:
+    names = {path.name.removeprefix("circleosd-").removesuffix(".service") for path in installed.glob("*.service")}
+    assert names == set(THRESHOLDS)
+    other = re.compile(r"^(User=circleosd-\w+|DynamicUser=yes)$", re.MULTILINE)
+    assert [name for name in sorted(names) if not other.search(whole(installed, name).read_text())] == ["polkit"]

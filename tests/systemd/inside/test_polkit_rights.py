@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("unit_files", "generator")
 PROJECT = Path(__file__).parents[3]
 CATALOG = Path("/etc/circleosd/services.d")
 USER = "circleosd-registry"
+SWITCH_USER = "circleosd-switch"
 RULES = Path("/etc/polkit-1/rules.d/49-circleosd.rules")
 CATALOGED = """
 [[service]]
@@ -40,10 +41,11 @@ unit = "ct-long.service"
 
 @pytest.fixture(scope="module")
 def generator(machine: None) -> Iterator[None]:
-    """The registry's user, and the units that keep its polkit rule up to date, as they are shipped."""
+    """The registry's user, that of the units that enable, and the units of its polkit rule, as they are shipped."""
     if shutil.which("pkcheck") is None or not RULES.parent.is_dir():
         pytest.skip("needs polkit")
-    run("useradd", "--system", "--no-create-home", USER)
+    for user in (USER, SWITCH_USER):
+        run("useradd", "--system", "--no-create-home", user)
     CATALOG.mkdir(parents=True, mode=0o755)
     names = [f"circleosd-{name}" for name in ("polkit.service", "polkit.path", "enable@.service", "disable@.service")]
     for name in names:
@@ -61,7 +63,8 @@ def generator(machine: None) -> Iterator[None]:
     run("systemctl", "daemon-reload")
     shutil.rmtree(CATALOG.parent)
     RULES.unlink()
-    run("userdel", USER)
+    for user in (USER, SWITCH_USER):
+        run("userdel", user)
 
 
 def may(*command: str) -> bool:
