@@ -6,8 +6,8 @@ import ctypes
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from ctypes import POINTER, byref, c_void_p, memmove, string_at
-from typing import Any, Final
+from ctypes import POINTER, addressof, byref, c_bool, c_char_p, c_int64, c_size_t, c_void_p, memmove, string_at
+from typing import Any, Final, NamedTuple
 
 from wasmtime import _bindings as c
 
@@ -22,6 +22,7 @@ from circleosd.worker.engine import (
     failure,
     i32_function_type,
     new_trap,
+    raw_function,
     take_error,
     trap_failure,
 )
@@ -35,50 +36,80 @@ from circleosd.worker.text import require_text
 _LARGE: Final = 16 << 10
 
 _instantiate = c._wasmtime_instance_pre_instantiate
-_export = c._wasmtime_instance_export_get
-_call = c._wasmtime_func_call_unchecked
-_memory_data = c._wasmtime_memory_data
-_memory_size = c._wasmtime_memory_data_size
+_export = raw_function("wasmtime_instance_export_get", c_bool, c_void_p, c_void_p, c_char_p, c_size_t, c_void_p)
+_call = raw_function("wasmtime_func_call_unchecked", c_void_p, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p)
+_memory_data = raw_function("wasmtime_memory_data", c_void_p, c_void_p, c_void_p)
+_memory_size = raw_function("wasmtime_memory_data_size", c_size_t, c_void_p, c_void_p)
+_caller_context = raw_function("wasmtime_caller_context", c_void_p, c_void_p)
+_caller_export = raw_function("wasmtime_caller_export_get", c_bool, c_void_p, c_char_p, c_size_t, c_void_p)
 
-_MEMORY: Final = chars("memory")
-_BUFFER: Final = chars("circleosd_buffer")
-_INITIALIZE: Final = chars("_initialize")
+_MEMORY: Final = b"memory"
+_BUFFER: Final = b"circleosd_buffer"
+_INITIALIZE: Final = b"_initialize"
 
 _PAGE: Final = 64 << 10
 
 
 class _Instance:
-    """One instance in a store of its own, with what a call of it needs."""
+    """One instance in a store of its own, with what a call of it needs. What ends in `_at` is an address."""
 
     __slots__ = (
         "broken",
-        "buffer",
         "buffer_address",
+        "buffer_at",
         "buffer_size",
         "context",
+        "context_at",
         "functions",
-        "memory",
-        "raw",
+        "kept",
+        "memory_at",
+        "slot",
+        "slot_at",
         "store",
         "trap",
+        "trap_at",
         "wasm",
     )
 
     def __init__(self, store: Pointer, context: Pointer) -> None:
         self.store = store
         self.context = context
+        self.context_at = ctypes.cast(context, c_void_p).value
         self.wasm = c.wasmtime_instance_t()
-        self.memory: Any = None
-        self.buffer: Any = None
-        self.functions: dict[str, Any] = {}
-        self.raw = (c.wasmtime_val_raw_t * 1)()
-        self.trap = POINTER(c.wasm_trap_t)()
+        self.kept: list[Any] = []  # what the addresses are of
+        self.memory_at = 0
+        self.buffer_at = 0
+        self.functions: dict[str, int] = {}
+        slot = c.wasmtime_val_raw_t()  # the argument of a call, then its result; little-endian
+        self.slot_at = addressof(slot)
+        self.slot = c_int64.from_buffer(slot)
+        self.trap = c_void_p()
+        self.trap_at = addressof(self.trap)
         self.buffer_address = 0
         self.buffer_size = -1
         self.broken = False
 
+    def export(self, name: bytes) -> Any:
+        """The union in which the export of that name is."""
+        item = c.wasmtime_extern_t()
+        if not _export(self.context_at, addressof(self.wasm), name, len(name), addressof(item)):
+            raise PluginFailure("plugin-failed", "an export is missing from its instance")
+        self.kept.append(item)
+        return item.of
+
+    def function(self, name: bytes) -> int:
+        """The address of an exported function."""
+        return addressof(self.export(name).func)
+
     def delete(self) -> None:
         delete_store(self.store)
+
+
+class _Usual(NamedTuple):
+    """What the next call will probably be, since the last one was."""
+
+    function: str
+    size: int
 
 
 class CorePlugin:
@@ -88,12 +119,13 @@ class CorePlugin:
 
     def __init__(self, engine: Engine, module: Pointer, artifact: Artifact, load: Load, host: Host) -> None:
         self.functions = artifact.functions
-        self._names = {name: (chars(name), len(name.encode())) for name in artifact.functions}
+        self._names = {name: name.encode() for name in artifact.functions}
         self._engine = engine
         self._limits = load.limits
         self._host = host
         self._shared = load.instance == "shared"
         self._initialize = "_initialize" in artifact.hooks
+        self._usual: _Usual | None = None
         self._ready: list[_Instance] = []
         self._spent: list[_Instance] = []
         self._imports = _Imports(host)
@@ -109,17 +141,22 @@ class CorePlugin:
             instance = self._ready.pop()
         except IndexError:
             instance = self._new_instance()
+        size = len(payload)
         try:
             self._engine.allow(instance.context)
             handler = instance.functions.get(function) or self._find(instance, function)
-            self._write(instance, payload)
-            reply, is_error = self._run(instance, handler, len(payload))
+            if size > instance.buffer_size:
+                self._make_room(instance, size)
+            if size:
+                _write(instance, payload)
+            reply, is_error = self._run(instance, handler, size)
         except PluginFailure as exc:
             exc.restarted = self._shared and instance.broken
             raise
         finally:
             keep = self._shared and not instance.broken
             (self._ready if keep else self._spent).append(instance)
+        self._usual = _Usual(function, size)
         require_text(reply)
         if is_error:
             raise PluginFailure("plugin-failed", reply.decode() or "failed without a message")
@@ -136,40 +173,41 @@ class CorePlugin:
         if not self._ready:
             # What fails here fails again, and is reported, in the call that needs the instance.
             with suppress(PluginFailure):
-                self._ready.append(self._new_instance())
+                instance = self._new_instance()
+                self._anticipate(instance)
+                self._ready.append(instance)
 
-    def _write(self, instance: _Instance, payload: Buffer) -> None:
-        size = len(payload)
-        if size <= instance.buffer_size:
-            address = instance.buffer_address
-        else:
-            raw = instance.raw
-            raw[0].i32 = size
-            self._enter(instance, instance.buffer)
-            address = raw[0].i32 & 0xFFFFFFFF
-            if address == 0:
-                raise PluginFailure("limit", f"has no room for a payload of {size} bytes")
-            available = _memory_size(instance.context, instance.memory)
-            if address + size > available:
-                raise PluginFailure(
-                    "plugin-failed",
-                    f"gave a buffer outside its memory: {size} bytes at address {address}, of {available} bytes",
-                )
-            instance.buffer_address = address
-            instance.buffer_size = size
-        if size == 0:
+    def _anticipate(self, instance: _Instance) -> None:
+        """Does for the usual call what can be done before it comes."""
+        if self._usual is None or self._engine.deterministic:  # a call's fuel is for all of it
             return
-        base = ctypes.cast(_memory_data(instance.context, instance.memory), c_void_p).value or 0
-        if size < _LARGE or not isinstance(payload, memoryview) or payload.readonly:
-            memmove(base + address, bytes(payload), size)
-        else:
-            memmove(base + address, ctypes.addressof(ctypes.c_char.from_buffer(payload)), size)
+        try:
+            self._find(instance, self._usual.function)
+            self._make_room(instance, self._usual.size)
+        except PluginFailure:
+            instance.delete()
+            raise
 
-    def _run(self, instance: _Instance, handler: Any, size: int) -> tuple[bytes, bool]:
-        raw = instance.raw
-        raw[0].i32 = size
+    def _make_room(self, instance: _Instance, size: int) -> None:
+        """Has the plugin name a buffer for `size` bytes."""
+        instance.slot.value = size
+        self._enter(instance, instance.buffer_at)
+        address = instance.slot.value & 0xFFFFFFFF
+        if address == 0:
+            raise PluginFailure("limit", f"has no room for a payload of {size} bytes")
+        available = _memory_size(instance.context_at, instance.memory_at)
+        if address + size > available:
+            raise PluginFailure(
+                "plugin-failed",
+                f"gave a buffer outside its memory: {size} bytes at address {address}, of {available} bytes",
+            )
+        instance.buffer_address = address
+        instance.buffer_size = size
+
+    def _run(self, instance: _Instance, handler: int, size: int) -> tuple[bytes, bool]:
+        instance.slot.value = size
         self._enter(instance, handler)
-        packed = raw[0].i64 & 0xFFFFFFFFFFFFFFFF
+        packed = instance.slot.value & 0xFFFFFFFFFFFFFFFF
         length = packed & 0x7FFFFFFF
         is_error = bool(packed & 0x80000000)
         if length > self._limits.output:
@@ -179,58 +217,50 @@ class CorePlugin:
         if length == 0:
             return b"", is_error
         address = packed >> 32
-        available = _memory_size(instance.context, instance.memory)
+        available = _memory_size(instance.context_at, instance.memory_at)
         if address + length > available:
             raise PluginFailure(
                 "plugin-failed",
                 f"gave a reply outside its memory: {length} bytes at address {address}, of {available} bytes",
             )
-        base = ctypes.cast(_memory_data(instance.context, instance.memory), c_void_p).value or 0
-        return string_at(base + address, length), is_error
+        return string_at(_memory_data(instance.context_at, instance.memory_at) + address, length), is_error
 
-    def _enter(self, instance: _Instance, function: Any) -> None:
-        """Calls a function of the instance; argument and result are in `instance.raw`."""
-        error = _call(instance.context, function, instance.raw, 1, byref(instance.trap))
+    def _enter(self, instance: _Instance, function: int) -> None:
+        """Calls a function of the instance; argument and result are in `instance.slot`."""
+        error = _call(instance.context_at, function, instance.slot_at, 1, instance.trap_at)
         if error or instance.trap:
             instance.broken = True
-            raise self._failure(instance, error)
+            raise self._failure(instance, ctypes.cast(error, POINTER(c.wasmtime_error_t)))
 
     def _new_instance(self) -> _Instance:
         store, context = self._engine.new_store()
         instance = _Instance(store, context)
         try:
             self._engine.allow(context)
-            error = _instantiate(self._linked, context, byref(instance.wasm), byref(instance.trap))
+            trap = ctypes.cast(instance.trap_at, POINTER(POINTER(c.wasm_trap_t)))
+            error = _instantiate(self._linked, context, byref(instance.wasm), trap)
             if error or instance.trap:
                 raise self._failure(instance, error)
-            instance.memory = byref(self._export(instance, _MEMORY, len(_MEMORY)).memory)
-            instance.buffer = byref(self._export(instance, _BUFFER, len(_BUFFER)).func)
+            instance.memory_at = addressof(instance.export(_MEMORY).memory)
+            instance.buffer_at = instance.function(_BUFFER)
             if self._initialize:
-                self._enter(instance, byref(self._export(instance, _INITIALIZE, len(_INITIALIZE)).func))
+                self._enter(instance, instance.function(_INITIALIZE))
         except BaseException:
             instance.delete()
             raise
         return instance
 
-    def _find(self, instance: _Instance, name: str) -> Any:
-        encoded, length = self._names[name]
-        function = byref(self._export(instance, encoded, length).func)
-        instance.functions[name] = function
+    def _find(self, instance: _Instance, name: str) -> int:
+        function = instance.functions[name] = instance.function(self._names[name])
         return function
-
-    def _export(self, instance: _Instance, name: Any, length: int) -> Any:
-        item = c.wasmtime_extern_t()
-        if not _export(instance.context, byref(instance.wasm), name, length, byref(item)):
-            raise PluginFailure("plugin-failed", "an export is missing from its instance")
-        return item.of
 
     def _failure(self, instance: _Instance, error: Pointer) -> PluginFailure:
         if error:
             return failure(take_error(error), self._limits)
-        found = trap_failure(instance.trap, self._limits)
-        instance.trap = POINTER(c.wasm_trap_t)()
-        if instance.memory is not None and found.code == "plugin-failed":
-            size = _memory_size(instance.context, instance.memory)
+        found = trap_failure(ctypes.cast(instance.trap, POINTER(c.wasm_trap_t)), self._limits)
+        instance.trap.value = None
+        if instance.memory_at and found.code == "plugin-failed":
+            size = _memory_size(instance.context_at, instance.memory_at)
             if size + _PAGE > self._limits.memory:
                 return PluginFailure(
                     "limit",
@@ -238,6 +268,16 @@ class CorePlugin:
                     found.backtrace,
                 )
         return found
+
+
+def _write(instance: _Instance, payload: Buffer) -> None:
+    """Copies the payload to where the plugin has room for it."""
+    target = _memory_data(instance.context_at, instance.memory_at) + instance.buffer_address
+    size = len(payload)
+    if size < _LARGE or not isinstance(payload, memoryview) or payload.readonly:
+        memmove(target, bytes(payload), size)
+    else:
+        memmove(target, addressof(ctypes.c_char.from_buffer(payload)), size)
 
 
 class _Answers(threading.local):
@@ -323,14 +363,13 @@ def _trapping(function: Callable[[Any, Any], None]) -> Callable[..., int]:
 def _place(caller: Any, what: str, pointer: int, length: int) -> int:
     """The process address of `length` bytes at `pointer`. Raises `PluginFailure` if any is outside memory."""
     item = c.wasmtime_extern_t()
-    context = c.wasmtime_caller_context(caller)
-    if not c.wasmtime_caller_export_get(caller, _MEMORY, len(_MEMORY), byref(item)):
+    context_at, memory_at = _caller_context(caller), addressof(item.of.memory)
+    if not _caller_export(caller, _MEMORY, len(_MEMORY), addressof(item)):
         raise PluginFailure("plugin-failed", f"{what}: the plugin exports no memory")
     pointer &= 0xFFFFFFFF
-    size = _memory_size(context, byref(item.of.memory))
+    size = _memory_size(context_at, memory_at)
     if pointer + length > size:
         raise PluginFailure(
             "plugin-failed", f"{what}: {length} bytes at address {pointer} lie outside memory, of {size} bytes"
         )
-    base: int = ctypes.cast(_memory_data(context, byref(item.of.memory)), c_void_p).value or 0
-    return base + pointer
+    return int(_memory_data(context_at, memory_at) or 0) + pointer

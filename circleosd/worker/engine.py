@@ -13,6 +13,7 @@ from ctypes import POINTER, byref, c_char_p, c_void_p
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from wasmtime import _bindings as c
+from wasmtime._ffi import dll
 
 from circleosd.worker.failure import PluginFailure
 from circleosd.worker.frames import Limits
@@ -129,6 +130,18 @@ class Engine:
             check(c.wasmtime_context_set_fuel(context, self.fuel), self.limits)
         else:
             _set_deadline(context, STORE_TICKS)
+
+
+def raw_function(name: str, result: Any, *parameters: Any) -> Any:
+    """A function of the C API for the hot path, of ctypes' plain types: pointers are numbers.
+
+    The package's own declarations make an object for every pointer that goes in or out, which takes longer than the
+    call.
+    """
+    function = dll[name]
+    function.restype = result
+    function.argtypes = parameters
+    return function
 
 
 _store_new = c._wasmtime_store_new

@@ -173,14 +173,13 @@ def named_body(name: str, payload: Buffer) -> bytes:
 
 def split_named(body: Buffer) -> tuple[str, memoryview]:
     """Name and payload of INVOKE and EVENT. Raises `FrameError`."""
-    view = memoryview(body)
-    if len(view) < 2:
+    if len(body) < 2:
         raise FrameError("cannot read the frame: it ends before its name")
-    end = 2 + int.from_bytes(view[:2], "big")
-    if end > len(view):
+    end = 2 + (body[0] << 8 | body[1])
+    if end > len(body):
         raise FrameError("cannot read the frame: its name is longer than the frame")
     try:
-        return str(view[2:end], "utf-8"), view[end:]
+        return str(body[2:end], "utf-8"), memoryview(body)[end:]
     except UnicodeDecodeError as exc:
         raise FrameError("cannot read the frame: its name is not UTF-8") from exc
 
