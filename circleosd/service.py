@@ -67,6 +67,13 @@ class Act:
     needs a word to the caller.
     """
 
+    # Of most acts these stay as they are.
+    before: Any = None
+    after: Any = None
+    message: str | None = None
+    recorded = False
+    _actor: dict[str, Any] | None = None
+
     def __init__(
         self,
         ledger: Ledger,
@@ -82,13 +89,8 @@ class Act:
         self.object = object
         self.files = files
         self.params: dict[str, Any] = {}
-        self.before: Any = None
-        self.after: Any = None
-        self.message: str | None = None
         self._ledger = ledger
-        self._actor: dict[str, Any] | None = None
         self._started = time.monotonic()
-        self.recorded = False
 
     def commit(self, tx: Transaction, *, before: Any = None, after: Any = None) -> None:
         """Record the change that `tx` makes, in `tx`. Every handler of an `Effect.STATE` action calls this."""

@@ -17,6 +17,7 @@ from circleosd.policy import Caller, Grant, Peer, Role, higher, role_of_uid
 MAX_REPLY = 16 * 1024 * 1024
 CACHED = 1.0  # seconds that a verified identity is believed; a revocation is effective everywhere within that time
 MAX_CACHED = 4096
+_ANYBODY = (None, (), False, False)
 QUEUE_FULL = 0.01  # seconds until a listener with a full queue is tried again
 
 
@@ -99,17 +100,19 @@ class Identities:
     def __init__(self, auth: str, *, timeout: float, trusted: dict[int, tuple[Grant, ...]] | None = None) -> None:
         self._auth = auth
         self._timeout = timeout
-        self._trusted = trusted or {}
-        self._own_uid = os.getuid()
+        own_uid = os.getuid()
+        # What the kernel's word gives to a uid that is not just anybody's: role, grants, privileged, vouches.
+        self._uids: dict[int, tuple[Role | None, tuple[Grant, ...], bool, bool]] = {}
+        for uid in (0, own_uid, *(trusted or {})):
+            role, grants = role_of_uid(uid, own_uid), (trusted or {}).get(uid, ())
+            self._uids[uid] = (role, grants, role is not None, bool(grants) or uid == own_uid)
         self._known: dict[tuple[int, bytes], tuple[float, asyncio.Task[Any]]] = {}
 
     async def identify(self, peer: Peer, token: str | None) -> Caller:
         """The caller behind a connection. Raises `Denied` for a token that names no session."""
-        role = role_of_uid(peer.uid, self._own_uid)
-        trusted = self._trusted.get(peer.uid, ())
-        vouches = token is None and (bool(trusted) or peer.uid == self._own_uid)
-        caller = Caller(peer, role, grants=trusted, privileged=role is not None, vouches=vouches)
-        if token is None and (caller.privileged or caller.grants):
+        role, grants, privileged, vouches = self._uids.get(peer.uid, _ANYBODY)
+        caller = Caller(peer, role, None, None, grants, privileged, vouches and token is None)
+        if token is None and (privileged or grants):
             return caller
         try:
             identity = await self._verified(peer, token)
