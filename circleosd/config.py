@@ -12,8 +12,10 @@ from typing import Any, Literal
 from circleosd.errors import BadRequest
 from circleosd.paths import config_dirs
 
+# Nobody changes settings. To have Python see to that (`frozen`) would more than double what these classes cost every
+# start of a service.
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class ServerSettings:
     """Bounds that every service keeps. Times in seconds, sizes in bytes.
 
@@ -32,7 +34,7 @@ class ServerSettings:
     max_buffered: int = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class AuthSettings:
     """auth-service. Times in seconds.
 
@@ -55,7 +57,7 @@ class AuthSettings:
     hash_passes: int = 8
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class LedgerSettings:
     """What each service's ledger keeps: at most `keep_rows` rows (some 700 bytes each), none older than `keep_days`."""
 
@@ -63,7 +65,7 @@ class LedgerSettings:
     keep_days: float = 400.0
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class RegistrySettings:
     """service-registry. `unit_timeout`: seconds that a job may take."""
 
@@ -71,7 +73,7 @@ class RegistrySettings:
     unit_timeout: float = 120.0
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class PluginSettings:
     """plugin-manager. Memory, output, storage, artifacts and cache in bytes, times in seconds.
 
@@ -103,7 +105,7 @@ class PluginSettings:
     quarantine_after: int = 10
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class Settings:
     """All settings: a table for each service, and two that hold for all of them."""
 

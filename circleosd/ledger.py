@@ -18,7 +18,7 @@ import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from circleosd.api.common import Audited, Event
 from circleosd.config import LedgerSettings
@@ -65,7 +65,7 @@ PROBLEMS_SHOWN = 20
 FOLLOWED_AT_ONCE = 200  # rows that a follower holds in memory
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Entry:
     """What a row says, besides its number and time. `duration` is in seconds, `intent` the row this one completes.
 
@@ -87,8 +87,7 @@ class Entry:
     actor: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(NamedTuple):
     """Which rows: None is no condition. `user` is a name or a uid, `object` may be a glob."""
 
     user: str | None = None
@@ -345,10 +344,10 @@ class Ledger:
                 for row in rows:
                     yield self._event(row["body"])
                 if len(rows) < FOLLOWED_AT_ONCE:
-                    query = replace(query, after=last)
+                    query = query._replace(after=last)
                     await woken.wait()
                 else:
-                    query = replace(query, after=rows[-1]["seq"])
+                    query = query._replace(after=rows[-1]["seq"])
         finally:
             self._followers.discard((loop, woken))
 

@@ -13,12 +13,13 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from dataclasses import fields
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 from circleosd import __version__, wire
 from circleosd.api.common import EVERYWHERE, Audit, Audited, Event, Follow, Health, History, Report
-from circleosd.api.contract import Effect, Mark, Request, parameters
+from circleosd.api.contract import Effect, Mark, Request, completed, parameters
 from circleosd.database import Transaction
 from circleosd.deadlines import Deadlines
 from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, UnknownAction
@@ -51,8 +52,7 @@ class Handlers:
         """The service ends: write what is only in memory."""
 
 
-@dataclass(frozen=True)
-class Resolution:
+class Resolution(NamedTuple):
     """How an interrupted act ended: the state now, the code if it is not the one that was wanted, what was found."""
 
     after: Any
@@ -125,14 +125,18 @@ class Act:
         )
 
 
-@dataclass(frozen=True)
 class Endpoint:
-    """A contract, what validates it and what carries it out."""
+    """A contract and what carries it out. `verb` is what rules call it."""
 
-    contract: type[Request]
-    handler: Any
-    secrets: frozenset[str]
-    verb: str
+    def __init__(self, contract: type[Request], handler: Any, verb: str) -> None:
+        self.contract = contract
+        self.handler = handler
+        self.verb = verb
+
+    @cached_property
+    def secrets(self) -> frozenset[str]:
+        """The parameters that no row may hold. Looked up for the first row: starts of the service need not wait."""
+        return frozenset(item.name for item in parameters(self.contract) if Mark.SECRET in item.marks)
 
 
 class Service:
@@ -163,9 +167,8 @@ class Service:
         self._validators: dict[str, Callable[[Any], Any]] = {}
         self._endpoints: dict[str, Endpoint] = {}
         for contract in contracts:
-            secrets = frozenset(item.name for item in parameters(contract) if Mark.SECRET in item.marks)
             handler = getattr(self if contract in EVERYWHERE else handlers, contract.action)
-            self._endpoints[contract.action] = Endpoint(contract, handler, secrets, f"{group}:{contract.action}")
+            self._endpoints[contract.action] = Endpoint(contract, handler, f"{group}:{contract.action}")
         # What a rule about one object can be about; a rule about any of these lets its user see that object in a list.
         self._object_verbs = frozenset(
             item.verb
@@ -272,13 +275,13 @@ class Service:
         """The request as its contract. pydantic is imported for the first request that has parameters: a start of the
         service for one that has none takes a third less time.
         """
-        if not params and not fields(contract):  # type: ignore[arg-type]  # every contract is a dataclass
+        if not params and not fields(completed(contract)):  # type: ignore[arg-type]  # a dataclass now
             return contract()
         validate = self._validators.get(contract.action)
         if validate is None:
             from pydantic import TypeAdapter
 
-            validate = self._validators[contract.action] = TypeAdapter(contract).validator.validate_python
+            validate = self._validators[contract.action] = TypeAdapter(completed(contract)).validator.validate_python
         try:
             return validate(params)
         except ValueError as exc:  # pydantic's ValidationError

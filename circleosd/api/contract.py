@@ -1,8 +1,8 @@
 """What a contract is made of: the base class of all requests and the rules for their fields.
 
 Nothing here imports pydantic: `circlectl` builds its command line from contracts, and pydantic's import alone would
-cost
-it more than everything else it does. The daemons' pydantic meets the rules through `__get_pydantic_core_schema__`.
+cost it more than everything else it does. The daemons' pydantic meets the rules through
+`__get_pydantic_core_schema__`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import (
     dataclass_transform,
     get_args,
     get_origin,
-    get_type_hints,
 )
 
 from circleosd.policy import Access
@@ -30,8 +29,8 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def contract(cls: type[T]) -> type[T]:
-    """Make a frozen dataclass without the methods that nobody calls: each costs every start of circlectl."""
-    return dataclass(frozen=True, eq=False, repr=False)(cls)
+    """Declare a contract. It becomes a dataclass when it is first needed, see `completed`."""
+    return cls
 
 
 class Effect(StrEnum):
@@ -196,6 +195,10 @@ class Request:
         cls.row_field = rows
         cls.claimed_object = claimed
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Of a class that is not completed yet, whose own takes over from here.
+        completed(type(self)).__init__(self, *args, **kwargs)
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
         """Take a dict for the dataclass itself, while its fields stay strict: "5" is no number."""
@@ -207,11 +210,21 @@ class Request:
         return (cls.__doc__ or "").strip().partition("\n")[0]
 
 
+def completed(request: type[Request]) -> type[Request]:
+    """The contract as the frozen dataclass that it is declared to be.
+
+    Making one takes as long as importing a small module, and who starts, a service or circlectl, needs few of them.
+    """
+    for cls in reversed(request.__mro__):  # a contract may extend another's fields
+        if issubclass(cls, Request) and cls is not Request and "__dataclass_fields__" not in vars(cls):
+            dataclass(frozen=True, eq=False, repr=False)(cls)
+    return request
+
+
 def parameters(request: type[Request]) -> Iterator[Parameter]:
-    """The fields of a contract in order."""
-    hints = get_type_hints(request, include_extras=True)
-    for item in fields(request):  # type: ignore[arg-type]  # every contract is a dataclass
-        hint = hints[item.name]
+    """The fields of a contract in order. Modules with contracts do not postpone the evaluation of annotations."""
+    for item in fields(completed(request)):  # type: ignore[arg-type]  # a dataclass now
+        hint: Any = item.type
         doc, word = "", item.name
         marks: set[Mark] = set()
         if get_origin(hint) is Annotated:
