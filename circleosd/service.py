@@ -347,7 +347,7 @@ class Service:
 
     async def health(self, request: Health, act: Act) -> Report:
         """Handler of `health`, the same for every service."""
-        with open("/proc/self/statm", encoding="ascii") as statm:
+        with open("/proc/self/statm", encoding="utf-8") as statm:
             pages = int(statm.read().split()[1])
         return Report(
             service=self.name,

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -17,14 +18,19 @@ PROJECT = Path(__file__).parents[2]
 PROJECT_INSIDE = "/src"
 
 
+def give_up(reason: str) -> NoReturn:
+    """Skip what cannot be tested here. As root in CI it must be: there, fail."""
+    if os.environ.get("CI") and os.geteuid() == 0:
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def lower() -> str:
-    """The root file system to boot. Skips where none can be booted; if CI is set and we are root, fails."""
+    """The root file system to boot. Gives up where none can be booted."""
     tree = os.environ.get("CIRCLEOSD_TEST_TREE") or "/"
     if reason := why_not(tree):
-        if os.environ.get("CI") and os.geteuid() == 0:
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+        give_up(reason)
     return tree
 
 
@@ -42,11 +48,11 @@ def booted(lower: str, request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 @pytest.fixture(scope="session")
 def package() -> Path:
-    """The Debian package: CIRCLEOSD_TEST_DEB, or one built anew. Skips where none can be built."""
+    """The Debian package: CIRCLEOSD_TEST_DEB, or one built anew. Gives up where none can be built."""
     if given := os.environ.get("CIRCLEOSD_TEST_DEB"):
         return Path(given)
     if not shutil.which("dpkg-deb") or not os.access("/usr/bin/python3", os.X_OK):
-        pytest.skip("a Debian package needs dpkg-deb and /usr/bin/python3 to be built")
+        give_up("a Debian package needs dpkg-deb and /usr/bin/python3 to be built")
     environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
     done = subprocess.run(["make", "deb"], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
