@@ -300,7 +300,7 @@ COMPILE = """
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"COMPILE_SECONDS": 0.2}, "limit cannot load the plugin: compiling it took longer than 0.2 s"),
+        ({"COMPILE_SECONDS": 0.001}, "limit cannot load the plugin: compiling it took longer than 0.001 s"),
         (
             {"COMPILE_MEMORY": 40 << 20},
             "limit cannot load the plugin: compiling it needs more than 41943040 bytes of memory",
