@@ -24,7 +24,7 @@ up: setup  ## run CircleOSD in the foreground until Ctrl-C, without systemd
 	@$(BIN)/circleosd up
 
 plugins: setup  ## build the example plugins from source; what lacks its tool is skipped and named
-	@$(MAKE) --no-print-directory -C plugins PYTHON=$(abspath $(BIN)/python)
+	@PATH="$(abspath $(BIN)):$$PATH" $(MAKE) --no-print-directory -C plugins PYTHON=$(abspath $(BIN)/python)
 
 deb: setup  ## build a Debian package in dist/
 	@scripts/build-deb

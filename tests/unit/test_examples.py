@@ -22,6 +22,7 @@ import pytest
 from circleosd.config import PluginSettings
 from circleosd.plugins import manifest as manifests
 from circleosd.worker import frames
+from tests.plugin_tools import ENVIRONMENT, SEARCH
 from tests.worker_driver import CallFailed, Worker, start
 
 PLUGINS: Final = Path(__file__).resolve().parent.parent.parent / "plugins"
@@ -48,6 +49,7 @@ def make(name: str, out: Path) -> Path:
     target = artifact_path(name, out)
     result = subprocess.run(
         ["make", "-C", str(PLUGINS), f"PYTHON={sys.executable}", f"OUT={out}", str(target)],
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
@@ -203,17 +205,16 @@ def test_artifact_is_what_its_source_gives(name: str, tmp_path: Path) -> None:
 
 
 def tool_version(command: list[str]) -> str | None:
-    if shutil.which(command[0]) is None:
+    if shutil.which(command[0], path=SEARCH) is None:
         return None
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
     found = re.search(r"\d+\.\d+\.\d+", output)
     return found and found[0]
 
 
-@pytest.mark.parametrize("name", ["example", *NAMES])
+# The JavaScript tool stores random seeds in what it builds.
+@pytest.mark.parametrize("name", [name for name in ("example", *NAMES) if name != "webhook-format"])
 def test_two_builds_give_the_same_bytes(name: str, tmp_path: Path) -> None:
-    if name == "webhook-format":
-        pytest.skip("the JavaScript tool stores random seeds in what it builds")
     first = make(name, tmp_path / "first")
     second = make(name, tmp_path / "a-longer-name-for-the-second")
     assert first.read_bytes() == second.read_bytes()

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -17,6 +16,7 @@ from circleosd.config import PluginSettings
 from circleosd.plugins.manifest import Limits, Manifest, parse
 from circleosd.worker import frames
 from circleosd.worker.host import CALLS
+from tests.plugin_tools import ENVIRONMENT, SEARCH
 from tests.worker_driver import start
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
@@ -61,7 +61,7 @@ def test_guide_can_be_read_in_one_sitting() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_following_the_guide_leads_to_a_plugin_that_greets(way: str, tmp_path: Path) -> None:
-    missing = [tool for tool in TOOLS[way] if shutil.which(tool) is None]
+    missing = [tool for tool in TOOLS[way] if shutil.which(tool, path=SEARCH) is None]
     if way == "WASI program" and not missing:
         probe = subprocess.run(
             ["clang", "--target=wasm32-wasi", "-x", "c", "-o", os.devnull, "-"],
@@ -78,11 +78,10 @@ def test_following_the_guide_leads_to_a_plugin_that_greets(way: str, tmp_path: P
         path.write_text(content, encoding="utf-8")
     commands = shell(SECTIONS[way])
     build = [command for command in commands if not command.startswith("circlectl ")]
-    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     result = subprocess.run(
         ["/bin/sh", "-euc", "\n".join(build)],
         cwd=tmp_path,
-        env={**os.environ, "CIRCLEOSD": str(ROOT), "PATH": search},
+        env={**ENVIRONMENT, "CIRCLEOSD": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 
 from circleosd.worker import frames
+from tests.plugin_tools import ENVIRONMENT
 from tests.worker_driver import CallFailed, Worker, start
 
 SOURCES: Final = Path(__file__).parent / "plugin_headers"
@@ -52,7 +53,7 @@ ARGUMENTS: Final = {
 def run(*command: str) -> None:
     """Runs a tool. Skips the test when it is not here."""
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         pytest.skip(f"{command[0]} is not here")
     assert result.returncode == 0, result.stderr
