@@ -220,7 +220,7 @@ def test_control_characters_do_not_reach_a_terminal(host: EmbeddedHost) -> None:
 
 def test_a_closed_pipe_is_no_error_message(host: EmbeddedHost) -> None:
     for number in range(30):
-        host.ctl("service", "start", f"missing{number}")
+        host.call("service-registry", {"action": "start", "name": f"missing{number}"})
     done = subprocess.run(
         f"'{BIN}/circlectl' system history --lines 1000 | head -c 1 >/dev/null",
         shell=True, env=host.environment, capture_output=True, text=True, timeout=20, check=False, cwd=PROJECT,
