@@ -13,7 +13,7 @@ import signal
 import struct
 import threading
 import time
-from typing import Final
+from typing import Final, Literal
 
 # How long after `limits.time` a call that could not be interrupted ends with the process. A caller's own
 # deadline must be later.
@@ -26,6 +26,8 @@ COMPILE_MEMORY: Final = 3 << 30
 MAX_DESCRIPTORS: Final = 64
 # Python's own growth while it serves: buffers of a few payloads, stacks of threads.
 HEADROOM: Final = 32 << 20
+# A native plugin's libraries, and the address space that malloc reserves for threads.
+MAPPED: Final = 256 << 20
 
 # The clock of interruption: so many ticks are a call's time. A store may see one more, for a tick may come
 # late from the call before; so a call ends between its time and a tick later.
@@ -84,7 +86,12 @@ def bound_compilation() -> None:
 
 def bound_memory(extra: int) -> None:
     """From now on the process may have `extra` bytes of writable memory more than it has."""
-    _lower(resource.RLIMIT_DATA, _data_size() + extra + HEADROOM)
+    _lower(resource.RLIMIT_DATA, _statm("data") + extra + HEADROOM)
+
+
+def bound_mappings(extra: int) -> None:
+    """The same for what it maps at all: RLIMIT_DATA does not count memory that is mapped to be shared."""
+    _lower(resource.RLIMIT_AS, _statm("size") + extra + HEADROOM + MAPPED)
 
 
 def forbid_files() -> None:
@@ -97,9 +104,10 @@ def forbid_processes() -> None:
     _lower(resource.RLIMIT_NPROC, 0)
 
 
-def _data_size() -> int:
+def _statm(of: Literal["size", "data"]) -> int:
+    """Bytes of this process's memory that /proc/pid/statm (proc(5)) gives as `size` or as `data`."""
     with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[5]) * _PAGE
+        return int(file.read().split()[{"size": 0, "data": 5}[of]]) * _PAGE
 
 
 def _lower(kind: int, value: int) -> None:

@@ -12,7 +12,7 @@ from circleosd.worker.channel import Channel
 from circleosd.worker.failure import PluginFailure
 from circleosd.worker.frames import COMPILED, Abi, Buffer, FrameError, Load, Ready
 from circleosd.worker.host import Host
-from circleosd.worker.limits import SharedWatch, Watch, bound_memory, forbid_files, forbid_processes
+from circleosd.worker.limits import SharedWatch, Watch, bound_mappings, bound_memory, forbid_files, forbid_processes
 from circleosd.worker.sandbox import confine
 
 MAX_ARTIFACT: Final = 64 << 20
@@ -121,7 +121,9 @@ def _plugin_class(abi: Abi) -> Callable[[Any, Any, inspect.Artifact, Load, Host]
 def _load_native(load: Load, artifact: int, host: Host, parallel: int) -> Loaded:
     from circleosd.worker.native import NativePlugin
 
-    bound_memory(load.limits.memory + parallel * THREAD_STACK)
+    extra = load.limits.memory + parallel * THREAD_STACK
+    bound_memory(extra)
+    bound_mappings(extra)  # not for wasm: Wasmtime reserves address space by the gigabyte
     forbid_files()
     sandbox = confine(artifact)
     if "seccomp" not in sandbox and parallel == 1:

@@ -2,8 +2,9 @@
 
 landlock(7): no file can be written, made or removed, and only what the interpreter and the system's
 libraries consist of can be read; no TCP; no signal and no abstract socket beyond the process. seccomp(2): no
-other process, no program, no socket, none of the calls that manage the machine. Both are left out, and
-reported so, where the kernel lacks them.
+other process, no program, no socket, none of the calls that manage the machine, and what Landlock leaves to whoever
+has the same uid: no signal to, limit of or turn of another process, no mode, owner or time of a file, no memory that
+outlives the process. Both are left out, and reported so, where the kernel lacks them.
 """
 
 from __future__ import annotations
@@ -44,14 +45,30 @@ _SET_MODE_FILTER: Final = 1
 _CLONE_THREAD: Final = 0x10000
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_AT_NUMBER, _AT_ARCHITECTURE, _AT_ARGUMENT = 0, 4, 16
+_AT_NUMBER, _AT_ARCHITECTURE, _AT_FIRST, _AT_SECOND = 0, 4, 16, 24
 
 # AUDIT_ARCH_…, and the numbers of the calls that are refused; None where the machine has no such call.
 _MACHINES: Final = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _SECCOMP: Final = (317, 277)
 _CLONE: Final = (56, 220)
 _CLONE3: Final = (435, 435)
-_SIGNALS_SELF_ONLY: Final = {"kill": (62, 129), "tgkill": (234, 131)}
+# Calls whose first argument is a process, which must be this one. For all but the signals 0 is this one too.
+_SELF_ONLY: Final = {
+    "kill": (62, 129),
+    "tgkill": (234, 131),
+    "prlimit64": (302, 261),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+}
+_ZERO_IS_SELF: Final = frozenset(_SELF_ONLY) - {"kill", "tgkill"}
+# Calls of many commands, of which those of these numbers are refused: F_SETOWN, F_SETSIG and F_SETOWN_EX, FIOSETOWN
+# and SIOCSPGRP, by which a descriptor sends signals to others; TIOCSTI and TIOCLINUX, which type on a terminal.
+_COMMANDS: Final = {
+    "fcntl": ((72, 25), (8, 10, 15)),
+    "ioctl": ((16, 29), (0x8901, 0x8902, 0x5412, 0x541C)),
+}
 _REFUSED: Final[dict[str, tuple[int | None, int | None]]] = {
     "fork": (57, None),
     "vfork": (58, None),
@@ -104,6 +121,46 @@ _REFUSED: Final[dict[str, tuple[int | None, int | None]]] = {
     "clock_settime": (227, 112),
     "adjtimex": (159, 171),
     "clock_adjtime": (305, 266),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "process_madvise": (440, 440),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    "truncate": (76, 45),
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
 }
 
 
@@ -188,7 +245,7 @@ def _seccomp(libc: ctypes.CDLL) -> bool:
 
 def _filter(architecture: int, column: int, *, pid: int) -> bytes:
     """The classic BPF program of seccomp(2), for a process with that id."""
-    refuse = _ERRNO | errno.EPERM
+    allow, refuse = _statement(_RETURN, _ALLOW), _statement(_RETURN, _ERRNO | errno.EPERM)
     program = [
         _statement(_LOAD, _AT_ARCHITECTURE),
         _jump(_EQUAL, architecture, 1, 0),
@@ -197,29 +254,28 @@ def _filter(architecture: int, column: int, *, pid: int) -> bytes:
     ]
     if column == 0:
         # The x32 numbers would be a second way to every call.
-        program += [_jump(_AT_LEAST, 0x40000000, 0, 1), _statement(_RETURN, refuse)]
+        program += [_jump(_AT_LEAST, 0x40000000, 0, 1), refuse]
     for numbers in _REFUSED.values():
         number = numbers[column]
         if number is not None:
-            program += [_jump(_EQUAL, number, 0, 1), _statement(_RETURN, refuse)]
+            program += [_jump(_EQUAL, number, 0, 1), refuse]
     # A filter cannot see clone3's flags; without it the C library uses clone.
     program += [_jump(_EQUAL, _CLONE3[column], 0, 1), _statement(_RETURN, _ERRNO | errno.ENOSYS)]
-    program += [
-        _jump(_EQUAL, _CLONE[column], 0, 4),
-        _statement(_LOAD, _AT_ARGUMENT),
-        _jump(_ANY_BIT, _CLONE_THREAD, 0, 1),
-        _statement(_RETURN, _ALLOW),
-        _statement(_RETURN, refuse),
-    ]
-    for numbers in _SIGNALS_SELF_ONLY.values():
-        program += [
-            _jump(_EQUAL, numbers[column], 0, 4),
-            _statement(_LOAD, _AT_ARGUMENT),
-            _jump(_EQUAL, pid, 0, 1),
-            _statement(_RETURN, _ALLOW),
-            _statement(_RETURN, refuse),
-        ]
-    return b"".join([*program, _statement(_RETURN, _ALLOW)])
+    program += _where(_CLONE[column], _AT_FIRST, [_jump(_ANY_BIT, _CLONE_THREAD, 0, 1), allow], refuse)
+    for name, numbers in _SELF_ONLY.items():
+        own = [pid, 0] if name in _ZERO_IS_SELF else [pid]
+        passed = [step for value in own for step in (_jump(_EQUAL, value, 0, 1), allow)]
+        program += _where(numbers[column], _AT_FIRST, passed, refuse)
+    for numbers, commands in _COMMANDS.values():
+        refused = [step for value in commands for step in (_jump(_EQUAL, value, 0, 1), refuse)]
+        program += _where(numbers[column], _AT_SECOND, refused, allow)
+    return b"".join([*program, allow])
+
+
+def _where(number: int, place: int, steps: list[bytes], otherwise: bytes) -> list[bytes]:
+    """For the system call of that number: load an argument, take the steps, and end with `otherwise`."""
+    body = [_statement(_LOAD, place), *steps, otherwise]
+    return [_jump(_EQUAL, number, 0, len(body)), *body]
 
 
 def _statement(code: int, value: int) -> bytes:

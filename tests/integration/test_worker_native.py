@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -303,3 +304,47 @@ def test_a_worker_of_a_native_plugin_does_without_wasmtimes_memory() -> None:
         worker.ready()
         worker.invoke("echo", "hello")
         assert int(worker.status()["VmRSS"].split()[0]) < 22 * 1024
+
+
+# What Landlock leaves to whoever has the same uid. `payload` is a process or a path.
+MEDDLING = """
+#include <sys/ipc.h>
+#include <sys/msg.h>
+#include <sys/resource.h>
+#include <sys/shm.h>
+#include <sys/xattr.h>
+HANDLER(limits) { UNUSED; struct rlimit none = {0, 0};
+  SAY("%d", prlimit(atoi(payload), RLIMIT_NOFILE, &none, 0) ? errno : 0); return 0; }
+HANDLER(turns) { UNUSED; cpu_set_t one; CPU_ZERO(&one); CPU_SET(0, &one); struct sched_param p = {0};
+  int pid = atoi(payload), a = sched_setaffinity(pid, sizeof one, &one) ? errno : 0;
+  int b = sched_setscheduler(pid, SCHED_IDLE, &p) ? errno : 0;
+  SAY("%d %d %d", a, b, setpriority(PRIO_PROCESS, pid, 19) ? errno : 0); return 0; }
+HANDLER(files) { UNUSED; int a = chmod(payload, 0) ? errno : 0, b = utimensat(AT_FDCWD, payload, 0, 0) ? errno : 0;
+  SAY("%d %d %d", a, b, setxattr(payload, "user.x", "y", 1, 0) ? errno : 0); return 0; }
+HANDLER(owns) { UNUSED; SAY("%d", fcntl(0, F_SETOWN, atoi(payload)) ? errno : 0); return 0; }
+HANDLER(keeps) { UNUSED; int a = shmget(IPC_PRIVATE, 4096, 0600) < 0 ? errno : 0;
+  SAY("%d %d", a, msgget(IPC_PRIVATE, 0600) < 0 ? errno : 0); return 0; }
+HANDLER(shares) { UNUSED; long got = 0; while (got < 4096 && mmap(0, 1 << 20, PROT_READ | PROT_WRITE,
+  MAP_SHARED | MAP_ANONYMOUS, -1, 0) != MAP_FAILED) got++; SAY("%ld", got); return 0; }
+"""
+
+
+def test_a_native_plugin_meddles_with_no_process_and_no_file_of_its_own_uid(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.write_text("untouched")
+    before = there.stat()
+    me = str(os.getpid())
+    names = ("limits", "turns", "files", "owns", "keeps", "shares")
+    with start(native(MEDDLING, *names), plugin_type="native", memory=64 << 20) as worker:
+        if "seccomp" not in worker.ready().sandbox:
+            pytest.skip("this kernel offers no seccomp")
+        open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert worker.invoke("limits", me) == "1"
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == open_files
+        assert worker.invoke("limits", "0") == "0"
+        assert worker.invoke("turns", me) == "1 1 1"
+        assert worker.invoke("files", str(there)) == "1 1 1"
+        assert worker.invoke("owns", me) == "1"
+        assert worker.invoke("keeps") == "1 1"
+        assert 32 <= int(worker.invoke("shares")) < 512
+    assert there.stat() == before

@@ -17,10 +17,10 @@ MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 ORDINARY = {"x86_64": (257, 0, 9, 202, 302), "aarch64": (56, 63, 222, 98, 261)}
 
 
-def decide(machine: str, number: int, argument: int = 0, architecture: int | None = None) -> int:
+def decide(machine: str, number: int, argument: int = 0, architecture: int | None = None, second: int = 0) -> int:
     """What the filter returns for one system call on that machine."""
     own, column = MACHINES[machine]
-    data = struct.pack("=iIQQQQQQQ", number, architecture or own, 0, argument, 0, 0, 0, 0, 0)
+    data = struct.pack("=iIQQQQQQQ", number, architecture or own, 0, argument, second, 0, 0, 0, 0)
     program = sandbox._filter(own, column, pid=PID)
     instructions = list(struct.iter_unpack("=HBBI", program))
     at = accumulator = 0
@@ -56,12 +56,22 @@ def test_threads_may_be_made_and_processes_not(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", list(MACHINES))
-def test_signals_reach_nobody_but_the_process_itself(machine: str) -> None:
-    for numbers in sandbox._SIGNALS_SELF_ONLY.values():
+def test_signals_limits_and_turns_are_those_of_the_process_itself(machine: str) -> None:
+    for name, numbers in sandbox._SELF_ONLY.items():
         number = numbers[MACHINES[machine][1]]
         assert decide(machine, number, PID) == ALLOW
+        assert decide(machine, number, 0) == (EPERM if "kill" in name else ALLOW), name
         assert decide(machine, number, 1) == EPERM
         assert decide(machine, number, 0xFFFFFFFF) == EPERM
+
+
+@pytest.mark.parametrize("machine", list(MACHINES))
+def test_descriptors_send_no_signals_and_type_on_no_terminal(machine: str) -> None:
+    column = MACHINES[machine][1]
+    for numbers, commands in sandbox._COMMANDS.values():
+        for command in commands:
+            assert decide(machine, numbers[column], 0, second=command) == EPERM
+        assert decide(machine, numbers[column], 0, second=1) == ALLOW  # F_GETFD
 
 
 def test_another_architectures_calls_end_the_process() -> None:
