@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 LINGER = 5.0  # seconds in which what a refused peer still sends is read and dropped, so that it can read the reply
 MAX_FILES = 4  # descriptors that may wait on a connection
 SHUTDOWN = 20.0  # seconds that requests in hand get after SIGTERM; the units allow more
+ACCEPT_AGAIN = 1.0  # seconds until the next try after a connection could not be accepted
 GRACE = 0.05  # seconds between looks at the connections while shutting down
 SMALL = 64 * 1024  # bytes a connection may hold without asking the shared budget
 
@@ -358,7 +359,7 @@ class Server:
             loop.add_signal_handler(number, self._stop.set)
         _raise_descriptor_limit()
         self._listener.setblocking(False)
-        loop.add_reader(self._listener, self._accept)
+        self._listen()
         self._manager.ready("listening")
         timers = [loop.create_task(self._sweep())]
         if self._manager.watchdog_interval:
@@ -373,6 +374,10 @@ class Server:
                 timer.cancel()
             self._listener.close()
 
+    def _listen(self) -> None:
+        if not self._stop.is_set():
+            self.loop.add_reader(self._listener, self._accept)
+
     def _accept(self) -> None:
         """Take one waiting connection; the loop calls again if there are more."""
         try:
@@ -381,6 +386,9 @@ class Server:
             return
         except OSError as exc:  # no descriptor left: the peer waits in the queue until one is
             log.warning("cannot accept a connection: %s", exc)
+            # The listener stays readable: looked at again at once, it would keep the loop busy.
+            self.loop.remove_reader(self._listener)
+            self.loop.call_later(ACCEPT_AGAIN, self._listen)
             return
         self._last_busy = self.now()
         peer = peer_of(accepted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import socket
 import threading
 import time
@@ -207,3 +208,28 @@ def _others_are_served_afterwards(host: EmbeddedHost) -> Iterator[None]:
     yield
     for service in SERVICES:
         assert host.call(service, {"action": "health"})["ok"]
+
+
+def test_a_service_without_descriptors_neither_spins_nor_floods_the_log(new_host: NewHost) -> None:
+    host = new_host({})
+    pid = host.pid("auth-service")
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(list(Path(f"/proc/{pid}/fd").iterdir())), hard))
+    with host.connect("auth-service") as first:
+        host.wait_for(lambda: "cannot accept a connection" in host.log)
+        before = processor_ticks(pid)
+        first.settimeout(2)
+        with pytest.raises(TimeoutError):
+            first.recv(1)
+        assert processor_ticks(pid) - before < 50  # hundredths of a second, in two
+        assert host.log.count("cannot accept a connection") < 6
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        first.settimeout(30)
+        first.sendall(b'{"action":"health"}\n')
+        assert read_reply(first)["data"]["pid"] == pid
+
+
+def processor_ticks(pid: int) -> int:
+    """What a process has used of the CPU, in hundredths of a second (proc(5), utime and stime)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
