@@ -28,6 +28,7 @@ from circleosd.worker.limits import hard_deadline
 log = logging.getLogger(__name__)
 
 STAGED = ".staged"  # what an upgrade's instance has behind the plugin's name, so that the old version goes on meanwhile
+NATIVE_START = 10.0  # seconds for a worker to start, where nothing is compiled
 SWEEP = 2.0  # seconds between looks for idle workers
 
 
@@ -297,10 +298,13 @@ class Runners:
                 granted=(*runner.granted, *PASSED_ON),
                 precompiled=len(descriptors) > 1,
             )
+            timeout = self._settings.load_time
+            if manifest.plugin_type == "native":  # its code may have blocked the signal that ends its worker
+                timeout = min(timeout, NATIVE_START + hard_deadline(bounds.time))
             for attempt in ("listening", "started"):
                 worker = Worker(manifest.name, self._host(plugin), bounds.concurrency)
                 try:
-                    ready = await worker.load(path, load, descriptors, self._settings.load_time, incoming)
+                    ready = await worker.load(path, load, descriptors, timeout, incoming)
                     break
                 except (FileNotFoundError, ConnectionRefusedError) as exc:
                     if attempt == "started":
