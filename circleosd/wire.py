@@ -135,8 +135,8 @@ def _text(text: str) -> bytes:
 
 
 def encode(value: JSON) -> bytes:
-    """One line: compact JSON and its newline."""
-    return _print(value).encode("utf-8") + b"\n"
+    """One line: compact JSON and its newline. What UTF-8 cannot hold, half a character, becomes a question mark."""
+    return _print(value).encode("utf-8", "replace") + b"\n"
 
 
 def success(data: JSON, *, message: str | None = None, tag: object = ABSENT, more: bool = False) -> bytes:

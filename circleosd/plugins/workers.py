@@ -30,7 +30,6 @@ LOADING: Final = 0  # the call id of everything that belongs to no call
 LAST_ID: Final = (1 << 32) - 1
 
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
-_FAULTS = ("trap: ", "gave a ")  # how the worker's messages begin when it is not the plugin that reports an error
 # Control characters of a plugin's log text could pass for other lines of the journal, or steer a terminal.
 _VISIBLE = bytes.maketrans(bytes((*range(0x20), 0x7F)), b"?" * 9 + b"\t " + b"?" * 22)
 # How a load and a call end.
@@ -56,6 +55,10 @@ class Sink(Protocol):
 
 class Trapped(PluginFailed):
     """The plugin's code did what it must not, and was stopped."""
+
+
+class Exceeded(Limit):
+    """The plugin's code took more than its limit of something, and was stopped."""
 
 
 class WorkerGone(PluginFailed):
@@ -126,7 +129,7 @@ class Worker(asyncio.BufferedProtocol):
         kind, body = await self._reply(LOADING, waiting)
         self._sink = None
         if kind == frames.READY:
-            return self._checked(lambda: frames.parse_ready(body))
+            return self._checked(lambda: _ready(load, frames.parse_ready(body)))
         failed = self._checked(lambda: frames.parse_failed(body))
         raise _of_load(failed.code)(f"{self._name} cannot be loaded: {_with_backtrace(failed)}")
 
@@ -134,8 +137,8 @@ class Worker(asyncio.BufferedProtocol):
         """Call a function (INVOKE) or deliver an event (EVENT, of the topic `name`); return the reply.
 
         `timeout` is the plugin's own limit in seconds, `depth` counts the events that this follows from. Raises
-        `Trapped`, `Timeout` and `Limit` for what the plugin did, `PluginFailed` for what it reports, `NotFound` when
-        it takes no events, `WorkerGone`.
+        `Trapped`, `Timeout` and `Exceeded` for what the plugin did, `PluginFailed` and `Limit` for what it reports,
+        `NotFound` when it takes no events, `WorkerGone`.
         """
         assert self._transport is not None
         named = self._names.get(name)
@@ -328,7 +331,8 @@ class Worker(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._fail(f"the worker of {self._name} ended during the call")
+        doing = "while it loaded the plugin" if LOADING in self._calls else "during the call"
+        self._fail(f"the worker of {self._name} ended {doing}")
 
     def _fail(self, why: str) -> None:
         for call in [*self._calls.values()]:
@@ -336,11 +340,16 @@ class Worker(asyncio.BufferedProtocol):
                 call.reply.set_exception(WorkerGone(why))
 
 
+def _ready(load: frames.Load, ready: frames.Ready) -> frames.Ready:
+    """Raises `FrameError` when the worker reports another ABI than it was given."""
+    if load.abi not in (None, ready.abi) or (ready.abi == "native") != (load.plugin_type == "native"):
+        raise FrameError(f"it was to load a {load.plugin_type} plugin and reports the ABI {ready.abi}")
+    return ready
+
+
 def is_fault(error: CircleError) -> bool:
     """Whether an error of `Worker.call` is the plugin's misdeed, not its answer or its caller's mistake."""
-    return isinstance(error, (Trapped, WorkerGone, Timeout)) or (
-        isinstance(error, Limit) and not str(error).startswith("has no room")
-    )
+    return isinstance(error, (Trapped, Exceeded, WorkerGone, Timeout))
 
 
 def _failure(failed: frames.Failed) -> CircleError:
@@ -348,10 +357,8 @@ def _failure(failed: frames.Failed) -> CircleError:
     message = _with_backtrace(failed)
     if failed.restarted:
         message += "; its state was discarded"
-    if failed.code == "plugin-failed":
-        trapped = failed.backtrace or failed.message.startswith(_FAULTS)
-        return Trapped(message) if trapped else PluginFailed(message)
-    return _ERRORS[failed.code](message)
+    error: type[CircleError] = (_REPORTED if failed.reported else _STOPPED)[failed.code]
+    return error(message)
 
 
 def _with_backtrace(failed: frames.Failed) -> str:
@@ -363,9 +370,11 @@ def _of_load(code: str) -> type[CircleError]:
     return Limit if code == "limit" else Timeout if code == "timeout" else BadRequest
 
 
-_ERRORS: dict[str, type[CircleError]] = {
+_STOPPED: dict[str, type[CircleError]] = {
+    "plugin-failed": Trapped,
     "timeout": Timeout,
-    "limit": Limit,
+    "limit": Exceeded,
     "not-found": NotFound,
     "bad-request": BadRequest,
 }
+_REPORTED = {**_STOPPED, "plugin-failed": PluginFailed, "limit": Limit}

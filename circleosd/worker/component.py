@@ -23,7 +23,7 @@ from circleosd.worker.engine import (
     take_error,
 )
 from circleosd.worker.failure import PluginFailure, contained
-from circleosd.worker.frames import LEVELS, Buffer, Load
+from circleosd.worker.frames import LEVELS, MAX_DESCRIPTION, Buffer, Load
 from circleosd.worker.host import CALLS, Host
 from circleosd.worker.inspect import INTERFACE_VERSION, Artifact
 from circleosd.worker.wasi import LineLog, Streams, exit_failure, set_wasi
@@ -137,7 +137,7 @@ class ComponentPlugin:
             keep = self._shared and not instance.broken
             (self._ready if keep else self._spent).append(instance)
         if not ok:
-            raise PluginFailure("plugin-failed", reply.decode() or "failed without a message")
+            raise PluginFailure("plugin-failed", reply.decode() or "failed without a message", reported=True)
         return reply
 
     def _enter(self, instance: _Instance, function: str, arguments: list[Buffer]) -> tuple[bool, bytes]:
@@ -212,7 +212,7 @@ class ComponentPlugin:
             if "init" in self._hooks:
                 ok, message = self._enter(instance, "init", [])
                 if not ok:
-                    raise PluginFailure("plugin-failed", f"its init failed: {message.decode()}")
+                    raise PluginFailure("plugin-failed", f"its init failed: {message.decode()}", reported=True)
         except BaseException:
             instance.delete()
             raise
@@ -237,7 +237,7 @@ class ComponentPlugin:
             return None
         result = self._invoke(instance, "describe", [])
         try:
-            return values.text_bytes(result)[:4096].decode("utf-8", "ignore")
+            return values.text_bytes(result)[:MAX_DESCRIPTION].decode("utf-8", "ignore")
         finally:
             _val_delete(byref(result))
 

@@ -159,7 +159,7 @@ class CorePlugin:
         self._usual = _Usual(function, size)
         require_text(reply)
         if is_error:
-            raise PluginFailure("plugin-failed", reply.decode() or "failed without a message")
+            raise PluginFailure("plugin-failed", reply.decode() or "failed without a message", reported=True)
         return reply
 
     def event(self, topic: str, payload: Buffer) -> bytes:
@@ -194,7 +194,7 @@ class CorePlugin:
         self._enter(instance, instance.buffer_at)
         address = instance.slot.value & 0xFFFFFFFF
         if address == 0:
-            raise PluginFailure("limit", f"has no room for a payload of {size} bytes")
+            raise PluginFailure("limit", f"has no room for a payload of {size} bytes", reported=True)
         available = _memory_size(instance.context_at, instance.memory_at)
         if address + size > available:
             raise PluginFailure(

@@ -17,16 +17,17 @@ T = TypeVar("T")
 class PluginFailure(Exception):
     """A load, a call or an instance failed, for the reason that its caller is to see."""
 
-    def __init__(self, code: Code, message: str, backtrace: list[str] | None = None) -> None:
+    def __init__(self, code: Code, message: str, backtrace: list[str] | None = None, *, reported: bool = False) -> None:
         super().__init__(message)
         self.code: Code = code
         self.message = message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + " …"
         self.backtrace = backtrace or []
         self.restarted = False
+        self.reported = reported
 
     def as_failed(self) -> Failed:
         """The body of the FAILED frame that reports it."""
-        return Failed(self.code, self.message, self.backtrace, self.restarted)
+        return Failed(self.code, self.message, self.backtrace, self.restarted, self.reported)
 
 
 def contained(function: Callable[..., T], otherwise: Callable[[], T]) -> Callable[..., T]:

@@ -35,6 +35,12 @@ MAX_PAYLOAD: Final = 16 << 20
 MAX_HOST_CALL: Final = 1 << 20
 MAX_LOG: Final = 8 << 10
 MAX_NAME: Final = 128
+# What a plugin may tell of itself, in READY: it stands in listings.
+MAX_FUNCTIONS: Final = 1_000
+MAX_DESCRIPTION: Final = 4096
+# A taken-over worker could say anything: an honest one imports some dozens, and has 17 lines of backtrace.
+MAX_ITEMS: Final = 1_000
+MAX_ITEM: Final = 1024
 
 # A compilation is two to six times its module; a 50 MB module stays below.
 MAX_COMPILED: Final = 512 << 20
@@ -100,12 +106,16 @@ class Ready(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """`restarted`: a shared instance was discarded, and its state with it."""
+    """`restarted`: a shared instance was discarded, and its state with it.
+
+    `reported`: the plugin itself says so, in its own words or by its exit status; else it was stopped, and is to blame.
+    """
 
     code: Code
     message: str
     backtrace: list[str]
     restarted: bool = False
+    reported: bool = False
 
 
 class Frame(NamedTuple):
@@ -190,9 +200,12 @@ def json_body(value: object) -> bytes:
 
 
 def json_object(body: Buffer) -> dict[str, Any]:
-    """The JSON object in `body`. Raises `FrameError`."""
+    """The JSON object in `body`, whose texts UTF-8 can hold. Raises `FrameError`."""
     try:
-        value = json.loads(bytes(body))
+        text = str(body, "utf-8")
+        value = json.loads(text)
+        if "\\u" in text:  # an escape may stand for half a character (RFC 8259, section 8.2)
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
         raise FrameError(f"cannot read the frame: {exc}") from exc
     if not isinstance(value, dict):
@@ -248,9 +261,10 @@ def parse_ready(body: Buffer) -> Ready:
     abi, description = value.get("abi"), value.get("description")
     if abi not in get_args(Abi) or not (description is None or isinstance(description, str)):
         raise FrameError("cannot read READY: abi or description is not allowed")
-    return Ready(
-        cast(Abi, abi), _texts(value, "functions"), _texts(value, "imports"), description, _texts(value, "sandbox")
-    )
+    functions = _texts(value, "functions", MAX_FUNCTIONS, MAX_NAME)
+    if not functions or "" in functions or len(description or "") > MAX_DESCRIPTION:
+        raise FrameError("cannot read READY: it has no functions, or too long a description")
+    return Ready(cast(Abi, abi), functions, _texts(value, "imports"), description, _texts(value, "sandbox"))
 
 
 def failed_body(failed: Failed) -> bytes:
@@ -264,13 +278,17 @@ def parse_failed(body: Buffer) -> Failed:
     code, message = value.get("code"), value.get("message")
     if code not in get_args(Code) or not isinstance(message, str):
         raise FrameError("cannot read FAILED: code or message is not allowed")
-    return Failed(cast(Code, code), message, _texts(value, "backtrace"), value.get("restarted") is True)
+    told = (value.get(field) is True for field in ("restarted", "reported"))
+    return Failed(cast(Code, code), message, _texts(value, "backtrace"), *told)
 
 
-def _texts(value: dict[str, Any], field: str) -> list[str]:
+def _texts(value: dict[str, Any], field: str, most: int = MAX_ITEMS, longest: int = MAX_ITEM) -> list[str]:
+    """A list of at most `most` texts of at most `longest` bytes."""
     items = value.get(field)
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         raise FrameError(f"cannot read the frame: {field} is no list of text")
+    if len(items) > most or any(len(item.encode()) > longest for item in items):
+        raise FrameError(f"cannot read the frame: {field} has over {most} texts, or one of over {longest} bytes")
     return items
 
 

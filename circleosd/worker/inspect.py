@@ -11,7 +11,7 @@ import platform
 from typing import Final, NamedTuple, NoReturn, TypeAlias
 
 from circleosd.worker.failure import PluginFailure
-from circleosd.worker.frames import MAX_NAME, Abi
+from circleosd.worker.frames import MAX_FUNCTIONS, MAX_NAME, Abi
 
 Data: TypeAlias = bytes | bytearray | mmap.mmap
 
@@ -30,7 +30,6 @@ WASI_PACKAGES: Final = ("wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:i
 # A million entries, which Wasmtime would take, are a second of reading here; compiled
 # languages stay below a tenth of this.
 MAX_ENTRIES: Final = 200_000
-MAX_FUNCTIONS: Final = 1_000
 
 _I32: Final = 0x7F
 _I64: Final = 0x7E
@@ -62,7 +61,7 @@ def inspect(data: Data, abi: Abi | None = None) -> Artifact:
         _refuse(f"is of the ABI {artifact.abi}, not {abi} as its manifest says")
     if len(artifact.functions) > MAX_FUNCTIONS:
         _refuse(f"has {len(artifact.functions)} functions to call: at most {MAX_FUNCTIONS} are allowed")
-    return artifact
+    return artifact._replace(imports=list(dict.fromkeys(artifact.imports)))
 
 
 def inspect_native(data: Data) -> None:

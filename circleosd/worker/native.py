@@ -9,13 +9,12 @@ from ctypes import POINTER, byref, c_char_p, c_int32, c_size_t, c_uint32, c_void
 from typing import Any, Final
 
 from circleosd.worker.failure import PluginFailure, contained
-from circleosd.worker.frames import MAX_HOST_CALL, MAX_LOG, MAX_NAME, Buffer, Load, json_body
+from circleosd.worker.frames import MAX_DESCRIPTION, MAX_HOST_CALL, MAX_LOG, MAX_NAME, Buffer, Load, json_body
 from circleosd.worker.host import Host
 from circleosd.worker.text import require_text
 
 ABI_VERSION: Final = 1
 MAX_HANDLERS: Final = 256
-MAX_DESCRIPTION: Final = 4096
 
 _HandlerFunction = ctypes.CFUNCTYPE(c_int32, c_void_p, c_char_p, c_size_t, c_void_p)
 _LogFunction = ctypes.CFUNCTYPE(None, c_int32, c_void_p, c_size_t)
@@ -77,7 +76,7 @@ class NativePlugin:
         if plugin.init:
             status, reply = self._run(_HandlerFunction(plugin.init), b"")
             if status != 0:
-                raise PluginFailure("plugin-failed", f"its init failed: {_message(status, reply)}")
+                raise PluginFailure("plugin-failed", f"its init failed: {_message(status, reply)}", reported=True)
 
     def call(self, function: str, payload: Buffer) -> bytes:
         """One call: the reply, UTF-8. Raises `PluginFailure`."""
@@ -86,7 +85,7 @@ class NativePlugin:
             raise PluginFailure("not-found", f"has no function {function!r}: it has {', '.join(self.functions)}")
         status, reply = self._run(handler, bytes(payload))
         if status != 0:
-            raise PluginFailure("plugin-failed", _message(status, reply))
+            raise PluginFailure("plugin-failed", _message(status, reply), reported=True)
         require_text(reply)
         return reply
 

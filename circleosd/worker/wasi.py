@@ -139,7 +139,8 @@ def _strings(texts: Any) -> Any:
 
 def exit_failure(status: int, last_line: str) -> PluginFailure:
     """The failure of a program that ended with a status other than 0."""
-    return PluginFailure("plugin-failed", f"exited with status {status}" + (f": {last_line}" if last_line else ""))
+    said = f": {last_line}" if last_line else ""
+    return PluginFailure("plugin-failed", f"exited with status {status}{said}", reported=True)
 
 
 class WasiPlugin:

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.component_text import component
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost
 from tests.integration.made import ECHO, core, native, write
+from tests.native_source import native as handlers
 
 TRAP = '(func $deep (unreachable)) (func (export "trap") (param i32) (result i64) (call $deep) (i64.const 0))'
 COMPLAIN = """(data (i32.const 64) "no such customer")
@@ -63,6 +65,54 @@ def test_a_trap_is_told_with_its_backtrace_and_a_plugins_own_error_with_its_word
     assert (shown["calls"], shown["failures"]) == (3, 1)
     assert "unreachable" in shown["last_error"]
     host.ok("plugin", "unload", "weak")
+
+
+@pytest.mark.parametrize("words", ["gave a hint", "trap: none"])
+def test_an_error_of_the_plugins_own_is_no_failure_however_it_is_worded(
+    host: EmbeddedHost, tmp_path: Path, words: str
+) -> None:
+    own = f'''(data (i32.const 64) "{words}") (func (export "complain") (param i32) (result i64)
+      (i64.const {64 << 32 | 1 << 31 | len(words)}))'''
+    host.ok("plugin", "load", str(write(tmp_path, "wordy", core(own))))
+    for _ in range(4):
+        assert invoke(host, "wordy", "complain")["message"] == words
+    assert details(host, "wordy")["failures"] == 0
+    host.ok("plugin", "unload", "wordy")
+
+
+def test_a_component_that_breaks_its_abi_has_failed(host: EmbeddedHost, tmp_path: Path) -> None:
+    host.ok("plugin", "load", str(write(tmp_path, "outside", component(handle="(i32.const -16)"))))
+    assert "pointer" in invoke(host, "outside", "handle")["message"]
+    assert details(host, "outside")["failures"] == 1
+    host.ok("plugin", "unload", "outside")
+
+
+def test_a_taken_over_worker_that_reports_what_is_no_text_has_broken_the_protocol(
+    host: EmbeddedHost, tmp_path: Path
+) -> None:
+    body = json.dumps(json.dumps({"code": "limit", "message": "\ud800", "backtrace": []}))
+    forge = f"""HANDLER(forge) {{ UNUSED; const char *said = {body};
+      unsigned char frame[256] = {{0, 0, 0, strlen(said), 19, 0, 0, 0, 1}}; memcpy(frame + 9, said, strlen(said));
+      for (int fd = 3; fd < 16; fd++) send(fd, frame, 9 + strlen(said), MSG_NOSIGNAL); for (;;) pause(); }}"""
+    artifact = handlers(forge, "forge")
+    host.ok("plugin", "load", str(write(tmp_path, "forger", artifact, plugin_type="native")), "--trust")
+    reply = invoke(host, "forger", "forge")
+    assert reply["error"] == "plugin-failed", reply
+    assert "broke the protocol" in reply["message"]
+    assert invoke(host, "forger", "echo", "fine")["data"] == "fine"
+    host.ok("plugin", "unload", "forger")
+
+
+def test_a_native_plugin_that_hangs_while_it_is_loaded_keeps_nobody_waiting_for_long(
+    host: EmbeddedHost, tmp_path: Path
+) -> None:
+    hang = """__attribute__((constructor)) void hang(void) { sigset_t all; sigfillset(&all);
+      sigprocmask(SIG_BLOCK, &all, 0); for (;;) pause(); }"""
+    path = write(tmp_path, "stuck", handlers(hang), plugin_type="native", limits={"time": 0.1})
+    began = time.monotonic()
+    refused = host.ctl("plugin", "load", str(path), "--trust")
+    assert refused.returncode == 9, refused.stderr
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(

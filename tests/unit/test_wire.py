@@ -114,3 +114,7 @@ def test_a_text_reply_is_the_json_that_the_encoder_makes() -> None:
 )  # fmt: skip
 def test_input_that_is_one_line_is_taken_as_it_is(data: bytes, line: bytes | None) -> None:
     assert wire.only_line(data, 5) == line
+
+
+def test_a_reply_is_always_a_line() -> None:
+    assert json.loads(wire.failure(NotFound("half \ud800"), tag="\udfff"))["message"] == "half ?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -128,6 +129,8 @@ def test_ready_and_failed_survive_the_wire() -> None:
         b'{"code":"limit","message":5,"backtrace":[]}',
         b'{"code":"limit","message":"","backtrace":[5]}',
         b"[" * 100_000,
+        b'{"code":"limit","message":"\\ud800","backtrace":[]}',
+        b'{"code":"limit","message":"","backtrace":[' + b'"x",' * 5000 + b'"x"]}',
     ],
 )
 def test_what_a_taken_over_worker_reports_is_checked(body: bytes) -> None:
@@ -135,6 +138,27 @@ def test_what_a_taken_over_worker_reports_is_checked(body: bytes) -> None:
         frames.parse_failed(body)
     with pytest.raises(FrameError):
         frames.parse_ready(body)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"functions": []},
+        {"functions": [""]},
+        {"functions": ["f"] * 1001},
+        {"functions": ["f" * 129]},
+        {"functions": ["\ud800"]},
+        {"description": "\udfff"},
+        {"description": "d" * 4097},
+        {"imports": ["i" * 2000]},
+        {"imports": ["i"] * 2000},
+    ],
+)
+def test_what_a_taken_over_worker_says_of_its_plugin_is_bounded_text(change: dict[str, object]) -> None:
+    ready = Ready("native", ["handle"], [], "fine", ["seccomp"])
+    assert frames.parse_ready(json.dumps(ready._asdict()).encode()) == ready
+    with pytest.raises(FrameError):
+        frames.parse_ready(json.dumps(ready._asdict() | change).encode())
 
 
 def test_a_long_log_message_is_cut_at_a_characters_end() -> None:
