@@ -53,6 +53,10 @@ def configuration(*, deterministic: bool) -> Pointer:
     c.wasmtime_config_shared_memory_set(config, False)
     c.wasmtime_config_wasm_memory64_set(config, False)
     c.wasmtime_config_wasm_gc_set(config, False)
+    # Exceptions need a GC heap for each call, of which the pool has none; the other two are not in ABI.md.
+    c.wasmtime_config_wasm_exceptions_set(config, False)
+    c.wasmtime_config_wasm_function_references_set(config, False)
+    c.wasmtime_config_wasm_wide_arithmetic_set(config, False)
     c.wasmtime_config_native_unwind_info_set(config, False)
     return config
 

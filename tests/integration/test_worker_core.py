@@ -342,3 +342,19 @@ def test_two_workers_do_not_wait_for_each_other() -> None:
         assert not answered.is_alive()
         with pytest.raises(CallFailed, match="took longer"):
             busy.wait_for(spinning)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("(tag $e) (func (throw $e))", "exceptions"),
+        ("(type $f (func)) (func (param (ref null $f)))", "function references"),
+        ("(func (result i64 i64) (i64.add128 (i64.const 1) (i64.const 1) (i64.const 1) (i64.const 1)))", "wide arithm"),
+        ("(func (drop (ref.i31 (i32.const 1))))", "gc"),
+        ("(func (drop (i32.atomic.load (i32.const 0))))", "threads"),
+    ],
+)
+def test_a_feature_that_the_reference_does_not_promise_is_refused_by_name(body: str, reason: str) -> None:
+    with start(core(body)) as worker, pytest.raises(CallFailed) as caught:
+        worker.ready()
+    assert reason in str(caught.value)
