@@ -107,7 +107,7 @@ def _texts(files: Given, request: Load | Verify) -> tuple[bytes | dict[str, Any]
         name = request.manifest
         content: bytes | None = files.read("manifest", name, MAX_MANIFEST)
     else:
-        name = str(PurePath(request.path).with_suffix(".json"))
+        name = os.path.splitext(request.path)[0] + ".json"
         content = files.beside("manifest", name, MAX_MANIFEST)
     if content is None:
         return None, None, None

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from circleosd.api.contract import quoted
 from circleosd.api.plugins import PLUGIN_NAME, PluginName
 from circleosd.config import PluginSettings
 from circleosd.errors import BadRequest, Limit
@@ -16,6 +17,7 @@ from circleosd.plugins import capabilities
 from circleosd.worker.frames import MAX_PAYLOAD
 
 MAX_MANIFEST = 64 * 1024  # bytes
+MAX_NUMBER = (1 << 63) - 1
 
 # What manager and worker can say to each other at all (circleosd/worker/frames.py).
 PROTOCOL = {"output": MAX_PAYLOAD, "concurrency": 64}
@@ -50,11 +52,11 @@ class Limits(_Strict):
     None is what the host gives by default.
     """
 
-    memory: Annotated[int, Field(ge=64 * 1024)] | None = None
-    time: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] | None = None
-    output: Annotated[int, Field(ge=1)] | None = None
-    concurrency: Annotated[int, Field(ge=1)] | None = None
-    storage: Annotated[int, Field(ge=0)] | None = None
+    memory: Annotated[int, Field(ge=64 * 1024, le=MAX_NUMBER)] | None = None
+    time: Annotated[float, Field(ge=0.001, allow_inf_nan=False)] | None = None
+    output: Annotated[int, Field(ge=1, le=MAX_NUMBER)] | None = None
+    concurrency: Annotated[int, Field(ge=1, le=MAX_NUMBER)] | None = None
+    storage: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
 
 
 class Bounds(NamedTuple):
@@ -82,7 +84,16 @@ class Manifest(_Strict):
     instance: Literal["fresh", "shared"] = "fresh"
     deterministic: bool = False
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    size: Annotated[int, Field(ge=0)] | None = None
+    size: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
+
+    @field_validator("config")
+    @classmethod
+    def _environment(cls, config: dict[str, str]) -> dict[str, str]:
+        """It may become the environment of a program (environ(7)), which could not hold anything else."""
+        for name, text in config.items():
+            if not name or "=" in name or "\0" in name + text:
+                raise ValueError(f"{quoted(name)}: a name is not empty and has no =, and nothing has a NUL character")
+        return config
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -92,20 +103,39 @@ class Manifest(_Strict):
 
 def parse(content: bytes | dict[str, Any]) -> Manifest:
     """Read a manifest, from the bytes of its file or as JSON that was sent inline. Raises `BadRequest`."""
+    value = content if isinstance(content, dict) else _json(content)
+    if isinstance(value, dict) and isinstance(asked := value.get("capabilities"), list):
+        # A bare name is short for a capability without a reason.
+        value = {**value, "capabilities": [{"name": item} if isinstance(item, str) else item for item in asked]}
     try:
-        value = content if isinstance(content, dict) else json.loads(content)
-        if isinstance(value, dict):
-            # A bare name is short for a capability without a reason.
-            asked = [{"name": item} if isinstance(item, str) else item for item in value.get("capabilities", ())]
-            value = {**value, "capabilities": asked}
         # As JSON, where a list is what a tuple is here.
-        return Manifest.model_validate_json(json.dumps(value))
+        return Manifest.model_validate_json(json.dumps(value, ensure_ascii=False).encode())
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the manifest"
         raise BadRequest(f"the manifest is wrong: {where}: {first['msg'].removeprefix('Value error, ')}") from exc
-    except (ValueError, TypeError, RecursionError) as exc:
+    except UnicodeEncodeError as exc:
+        raise BadRequest("the manifest is wrong: it has half a surrogate pair, which is no text") from exc
+
+
+def _json(content: bytes) -> Any:
+    """The value of a JSON text (RFC 8259) in which every name stands once: who reads it must see what counts."""
+    try:
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_number)
+    except (ValueError, RecursionError) as exc:
         raise BadRequest(f"the manifest is not JSON: {exc}") from exc
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise BadRequest(f"the manifest is wrong: it names {quoted(max(names, key=names.count))} twice")
+    return members
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 def derive(path: str, head: bytes) -> Manifest:
@@ -123,6 +153,8 @@ def type_of(head: bytes) -> Literal["wasm", "native"]:
         return "wasm"
     if head.startswith(ELF):
         return "native"
+    if head.lstrip().startswith((b"(", b";;")):
+        raise BadRequest("this is WebAssembly text: turn it into a binary, with wat2wasm; see: plugins/README.md")
     raise BadRequest("this is no plugin: neither WebAssembly nor a shared object (ELF)")
 
 
@@ -134,7 +166,7 @@ def check(manifest: Manifest, head: bytes, ceiling: PluginSettings) -> None:
     for name in Bounds._fields:
         asked, most = getattr(manifest.limits, name), _ceiling(name, ceiling)
         if asked is not None and asked > most:
-            raise Limit(f"the manifest asks for {name} {asked:g}; this host allows {most:g} (plugins.{name})")
+            raise Limit(f"the manifest asks for {name} {asked}; this host allows {most} (plugins.{name})")
 
 
 def bounds(manifest: Manifest, settings: PluginSettings) -> Bounds:

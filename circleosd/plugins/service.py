@@ -43,6 +43,7 @@ from circleosd.plugins.loading import (
     require_granted_growth,
     to_grant,
 )
+from circleosd.plugins.manifest import Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners, Superseded
 from circleosd.plugins.signatures import Signatures, Trust
@@ -173,6 +174,7 @@ class PluginService(Handlers):
             act.commit(tx, before=_brief(before), after=_brief_of(loaded, plugin.granted))
 
         try:
+            _require_entry(manifest, ready.functions)
             await asyncio.to_thread(self._artifacts.keep, staged)
             await self._database.write(work)
         except BaseException:
@@ -397,6 +399,14 @@ class PluginService(Handlers):
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("work in the background failed", exc_info=error)
+
+
+def _require_entry(manifest: Manifest, functions: Sequence[str]) -> None:
+    """Raises `BadRequest` when a manifest names a function as its entry that there is not."""
+    if manifest.plugin_type == "wasm" and manifest.entry not in (None, *functions):
+        raise BadRequest(
+            f"the manifest's entry {manifest.entry!r} is no function of the plugin; it has: {', '.join(functions)}"
+        )
 
 
 def _self(plugin: str) -> Caller:

@@ -35,6 +35,17 @@ def test_defaults_and_short_capabilities() -> None:
         {"name": "a", "limits": {"memory": "64M"}},
         {"name": "a", "limits": {"memory": 1}},
         {"name": "a", "limits": {"time": 0}},
+        {"name": "a", "limits": {"time": 1e-9}},
+        {"name": "a", "limits": {"time": "5"}},
+        {"name": "a", "limits": {"time": float("nan")}},
+        {"name": "a", "size": 10**30},
+        {"name": "a", "capabilities": None},
+        {"name": "a", "capabilities": {"kv": "counts"}},
+        {"name": "a", "description": "\ud800"},
+        {"name": "a", "config": {"": "v"}},
+        {"name": "a", "config": {"k=v": "w"}},
+        {"name": "a", "config": {"k\0": "v"}},
+        {"name": "a", "config": {"k": "v\0"}},
         {"name": "a", "limits": {"time": float("inf")}},
         {"name": "a", "plugin_type": "docker"},
         {"name": "a", "capabilities": "kv"},
@@ -52,9 +63,27 @@ def test_what_is_no_manifest(value: Any) -> None:
 
 
 def test_bytes_that_are_no_json() -> None:
-    for content in (b"", b"{", b"\xff", b"[" * 100_000):
+    for content in (
+        b"",
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        '{"name":"a"}'.encode("utf-16"),
+        b'{"name":"a","size":NaN}',
+        b"9" * 5000,
+    ):
         with pytest.raises(BadRequest):
             manifest.parse(content)
+
+
+def test_a_member_that_stands_twice_is_refused() -> None:
+    for content in (b'{"name":"a","name":"b"}', b'{"name":"a","config":{"k":"v","k":"w"}}'):
+        with pytest.raises(BadRequest, match="twice"):
+            manifest.parse(content)
+
+
+def test_lines_may_end_as_they_like_and_a_byte_order_mark_is_no_matter() -> None:
+    assert manifest.parse(b'\xef\xbb\xbf{\r\n"name": "a"\r\n}\r\n').name == "a"
 
 
 def test_a_name_is_derived_from_the_file() -> None:
@@ -64,12 +93,15 @@ def test_a_name_is_derived_from_the_file() -> None:
         manifest.derive("/tmp/….wasm", WASM)
     with pytest.raises(BadRequest, match="neither WebAssembly nor"):
         manifest.derive("README.md", b"# CircleOSD")
+    for text in (b"(module", b"\n  (component", b";; a module"):
+        with pytest.raises(BadRequest, match="is WebAssembly text"):
+            manifest.derive("plugin.wat", text)
 
 
 def test_a_manifest_is_held_against_its_artifact_and_the_hosts_ceilings() -> None:
     ceiling = PluginSettings(memory=1 << 20, time=2)
     asks = manifest.parse(b'{"name":"a","limits":{"memory":2097152}}')
-    with pytest.raises(Limit, match=r"asks for memory .*; this host allows"):
+    with pytest.raises(Limit, match="asks for memory 2097152; this host allows 1048576"):
         manifest.check(asks, WASM, ceiling)
     with pytest.raises(BadRequest, match="says plugin_type native, but the artifact is wasm"):
         manifest.check(manifest.parse(b'{"name":"a","plugin_type":"native"}'), WASM, ceiling)

@@ -1,0 +1,49 @@
+"""What a load request names that is no artifact: an error with the reason, and nothing waits or grows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.integration.embedded_host import EmbeddedHost
+from tests.integration.made import ECHO, core, write
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "reason"),
+    [
+        ("/", "bad-request", "not a regular file"),
+        (".", "bad-request", "not a regular file"),
+        ("..", "bad-request", "not a regular file"),
+        ("/dev/zero", "bad-request", "not a regular file"),
+        ("pipe.wasm", "bad-request", "not a regular file"),
+        ("circle.wasm", "bad-request", "symbolic links"),
+        ("x\0y.wasm", "bad-request", "null byte"),
+        ("sparse.wasm", "limit", "larger than 67108864 bytes"),
+        ("empty.wasm", "bad-request", "no plugin"),
+        ("nothing.wasm", "not-found", "no file"),
+    ],
+)
+def test_what_is_no_artifact_is_refused_with_the_reason(
+    host: EmbeddedHost, tmp_path: Path, name: str, error: str, reason: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe.wasm")
+    (tmp_path / "circle.wasm").symlink_to("circle.wasm")
+    (tmp_path / "empty.wasm").touch()
+    with (tmp_path / "sparse.wasm").open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    path = name if name.startswith(("/", ".")) else f"{tmp_path}/{name}"
+    reply = host.call("plugin-manager", {"action": "load", "path": path})
+    assert reply["error"] == error, reply
+    assert reason in reply["message"]
+
+
+def test_a_webassembly_plugin_has_the_function_that_its_manifest_names(host: EmbeddedHost, tmp_path: Path) -> None:
+    refused = host.ctl("plugin", "load", str(write(tmp_path, "entered", core(ECHO), entry="handle")))
+    assert refused.returncode == 2
+    assert "the manifest's entry 'handle' is no function of the plugin; it has: echo" in refused.stderr
+    assert host.data("plugin-manager", "list") == []
+    host.ok("plugin", "load", str(write(tmp_path, "entered", core(ECHO), entry="echo")))
+    host.ok("plugin", "unload", "entered")
