@@ -1,8 +1,8 @@
 """The one place that knows python-fire: from a command line to an inert description of a request.
 
 Fire runs a command before it has looked at the whole line, guesses types, and offers a Python prompt and a pager.
-So what it calls
-here only notes what was asked; arguments stay the texts that were typed; its own flags cannot be reached.
+So what it calls here only notes what was asked; arguments stay the texts that were typed; its own flags cannot be
+reached.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from circlectl.commands import Command
-from circleosd.api.contract import Mark
+from circleosd.api.contract import Mark, quoted
 from circleosd.errors import BadRequest
 
 LITERAL = "\0"  # marks an argument from behind `--`; no argument can hold this character itself (execve(2))
@@ -132,46 +132,43 @@ def _as_typed(value: str) -> str:
 
 
 def _normal(command: Command, arguments: Sequence[str]) -> list[str]:
-    """Say in Fire's terms what it would misread: switches without a value, and everything behind `--`."""
-    switches = {f"--{item.spelled}" for item in command.parameters if item.type is bool}
+    """Say in Fire's terms what it would misread: flags, and values that look like some. Raises `BadRequest`.
+
+    A flag takes the word behind it, whatever that is, unless it is another flag; Fire would make up a value. The values
+    of a flag that can be given several times are given once, with commas between them: Fire takes only the last.
+    """
+    name = f"{command.group} {command.verb}"
+    flags = {f"--{item.spelled}": item for item in command.parameters}
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    before = _joined(command, arguments[:end])
-    before = [f"{item}=true" if item.replace("_", "-") in switches else item for item in before]
-    # Fire takes a lone - and a negative number for neither flag nor value in places; they are values.
-    before = [LITERAL + item if re.fullmatch(r"-([0-9.].*)?", item, re.DOTALL) else item for item in before]
-    return [*before, *(LITERAL + item for item in arguments[end + 1 :])]
-
-
-def _joined(command: Command, arguments: Sequence[str]) -> list[str]:
-    """Flags that can be given several times, given once with commas between the values: Fire takes only the last."""
-    several = [f"--{item.spelled}" for item in command.parameters if list[str] in get_args(item.type)]
-    rest: list[str] = []
-    values: dict[str, list[str]] = {}
-    words = iter(arguments)
+    words = iter(arguments[:end])
+    values: list[str] = []
+    given: dict[str, list[str]] = {}
     for word in words:
         flag, equals, value = word.partition("=")
-        if flag not in several:
-            rest.append(word)
-        elif equals:
-            values.setdefault(flag, []).append(value)
-        elif (following := next(words, None)) is None:
-            rest.append(word)
-        else:
-            values.setdefault(flag, []).append(following)
-    return [*rest, *(f"{flag}={','.join(given)}" for flag, given in values.items())]
+        if (item := flags.get(flag)) is None:
+            # A lone - and a negative number are values; all else that begins so is meant as a flag.
+            if word.startswith("-") and not re.fullmatch(r"-([0-9.].*)?", word, re.DOTALL):
+                raise BadRequest(f"{name} does not take {quoted(word)}")
+            values.append(word)
+            continue
+        if not equals:
+            following = "true" if item.type is bool else next(words, None)
+            if following is None or following.partition("=")[0] in flags:
+                raise BadRequest(f"{name}: {flag} needs a value; see: circlectl {name} --help")
+            value = following
+        if list[str] not in get_args(item.type):
+            given[flag] = []
+        given.setdefault(flag, []).append(value)
+    values += arguments[end + 1 :]
+    return [*(LITERAL + item for item in values), *(f"{flag}={LITERAL}{','.join(of)}" for flag, of in given.items())]
 
 
 def _sentence(command: Command, element: Any) -> str:
     """What Fire found wrong, in a sentence without its vocabulary."""
     name = f"{command.group} {command.verb}"
     text = str(element.ErrorAsStr()).replace(LITERAL, "")
-    missing = [item.word for item in command.parameters if item.required and item.word in text]
-    if "required argument" in text and missing:
-        return f"{name} needs {missing[-1].upper()}"
-    unused = [item.removeprefix(LITERAL) for item in element.args or []]
+    if "required argument" in text:
+        return f"{name} needs {text.rpartition(':')[2].strip().upper()}"
     if "Could not consume arg" in text:
-        known = {f"--{item.spelled}" for item in command.parameters if Mark.OPTION in item.marks}
-        flag = next((item for item in unused if item.startswith("-") and item.split("=")[0] not in known), None)
-        extra = flag or text.partition("Could not consume arg:")[2].strip() or " ".join(unused)
-        return f"{name} does not take {extra!r}"
+        return f"{name} does not take {quoted(text.partition('Could not consume arg:')[2].strip())}"
     return f"{name}: {text[:1].lower()}{text[1:]}"

@@ -37,6 +37,17 @@ def test_flags_take_their_value_by_space_or_equals() -> None:
     assert parse("user create --role=operator --uid=5 alice") == {"name": "alice", "role": "operator", "uid": "5"}
 
 
+@pytest.mark.parametrize("text", [*TEXTS, "-x", "---", "--payload=1", "a=b", "=", "-5min"])
+def test_a_flags_value_arrives_as_typed(text: str) -> None:
+    expected = {"id": "example", "reason": text}
+    assert parse("plugin disable example", "--reason", text) == expected
+    assert parse("plugin disable", f"--reason={text}", "example") == expected
+
+
+def test_of_a_flag_given_twice_the_last_counts() -> None:
+    assert parse("user create alice --uid 5 --uid 6") == {"name": "alice", "uid": "6"}
+
+
 def test_a_flag_for_several_values_can_be_given_several_times() -> None:
     command = commands.of_group("plugin")["load"]
     given = adapter.parse(command, ["--grant", "kv", "p.wasm", "--grant=clock,config", "--trust"])
@@ -51,6 +62,7 @@ def test_a_switch_takes_no_value_from_what_follows() -> None:
     ("line", "says"),
     [
         ("service stop", "service stop needs NAME"),
+        ("plugin invoke", "plugin invoke needs ID"),
         ("plugin invoke example", "plugin invoke needs FUNC"),
         ("service stop nginx apache", "does not take 'apache'"),
         ("service stop nginx __class__", "does not take '__class__'"),
@@ -60,6 +72,11 @@ def test_a_switch_takes_no_value_from_what_follows() -> None:
         ("service list extra", "does not take 'extra'"),
         ("user create alice --password=x", "does not take '--password=x'"),
         ("plugin load x --files=1", "does not take '--files=1'"),
+        ("service logs nginx -l 5", "does not take '-l'"),
+        ("service logs nginx --nofollow", "does not take '--nofollow'"),
+        ("service logs nginx --since", "--since needs a value"),
+        ("user create alice --role --uid 5", "--role needs a value"),
+        ("user create --name", "--name needs a value"),
     ],
 )
 def test_a_line_that_fits_no_command_is_refused_in_our_words(
