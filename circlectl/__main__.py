@@ -1,9 +1,10 @@
 """`circlectl`: start, run the command line, end. What costs time at every start is kept out of here."""
 
 import gc
+import io
 import os
 import sys
-from typing import NoReturn
+from typing import Literal, NoReturn, TextIO
 
 INTERRUPTED = 130  # as a shell counts SIGINT
 BROKEN_PIPE = 141  # and SIGPIPE
@@ -15,17 +16,30 @@ def main() -> NoReturn:
     A command lives for some 50 ms: collecting garbage and tearing modules down would be a quarter of that.
     """
     gc.disable()
+    _prepare_streams()
     from circlectl.cli import run
 
     try:
         status = run(sys.argv[1:])
-        sys.stdout.flush()
         sys.stderr.flush()
     except KeyboardInterrupt:
         status = INTERRUPTED
     except BrokenPipeError:
         status = BROKEN_PIPE
     os._exit(status)
+
+
+def _prepare_streams() -> None:
+    """Put /dev/null where a standard stream is closed, and escape what the locale's encoding lacks."""
+    sys.stdin = sys.stdin or _null("r")
+    sys.stdout = sys.stdout or _null("w")
+    sys.stderr = sys.stderr or _null("w")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _null(mode: Literal["r", "w"]) -> TextIO:
+    return open(os.devnull, mode, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from circlectl import commands
 from circlectl.commands import Command
 from circleosd import client, paths
-from circleosd.api.contract import Mark, Parameter
+from circleosd.api.contract import Mark, Parameter, quoted
 from circleosd.errors import BadRequest, CircleError, Denied, Unavailable
 
 TIMEOUT = 200.0  # seconds for a reply; the services give up before
@@ -36,23 +36,29 @@ def run(argv: Sequence[str]) -> int:
         return completion.run(argv[1:])
     flags, words = _split(argv)
     try:
-        if "--version" in flags:
-            from circleosd import __version__
-
-            print(f"circlectl {__version__}")
-            return 0
-        command = _command(words, flags)
-        if isinstance(command, int):
-            return command
-        return _carry_out(command, words[2:], flags)
+        status = _run(words, flags)
+        sys.stdout.flush()
+        return status
     except CircleError as error:
         _complain(error, " ".join(words[:2]), flags.get("--scope"))
         return error.exit_status
+    except BrokenPipeError:
+        raise
     except OSError as exc:  # of standard output or the session's file; the service's are translated by the client
-        if isinstance(exc, BrokenPipeError):
-            raise
-        _complain(Unavailable(str(exc)), " ".join(words[:2]))
+        what = f"cannot write {exc.filename or 'the output'}: {exc.strerror or exc}; what was asked for may be done"
+        _complain(Unavailable(what), " ".join(words[:2]))
         return Unavailable.exit_status
+
+
+def _run(words: Sequence[str], flags: Mapping[str, str]) -> int:
+    if "--version" in flags:
+        from circleosd import __version__
+
+        print(f"circlectl {__version__}")
+        return 0
+    runtime = paths.runtime_dir(os.environ, flags.get("--scope"))
+    command = _command(words, flags)
+    return command if isinstance(command, int) else _carry_out(command, words[2:], flags, runtime)
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -91,16 +97,19 @@ def _command(words: Sequence[str], flags: Mapping[str, str]) -> Command | int:
 
 
 def _help(what: str, *of: Any, out: Any = None) -> int:
+    import shutil
+
     from circlectl import helptext
 
-    print(getattr(helptext, what)(*of), end="", file=out or sys.stdout)
+    out = out or sys.stdout
+    columns = shutil.get_terminal_size().columns if out.isatty() else 0
+    print(getattr(helptext, what)(*of, columns=columns), end="", file=out)
     return 0
 
 
-def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, str]) -> int:
+def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, str], runtime: str) -> int:
     from circlectl import adapter, sessions
 
-    runtime = paths.runtime_dir(os.environ, flags.get("--scope"))
     given = adapter.parse(command, arguments)
     request: dict[str, Any] = {"action": command.contract.action}
     opened: list[int] = []
@@ -174,7 +183,7 @@ def _convert(item: Parameter, text: str) -> Any:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadRequest(f"{item.word}: {text!r} is not UTF-8 text") from None
+        raise BadRequest(f"{item.word}: {quoted(text)} is not UTF-8 text") from None
     if Mark.TIME in item.marks:
         from circlectl import times
 
@@ -182,14 +191,16 @@ def _convert(item: Parameter, text: str) -> Any:
     types = set(get_args(item.type) or (item.type,))
     if bool in types:
         if text.lower() not in ("true", "false"):
-            raise BadRequest(f"--{item.word} takes no value, but got {text!r}")
+            raise BadRequest(f"--{item.word} takes no value, but got {quoted(text)}")
         return text.lower() == "true"
     for number in (int, float):
         if number in types:
             try:
-                return number(text)
-            except ValueError:
-                raise BadRequest(f"{item.word}: {text!r} is not a number") from None
+                value = number(text)
+                int(value)  # neither infinite nor "not a number", which JSON does not have
+            except (ValueError, OverflowError):
+                raise BadRequest(f"{item.word}: {quoted(text)} is not a number") from None
+            return value
     return text
 
 

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from circlectl import commands
 from circlectl.commands import Command
-from circleosd.api.contract import Mark, Parameter
+from circleosd.api.contract import Mark, Parameter, Request
 
 FLAGS = {
     "--scope": "the CircleOSD of the system or the user's own: system, user (default: the one that there is)",
@@ -16,49 +16,77 @@ FLAGS = {
     "--help": "show this and do nothing",
 }
 _SHOWN = {"--scope": "--scope SCOPE", "--help": "-h, --help"}
-GLOBAL = "Flags of every command:\n" + "".join(
-    f"  {_SHOWN.get(flag, flag):<17} {about}\n" for flag, about in FLAGS.items()
-)
+NARROW = 30  # columns of a description below which wrapping makes it worse
 
 
-def overview() -> str:
-    """All groups and their commands."""
+def overview(columns: int = 0) -> str:
+    """All groups and their commands. The lines are wrapped to `columns` if that is given."""
     lines = ["usage: circlectl GROUP COMMAND [ARGUMENT ...] [--flag ...]", ""]
     for group, about in commands.GROUPS.items():
         lines.append(f"{group}: {about}")
-        lines += _listing(group)
+        lines += _listing(group, columns)
         lines.append("")
-    return "\n".join(lines) + GLOBAL
+    return "\n".join([*lines, *_of_every_command(columns), ""])
 
 
-def of_group(group: str) -> str:
+def of_group(group: str, columns: int = 0) -> str:
     """The commands of one group."""
-    return "\n".join([f"usage: circlectl {group} COMMAND", "", *_listing(group), "", GLOBAL])
+    listed = _listing(group, columns)
+    return "\n".join([f"usage: circlectl {group} COMMAND", "", *listed, "", *_of_every_command(columns), ""])
 
 
-def _listing(group: str) -> list[str]:
+def _listing(group: str, columns: int) -> list[str]:
     found = commands.of_group(group).values()
-    return [f"  {usage(command):<44} {phrase(command.contract.summary())}" for command in found]
+    return [_row(f"{usage(command):<44} ", phrase(command.contract.summary()), columns) for command in found]
 
 
-def of_command(command: Command) -> str:
+def _of_every_command(columns: int) -> list[str]:
+    rows = [_row(f"{_SHOWN.get(flag, flag):<17} ", about, columns) for flag, about in FLAGS.items()]
+    return ["Flags of every command:", *rows]
+
+
+def _row(left: str, right: str, columns: int) -> str:
+    """A line of two columns, the second one wrapped."""
+    left = f"  {left}"
+    if columns - len(left) < NARROW:
+        return left + right
+    import textwrap
+
+    return textwrap.fill(right, columns, initial_indent=left, subsequent_indent=" " * len(left))
+
+
+def of_command(command: Command, columns: int = 0) -> str:
     """One command in detail."""
     lines = [f"usage: circlectl {command.group} {usage(command)}", "", command.contract.summary(), ""]
     for item in command.parameters:
-        lines.append(f"  {_word(item):<20} {described(item)}")
+        lines.append(_row(f"{_word(item):<20} ", described(item), columns))
     for item in command.secrets:
-        lines.append(f"  {'(' + item.name + ')':<20} {item.doc}: asked for without echo, or --password-stdin")
-    needs = (
-        f"Needs the role {command.contract.access}." if command.contract.access != "anyone" else "Anyone may do this."
-    )
-    return "\n".join([*lines, "", needs, "", GLOBAL])
+        lines.append(_row(f"{'(' + item.name + ')':<20} ", secret(item), columns))
+    return "\n".join([*lines, "", needed(command.contract), "", *_of_every_command(columns), ""])
 
 
 def described(item: Parameter) -> str:
     """What a parameter is, the values it may have and the one that it has otherwise."""
     default = "" if item.required or item.default in (None, False, "") else f" (default: {item.default})"
     among = f": {', '.join(choices(item.type))}" if choices(item.type) else ""
+    if Mark.TIME in item.marks:
+        from circlectl.times import EXAMPLES
+
+        among = f", such as {EXAMPLES}"
     return f"{item.doc}{among}{default}"
+
+
+def secret(item: Parameter) -> str:
+    """What a secret is and how it is given."""
+    return f"{item.doc} (asked for without echo, or --password-stdin)"
+
+
+def needed(contract: type[Request]) -> str:
+    """Who may carry out a command, in a sentence."""
+    if contract.access == "anyone":
+        return "Anyone may do this."
+    role = f"Needs the role {contract.access}"
+    return f"{role}, except for yourself." if contract.own_object else f"{role}."
 
 
 def choices(kind: Any) -> list[str]:

@@ -9,7 +9,7 @@ from inspect import cleandoc
 
 from circlectl import commands
 from circlectl.commands import Command
-from circlectl.helptext import FLAGS, described, phrase
+from circlectl.helptext import FLAGS, described, needed, phrase, secret
 from circleosd import __version__
 from circleosd.api.contract import Mark, Parameter
 from circleosd.errors import BY_CODE
@@ -117,10 +117,9 @@ def _command(command: Command) -> Iterator[str]:
             yield _sentence(described(item))
         for item in command.secrets:
             yield f".It Pq {item.spelled}"
-            yield _sentence(f"{item.doc}, which is asked for without echo")
+            yield _sentence(secret(item))
         yield ".El"
-    access = command.contract.access
-    yield "Anyone may do this." if access == "anyone" else f"Needs the role {access}."
+    yield needed(command.contract)
 
 
 def _usage(item: Parameter) -> str:

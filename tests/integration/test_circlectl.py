@@ -228,6 +228,35 @@ def test_a_closed_pipe_is_no_error_message(host: EmbeddedHost) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("line", "status", "says"),
+    [
+        ("service list >&-", 0, ""),
+        ("service list >&- 2>&-", 0, ""),
+        ("service nope 2>&-", 2, ""),
+        ("user login alice <&-", 2, "no terminal to ask for the password on"),
+        ("service list >/dev/full", 12, "cannot write the output: No space left on device; "),
+        ("system history --json >/dev/full", 12, "cannot write the output: No space left on device; "),
+        ("--help >/dev/full", 12, "cannot write the output: No space left on device; "),
+        ("--version >/dev/full", 12, "cannot write the output: No space left on device; "),
+    ],
+)
+def test_a_stream_that_is_closed_or_full_is_no_traceback(host: EmbeddedHost, line: str, status: int, says: str) -> None:
+    done = subprocess.run(
+        f"'{BIN}/circlectl' {line}", shell=True, env=host.environment, capture_output=True, text=True, timeout=20,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == status
+    assert says in done.stderr
+    assert done.stderr.count("\n") == bool(says)
+
+
+def test_what_an_encoding_lacks_is_escaped(host: EmbeddedHost) -> None:
+    done = host.ctl("plugin", "invoke", "example", "handle", "a→b", env={"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(": a\\u2192b\n")
+
+
 def test_a_listing_costs_a_few_starts_of_python(host: EmbeddedHost) -> None:
     host.ok("service", "list")
 

@@ -141,7 +141,10 @@ def test_the_scope_stands_anywhere_in_the_line(
     assert "systemctl --user start circleosd.target" in err
 
 
-@pytest.mark.parametrize("line", ["service list --scope", "service list --scope=", "service list --scope both"])
+@pytest.mark.parametrize(
+    "line",
+    ["service list --scope", "service list --scope=", "service list --scope both", "--scope", "--scope service list"],
+)
 def test_a_scope_that_there_is_not_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(line.split()) == 2
     assert "--scope is system or user" in capsys.readouterr().err
@@ -160,6 +163,37 @@ def test_every_command_has_help_that_names_what_it_takes() -> None:
             for item in command.parameters:
                 assert item.doc, f"{command.group} {command.verb} {item.name} has no Doc"
                 assert item.doc in text
+
+
+def test_what_is_needed_counts_oneself() -> None:
+    user = commands.of_group("user")
+    assert "Needs the role admin, except for yourself." in helptext.of_command(user["passwd"])
+    assert "Needs the role admin.\n" in helptext.of_command(user["create"])
+    assert "Anyone may do this.\n" in helptext.of_command(user["whoami"])
+
+
+@pytest.mark.parametrize("columns", [80, 100, 132])
+def test_help_fits_the_terminal(columns: int) -> None:
+    pages = [helptext.overview(columns=columns)]
+    for group in commands.GROUPS:
+        pages += [helptext.of_group(group, columns=columns)]
+        pages += [helptext.of_command(command, columns=columns) for command in commands.of_group(group).values()]
+    for line in "\n".join(pages).splitlines():
+        assert len(line) <= columns or line.lstrip() == line, line
+
+
+def test_help_on_a_narrow_terminal_is_left_to_it() -> None:
+    assert helptext.overview(columns=20) == helptext.overview()
+
+
+@pytest.mark.parametrize(
+    "line", ["user login a --lifetime nan", "user login a --lifetime 1e400", "service logs a --lines " + "9" * 5000]
+)
+def test_a_number_that_json_lacks_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(line.split()) == 2
+    err = capsys.readouterr().err
+    assert "is not a number [bad-request]" in err
+    assert len(err) < 300
 
 
 def test_the_command_line_is_made_without_heavy_imports() -> None:
