@@ -402,8 +402,9 @@ def _summary(window: Counted[Entry]) -> Entry:
 def _select(connection: sqlite3.Connection, query: Query, order: str, lines: int) -> list[sqlite3.Row]:
     where, values = ["seq > ?"], [cast(Any, query.after)]
     if query.user is not None:
-        where.append("uid = ?" if query.user.isdecimal() else "user = ?")
-        values.append(int(query.user) if query.user.isdecimal() else query.user)
+        number = re.fullmatch(r"[0-9]{1,10}", query.user)
+        where.append("uid = ?" if number else "user = ?")
+        values.append(int(query.user) if number else query.user)
     if query.object is not None:
         where.append("object GLOB ?" if re.search(r"[*?]", query.object) else "object = ?")
         values.append(query.object)

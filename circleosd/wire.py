@@ -74,12 +74,23 @@ def only_line(data: bytes, limit: int) -> bytes | None:
     return data[:last] if data.find(b"\n") == last and 0 <= last <= limit else None
 
 
+_INFINITY = float("inf")
+
+
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+    raise BadRequest(f"the line is not JSON: {name} is no number there")
+
+
+def _float(text: str) -> float:
+    """A number with a fraction or an exponent. One beyond all floats would be echoed as Infinity, which is not JSON."""
+    number = float(text)
+    if number in (_INFINITY, -_INFINITY):
+        raise BadRequest("the line holds a number that is too large")
+    return number
 
 
 # json.loads and json.dumps with options make these anew for every line.
-_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_float)
 _parse, _parse_start = _decoder.decode, _decoder.raw_decode
 _ESCAPED = bytes(range(0x20)) + b'"\\'  # RFC 8259, section 7
 _quote = json.encoder.encode_basestring
@@ -104,8 +115,10 @@ def decode_object(line: bytes) -> dict[str, JSON]:
         raise BadRequest("the line is not UTF-8 text") from exc
     except RecursionError as exc:
         raise BadRequest("the line is nested too deeply") from exc
-    except ValueError as exc:
+    except json.JSONDecodeError as exc:
         raise BadRequest(f"the line is not JSON: {exc}") from exc
+    except ValueError as exc:  # an integer of more than 4300 digits, sys.int_info
+        raise BadRequest("the line holds a number that is too large") from exc
     if not isinstance(value, dict):
         raise BadRequest("a request is a JSON object with an action")
     return value

@@ -151,7 +151,9 @@ class WhoAmI(Request, action="whoami", access=Access.ANYONE, reply=Identity):
 class Verify(Request, action="verify", access=Access.ANYONE, reply=Identity):
     """Tell which user a session token names, or the uid without one; the services ask this about their callers."""
 
-    uid: Annotated[int | None, Doc("the uid that presented the token, instead of one's own"), Mark.HIDDEN] = None
+    uid: Annotated[
+        int | None, Doc("the uid that presented the token, instead of one's own"), Between(0, 4294967294), Mark.HIDDEN
+    ] = None
     presented: Annotated[
         str | None, Doc("the token that was presented, instead of one's own"), Length(1, 256), Mark.SECRET, Mark.HIDDEN
     ] = None

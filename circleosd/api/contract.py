@@ -62,9 +62,14 @@ class Rule:
         }
 
 
-def quoted(value: str, most: int = 60) -> str:
+def cut(text: str, most: int = 60) -> str:
+    """`text` if it is not long, else its beginning."""
+    return text if len(text) <= most else text[:most] + "…"
+
+
+def quoted(value: str) -> str:
     """`value` as it can stand in a message: escaped, in quotes, cut when long."""
-    return repr(value if len(value) <= most else value[:most] + "…")
+    return repr(cut(value))
 
 
 class Pattern(Rule):
@@ -103,7 +108,7 @@ class Between(Rule):
 
     def check(self, value: Any) -> None:
         if not self.least <= value <= self.most:
-            raise ValueError(f"{value} is not between {self.least} and {self.most}")
+            raise ValueError(f"{cut(str(value))} is not between {self.least} and {self.most}")
 
 
 class Doc(str):

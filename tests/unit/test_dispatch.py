@@ -6,12 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from circleosd.api import actions
 from circleosd.api import registry as contracts
 from circleosd.api.common import Event
+from circleosd.api.contract import Between
 from circleosd.database import Database
 from circleosd.ledger import Entry as Row
 from circleosd.ledger import Ledger
@@ -302,3 +304,21 @@ def test_only_circleosd_itself_acts_on_behalf_of_a_plugin(registry: Registry) ->
     rows = registry.ask({"action": "history", "object": "nginx"})["data"]
     assert [row["actor"].get("plugin") for row in rows] == [None, "healer", "healer"]
     assert registry.ask({"action": "status", "name": "nginx", "on_behalf": None})["ok"]
+
+
+@pytest.mark.parametrize("verb", actions.BY_VERB)
+def test_every_whole_number_has_bounds_that_sqlite_can_hold(verb: str) -> None:
+    hints = get_type_hints(actions.BY_VERB[verb], include_extras=True)
+    for name, hint in hints.items():
+        parts = [hint, *get_args(hint), *(leaf for part in get_args(hint) for leaf in get_args(part))]
+        if int in parts:
+            bounds = [part for part in parts if isinstance(part, Between)]
+            assert bounds, f"{verb} {name} takes any number"
+            assert -(2**63) <= bounds[0].least <= bounds[0].most < 2**63
+
+
+def test_a_refused_number_is_quoted_in_short(registry: Registry) -> None:
+    reply = registry.ask({"action": "history", "lines": 10**4000})
+    assert reply["error"] == "bad-request"
+    assert reply["message"].endswith("… is not between 1 and 10000")
+    assert len(reply["message"]) < 120

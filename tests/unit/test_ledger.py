@@ -212,6 +212,8 @@ def test_history_takes_a_uid_for_a_user_and_a_glob_for_an_object(opened: Open) -
     assert [row["object"] for row in opened.history(object="web-*")] == ["web-1", "web-2"]
     assert len(opened.history(user="0")) == 3
     assert opened.history(user="1") == []
+    for nobody in ("9" * 64, "٣", "²", "-1"):
+        assert opened.history(user=nobody) == []
 
 
 def test_a_repeated_refusal_is_one_row_and_a_count(opened: Open) -> None:

@@ -49,10 +49,11 @@ def test_a_long_line_is_refused_also_when_its_end_is_there_already() -> None:
         (b'"text"', "a JSON object"),
         (b"null", "a JSON object"),
         (b'{"action":NaN}', "not JSON"),
-        (b'{"action":1e999}', "needs an action"),
+        (b'{"action":1e999}', "too large"),
+        (b'{"action":"x","tag":[{"a":-1e309}]}', "too large"),
         (b'{"action":"x","v":"\\ud800"}', "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"action":' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"action":' + b"9" * 5000 + b"}", "a number that is too large$"),
         (b'{"action":null}', "needs an action"),
         (b"{}", "needs an action"),
         (b'{"action":"x","token":5}', "the token is a string"),
@@ -80,6 +81,11 @@ def test_random_bytes_never_raise_anything_but_bad_request() -> None:
 
 def test_a_paired_surrogate_escape_is_text() -> None:
     assert wire.decode_object(b'{"action":"x","v":"\\ud83d\\ude00"}')["v"] == "\N{GRINNING FACE}"
+
+
+def test_the_largest_numbers_are_echoed_as_they_came() -> None:
+    text = b'{"action":"x","tag":[1.7976931348623157e+308,-5e-324,' + b"9" * 4300 + b"]}"
+    assert wire.encode(wire.decode_object(text)) == text + b"\n"
 
 
 def test_replies_have_the_documented_form() -> None:
