@@ -94,6 +94,9 @@ def serve(name: str) -> int:
 
 
 async def _serve(name: str) -> None:
+    import asyncio
+    import signal
+
     from circleosd import config
     from circleosd.server import Server
     from circleosd.systemd.notify import Notifier
@@ -113,7 +116,10 @@ async def _serve(name: str) -> None:
     gc.enable()
     try:
         await service.start()
-        await Server(service, listener, settings.server, max_line=max_line, manager=Notifier()).run()
+        server = Server(service, listener, settings.server, max_line=max_line, manager=Notifier())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, server.stop)
+        await server.run()
     finally:
         await service.close()
         database.close()
@@ -253,7 +259,6 @@ def up(directory: str | None) -> int:
     import logging
     from pathlib import Path
 
-    from circleosd.embedded.supervisor import Places
     from circleosd.embedded.supervisor import run as supervise
 
     gc.enable()
@@ -266,8 +271,10 @@ def up(directory: str | None) -> int:
         runtime = Path(given or paths.user_runtime_dir(environment))
     else:
         runtime, state, cache = (Path(directory).absolute() / name for name in ("run", "state", "cache"))
-    places = Places(runtime, state, cache, _unit_directories())
-    return asyncio.run(supervise(places))
+    try:
+        return asyncio.run(supervise(runtime, state, cache, _unit_directories()))
+    except OSError as exc:
+        raise Unavailable(f"cannot run CircleOSD at {runtime}: {exc.strerror or exc}") from exc
 
 
 def _unit_directories() -> tuple[Path, ...]:

@@ -14,7 +14,6 @@ import logging
 import os
 import resource
 import select
-import signal
 import socket
 import struct
 import time
@@ -348,15 +347,17 @@ class Server:
             del self._per_uid[connection.peer.uid]
         self._last_busy = self.now()
 
+    def stop(self) -> None:
+        """Have `run` end, once the requests in hand are answered."""
+        self._stop.set()
+
     async def run(self) -> None:
-        """Serve until idle for `idle_exit` seconds, or SIGTERM or SIGINT.
+        """Serve until idle for `idle_exit` seconds, or `stop`.
 
         No request is lost by an idle exit: a connection counts from its accept(2), and one that was not accepted stays
         in the queue of the socket, which the service manager holds and listens to again.
         """
         self.loop = loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
         _raise_descriptor_limit()
         self._listener.setblocking(False)
         self._listen()

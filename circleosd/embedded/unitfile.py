@@ -1,128 +1,91 @@
-"""Unit files as systemd reads them (systemd.syntax(7)), as far as the embedded mode needs. Pure functions of text."""
+"""Unit files as systemd reads them (systemd.syntax(7)), as far as the embedded mode needs. Pure functions of text.
+
+A value that it cannot read as systemd does is refused (`BadRequest`).
+"""
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 
 from circleosd.errors import BadRequest
 
 _SECONDS = {
-    "us": 1e-6, "usec": 1e-6, "ms": 1e-3, "msec": 1e-3, "": 1, "s": 1, "sec": 1, "second": 1, "seconds": 1,
-    "m": 60, "min": 60, "minute": 60, "minutes": 60, "h": 3600, "hr": 3600, "hour": 3600, "hours": 3600,
-    "d": 86400, "day": 86400, "days": 86400,
+    "us": 1e-6, "usec": 1e-6, "ms": 1e-3, "msec": 1e-3, "": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600,
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
 class UnitFile:
-    """A parsed unit file: section → key → values in order."""
+    """What a unit file assigns. `specifiers`: what they stand for, by the text after the percent sign."""
 
-    sections: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
+    def __init__(self, text: str, specifiers: Mapping[str, str]) -> None:
+        self._specifiers = specifiers
+        self._assigned: dict[tuple[str, str], list[str]] = {}
+        section = line = ""
+        for number, raw in enumerate(text.split("\n"), 1):
+            if raw.lstrip().startswith(("#", ";")):
+                continue
+            line += raw.strip()
+            if line.endswith("\\"):
+                line = line[:-1].rstrip() + " "
+                continue
+            key, equals, value = (part.strip() for part in line.partition("="))
+            if line.startswith("[") and line.endswith("]"):
+                section = line[1:-1]
+            elif section and key and equals:  # an empty value drops those before it
+                self._assigned[section, key] = [*self._all(section, key), value] if value else []
+            elif line:
+                raise BadRequest(f"line {number} is neither a section nor an assignment")
+            line = ""
 
-    def all(self, section: str, key: str) -> list[str]:
-        """Every value of a key; an empty assignment has dropped those before it."""
-        return self.sections.get(section, {}).get(key, [])
+    def _all(self, section: str, key: str) -> list[str]:
+        return self._assigned.get((section, key), [])
 
-    def get(self, section: str, key: str, default: str = "") -> str:
-        """The last value of a key."""
-        values = self.all(section, key)
-        return values[-1] if values else default
+    def _expand(self, text: str) -> str:
+        try:
+            # The runtime directory need not be called circleosd here.
+            return re.sub(r"%(t/circleosd\b|.?)", lambda match: self._specifiers[match[1]], text)
+        except KeyError as exc:
+            raise BadRequest(f"the embedded mode does not know the specifier %{exc.args[0]}") from None
+
+    def get(self, section: str, key: str, default: str = "", *, of: Collection[str] = ()) -> str:
+        """The last value of a key, if given one `of` a few."""
+        value = self._expand([default, *self._all(section, key)][-1])
+        if of and value not in of:
+            raise BadRequest(f"the embedded mode does not know {key}={value}, only {', '.join(of)}")
+        return value
 
     def words(self, section: str, key: str) -> list[str]:
-        """The values of a list key, cut at white space with quotes respected."""
-        return [word for value in self.all(section, key) for word in shlex.split(value)]
+        """All values of a list key, cut at white space with quotes respected."""
+        text = " ".join(self._all(section, key))
+        try:
+            if "\\" in text:
+                raise ValueError("no backslashes in the embedded mode")
+            return [self._expand(word) for word in shlex.split(text)]
+        except ValueError as exc:
+            raise BadRequest(f"cannot read {key}={text}: {exc}") from exc
 
-    def seconds(self, section: str, key: str, default: float) -> float:
-        """A time span in seconds."""
-        value = self.get(section, key)
-        return time_span(value) if value else default
+    def seconds(self, section: str, key: str, default: str) -> float:
+        """A time span such as `5min 20s` in seconds (systemd.time(7)); `infinity` is inf."""
+        text = self.get(section, key, default)
+        try:
+            parts = re.findall(r"([0-9]*\.?[0-9]+|.)\s*([a-z]*)\s*", text)
+            return math.inf if text == "infinity" else sum(float(number) * _SECONDS[unit] for number, unit in parts)
+        except (KeyError, ValueError) as exc:
+            raise BadRequest(f"{key}={text} is not a time span: {exc}") from exc
 
-
-def parse(text: str) -> UnitFile:
-    """Parse a unit file. Raises `BadRequest` with the number of the line that is wrong."""
-    sections: dict[str, dict[str, list[str]]] = {}
-    section: dict[str, list[str]] | None = None
-    pending = ""
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.strip()
-        if line.startswith(("#", ";")):
-            continue
-        line = f"{pending} {line}".strip() if pending else line
-        if line.endswith("\\"):
-            pending = line[:-1].rstrip()
-            continue
-        pending = ""
-        if not line:
-            continue
-        if line.startswith("[") and line.endswith("]"):
-            section = sections.setdefault(line[1:-1], {})
-            continue
-        key, equals, value = line.partition("=")
-        if not equals or section is None:
-            raise BadRequest(f"line {number} is neither a section nor an assignment")
-        if value.strip():
-            section.setdefault(key.strip(), []).append(value.strip())
-        else:
-            section[key.strip()] = []
-    return UnitFile(sections)
-
-
-def time_span(text: str) -> float:
-    """A time span such as `5min 20s` in seconds (systemd.time(7)). `infinity` is inf. Raises `BadRequest`."""
-    if text == "infinity":
-        return float("inf")
-    parts = re.findall(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)", text)
-    if not parts or "".join(re.findall(r"\s*[0-9]*\.?[0-9]+\s*[a-z]*", text)) != text:
-        raise BadRequest(f"{text!r} is not a time span")
-    try:
-        return sum(float(number) * _SECONDS[unit] for number, unit in parts)
-    except KeyError as exc:
-        raise BadRequest(f"{text!r} is not a time span: no unit {exc}") from exc
-
-
-def specifiers(unit: str) -> dict[str, str]:
-    """What the specifiers of a unit's own name stand for (systemd.unit(5)): %n, %N, %p, %i, %I."""
-    stem = unit.rpartition(".")[0]
-    prefix, _, instance = stem.partition("@")
-    return {"n": unit, "N": stem, "p": prefix, "i": instance, "I": instance.replace("-", "/"), "%": "%"}
-
-
-def expand(text: str, values: Mapping[str, str]) -> str:
-    """Replace specifiers. Raises `BadRequest` for one that has no value here."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in values:
-            raise BadRequest(f"the specifier %{match[1]} is not supported in the embedded mode")
-        return values[match[1]]
-
-    return re.sub(r"%(.)", value, text)
-
-
-def template_of(unit: str) -> str | None:
-    """The template that an instance is made from: a@b.service → a@.service; None for other units."""
-    stem, _, kind = unit.rpartition(".")
-    prefix, at, instance = stem.partition("@")
-    return f"{prefix}@.{kind}" if at and instance else None
-
-
-def command(value: str, environment: Mapping[str, str]) -> list[str]:
-    """The words of an ExecStart= line (systemd.service(5)), variables replaced. Raises `BadRequest`."""
-    line = value.lstrip("-:+!")
-    if line.startswith("@"):
-        raise BadRequest("ExecStart=@ is not supported in the embedded mode")
-    try:
-        words = shlex.split(line)
-    except ValueError as exc:
-        raise BadRequest(f"cannot read ExecStart={value}: {exc}") from exc
-    expanded = []
-    for word in words:
-        if whole := re.fullmatch(r"\$(\w+)", word):
-            expanded += shlex.split(environment.get(whole[1], ""))
-        else:
-            expanded.append(re.sub(r"\$\{(\w+)\}", lambda match: environment.get(match[1], ""), word))
-    if not expanded:
-        raise BadRequest("ExecStart= is empty")
-    return expanded
+    def command(self, environment: Mapping[str, str]) -> list[str]:
+        """The words of ExecStart= (systemd.service(5)), variables replaced."""
+        words = self.words("Service", "ExecStart")
+        program = words[0].lstrip("-+!") if len(self._all("Service", "ExecStart")) == 1 else ""
+        if not program or program[0] in "@:|":
+            raise BadRequest("the embedded mode runs one ExecStart=, without @, : or | in front")
+        argv = [program]
+        for word in words[1:]:
+            if whole := re.fullmatch(r"\$(\w+)", word):
+                argv += environment.get(whole[1], "").split()
+            else:
+                argv.append(re.sub(r"\$(?:\{(\w+)\}|\$)", lambda m: environment.get(m[1], "") if m[1] else "$", word))
+        return argv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -16,13 +17,14 @@ class SupervisedUnits:
     def __init__(self, path: str, *, timeout: float) -> None:
         self._path = path
         self._timeout = timeout
+        self._begun: dict[str, float] = {}  # when each unit got its last job
 
     async def _ask(self, action: str, **parameters: object) -> Any:
         return await upstream.ask(self._path, {"action": action, **parameters}, timeout=self._timeout)
 
     async def states(self, units: Sequence[str]) -> list[UnitState]:
         """See `UnitManager`."""
-        return [_state(item) for item in await self._ask("states", units=[*units])]
+        return [_state(item) for item in await self._ask("states", units=[*units], follow=False)]
 
     async def detail(self, unit: str) -> UnitState:
         """See `UnitManager`."""
@@ -35,6 +37,7 @@ class SupervisedUnits:
 
     async def job(self, verb: Verb, unit: str) -> str:
         """See `UnitManager`."""
+        self._begun[unit] = time.time()
         return str(await self._ask("job", verb=verb, unit=unit))
 
     async def switch(self, verb: Switch, unit: str) -> str:
@@ -47,26 +50,30 @@ class SupervisedUnits:
 
     async def watch(self, units: Sequence[str]) -> AsyncIterator[UnitState]:
         """See `UnitManager`."""
-        for state in await self.states(units):
-            yield state
-        async for item in upstream.follow(self._path, {"action": "watch", "units": [*units]}):
-            yield _state(item)
+        async for states in upstream.follow(self._path, {"action": "states", "units": [*units], "follow": True}):
+            for item in states:
+                yield _state(item)
 
     async def log_tail(self, unit: str, lines: int) -> list[str]:
         """See `UnitManager`."""
-        return [line.text for line in await self.logs(unit, lines)]
+        return [line.text for line in await self.logs(unit, lines, self._begun.get(unit))]
 
     async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:
         """See `UnitManager`."""
-        found = [LogLine(**item) for item in await self._ask("logs", unit=unit)]
-        return [line for line in found if since is None or line.time >= since][-lines:]
+        return _last(await self._ask("logs", units=[unit], follow=False), lines, since)
 
     async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncIterator[LogLine]:
         """See `UnitManager`."""
-        for line in await self.logs(unit, lines, since):
+        replies = upstream.follow(self._path, {"action": "logs", "units": [unit], "follow": True})
+        for line in _last(await anext(replies), lines, since):
             yield line
-        async for item in upstream.follow(self._path, {"action": "follow", "units": [unit]}):
+        async for (item,) in replies:
             yield LogLine(**item)
+
+
+def _last(items: list[dict[str, Any]], lines: int, since: float | None) -> list[LogLine]:
+    found = [line for item in items if (line := LogLine(**item)) and (since is None or line.time >= since)]
+    return found[max(0, len(found) - lines) :]
 
 
 def _state(item: dict[str, Any]) -> UnitState:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from typing import Any, Literal
 from systemd import journal
 
 from circleosd.errors import Denied, Limit, Unavailable
-from circleosd.registry.units import LogLine
+from circleosd.registry.units import LogLine, plain
 
 Scope = Literal["system", "user"]
 
@@ -34,7 +33,6 @@ _NOT_STARTED = "be02cf6855d2428ba40df7e9d022f03d"
 _ENDED = ("d9b373ed55a64feb8242e02dbe79a49c", "7ad2d189f7e94e70a38c781354912448")
 _INVOCATION: dict[Scope, str] = {"system": "INVOCATION_ID", "user": "USER_INVOCATION_ID"}  # in what the manager says
 _FILES = (Path("/var/log/journal"), Path("/run/log/journal"))
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def tail(unit: str, lines: int, since: float | None, scope: Scope) -> list[LogLine]:
@@ -230,4 +228,4 @@ def _lines(entry: dict[str, Any]) -> Iterator[LogLine]:
     text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
     moment = entry["__REALTIME_TIMESTAMP"].timestamp()
     for line in text.splitlines():
-        yield LogLine(moment, _CONTROL.sub("\N{REPLACEMENT CHARACTER}", line[:MAX_TEXT]))
+        yield LogLine(moment, plain(line[:MAX_TEXT]))

@@ -151,8 +151,8 @@ def test_any_cataloged_unit_is_started_stopped_and_restarted(host: EmbeddedHost)
 @pytest.mark.parametrize(
     ("unit", "says"),
     [
-        ("[Service]\nExecStart=/nonexistent/program\n", "no program /nonexistent/program"),
-        ("[Service]\nType=forking\nExecStart=/bin/true\n", "the embedded mode runs Type="),
+        ("[Service]\nExecStart=/nonexistent/program\n", "'/nonexistent/program'"),
+        ("[Service]\nType=forking\nExecStart=/bin/true\n", "does not know Type=forking, only simple, exec, notify"),
         (
             "[Service]\nType=notify\nExecStart=/bin/sh -c 'echo no license; exit 3'\n",
             "exit status 3; it said: no license",
@@ -160,6 +160,15 @@ def test_any_cataloged_unit_is_started_stopped_and_restarted(host: EmbeddedHost)
         ("[Service]\nType=notify\nTimeoutStartSec=300ms\nExecStart=/bin/sleep 60\n", "the unit's is timeout"),
         ("[Service\n", "line 1 is neither"),
         ("[Service]\n", "one ExecStart="),
+        ("[Service]\nUser=somebody\nExecStart=/bin/true\n", "not as User=somebody"),
+        ("[Service]\nKillSignal=SIGNAL\nExecStart=/bin/true\n", "does not know KillSignal=SIGNAL"),
+        ("[Service]\nEnvironment==x\nExecStart=/bin/true\n", "cannot run broken.service"),
+        ("[Service]\nUMask=777777777777777\nExecStart=/bin/true\n", "cannot run broken.service"),
+        (
+            "[Service]\nWorkingDirectory=/nonexistent\nExecStart=/bin/true\n",
+            "No such file or directory: '/nonexistent'",
+        ),
+        ("[Service]\nWatchdogSec=soon\nExecStart=/bin/true\n", "WatchdogSec=soon is not a time span"),
     ],
 )
 def test_a_unit_that_cannot_start_says_why(host: EmbeddedHost, unit: str, says: str) -> None:
@@ -182,6 +191,95 @@ def test_a_service_that_fails_is_started_again_later_each_time(host: EmbeddedHos
     restarts = host.data("service-registry", "status", name="crasher")["restarts"]
     host.data("service-registry", "list")
     assert host.data("service-registry", "status", name="crasher")["restarts"] == restarts
+
+
+def test_a_service_that_ends_at_once_is_not_started_in_a_tight_loop(host: EmbeddedHost) -> None:
+    host.add_service("brief", "[Service]\nType=exec\nRestart=always\nRestartSec=50ms\nExecStart=/bin/true\n")
+    host.ok("service", "start", "brief")
+    host.wait_for(lambda: "brief: ended (success, exit status 0); restart in 0.4 s" in host.log)
+    host.ok("service", "stop", "brief")
+
+
+def test_a_connection_that_no_service_accepts_does_not_start_it_in_a_tight_loop(host: EmbeddedHost) -> None:
+    host.add_service("dying", "[Service]\nType=exec\nExecStart=/bin/sh -c 'echo died; exit 1'\n")
+    (host.units / "dying.socket").write_text("[Socket]\nListenStream=%t/circleosd/dying.sock\n")
+    (host.catalog / "dying-socket.toml").write_text('[[service]]\nname = "dying-socket"\nunit = "dying.socket"\n')
+    assert "active (listening)" in host.ok("service", "start", "dying-socket")
+    with host.connect("dying"):
+        host.wait_for(lambda: host.log.count("dying: died") >= 3)
+        host.ok("service", "stop", "dying-socket")
+    times = [row["time"] for row in host.data("service-registry", "logs", name="dying")]
+    assert times[2] - times[0] >= 0.4
+    assert not (host.runtime / "dying.sock").exists()
+
+
+def test_a_masked_unit_is_not_run(host: EmbeddedHost) -> None:
+    host.add_service("masked", "[Service]\nExecStart=/bin/sleep 100\n")
+    (host.units / "masked.service").unlink()
+    (host.units / "masked.service").symlink_to("/dev/null")
+    assert host.ctl("service", "start", "masked").returncode == 11
+
+
+def test_a_service_that_does_not_stop_is_killed(host: EmbeddedHost) -> None:
+    command = "/bin/sh -c 'trap : TERM; echo deaf; while :; do sleep 0.1; done'"
+    host.add_service("deaf", f"[Service]\nType=exec\nTimeoutStopSec=300ms\nExecStart={command}\n")
+    host.ok("service", "start", "deaf")
+    host.wait_for(lambda: "deaf" in host.ok("service", "logs", "deaf"))
+    assert "failed" in host.ok("service", "stop", "deaf")
+    status = host.data("service-registry", "status", name="deaf")
+    assert (status["result"], status["signal"]) == ("timeout", "SIGKILL")
+
+
+def test_a_changed_unit_file_counts_at_the_next_start(host: EmbeddedHost) -> None:
+    for word in ("before", "after"):
+        host.add_service("changing", f"[Unit]\nDescription={word}\n[Service]\nExecStart=/bin/sh -c 'echo {word}'\n")
+        host.ok("service", "restart", "changing")
+        host.wait_for(lambda: word in host.ok("service", "logs", "changing"))  # noqa: B023  # called at once
+        assert host.data("service-registry", "status", name="changing")["description"] == word
+
+
+def test_output_is_logged_in_lines_whatever_comes(host: EmbeddedHost) -> None:
+    script = host.directory / "talk"
+    script.write_text(
+        r"printf 'one\ntw'; sleep 0.3; printf 'o\n'; head -c 100000 /dev/zero | tr '\0' x; printf '\n\033[31m\377last'"
+    )
+    host.add_service("talk", f"[Service]\nExecStart=/bin/sh {script}\n")
+    host.ok("service", "start", "talk")
+    host.wait_for(lambda: "last" in host.ok("service", "logs", "talk"))
+    lines = [row["text"] for row in host.data("service-registry", "logs", name="talk")]
+    assert lines[:2] == ["one", "two"]
+    assert "".join(lines[2:-1]) == "x" * 100_000
+    assert max(map(len, lines)) < 20_000
+    assert lines[-1] == "\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}last"
+
+
+def test_a_start_is_given_up_when_the_supervisor_stops(new_host: NewHost) -> None:
+    host = new_host({})
+    host.add_service("never", "[Service]\nType=notify\nExecStart=/bin/sleep 100\n")
+    with host.connect("service-registry") as sock:
+        sock.sendall(b'{"action":"start","name":"never"}\n')
+        host.wait_for(lambda: host.data("service-registry", "status", name="never")["state"] == "activating")
+        begun = time.monotonic()
+        assert host.stop(signal.SIGINT) == 0
+        assert time.monotonic() - begun < 5
+        assert "canceled" in read_reply(sock)["message"]
+    assert list(host.runtime.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "status", "says"),
+    [
+        ("/tmp/" + "d" * 90, 2, "a path may have 107 bytes"),
+        ("/dev/null", 12, "cannot run CircleOSD at /dev/null/run: Not a directory"),
+    ],
+)
+def test_a_place_that_does_not_do_is_refused(place: str, status: int, says: str) -> None:
+    done = subprocess.run(
+        [BIN / "circleosd", "up", "--dir", place], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1)
+    assert says in done.stderr
+    assert not Path(place).is_dir()
 
 
 def test_a_service_that_gives_no_sign_of_life_is_ended_by_the_watchdog(host: EmbeddedHost) -> None:

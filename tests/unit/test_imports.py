@@ -38,7 +38,7 @@ ALLOWED = {
         "worker.cachekey", "worker.frames", "worker.host", "worker.limits",
     },
     "polkit": {"api", "errors", "registry.catalog", "systemd.units"},
-    "embedded": {"config", "errors", "policy", "registry.units", "server", "systemd", "wire"},
+    "embedded": {"activation", "config", "errors", "paths", "policy", "registry.units", "server", "systemd", "wire"},
     "circlectl": {"api", "client", "errors", "paths", "policy"},
 }  # fmt: skip
 ONLY_HERE = {"dbus_fast": "systemd", "sdnotify": "systemd", "wasmtime": "worker", "argon2": "auth", "fire": "circlectl"}

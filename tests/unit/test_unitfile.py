@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from circleosd.embedded import unitfile
+from circleosd.embedded.unitfile import UnitFile
 from circleosd.errors import BadRequest
 from tests.integration.embedded_host import PROJECT
 
@@ -18,65 +18,87 @@ Wants="c d.socket"
 
 [Service]
 ExecStart=/bin/sh -c 'echo $$ "%i"' \
+    # a comment within
     more
 Environment=A=1 "B=two words"
 Environment=
 Environment=C=3
 TimeoutStartSec=1min 30s
 """
+SPECIFIERS = {"t": "/run", "t/circleosd": "/tmp/x", "i": "b-c", "%": "%"}
+
+
+def service(lines: str) -> UnitFile:
+    return UnitFile(f"[Service]\n{lines}\n", SPECIFIERS)
 
 
 def test_keys_lists_quotes_continuations_and_resets() -> None:
-    file = unitfile.parse(TEXT)
+    file = UnitFile(TEXT, SPECIFIERS)
     assert file.get("Unit", "Description") == "One  line"
     assert file.words("Unit", "Wants") == ["a.socket", "b.socket", "c d.socket"]
-    assert file.get("Service", "ExecStart") == "/bin/sh -c 'echo $$ \"%i\"' more"
+    assert file.get("Service", "ExecStart") == "/bin/sh -c 'echo $$ \"b-c\"' more"
     assert file.words("Service", "Environment") == ["C=3"]
-    assert file.seconds("Service", "TimeoutStartSec", 5) == 90
-    assert file.seconds("Service", "TimeoutStopSec", 5) == 5
+    assert file.seconds("Service", "TimeoutStartSec", "5") == 90
+    assert file.seconds("Service", "TimeoutStopSec", "5") == 5
     assert file.get("Install", "WantedBy") == ""
+    assert file.get("Unit", "ExecStart") == ""
 
 
-@pytest.mark.parametrize("text", ["Key=before a section", "[Unit]\nno assignment"])
+@pytest.mark.parametrize("text", ["Key=before a section", "[Unit]\nno assignment", "[Unit]\n=value", "[Unit\n"])
 def test_a_line_that_is_nothing_is_named(text: str) -> None:
     with pytest.raises(BadRequest, match=f"line {len(text.splitlines())} is neither"):
-        unitfile.parse(text)
+        UnitFile(text, {})
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("5", 5), ("100ms", 0.1), ("2h 3min", 7380), ("1.5s", 1.5), ("infinity", float("inf")), ("0", 0)],
-)
+    [
+        ("5", 5), ("100ms", 0.1), ("2h 3min", 7380), ("1.5s", 1.5), ("infinity", float("inf")), ("0", 0),
+        ("1min30s", 90), ("250 usec", 25e-5), ("2 h", 7200),
+    ],
+)  # fmt: skip
 def test_time_spans(text: str, seconds: float) -> None:
-    assert unitfile.time_span(text) == pytest.approx(seconds)
+    assert service(f"RestartSec={text}").seconds("Service", "RestartSec", "1") == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "soon", "5 parsecs", "-1s", "5s,"])
+@pytest.mark.parametrize("text", ["soon", "5 parsecs", "-1s", "5s,", "inf", "nan", "1e3", "5 fortnights"])
 def test_what_is_no_time_span(text: str) -> None:
     with pytest.raises(BadRequest, match="not a time span"):
-        unitfile.time_span(text)
+        service(f"RestartSec={text}").seconds("Service", "RestartSec", "1")
 
 
-def test_specifiers_and_templates() -> None:
-    values = {**unitfile.specifiers("a@b-c.service"), "t": "/run"}
-    assert unitfile.expand("%t/%p/%i %I %n %N 100%%", values) == "/run/a/b-c b/c a@b-c.service a@b-c 100%"
-    assert unitfile.template_of("a@b-c.service") == "a@.service"
-    assert unitfile.template_of("a@.service") is None
-    assert unitfile.template_of("a.service") is None
-    with pytest.raises(BadRequest, match="%j is not supported"):
-        unitfile.expand("%j", values)
+def test_specifiers() -> None:
+    assert service("A=%t/%i 100%% %t/circleosd/x %t/circleosds").get("Service", "A") == (
+        "/run/b-c 100% /tmp/x/x /run/circleosds"
+    )
+    for wrong in ("%j", "100%"):
+        with pytest.raises(BadRequest, match="does not know the specifier"):
+            service(f"A={wrong}").get("Service", "A")
+
+
+def test_a_value_may_be_one_of_a_few() -> None:
+    assert service("Type=exec").get("Service", "Type", "simple", of=("simple", "exec")) == "exec"
+    with pytest.raises(BadRequest, match="Type=forking, only simple, exec"):
+        service("Type=forking").get("Service", "Type", "simple", of=("simple", "exec"))
 
 
 def test_commands_split_and_replace_variables() -> None:
-    environment = {"OPTS": "-a -b", "NAME": "x y"}
-    assert unitfile.command("-/bin/prog $OPTS '${NAME}' ${NONE}z", environment) == ["/bin/prog", "-a", "-b", "x y", "z"]
-    for wrong in ("", "'unclosed", "@/bin/sh sh"):
-        with pytest.raises(BadRequest):
-            unitfile.command(wrong, {})
+    environment = {"OPTS": "-a -b", "NAME": "x y 100%"}
+    file = service("ExecStart=-/bin/prog $OPTS '${NAME}' ${NONE}z $$OPTS a$OPTS %t")
+    assert file.command(environment) == ["/bin/prog", "-a", "-b", "x y 100%", "z", "$OPTS", "a$OPTS", "/run"]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "'unclosed", "@/bin/sh sh", ":/bin/sh", r"/bin/sh -c 'echo \x41'", "a\nExecStart=b"]
+)
+def test_commands_that_mean_something_else_to_systemd_are_refused(wrong: str) -> None:
+    with pytest.raises(BadRequest, match="ExecStart="):
+        service(f"ExecStart={wrong}").command({})
 
 
 def test_every_shipped_unit_can_be_read() -> None:
     files = [path for path in (PROJECT / "units").iterdir() if path.suffix in (".socket", ".service", ".target")]
     assert len(files) >= 9
     for path in files:
-        assert unitfile.parse(path.read_text()).get("Unit", "Description").startswith(("CircleOSD", "Socket of"))
+        text = UnitFile(path.read_text(), {**SPECIFIERS, "I": "b/c"})
+        assert text.get("Unit", "Description").startswith(("CircleOSD", "Socket of"))
