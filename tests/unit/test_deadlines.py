@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from circleosd.deadlines import Deadlines
+from tests.unit.fakes import TimelessLoop
 
 
 async def work(deadlines: Deadlines, seconds: float) -> str:
@@ -25,12 +26,13 @@ async def work(deadlines: Deadlines, seconds: float) -> str:
 def test_tasks_that_take_too_long_are_cancelled_and_no_others() -> None:
     async def main() -> list[str]:
         deadlines = Deadlines(0.1)
-        first = [asyncio.create_task(work(deadlines, seconds)) for seconds in (0.0, 5.0, 0.05, 5.0)]
+        first = [asyncio.create_task(work(deadlines, seconds)) for seconds in (0.0, 0.101, 0.099, 5.0)]
         await asyncio.sleep(0.06)
-        later = [asyncio.create_task(work(deadlines, seconds)) for seconds in (0.06, 5.0)]
+        later = [asyncio.create_task(work(deadlines, seconds)) for seconds in (0.099, 0.101)]
         return await asyncio.gather(*first, *later)
 
-    assert asyncio.run(main()) == ["done", "late", "done", "late", "done", "late"]
+    with asyncio.Runner(loop_factory=TimelessLoop) as runner:
+        assert runner.run(main()) == ["done", "late", "done", "late", "done", "late"]
 
 
 def test_who_is_cancelled_by_somebody_else_is_not_late() -> None:
@@ -41,4 +43,5 @@ def test_who_is_cancelled_by_somebody_else_is_not_late() -> None:
         task.cancel()
         return await task
 
-    assert asyncio.run(main()) == "cancelled"
+    with asyncio.Runner(loop_factory=TimelessLoop) as runner:
+        assert runner.run(main()) == "cancelled"
