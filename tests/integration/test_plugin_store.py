@@ -125,18 +125,18 @@ def test_a_manager_killed_at_any_step_of_a_load_leaves_all_of_it_or_nothing(stor
 
 def test_a_manager_killed_at_any_step_of_an_upgrade_has_the_old_or_the_new_version(store: Store) -> None:
     assert store.load(1)
+    assert store.check() == "1"
+    old, new = 1, 2
     for step in LOADING:
         for when in ("before", "after"):
-            assert store.check() == "1"
             store.armed.write_text(f"{step} {when}")
-            assert not store.load(2), f"{step} {when} was not reached"
+            assert not store.load(new), f"{step} {when} was not reached"
             store.wait_until_dead()
             committed = (*LOADING[LOADING.index("committed") :],)
-            assert store.check() == ("2" if step in committed else "1"), f"{step} {when}"
-            assert store.load(2)
-            assert store.check() == "2"
-            assert store.unload()
-            assert store.load(1)
+            assert store.check() == str(new if step in committed else old), f"{step} {when}"
+            assert store.load(new)
+            assert store.check() == str(new)
+            old, new = new, old
 
 
 def test_a_manager_killed_at_any_step_of_an_unload_has_all_of_it_or_nothing(store: Store) -> None:

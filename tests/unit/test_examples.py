@@ -65,6 +65,7 @@ def make(name: str, out: Path) -> Path:
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
     """Starts a worker for an example as its manifest says, with what it asks for granted, unless told otherwise."""
     running: dict[str, Worker] = {}
+    compiled: dict[str, bytes | None] = {}  # a JavaScript engine takes seconds
     with ExitStack() as stack:
 
         def begin(name: str, *, new: bool = False, **fields: Any) -> Worker:
@@ -78,6 +79,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
             worker = stack.enter_context(
                 start(
                     path.read_bytes(),
+                    compiled.get(name),
                     **{
                         "name": name,
                         "plugin_type": said.plugin_type,
@@ -95,6 +97,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
                 )
             )
             worker.ready()
+            compiled.setdefault(name, worker.compiled)
             if not new and not fields:
                 running[name] = worker
             return worker
