@@ -196,6 +196,7 @@ def test_a_session_is_the_uids_that_opened_it_at_every_service(host: EmbeddedHos
             assert "opened by another uid" in stolen["message"]
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("other_users")
 def test_a_revoked_session_is_refused_at_every_service_within_a_second(host: EmbeddedHost) -> None:
     create(host, "revoked", role="viewer")
@@ -219,6 +220,7 @@ def test_a_revoked_session_is_refused_at_every_service_within_a_second(host: Emb
         host.call(AUTH, {"action": "enable", "name": "revoked"})
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("other_users")
 def test_a_changed_role_counts_at_every_service_within_a_second(host: EmbeddedHost) -> None:
     create(host, "risen", role="none")

@@ -89,6 +89,7 @@ def test_a_line_of_a_gibibyte_is_refused_without_being_kept(host: EmbeddedHost, 
     assert host.pid(service) == pid
 
 
+@pytest.mark.alone
 def test_half_a_line_and_nothing_are_timed_out_and_nobody_else_notices(new_host: NewHost) -> None:
     host = new_host(HASTY)
     for service in SERVICES:

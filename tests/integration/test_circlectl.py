@@ -257,6 +257,7 @@ def test_what_an_encoding_lacks_is_escaped(host: EmbeddedHost) -> None:
     assert done.stdout.endswith(": a\\u2192b\n")
 
 
+@pytest.mark.alone
 def test_a_listing_costs_a_few_starts_of_python(host: EmbeddedHost) -> None:
     host.ok("service", "list")
 

@@ -9,6 +9,8 @@ from circleosd.config import AuthSettings
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost
 
+pytestmark = pytest.mark.alone
+
 MIB = 2**20
 
 

@@ -49,6 +49,7 @@ def still_works(worker: Worker) -> None:
     assert worker.invoke("echo", "fine") == "fine"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("instance", ["fresh", "shared"])
 def test_an_infinite_loop_ends_at_its_time(instance: str) -> None:
     with start(core(SPIN), time=0.4, instance=instance) as worker:
@@ -64,10 +65,10 @@ def test_an_infinite_loop_ends_at_its_time(instance: str) -> None:
 
 def test_a_call_just_within_its_time_is_not_cut_short_by_the_one_before() -> None:
     def slowly(call: str, args: dict[str, str]) -> bytes:
-        time.sleep(0.25)
+        time.sleep(0.4)  # two calls take longer than the time of one
         return frames.host_reply_body([])
 
-    with start(core(ASK, imports=IMPORTS), time=0.3, granted=("kv",)) as worker:
+    with start(core(ASK, imports=IMPORTS), time=0.7, granted=("kv",)) as worker:
         worker.answer = slowly
         worker.ready()
         for _ in range(4):

@@ -1,5 +1,6 @@
 """A booted systemd for the tests here: this machine's own, or that of the tree in CIRCLEOSD_TEST_TREE."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -25,6 +26,13 @@ def give_up(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that needs the package waits for its building."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "package" in item.fixturenames:
+            item.add_marker(pytest.mark.timeout(600))
+
+
 @pytest.fixture(scope="session")
 def lower() -> str:
     """The root file system to boot. Gives up where none can be booted."""
@@ -47,14 +55,27 @@ def booted(lower: str, request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 
 @pytest.fixture(scope="session")
-def package() -> Path:
-    """The Debian package: CIRCLEOSD_TEST_DEB, or one built anew. Gives up where none can be built."""
+def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Debian package: CIRCLEOSD_TEST_DEB, or one built anew in this run. Gives up where none can be built."""
     if given := os.environ.get("CIRCLEOSD_TEST_DEB"):
         return Path(given)
     if not shutil.which("dpkg-deb") or not os.access("/usr/bin/python3", os.X_OK):
         give_up("a Debian package needs dpkg-deb and /usr/bin/python3 to be built")
-    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
-    done = subprocess.run(["make", "deb"], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    directory = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        directory = directory.parent  # which the processes of a run share (pytest-xdist)
+    with (directory / "package.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (found := list(directory.glob("circleosd_*.deb"))):
+            found = [Path(shutil.copy(build_package(), directory))]
+    return found[0]
+
+
+def build_package(**environment: str) -> Path:
+    """Build the Debian package in dist/."""
+    variables = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    variables.update(environment)
+    done = subprocess.run(["make", "deb"], cwd=PROJECT, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (PROJECT / "dist").glob("circleosd_*.deb")
     return path

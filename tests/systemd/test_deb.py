@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.systemd.conftest import PROJECT
+from tests.systemd.conftest import PROJECT, build_package
 from tests.systemd.machine import Machine
-
-pytestmark = pytest.mark.timeout(600)
 
 DIRECTORIES = "/etc /home /root /run /srv /usr /var"
 # What other programs write while one looks, whether or not CircleOSD is there.
@@ -77,10 +75,7 @@ def test_what_the_package_brings_is_roots_and_everybody_may_read_it(package: Pat
 
 
 def test_the_same_sources_give_the_same_package(package: Path) -> None:
-    before = package.read_bytes()
-    environment = {**os.environ, "TMPDIR": "/var/tmp"}
-    subprocess.run([PROJECT / "scripts/build-deb"], env=environment, check=True, capture_output=True)
-    assert package.read_bytes() == before
+    assert build_package(TMPDIR="/var/tmp").read_bytes() == package.read_bytes()
 
 
 def test_after_installation_the_sockets_listen_and_nothing_runs(installed: Machine) -> None:

@@ -109,6 +109,7 @@ def test_two_clients_meet_idle_exits_for_twenty_seconds_and_lose_no_request(mach
     assert max(figure["pids"] for figure in figures) > 5, "the service did not exit in between, so this shows nothing"
 
 
+@pytest.mark.alone
 def test_a_cold_start_in_the_hardened_unit_is_within_some_of_a_bare_asyncio_server(machine: Machine) -> None:
     write(machine, "/etc/circleosd/config.toml", "# nothing is set\n")
     write(machine, "/etc/systemd/system/bare.socket", "[Socket]\nListenStream=/run/bare.sock\n")
@@ -120,6 +121,7 @@ def test_a_cold_start_in_the_hardened_unit_is_within_some_of_a_bare_asyncio_serv
     assert figures["ours"] / figures["bare"] <= 2.75
 
 
+@pytest.mark.alone
 def test_a_start_through_the_registry_is_no_slower_than_systemctl(machine: Machine) -> None:
     write(machine, "/etc/circleosd/services.d/idler.toml", '[[service]]\nname = "idler"\nunit = "idler.service"\n')
     write(machine, "/etc/systemd/system/idler.service", "[Service]\nType=exec\nExecStart=/bin/sleep 600\n")

@@ -13,8 +13,6 @@ from tests.systemd.conftest import PROJECT_INSIDE
 from tests.systemd.machine import Machine
 from tests.systemd.test_deb import PREPARE
 
-pytestmark = pytest.mark.timeout(600)
-
 SOCKETS = [f"circleosd-{name}.socket" for name in ("auth", "registry", "plugins")]
 SERVICES = [f"circleosd-{name}.service" for name in ("auth", "registry", "plugins")]
 TREE = "/home/carol/source/circleosd"

@@ -1,0 +1,76 @@
+"""Tests run side by side in several processes (pytest-xdist), but for those that measure the machine: each alone.
+
+A test marked `alone` begins when the tests of the other processes have ended, and holds back their next ones; several
+of them in a row are not interrupted. Every test holds the lock on `ROOM`, shared or not (flock(2)). The way to it is by
+that on `GATE`, so that who waits for the room is not overtaken for ever. Both are files that are there anyway.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Generator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+TESTS: Final = Path(__file__).parent
+GATE: Final = TESTS / "conftest.py"
+ROOM: Final = TESTS / "__init__.py"
+LONGEST: Final = (
+    "systemd/test_deb.py",
+    "integration/test_plugin_store.py",
+    "integration/test_crash.py",
+    "unit/test_linters.py",
+    "integration/test_hostile_plugins.py",
+    "systemd/test_scenario.py",
+    "systemd/test_inside.py",
+    "systemd/test_native_form.py",
+    "systemd/test_container.py",
+)
+
+
+class Turns:
+    """The turns of one of the processes that run tests."""
+
+    def __init__(self) -> None:
+        self._gate = GATE.open("rb")
+        self._room = ROOM.open("rb")
+        self._alone = False
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
+        """Wait for the test's turn: outside of its time limit, and with its fixtures within the turn."""
+        if not self._alone:
+            self._alone = alone(item)
+            fcntl.flock(self._gate, fcntl.LOCK_EX)
+            fcntl.flock(self._room, fcntl.LOCK_EX if self._alone else fcntl.LOCK_SH)
+            fcntl.flock(self._gate, fcntl.LOCK_UN)
+        try:
+            return (yield)
+        finally:
+            self._alone = self._alone and nextitem is not None and alone(nextitem)
+            if not self._alone:
+                fcntl.flock(self._room, fcntl.LOCK_UN)
+
+    def pytest_unconfigure(self) -> None:
+        self._gate.close()
+        self._room.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file is for one process: the run would end with that process if a long one came late."""
+    places = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "alone: measures the machine, so no other test runs meanwhile")
+    if hasattr(config, "workerinput"):  # one of several processes
+        config.pluginmanager.register(Turns())
