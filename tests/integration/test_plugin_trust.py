@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,12 @@ class Signer:
 
 
 @pytest.fixture
-def signer(new_host: NewHost, tmp_path: Path) -> Signer:
-    return Signer(new_host({}), tmp_path)
+def signer(host: EmbeddedHost, tmp_path: Path) -> Iterator[Signer]:
+    yield Signer(host, tmp_path)
+    for plugin in host.data("plugin-manager", "list"):
+        host.data("plugin-manager", "unload", id=plugin["id"])
+    for path in (host.directory / "config").glob("*-signers"):
+        path.unlink()
 
 
 def test_a_signed_plugin_is_verified_and_loaded_with_its_signers_name(signer: Signer) -> None:
@@ -65,8 +70,8 @@ def test_a_signed_plugin_is_verified_and_loaded_with_its_signers_name(signer: Si
     shown = json.loads(signer.host.ok("plugin", "show", "signed", "--json"))
     assert shown["signer"] == "alice@example.org"
     assert shown["key"].startswith("ED25519 SHA256:")
-    (row,) = signer.host.data("plugin-manager", "history", object="signed")
-    assert row["after"]["signer"] == "alice@example.org"
+    row = signer.host.data("plugin-manager", "history", object="signed")[-1]
+    assert (row["action"], row["after"]["signer"]) == ("load", "alice@example.org")
 
 
 def test_ssh_keygen_accepts_our_signature_and_we_accept_its(signer: Signer) -> None:
