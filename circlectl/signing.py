@@ -10,6 +10,7 @@ from circleosd.errors import BadRequest, CircleError, Unavailable
 from circleosd.policy import Access
 
 NAMESPACE = "circleosd-plugin"
+ARTIFACTS = (b"\0asm", b"\x7fELF")
 PIECE = 1 << 20
 
 Ask = Callable[[str, dict[str, Any]], Any]
@@ -58,9 +59,10 @@ def _manifest(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             manifest = json.load(file)
+        json.dumps(manifest, ensure_ascii=False, allow_nan=False).encode()
     except FileNotFoundError:
         raise BadRequest(f"cannot sign without a manifest: there is no {path}; it needs at least a name") from None
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise BadRequest(f"cannot read the manifest {path}: {exc}") from exc
     if not isinstance(manifest, dict) or not isinstance(manifest.get("name"), str):
         raise BadRequest(f"the manifest {path} is no JSON object with a name")
@@ -68,13 +70,15 @@ def _manifest(path: str) -> dict[str, Any]:
 
 
 def _measure(path: str) -> tuple[str, int]:
-    """The sha256 and the size of a file."""
+    """The sha256 and the size of an artifact."""
     import hashlib
 
     digest, size = hashlib.sha256(), 0
     try:
         with open(path, "rb") as file:
             while piece := file.read(PIECE):
+                if size == 0 and not piece.startswith(ARTIFACTS):
+                    raise BadRequest(f"{path} is no plugin: neither WebAssembly nor a shared object (ELF)")
                 digest.update(piece)
                 size += len(piece)
     except OSError as exc:

@@ -84,7 +84,8 @@ class Loading:
             signer = await self._signatures.verify(candidate.content, candidate.signature, signers)
             if signer.principal is None:
                 raise Denied(
-                    f"it is signed with the key {signer.key}, but this host trusts no signers yet (trusted-signers)"
+                    f"it is signed with the key {signer.key}, but this host trusts no signers yet; "
+                    "add whose it is to trusted-signers"
                 )
             manifest = candidate.manifest
             return Verified(

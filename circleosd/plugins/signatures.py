@@ -111,10 +111,13 @@ class Signatures:
 
     def _unsigned(self, why: str, key: str | None, *, native: bool, explicit: bool) -> Trust:
         if self._policy == "require":
-            raise Denied(f"this host loads only what a trusted signer signed (plugins.trust = require): {why}")
+            raise Denied(
+                f"this host loads only what a trusted signer signed (plugins.trust = require): {why}; "
+                f"have it signed by somebody whom {SIGNERS} names"
+            )
         if native and not explicit:
             raise Denied(
-                f"{why}, and native code is not confined by WebAssembly: "
+                f"{why}, and native code is not confined by WebAssembly; "
                 "load it with --trust if you trust its author, or have it signed"
             )
         return Trust(None, key, f"loaded on trust: {why}" if explicit else why)
@@ -125,7 +128,7 @@ class Signatures:
         Raises `BadSignature`, `Unavailable` when ssh-keygen cannot be run, `Timeout`.
         """
         if len(signature) > MAX_SIGNATURE:
-            raise BadSignature(Problem.MALFORMED, f"the signature is larger than {MAX_SIGNATURE} bytes")
+            raise BadSignature(Problem.MALFORMED, f"the signature is larger than {MAX_SIGNATURE} bytes; get it again")
         with contextlib.ExitStack() as files:
             armored = files.enter_context(_in_memory(signature))
             trusted = files.enter_context(_in_memory(signers)) if signers is not None else self._found(SIGNERS)
@@ -194,7 +197,10 @@ class Signatures:
                 f"the signer's key {key} of {principal} is revoked (or {REVOKED} cannot be read); "
                 "do not use what it signed",
             )
-        raise BadSignature(Problem.UNKNOWN, f"the signature of {principal} does not count: {_last_line(ran.err)}")
+        raise BadSignature(
+            Problem.UNKNOWN,
+            f"the signature of {principal} does not count: {_last_line(ran.err)}; see ssh-keygen(1), ALLOWED SIGNERS",
+        )
 
     def _found(self, name: str) -> str | None:
         """The file of that name in the most important directory that has it."""

@@ -39,6 +39,7 @@ COMPONENT_INSTANCES: Final = 256
 
 NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, c_void_p))
 _I32: Final = 0
+_NO_OFFSET: Final = ctypes.c_size_t(-1).value
 
 
 def configuration(*, deterministic: bool) -> Pointer:
@@ -347,7 +348,9 @@ def _backtrace(frames: Any) -> list[str]:
         name = c.wasmtime_frame_func_name(frame)
         number = c.wasm_frame_func_index(frame)
         function = _text(name.contents) if name else f"function {number}"
-        lines.append(f"{function} (offset {c.wasm_frame_module_offset(frame):#x})")
+        offset = c.wasm_frame_module_offset(frame)
+        # Where the stack ended there is no place in the module.
+        lines.append(function if offset == _NO_OFFSET else f"{function} (offset {offset:#x})")
     if frames.size > MAX_BACKTRACE:
         lines.append(f"… {frames.size - MAX_BACKTRACE} more")
     c.wasm_frame_vec_delete(byref(frames))

@@ -34,6 +34,8 @@ from circleosd.worker.text import require_text
 
 _START: Final = chars("_start")
 _INFO: Final = 1
+# Wasmtime passes on no status that a shell would use for something else.
+_OTHER_STATUS: Final = "exit with invalid exit status"
 
 
 class Sink(Protocol):
@@ -137,7 +139,7 @@ def _strings(texts: Any) -> Any:
     return ctypes.cast((c_char_p * len(items))(*items), POINTER(POINTER(ctypes.c_char)))
 
 
-def exit_failure(status: int, last_line: str) -> PluginFailure:
+def exit_failure(status: int | str, last_line: str) -> PluginFailure:
     """The failure of a program that ended with a status other than 0."""
     said = f": {last_line}" if last_line else ""
     return PluginFailure("plugin-failed", f"exited with status {status}{said}", reported=True)
@@ -225,4 +227,6 @@ class WasiPlugin:
         errors.flush()
         if trouble.exit_status is not None:
             raise exit_failure(trouble.exit_status, errors.last)
+        if trouble.cause.startswith(_OTHER_STATUS):
+            raise exit_failure("above 125", errors.last)
         raise failure(trouble, self._load.limits)

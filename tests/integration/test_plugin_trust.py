@@ -214,7 +214,26 @@ def test_signing_says_what_is_wrong(signer: Signer, tmp_path: Path) -> None:
         ([str(signer.path), "--key", "/nonexistent"], "/nonexistent"),
         ([str(tmp_path / "none.wasm"), "--key", str(signer.key)], "without a manifest"),
         ([str(signer.path)], "needs --key"),
+        ([str(signer.manifest), "--key", str(signer.key)], "is no plugin"),
     ):
         done = signer.host.ctl("plugin", "sign", *arguments)
         assert done.returncode == 2, arguments
         assert reason in done.stderr
+
+
+def test_a_manifest_that_cannot_be_signed_is_left_as_it_is(signer: Signer) -> None:
+    for content in ('{"name":"a","description":"\\ud800"}', '{"name":"a","size":NaN}', "[" * 100_000):
+        signer.manifest.write_text(content)
+        done = signer.host.ctl("plugin", "sign", str(signer.path), "--key", str(signer.key))
+        assert done.returncode == 2
+        assert done.stderr.startswith("circlectl: cannot read the manifest ")
+        assert done.stderr.count("\n") == 1
+        assert signer.manifest.read_text() == content
+
+
+def test_who_is_refused_for_a_signature_is_not_told_to_log_in(signer: Signer) -> None:
+    signer.signers.unlink()
+    refused = signer.host.ctl("plugin", "verify", str(signer.path))
+    assert refused.returncode == 4
+    assert "add whose it is to trusted-signers" in refused.stderr
+    assert "log in" not in refused.stderr

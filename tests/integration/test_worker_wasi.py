@@ -58,6 +58,17 @@ def test_another_exit_status_fails_with_the_last_line_of_stderr() -> None:
         assert worker.logs == [(1, 1, "reading"), (1, 1, "cannot read")]
 
 
+@pytest.mark.parametrize("status", [126, 255, -1])
+def test_a_status_that_wasmtime_does_not_pass_on_is_an_exit_too(status: int) -> None:
+    body = f"(drop (call $write (i32.const 2) (i32.const 5000) (i32.const 11))) (call $exit (i32.const {status}))"
+    with start(command(body, extra='(data (i32.const 5000) "cannot read")')) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("handle")
+        assert caught.value.message == "exited with status above 125: cannot read"
+        assert (caught.value.backtrace, caught.value.failed.reported) == ([], True)
+
+
 def test_a_trap_is_reported_with_its_function() -> None:
     with start(command("(call $crash)", extra="(func $crash unreachable)")) as worker:
         worker.ready()
