@@ -15,6 +15,7 @@ from circleosd.paths import config_dirs
 # Nobody changes settings. To have Python see to that (`frozen`) would more than double what these classes cost every
 # start of a service.
 
+
 @dataclass(eq=False, repr=False)
 class ServerSettings:
     """Bounds that every service keeps. Times in seconds, sizes in bytes.
