@@ -33,7 +33,7 @@ USAGE = """usage: circleosd COMMAND
   service-registry    names and the units behind them} each with its socket
   plugin-manager      loads and invokes plugins      }
   worker NAME         runs the code of one plugin; started for plugin-manager
-  polkit-rule         write the polkit rule for the cataloged units; started by systemd, as root
+  polkit-rule [DIR]   write the polkit rule for the cataloged units; started by systemd, as root
   --version
 """
 
@@ -64,6 +64,12 @@ def run(argv: list[str]) -> int:
             from circleosd.polkit import main as polkit_rule
 
             return polkit_rule()
+        case ["polkit-rule", directory]:
+            from pathlib import Path
+
+            from circleosd import polkit
+
+            return polkit.show(Path(directory))
         case ["up"]:
             return up(None)
         case ["up", "--dir", directory]:

@@ -1,6 +1,7 @@
 """The polkit rule that lets the registry manage the cataloged units, and nothing else: `circleosd polkit-rule`.
 
 Run by root (units/circleosd-polkit.service) when the catalog changes. Only what root alone can have written counts.
+On NixOS the rule is a part of the configuration, and so is the catalog that it is printed for.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ ROUNDS = 20  # how often a catalog that changes meanwhile is read again
 # manage-unit-files is about (systemd 252), so the registry never gets that: it may start the unit that enables just one
 # (systemd.units.switch_unit), and the user of that unit gets it.
 _TEMPLATE = """\
-// Written by circleosd-polkit.service from the catalog in %(catalog)s; changes made here are lost.
+// Made from the catalog by `circleosd polkit-rule`; changes made here are lost.
 polkit.addRule(function (action, subject) {
     if (subject.user === %(switch)s) {
         return %(switching)s.indexOf(action.id) >= 0 ? polkit.Result.YES : polkit.Result.NO;
@@ -82,7 +83,6 @@ def rule(entries: Iterable[Entry]) -> str:
             else:
                 listed.add(f"{verb} {entry.unit}")
     return _TEMPLATE % {
-        "catalog": CATALOG,
         "user": json.dumps(USER),
         "switch": json.dumps(SWITCH_USER),
         "switching": json.dumps(SWITCHING),
@@ -165,6 +165,15 @@ def _fingerprint(directory: Path) -> list[tuple[str, int, int]]:
         found = [(path.name, path.lstat()) for path in (directory, *sorted(directory.iterdir()))]
         return [(name, status.st_ino, status.st_ctime_ns) for name, status in found]
     return []
+
+
+def show(directory: Path) -> int:
+    """Print the rule for a catalog of the caller's own; return the exit status, 1 when a part of it is refused."""
+    found = trusted(directory, os.geteuid())
+    for problem in found.problems:
+        print(f"circleosd: {problem}", file=sys.stderr)
+    print(rule(found.entries.values()), end="")
+    return 1 if found.problems else 0
 
 
 def main() -> NoReturn:

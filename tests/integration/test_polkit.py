@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -303,3 +304,12 @@ def test_a_rule_that_cannot_be_written_leaves_no_temporary_file(places: tuple[Pa
     with pytest.raises(OSError, match="directory"):
         generate(places)
     assert [path.name for path in places[1].parent.iterdir()] == [places[1].name]
+
+
+def test_the_rule_for_a_catalog_of_ones_own_is_printed(places: tuple[Path, Path]) -> None:
+    generate(places)
+    command = [sys.executable, "-m", "circleosd", "polkit-rule", str(places[0])]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == places[1].read_text()
+    (places[0] / "bad.toml").write_text('[[service]]\nname = "cron"\nunit = "cron@.service"\n')
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "not the full name of a unit" in done.stderr) == (1, True)
