@@ -1,5 +1,6 @@
 {
   lib,
+  installShellFiles,
   openssh,
   python3Packages,
   withTests ? false,
@@ -33,20 +34,23 @@ python3Packages.buildPythonApplication {
       fileset.toSource {
         root = ../.;
         fileset = fileset.unions [
+          ../completions
+          ../man
           ../pyproject.toml
           ../README.md
+          ../scripts/user-unit-files
           (without "pyc" ../circlectl)
           (without "pyc" ../circleosd)
-          (without "nix" ./.)
+          (fileset.difference (without "nix" ./.) ./nixos)
         ];
       };
 
   build-system = [ python3Packages.hatchling ];
   inherit dependencies;
+  nativeBuildInputs = [ installShellFiles ];
 
-  # ssh-keygen signs and verifies plugins. sys.prefix is Python's own directory here: `circleosd up` finds the services
-  # on PATH and their units on CIRCLEOSD_UNIT_PATH, and a child started by `sys.executable -m`, which is not wrapped,
-  # its modules on PYTHONPATH.
+  # ssh-keygen signs and verifies plugins. `circleosd up` finds the services on PATH, and a child started by
+  # `sys.executable -m`, which is not wrapped, its modules on PYTHONPATH.
   makeWrapperArgs = [
     "--prefix"
     "PATH"
@@ -56,32 +60,27 @@ python3Packages.buildPythonApplication {
     "PYTHONPATH"
     ":"
     "${placeholder "out"}/${python3Packages.python.sitePackages}:${python3Packages.makePythonPath dependencies}"
-    "--suffix"
-    "CIRCLEOSD_UNIT_PATH"
-    ":"
-    "${placeholder "out"}/share/circleosd/units"
   ];
 
-  # NixOS takes units and their drop-ins from lib/systemd. The polkit generator serves the system manager only.
+  # NixOS takes units and their drop-ins from lib/systemd. Those that serve the system manager alone write the polkit
+  # rule and enable units; there the configuration does both, and declares the users.
   postInstall = ''
-    system=$out/lib/systemd/system user=$out/lib/systemd/user
-    install -Dm444 -t "$system" units/*.{target,socket,service,path}
-    for dropins in units/system/*.d; do
-      install -Dm444 -t "$system/''${dropins##*/}" "$dropins"/*.conf
+    mapfile -t files < <(bash scripts/user-unit-files)
+    for manager in system user; do
+      install -Dm444 -t "$out/lib/systemd/$manager" "''${files[@]}"
+      sed -i -E "s#^(Exec[A-Za-z]+=[-@:+!]*)circleosd( |\$)#\1$out/bin/circleosd\2#" "$out/lib/systemd/$manager"/*
     done
-    install -Dm444 -t "$user" units/*.{target,socket,service}
-    rm -f "$user"/circleosd-polkit.*
-
-    find "$system" "$user" -type f -exec \
-      sed -i -E "s#^(Exec[A-Za-z]+=[-@:+!]*)circleosd( |\$)#\1$out/bin/circleosd\2#" {} +
-    if grep -rE '^Exec(Start|Stop|Reload|Condition)[A-Za-z]*=[-@:+!]*[^-@:+!/]' "$system" "$user"; then
+    cp -r --no-preserve=mode units/system/*.d "$out/lib/systemd/system"
+    if grep -rE '^Exec(Start|Stop|Reload|Condition)[A-Za-z]*=[-@:+!]*[^-@:+!/]' $out/lib/systemd; then
       echo "cannot install the units: the commands above have no absolute path" >&2
       exit 1
     fi
-
-    install -Dm444 units/circleosd.sysusers.conf $out/lib/sysusers.d/circleosd.conf
     install -Dm444 units/circleosd.tmpfiles.conf $out/lib/tmpfiles.d/circleosd.conf
     install -Dm444 units/circleosd.catalog $out/lib/systemd/catalog/circleosd.catalog
+
+    python -m circlectl.manual >circlectl.1
+    installManPage circlectl.1 man/*
+    installShellCompletion completions/circlectl.{bash,fish,zsh}
   '';
 
   pythonImportsCheck = [
@@ -95,9 +94,12 @@ python3Packages.buildPythonApplication {
     python3Packages.pytest
     python3Packages.pytest-timeout
   ];
+  # The linters are the development shell's; test_nix.py would have Nix run in Nix.
   checkPhase = ''
     runHook preCheck
-    HOME=$(mktemp -d) python -m pytest -p no:cacheprovider tests/unit
+    python plugins/wat2wasm.py plugins/example.wat plugins/example.wasm
+    HOME=$(mktemp -d) python -m pytest -p no:cacheprovider tests/unit \
+      --ignore=tests/unit/test_linters.py --ignore=tests/unit/test_nix.py
     runHook postCheck
   '';
 

@@ -20,7 +20,6 @@ let
     builtins.deepSeq [
       configuration.services.circleosd
       configuration.environment.etc
-      configuration.security.polkit.extraConfig
     ] true;
   accepted = options: failures (enabled options) == [ ] && force (enabled options);
   refusedByType = options: !(builtins.tryEval (force (enabled options))).success;
@@ -71,7 +70,11 @@ in
     let
       off = evaluate { };
     in
-    off.systemd.packages == [ ] && off.environment.etc == { } && off.security.polkit.extraConfig == "";
+    off.systemd.packages == [ ]
+    && off.environment.etc == { }
+    && off.users.users == { }
+    && off.systemd.services == { }
+    && !off.security.polkit.enable;
   "enabling it is enough" = accepted { };
   "declared plugins are loaded at boot, once the sockets listen" =
     let
@@ -93,8 +96,22 @@ in
   "the sockets are wanted by sockets.target" = lib.all (
     socket: lib.elem "sockets.target" socket.wantedBy
   ) (lib.attrValues plain.systemd.sockets);
-  "the polkit generator is off" =
-    !plain.systemd.services.circleosd-polkit.enable && !plain.systemd.paths.circleosd-polkit.enable;
+  "the polkit rule is made from the catalog" =
+    let
+      rule = plain.environment.etc."polkit-1/rules.d/49-circleosd.rules".source;
+    in
+    plain.security.polkit.enable
+    && lib.hasInfix "cp /made/circleosd-services.toml " rule.script
+    && rule.environment.nativeBuildInputs == [ plain.services.circleosd.package ]
+    && lib.elem rule plain.systemd.services.polkit.restartTriggers;
+  "a change of what a service reads restarts it" =
+    plain.systemd.services.circleosd-auth.restartTriggers != [ ]
+    &&
+      lib.elem full.environment.etc."circleosd/services.d/nixos.toml".source
+        full.systemd.services.circleosd-registry.restartTriggers
+    &&
+      lib.elem full.environment.etc."circleosd/trusted-signers".source
+        full.systemd.services.circleosd-declared-plugins.restartTriggers;
   "declared services become the catalog" =
     full.environment.etc."circleosd/services.d/nixos.toml".source.value.service == [
       {
@@ -125,6 +142,8 @@ in
       plugins = { };
     }
     && (enabled { trustedSigners = [ key ]; }).services.circleosd.settings.plugins.trust == "require";
+  "without declared signers the file is the administrator's" =
+    !plain.environment.etc ? "circleosd/trusted-signers";
   "signers are listed one a line" =
     full.environment.etc."circleosd/trusted-signers".text == key + "\n"
     &&
@@ -141,13 +160,10 @@ in
       "alice"
       "bob"
     ];
-  "its own users never join the admin group" = lib.all (user: !lib.elem "wheel" user.extraGroups) (
-    map (daemon: wheel.users.users.${daemon}) [
-      "circleosd-auth"
-      "circleosd-plugins"
-      "circleosd-registry"
-    ]
-  );
+  "its own users are in no group but their own" = lib.all (
+    daemon:
+    wheel.users.users.${daemon}.group == daemon && wheel.users.users.${daemon}.extraGroups == [ ]
+  ) (import ../../units/nixos/names.nix).daemons;
 
   "escaped and instantiated units are taken" =
     accepted { services.a.unit = "srv-my\\x2ddata.mount"; }

@@ -41,10 +41,6 @@ lib.evalModules {
           );
         };
         security.polkit.enable = lib.mkEnableOption "polkit";
-        security.polkit.extraConfig = mkOption {
-          type = types.lines;
-          default = "";
-        };
         systemd = {
           packages = list;
           tmpfiles.packages = list;

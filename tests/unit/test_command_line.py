@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -202,6 +203,7 @@ def test_the_command_line_is_made_without_heavy_imports() -> None:
         "print(sorted({'asyncio','pydantic','pydantic_core','wasmtime','dbus_fast','rich','sqlite3','ctypes','subprocess',"
         "'tomllib','systemd','argon2'} & set(sys.modules)))"
     )
-    environment = {"CIRCLEOSD_RUNTIME_DIR": "/nonexistent", "PATH": ""}
+    modules = os.pathsep.join(filter(None, sys.path))  # which not every Python finds by itself
+    environment = {"CIRCLEOSD_RUNTIME_DIR": "/nonexistent", "PATH": "", "PYTHONPATH": modules}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -1,34 +1,44 @@
-"""The Nix side: what can be said without Nix, and with `nix-instantiate` what it says.
+"""The Nix side, as far as Nix alone can tell: syntax, names, what the package installs; with a nixpkgs, the module.
 
-Nothing here builds: the package and the virtual machine need a nixpkgs and are checks of the flake.
+Nothing here needs a Nix store. The package and the virtual machine need a nixpkgs and are checks of the flake.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from circleosd.api.plugins import PLUGIN_NAME
-from circleosd.registry.catalog import OWN
+from circleosd.registry.catalog import ALL_VERBS, OWN
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "units"
-MODULE = (UNITS / "nixos-module.nix").read_text(encoding="utf-8")
-PACKAGE = (UNITS / "package.nix").read_text(encoding="utf-8")
 NIX_FILES = [
     ROOT / "flake.nix",
-    *(path for name in ("units", "nixos-test", "tests/nix") for path in (ROOT / name).glob("*.nix")),
+    *(path for name in ("units", "units/nixos", "nixos-test", "tests/nix") for path in (ROOT / name).glob("*.nix")),
 ]
+# What the NixOS configuration does itself: the polkit rule, what starts at boot, the users.
+NOT_ON_NIXOS = {
+    "circleosd-disable@.service",
+    "circleosd-enable@.service",
+    "circleosd-polkit.path",
+    "circleosd-polkit.service",
+    "circleosd.sysusers.conf",
+}
 
 STRINGS = re.compile(r"''(?:''['$\\]|.)*?''(?!['$\\])|\"(?:\\.|[^\"\\])*\"|#[^\n]*", re.DOTALL)
 
 nix = pytest.mark.skipif(
-    not shutil.which("nix-instantiate"), reason="nix-instantiate is not on PATH: no Nix file is parsed"
+    not shutil.which("nix-instantiate"), reason="nix-instantiate is not on PATH: no Nix file is parsed or evaluated"
 )
 
 
@@ -38,6 +48,25 @@ def nix_instantiate(*arguments: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def evaluated(expression: str) -> Any:
+    """The value of a Nix expression."""
+    return json.loads(nix_instantiate("--eval", "--strict", "--json", "--expr", expression))
+
+
+def package(attribute: str, python_packages: str = "") -> Any:
+    """An attribute of what units/package.nix hands to buildPythonApplication, which need not use nixpkgs' lib."""
+    return evaluated(
+        f"(import {UNITS}/package.nix {{ lib = {{ }}; installShellFiles = null; openssh = null;"
+        f" python3Packages = {{ buildPythonApplication = arguments: arguments; {python_packages} }}; }}).{attribute}"
+    )
+
+
+@pytest.fixture(scope="module")
+def names() -> Any:
+    """What units/nixos/names.nix says."""
+    return evaluated(f"import {UNITS}/nixos/names.nix")
 
 
 @pytest.fixture(scope="module")
@@ -59,56 +88,66 @@ def test_nix_can_parse(path: Path) -> None:
 
 @nix
 def test_the_module_keeps_each_promise(nixpkgs_lib: str) -> None:
-    expression = f"import {ROOT}/tests/nix/cases.nix {{ lib = import {nixpkgs_lib}; }}"
-    promises = json.loads(nix_instantiate("--eval", "--strict", "--json", "--expr", expression))
+    promises = evaluated(f"import {ROOT}/tests/nix/cases.nix {{ lib = import {nixpkgs_lib}; }}")
     assert promises
     assert [promise for promise, kept in promises.items() if not kept] == []
 
 
 @nix
-@pytest.mark.skipif(not shutil.which("node"), reason="node is not on PATH: the polkit rule is not run")
-def test_the_polkit_rule_allows_the_catalog_to_the_registry_and_nothing_else(nixpkgs_lib: str) -> None:
-    evaluate = f"import {ROOT}/tests/nix/evaluate.nix {{ lib = import {nixpkgs_lib}; }}"
-    settings = '{ services.circleosd = { enable = true; services.nginx.verbs = [ "restart" ]; }; }'
-    expression = f"({evaluate} {settings}).config.security.polkit.extraConfig"
-    rule = nix_instantiate("--eval", "--raw", "--expr", expression)
-    units, files = "org.freedesktop.systemd1.manage-units", "org.freedesktop.systemd1.manage-unit-files"
-    asked = "Authentication is required to {} '$(unit)'."
-    transient = "Authentication is required to start transient unit '$(unit)'."
-    registry = "circleosd-registry"
-    expected = [
-        (registry, units, "nginx.service", "restart", asked, "yes"),
-        (registry, units, "nginx.service", "stop", asked, "no"),
-        (registry, units, "nginx.service.service", "restart", asked, "no"),
-        (registry, units, "toString", "restart", asked, "no"),
-        (registry, units, "circleosd-auth.service", "restart", asked, "yes"),
-        (registry, units, "circleosd-auth.service", "start", transient, "no"),
-        (registry, units, "circleosd-plugin@counter.socket", "start", asked, "yes"),
-        (registry, units, "circleosd-plugin@counter.service", "kill", asked, "no"),
-        (registry, units, "circleosd-plugin@../x.service", "start", asked, "no"),
-        (registry, units, "x-circleosd-plugin@counter.service", "start", asked, "no"),
-        (registry, units, None, None, None, "no"),
-        (registry, files, None, None, None, "no"),
-        (registry, "org.freedesktop.login1.reboot", None, None, None, "not handled"),
-        ("alice", units, "nginx.service", "restart", asked, "not handled"),
-    ]
-    questions = [
-        (user, action, unit, verb, text and text.format(verb)) for user, action, unit, verb, text, _ in expected
-    ]
-    script = f"""
-        let rule;
-        const Result = {{ YES: "yes", NO: "no", NOT_HANDLED: "not handled" }};
-        const polkit = {{ Result, addRule: (f) => (rule = f) }};
-        {rule}
-        const answer = ([user, id, unit, verb, message]) => {{
-          const details = {{ unit, verb, "polkit.message": message }};
-          return rule({{ id, lookup: (key) => details[key] ?? undefined }}, {{ user }});
-        }};
-        console.log(JSON.stringify({json.dumps(questions)}.map(answer)));
-    """
-    done = subprocess.run(["node", "-e", script], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [answer for *_, answer in expected]
+def test_the_module_and_the_services_agree_on_names(names: Any) -> None:
+    sockets = {path.stem for path in UNITS.glob("*.socket") if "@" not in path.name}
+    assert set(names["daemons"]) == sockets
+    assert set(names["ownUnits"]) == {f"{name}{kind}" for name in sockets for kind in (".socket", ".service")}
+    assert set(names["ownServices"]) == {entry.name for entry in OWN}
+    assert {entry.unit for entry in OWN} <= set(names["ownUnits"])
+    assert names["pluginRule"] == PLUGIN_NAME
+    assert set(names["defaultVerbs"]) <= set(ALL_VERBS)
+
+
+@nix
+def test_the_package_depends_on_what_the_project_does() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = sorted(re.split(r"[<>=]", requirement)[0] for requirement in project["dependencies"])
+    assert package("dependencies", " ".join(f'{name} = "{name}";' for name in needed)) == needed
+
+
+@nix
+def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    source = tmp_path / "source"
+    for name in ("circlectl", "circleosd", "completions", "man", "scripts", "units"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    # The hook installShellFiles, as far as it goes: where a page and a completion are put is its business.
+    hook = 'installManPage() { install -Dm444 -t "$out/man" "$@"; }; installShellCompletion() { ls "$@" >/dev/null; }'
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f"{hook}\n{package('postInstall')}"],
+        cwd=source,
+        env={"out": str(out), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for manager in ("system", "user"):
+        found = [path for path in (out / "lib/systemd" / manager).iterdir() if path.is_file()]
+        installed = {path.name: path.read_text(encoding="utf-8") for path in found}
+        assert set(installed) == {
+            path.name
+            for path in UNITS.iterdir()
+            if path.suffix in (".target", ".socket", ".service", ".path") and path.name not in NOT_ON_NIXOS
+        }
+        started = [line for text in installed.values() for line in text.splitlines() if line.startswith("Exec")]
+        assert len(started) == len([name for name in installed if name.endswith(".service")])
+        assert [line for line in started if not line.startswith(f"ExecStart={out}/bin/circleosd ")] == []
+    dropins = {path.name: [file.name for file in path.iterdir()] for path in (UNITS / "system").iterdir()}
+    assert {
+        path.name: [file.name for file in path.iterdir()] for path in (out / "lib/systemd/system").glob("*.d")
+    } == dropins
+    assert {path.name for path in (out / "man").iterdir()} == {"circlectl.1", "circleosd.8", "circleosd.toml.5"}
+    left = {path.name for path in UNITS.iterdir() if path.is_file() and path.suffix != ".nix"} - NOT_ON_NIXOS
+    assert left == set(installed) | {"circleosd.catalog", "circleosd.tmpfiles.conf"}
+    assert (out / "lib/systemd/catalog/circleosd.catalog").is_file()
+    assert (out / "lib/tmpfiles.d/circleosd.conf").is_file()
 
 
 @pytest.mark.parametrize("path", NIX_FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -118,37 +157,8 @@ def test_every_file_that_a_nix_file_names_exists(path: Path) -> None:
     assert [name for name in named if not (path.parent / name).exists()] == []
 
 
-def test_every_unit_that_the_module_names_is_shipped() -> None:
-    daemons = re.search(r"daemons = \[(.*?)\];", MODULE, re.DOTALL)
-    assert daemons
-    named = {f"{name}{kind}" for name in re.findall(r'"(.*?)"', daemons[1]) for kind in (".service", ".socket")}
-    named |= {f"{name}.{kind}" for kind, name in re.findall(r"systemd\.(target|path)s\.([\w-]+)\.", MODULE)}
-    named |= {f"{name}.service" for name in re.findall(r"^ +([\w-]+)\.enable = false;", MODULE, re.MULTILINE)}
-    assert {"circleosd.target", "circleosd-polkit.path"} <= named
-    assert sorted(name for name in named if not (UNITS / name).exists()) == []
-
-
-def test_the_module_wants_every_socket_that_is_no_template() -> None:
-    sockets = {path.stem for path in UNITS.glob("*.socket") if "@" not in path.name}
-    assert sockets
-    assert sorted(name for name in sockets if f'"{name}"' not in MODULE) == []
-
-
-def test_the_package_installs_every_file_in_units() -> None:
-    kinds = {kind for kinds in re.findall(r"units/\*\.\{([\w,]+)\}", PACKAGE) for kind in kinds.split(",")}
-    names = set(re.findall(r"units/([\w.-]+)", PACKAGE))
-    files = [path for path in UNITS.iterdir() if path.is_file() and path.suffix != ".nix"]
-    assert files
-    assert [path.name for path in files if path.suffix[1:] not in kinds and path.name not in names] == []
-
-
-def test_the_module_and_the_services_agree_on_names() -> None:
-    assert f'pluginRule = "{PLUGIN_NAME}";' in MODULE
-    assert [entry.name for entry in OWN if f'"{entry.name}"' not in MODULE] == []
-
-
 def test_the_readme_names_only_options_that_exist() -> None:
-    declared = MODULE.partition("options.services.circleosd = {")[2].partition("config = lib.mkIf cfg.enable")[0]
+    declared = (UNITS / "nixos/options.nix").read_text(encoding="utf-8").partition("options.services.circleosd = {")[2]
     options = set(re.findall(r"^    (\w+) = (?:mkOption|lib\.mkEnableOption)\b", declared, re.MULTILINE))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"services\.circleosd\.(\w+)", readme))

@@ -1,0 +1,33 @@
+# Brings the loaded plugins in line with the bundles given (plugin-bundle.sh). The file `names` lists those that are its
+# to unload; plugins loaded by hand are left alone. One plugin that fails does not keep back the others.
+names=$STATE_DIRECTORY/names
+declared=" "
+failed=0
+touch "$names"
+: >"$names.new"
+
+for bundle in "$@"; do
+    name=$(<"$bundle/name")
+    options=()
+    while IFS= read -r capability; do
+        options+=(--grant "$capability")
+    done <"$bundle/grants"
+    declared+="$name "
+    echo "$name" | tee -a "$names.new" >>"$names"
+    circlectl plugin load "$bundle/$(<"$bundle/artifact")" --manifest "$bundle/$name.json" \
+        --sha256 "$(<"$bundle/sha256")" "${options[@]}" || failed=1
+done
+
+while IFS= read -r name; do
+    if [[ $declared == *" $name "* ]]; then
+        continue
+    fi
+    if ! answer=$(circlectl plugin unload "$name" --json 2>&1) && [[ $answer != *not-found* ]]; then
+        echo "$answer" >&2
+        echo "$name" >>"$names.new"
+        failed=1
+    fi
+done <"$names"
+
+mv "$names.new" "$names"
+exit "$failed"

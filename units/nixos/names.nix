@@ -1,0 +1,31 @@
+# Names and rules that the services have too: circleosd/api/plugins.py, circleosd/registry/catalog.py, units/.
+rec {
+  daemons = [
+    "circleosd-auth"
+    "circleosd-plugins"
+    "circleosd-registry"
+  ];
+
+  # The group that the packaged sockets name.
+  socketGroup = "circleosd";
+
+  # Under these the registry lists CircleOSD itself.
+  ownServices = [
+    "auth-service"
+    "plugin-manager"
+    "service-registry"
+  ];
+  ownUnits = builtins.concatMap (daemon: [
+    "${daemon}.service"
+    "${daemon}.socket"
+  ]) daemons;
+
+  serviceRule = "[a-z0-9][a-z0-9_.-]{0,63}";
+  pluginRule = "[a-z0-9][a-z0-9_-]{0,47}";
+
+  startVerbs = [
+    "start"
+    "stop"
+  ];
+  defaultVerbs = startVerbs ++ [ "restart" ];
+}
