@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -164,7 +163,12 @@ class RegistryService(Handlers):
 
     async def _job(self, verb: Verb, name: str, act: Act) -> Job:
         entry = self._allowed(verb, name)
-        act.before, result = await self._before_and_job(verb, name, entry.unit)
+        (before,) = await self._units.states([entry.unit])
+        act.before = before.active
+        try:
+            result = await self._units.job(verb, entry.unit)
+        except NotFound as exc:
+            raise NotFound(f"the unit {entry.unit} of the service {name} does not exist") from exc
         (state,) = await self._units.states([entry.unit])
         act.after = state.active
         if result != "done" or (verb != "stop" and state.active == "failed"):
@@ -172,21 +176,6 @@ class RegistryService(Handlers):
         if verb == "stop" and (stopped := await self._units.detail(entry.unit)).listening:
             act.message = f"{name} is stopped; {' '.join(stopped.triggered_by)} still listens and starts it on demand"
         return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub)
-
-    async def _before_and_job(self, verb: Verb, name: str, unit: str) -> tuple[str, str]:
-        """The state of a unit and the result of a job on it. The question is on its way before the job, and so answered
-        before it, but the job does not wait for the answer.
-        """
-        asked = asyncio.create_task(self._units.states([unit]))
-        await asyncio.sleep(0)
-        try:
-            result = await self._units.job(verb, unit)
-        except NotFound as exc:
-            raise NotFound(f"the unit {unit} of the service {name} does not exist") from exc
-        finally:
-            await asyncio.wait([asked])
-        (before,) = asked.result()
-        return before.active, result
 
     async def _switch(self, verb: Switch, name: str, act: Act) -> Enabled:
         entry = self._allowed(verb, name)
