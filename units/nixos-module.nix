@@ -113,6 +113,9 @@ in
       })
       // {
         polkit.restartTriggers = [ polkitRule ];
+        systemd-journal-catalog-update.restartTriggers = [
+          config.environment.etc."systemd/catalog/circleosd.catalog".source
+        ];
       };
   };
 }

@@ -111,7 +111,10 @@ in
         full.systemd.services.circleosd-registry.restartTriggers
     &&
       lib.elem full.environment.etc."circleosd/trusted-signers".source
-        full.systemd.services.circleosd-declared-plugins.restartTriggers;
+        full.systemd.services.circleosd-declared-plugins.restartTriggers
+    &&
+      plain.systemd.services.systemd-journal-catalog-update.restartTriggers
+      == [ plain.environment.etc."systemd/catalog/circleosd.catalog".source ];
   "declared services become the catalog" =
     full.environment.etc."circleosd/services.d/nixos.toml".source.value.service == [
       {
