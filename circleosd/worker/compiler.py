@@ -77,9 +77,9 @@ def _read(descriptor: int) -> bytes:
 def _end_of_child(status: int) -> tuple[Code, str]:
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if number in (signal.SIGALRM, signal.SIGXCPU):
-        return "limit", f"cannot load the plugin: compiling it took longer than {COMPILE_SECONDS:g} s"
+        return "limit", f"compiling it took longer than {COMPILE_SECONDS:g} s"
     # An allocation that fails aborts; the kernel's own want of memory kills.
     if number in (signal.SIGABRT, signal.SIGKILL):
-        return "limit", f"cannot load the plugin: compiling it needs more than {COMPILE_MEMORY} bytes of memory"
+        return "limit", f"compiling it needs more than {COMPILE_MEMORY} bytes of memory"
     how = f"signal {number}" if number else f"status {os.waitstatus_to_exitcode(status)}"
-    return "plugin-failed", f"cannot load the plugin: the compiler ended with {how}"
+    return "plugin-failed", f"the compiler ended with {how}"

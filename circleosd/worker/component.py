@@ -181,7 +181,7 @@ class ComponentPlugin:
     def _index(self, name: str) -> Pointer:
         index = c.wasmtime_component_get_export_index(self._component, None, chars(name), len(name.encode()))
         if not index:
-            raise PluginFailure("bad-request", f"cannot load the plugin: its export {name} cannot be found")
+            raise PluginFailure("bad-request", f"its export {name} cannot be found")
         return index
 
     def _find(self, instance: _Instance, name: str) -> Any:
@@ -189,7 +189,7 @@ class ComponentPlugin:
         if not c.wasmtime_component_instance_get_func(
             byref(instance.component), instance.context, self._indices[name], byref(function)
         ):
-            raise PluginFailure("bad-request", f"cannot load the plugin: its export {name} is no function")
+            raise PluginFailure("bad-request", f"its export {name} is no function")
         instance.functions[name] = found = byref(function)
         return found
 
@@ -227,9 +227,7 @@ class ComponentPlugin:
         found = [name for name in names if self._is(instance, name, "handle")]
         if "handle" not in found:
             given = values.function_type(self._find(instance, "handle"), instance.context)
-            raise PluginFailure(
-                "bad-request", f"cannot load the plugin: it exports handle as {given}, not as {_TYPES['handle']}"
-            )
+            raise PluginFailure("bad-request", f"it exports handle as {given}, not as {_TYPES['handle']}")
         return found
 
     def _describe(self, instance: _Instance) -> str | None:

@@ -190,7 +190,7 @@ def compile_code(kind: Kind, data: bytes, *, deterministic: bool) -> bytes:
     error = functions.new(engine, _bytes_pointer(data), len(data), byref(pointer))
     if error:
         reason = take_error(error).cause
-        raise PluginFailure("bad-request", f"cannot load the plugin: it does not compile: {reason}")
+        raise PluginFailure("bad-request", f"it does not compile: {reason}")
     vector = c.wasm_byte_vec_t()
     error = functions.serialize(pointer, byref(vector))
     if error:
@@ -263,9 +263,10 @@ def new_trap(message: str) -> int:
 
 
 class Trouble(NamedTuple):
-    """A trap or an error of Wasmtime, taken apart."""
+    """A trap or an error of Wasmtime, taken apart: its innermost cause, and all of them, outermost first."""
 
     cause: str
+    causes: list[str]
     backtrace: list[str]
     exit_status: int | None
 
@@ -282,7 +283,7 @@ def trap_failure(trap: Pointer, limits: Limits) -> PluginFailure:
     c.wasm_trap_message(trap, byref(message))
     frames = c.wasm_frame_vec_t()
     c.wasm_trap_trace(trap, byref(frames))
-    trouble = Trouble(_root_cause(_take_text(message)), _backtrace(frames), None)
+    trouble = Trouble(*_causes(_take_text(message)), _backtrace(frames), None)
     c.wasm_trap_delete(trap)
     return failure(trouble, limits)
 
@@ -299,7 +300,8 @@ def failure(trouble: Trouble, limits: Limits) -> PluginFailure:
         return PluginFailure("limit", f"needs more than its limits allow: {cause}", backtrace)
     if cause.startswith("wasm trap: "):
         return PluginFailure("plugin-failed", "trap: " + cause.removeprefix("wasm trap: "), backtrace)
-    return PluginFailure("plugin-failed", cause, backtrace)
+    # The outermost cause of what happened in wasm code is the backtrace as text.
+    return PluginFailure("plugin-failed", cause if backtrace else ": ".join(trouble.causes), backtrace)
 
 
 def take_error(error: Pointer) -> Trouble:
@@ -311,7 +313,7 @@ def take_error(error: Pointer) -> Trouble:
     status = ctypes.c_int(0)
     exited = c.wasmtime_error_exit_status(error, byref(status))
     # The frames point into the error, so it is deleted last.
-    trouble = Trouble(_root_cause(_take_text(message)), _backtrace(frames), status.value if exited else None)
+    trouble = Trouble(*_causes(_take_text(message)), _backtrace(frames), status.value if exited else None)
     c.wasmtime_error_delete(error)
     return trouble
 
@@ -322,22 +324,19 @@ def _take_text(vector: Any) -> str:
     return text.rstrip("\0")
 
 
-def _root_cause(message: str) -> str:
-    """The innermost cause of a Wasmtime error message, which lists its causes outermost first."""
-    _, separator, causes = message.rpartition("\nCaused by:\n")
-    if not separator:
-        return message.strip()
-    lines = [line.strip() for line in causes.splitlines() if line.strip()]
-    if not lines:
-        return message.strip()
-    last: list[str] = []
-    for line in lines:
-        number, colon, rest = line.partition(": ")
+def _causes(message: str) -> tuple[str, list[str]]:
+    """The innermost cause of a Wasmtime error message, and all of them as it lists them, outermost first."""
+    outermost, _, rest = message.partition("\nCaused by:\n")
+    causes = [outermost.strip()]
+    for line in filter(None, map(str.strip, rest.splitlines())):
+        number, colon, cause = line.partition(": ")
         if colon and number.isdigit():
-            last = [rest]
+            causes.append(cause)
+        elif len(causes) == 1:
+            causes.append(line)
         else:
-            last.append(line)
-    return " ".join(last)
+            causes[-1] += f" {line}"
+    return causes[-1], causes
 
 
 def _backtrace(frames: Any) -> list[str]:

@@ -81,7 +81,7 @@ def inspect_native(data: Data) -> None:
 
 
 def _refuse(reason: str) -> NoReturn:
-    raise PluginFailure("bad-request", f"cannot load the plugin: it {reason}")
+    raise PluginFailure("bad-request", f"it {reason}")
 
 
 def _inspect(data: Data) -> Artifact:

@@ -50,11 +50,9 @@ def load_plugin(load: Load, descriptors: list[int], channel: Channel, host: Host
         raise FrameError(f"{len(descriptors)} descriptors came with the load request, not {wanted}")
     size = os.fstat(descriptors[0]).st_size
     if size > MAX_ARTIFACT:
-        raise PluginFailure(
-            "limit", f"cannot load the plugin: it has {size} bytes, and at most {MAX_ARTIFACT} are allowed"
-        )
+        raise PluginFailure("limit", f"it has {size} bytes, and at most {MAX_ARTIFACT} are allowed")
     if size == 0:
-        raise PluginFailure("bad-request", "cannot load the plugin: it is empty")
+        raise PluginFailure("bad-request", "it is empty")
     with mmap.mmap(descriptors[0], size, access=mmap.ACCESS_READ) as data:
         if load.plugin_type == "native":
             inspect.inspect_native(data)

@@ -137,21 +137,21 @@ def _initialize(artifact: int, entry: str) -> _Plugin:
     try:
         library = ctypes.CDLL(f"/proc/self/fd/{artifact}", mode=2)
     except OSError as exc:
-        raise PluginFailure("bad-request", f"cannot load the plugin: {exc}") from exc
+        raise PluginFailure("bad-request", f"{exc}") from exc
     try:
         function = library[entry]
     except AttributeError:
-        raise PluginFailure("bad-request", f"cannot load the plugin: it exports no function {entry}") from None
+        raise PluginFailure("bad-request", f"it exports no function {entry}") from None
     function.restype = POINTER(_Plugin)
     function.argtypes = ()
     pointer = function()
     if not pointer:
-        raise PluginFailure("plugin-failed", f"cannot load the plugin: its {entry} returned NULL")
+        raise PluginFailure("plugin-failed", f"its {entry} returned NULL")
     plugin: _Plugin = pointer.contents
     if plugin.abi_version != ABI_VERSION:
         raise PluginFailure(
             "bad-request",
-            f"cannot load the plugin: it has version {plugin.abi_version} of the native ABI, not {ABI_VERSION}",
+            f"it has version {plugin.abi_version} of the native ABI, not {ABI_VERSION}",
         )
     return plugin
 
@@ -159,26 +159,24 @@ def _initialize(artifact: int, entry: str) -> _Plugin:
 def _handlers(plugin: _Plugin) -> dict[str, Callable[..., int]]:
     count = plugin.handler_count
     if not 1 <= count <= MAX_HANDLERS or not plugin.handlers:
-        raise PluginFailure("bad-request", f"cannot load the plugin: it has {count} handlers, not 1 to {MAX_HANDLERS}")
+        raise PluginFailure("bad-request", f"it has {count} handlers, not 1 to {MAX_HANDLERS}")
     handlers: dict[str, Callable[..., int]] = {}
     for index in range(count):
         handler = plugin.handlers[index]
         name = _text(handler.name, "handler's name", MAX_NAME) if handler.name else ""
         if not name or not handler.function or name in handlers:
-            raise PluginFailure(
-                "bad-request", f"cannot load the plugin: its handler {index} has no name, no function, or a name twice"
-            )
+            raise PluginFailure("bad-request", f"its handler {index} has no name, no function, or a name twice")
         handlers[name] = _HandlerFunction(handler.function)
     return handlers
 
 
 def _text(data: bytes, what: str, bound: int) -> str:
     if len(data) > bound:
-        raise PluginFailure("bad-request", f"cannot load the plugin: its {what} is longer than {bound} bytes")
+        raise PluginFailure("bad-request", f"its {what} is longer than {bound} bytes")
     try:
         return data.decode()
     except UnicodeDecodeError as exc:
-        raise PluginFailure("bad-request", f"cannot load the plugin: its {what} is not UTF-8") from exc
+        raise PluginFailure("bad-request", f"its {what} is not UTF-8") from exc
 
 
 def _message(status: int, reply: bytes) -> str:

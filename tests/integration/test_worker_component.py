@@ -80,9 +80,7 @@ def test_a_handle_of_another_type_is_refused_with_both_types() -> None:
       (func (export "handle") (result u32) (canon lift (core func $i "f"))))"""
     with start(wat(text)) as worker, pytest.raises(CallFailed) as caught:
         worker.ready()
-    assert caught.value.message == (
-        "cannot load the plugin: it exports handle as func() -> …, not as func(string) -> result<string, string>"
-    )
+    assert caught.value.message == ("it exports handle as func() -> …, not as func(string) -> result<string, string>")
 
 
 HOOKS = """
@@ -353,6 +351,14 @@ SLEEP = component(
     handle=f"""(call $block (call $subscribe (i64.mul (i64.const 1000000) (i64.extend_i32_u (local.get $len)))))
       (call $ok {PAYLOAD})""",
 )
+
+
+def test_an_import_of_wasi_that_is_not_there_is_named() -> None:
+    imports = '(import "wasi:cli/nothing@0.2.0" (instance (export "f" (func))))'
+    with start(component(imports=imports)) as worker, pytest.raises(CallFailed) as caught:
+        worker.ready()
+    assert "imports instance `wasi:cli/nothing@0.2.0`" in caught.value.message
+    assert "\n" not in caught.value.message
 
 
 def test_wasi_is_there_for_components_that_import_it() -> None:

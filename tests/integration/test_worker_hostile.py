@@ -302,10 +302,10 @@ COMPILE = """
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"COMPILE_SECONDS": 0.001}, "limit cannot load the plugin: compiling it took longer than 0.001 s"),
+        ({"COMPILE_SECONDS": 0.001}, "limit compiling it took longer than 0.001 s"),
         (
             {"COMPILE_MEMORY": 40 << 20},
-            "limit cannot load the plugin: compiling it needs more than 41943040 bytes of memory",
+            "limit compiling it needs more than 41943040 bytes of memory",
         ),
     ],
 )

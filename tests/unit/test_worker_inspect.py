@@ -132,9 +132,7 @@ def test_a_component_may_import_nothing_but_the_hosts_interfaces(name: str, reas
 
 def test_a_component_without_handle_is_refused_with_what_it_exports() -> None:
     text = '(component (instance $x) (export "run:it/now" (instance $x)))'
-    assert refusal(wat(text)) == (
-        "cannot load the plugin: it is a component but exports no function handle; it exports run:it/now"
-    )
+    assert refusal(wat(text)) == ("it is a component but exports no function handle; it exports run:it/now")
 
 
 def test_gc_types_are_refused_by_name() -> None:
@@ -168,7 +166,7 @@ def test_any_damage_is_a_refusal_or_another_valid_reading() -> None:
             inspect(bytes(data))
         except PluginFailure as exc:
             sentence = exc.message
-            assert sentence.startswith("cannot load the plugin: it ")
+            assert sentence.startswith("it ")
 
 
 @pytest.mark.parametrize(
