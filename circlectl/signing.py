@@ -97,7 +97,8 @@ def _signature(content: bytes, key: str) -> bytes:
     except OSError as exc:
         raise Unavailable(f"cannot run ssh-keygen, which signs: {exc.strerror}; install OpenSSH's client") from exc
     if done.returncode or not done.stdout.startswith(b"-----BEGIN SSH SIGNATURE-----"):
-        reason = done.stderr.decode("utf-8", "replace").strip().replace("\n", "; ")
+        lines = (line.strip(" @\r") for line in done.stderr.decode("utf-8", "replace").split("\n"))
+        reason = "; ".join(filter(None, lines))
         raise BadRequest(f"cannot sign with {key}: {reason or 'ssh-keygen gave no reason'}")
     return done.stdout
 

@@ -11,7 +11,7 @@ import pytest
 
 from circleosd.errors import Denied, Unavailable
 from circleosd.plugins.signatures import BadSignature, Policy, Problem, Signatures, Trust
-from tests.integration.keys import new_key, public, sign
+from tests.integration.keys import NAMESPACE, new_key, public, sign
 
 MANIFEST = b'{"name": "example", "sha256": "00"}\n'
 
@@ -127,23 +127,36 @@ def test_what_is_no_signature_is_refused(signers: Host, signature: bytes) -> Non
     assert error.problem is Problem.MALFORMED
 
 
-def test_a_certificate_of_a_trusted_authority_is_accepted(signers: Host) -> None:
-    authority = new_key(signers.directory, "authority")
-    carol = new_key(signers.directory, "carol")
-    subprocess.run(
-        ["ssh-keygen", "-q", "-s", authority, "-I", "carol", "-n", "carol@example.org", carol.with_name("carol.pub")],
-        check=True,
-    )
-    signers.trust(f"*@example.org cert-authority {public(authority)}")
-    done = subprocess.run(
-        ["ssh-keygen", "-q", "-Y", "sign", "-f", carol.with_name("carol-cert.pub"), "-n", "circleosd-plugin"],
-        input=MANIFEST,
-        capture_output=True,
-        check=False,
-    )
+def certified(host: Host, *options: str) -> bytes:
+    """The manifest's signature by carol's certificate, which the authority that it trusts made with `options`."""
+    authority = new_key(host.directory, "authority")
+    carol = new_key(host.directory, "carol")
+    host.trust(f"*@example.org cert-authority {public(authority)}")
+    certify = ["ssh-keygen", "-q", "-s", authority, "-I", "carol", *options, carol.with_name("carol.pub")]
+    subprocess.run(certify, check=True)
+    signing = ["ssh-keygen", "-q", "-Y", "sign", "-f", carol.with_name("carol-cert.pub"), "-n", NAMESPACE]
+    done = subprocess.run(signing, input=MANIFEST, capture_output=True, check=False)
     if done.returncode:
         pytest.skip("this ssh-keygen signs with certificates only through an agent")
-    assert signers.judge(done.stdout).signer == "carol@example.org"
+    return done.stdout
+
+
+def test_a_certificate_of_a_trusted_authority_is_accepted(signers: Host) -> None:
+    assert signers.judge(certified(signers, "-n", "carol@example.org")).signer == "carol@example.org"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-n", "carol@example.org", "-V", "20200101:20200201"),
+        ("-n", "carol@example.com"),
+        ("-h", "-n", "carol@example.org"),
+    ],
+)
+def test_a_certificate_that_does_not_count_now_is_called_one(signers: Host, options: tuple[str, ...]) -> None:
+    refused = signers.refusal(certified(signers, *options))
+    assert refused.problem is Problem.UNKNOWN
+    assert "no cert-authority in trusted-signers vouches now" in str(refused)
 
 
 def test_an_unsigned_plugin_is_refused_warned_about_or_let_through_as_the_policy_says(signers: Host) -> None:
