@@ -80,7 +80,9 @@ class PluginService(Handlers):
         self._events = Events(kept, lambda: self._plugins.values(), self._deliver)
         self.host = Host(self._kv, self._events, registry, self._refused)
         self._plugins: dict[str, Plugin] = {}
-        self._changing = asyncio.Lock()  # one load or other change at a time; calls go on meanwhile
+        # One load or unload at a time; and one change of what is on record, which waits for no compiling and no call.
+        self._loads = asyncio.Lock()
+        self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._runners: Runners
         self._closed = False
@@ -134,7 +136,7 @@ class PluginService(Handlers):
     async def load(self, request: Load, act: Act) -> api.Plugin:
         """Handler of `load`."""
         with given(request.files, act.files, act.caller.peer.pid) as files:
-            async with self._changing, self._loading.candidate(files, request) as candidate:
+            async with self._loads, self._loading.candidate(files, request) as candidate:
                 act.object = candidate.manifest.name
                 return await self._load(request, candidate, act)
 
@@ -145,9 +147,7 @@ class PluginService(Handlers):
             raise BadRequest(f"the artifact's sha256 is {staged.digest}, not {request.sha256}")
         grants = to_grant(manifest, request.grant)
         trust = await self._loading.judge(candidate, explicit=request.trust, before=before.loaded if before else None)
-        kept = before.decided.items() if before else ()
-        decided = {name: yes for name, yes in kept if is_asked(manifest.asked, name)}
-        plugin = self._new(manifest, staged.digest, _fresh(before), decided | grants)
+        plugin = self._new(manifest, staged.digest, _fresh(before), _kept(before, manifest) | grants)
         if before:
             require_granted_growth(before.manifest, manifest, plugin.granted)
         fd = os.open(staged.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -176,16 +176,27 @@ class PluginService(Handlers):
         try:
             _require_entry(manifest, ready.functions)
             await asyncio.to_thread(self._artifacts.keep, staged)
-            await self._database.write(work)
+            async with self._changing:
+                self._catch_up(plugin, before, grants)
+                await self._database.write(work)
+                plugin.adopt(loaded)
+                self._plugins[manifest.name] = plugin
         except BaseException:
             await self._runners.discard(runner)
             raise
-        plugin.adopt(loaded)
-        self._plugins[manifest.name] = plugin
         await self._runners.adopt(runner)
         await self._sweep()
         act.message = _to_say(plugin, trust)
         return _shown(plugin)
+
+    def _catch_up(self, plugin: Plugin, before: Plugin | None, grants: dict[str, bool]) -> None:
+        """Take over what was decided about the version before while this one was loaded."""
+        decided = _kept(before, plugin.manifest) | grants
+        if decided != plugin.decided:
+            plugin.decide(decided)
+        if before:
+            require_granted_growth(before.manifest, plugin.manifest, plugin.granted)
+            plugin.health.record = _fresh(before)
 
     async def verify(self, request: Verify, act: Act) -> Verified:
         """Handler of `verify`."""
@@ -194,15 +205,16 @@ class PluginService(Handlers):
 
     async def unload(self, request: Unload, act: Act) -> api.Plugin:
         """Handler of `unload`."""
-        async with self._changing:
-            plugin = self._find(request.id)
+        async with self._loads:
+            async with self._changing:
+                plugin = self._find(request.id)
 
-            def work(tx: Transaction) -> None:
-                store.delete(tx, request.id)
-                act.commit(tx, before=_brief(plugin))
+                def work(tx: Transaction) -> None:
+                    store.delete(tx, request.id)
+                    act.commit(tx, before=_brief(plugin))
 
-            await self._database.write(work)
-            del self._plugins[request.id]
+                await self._database.write(work)
+                del self._plugins[request.id]
             await self._runners.remove(request.id)
             await self._kv.forget(but=self._plugins)
             await self._sweep()
@@ -412,6 +424,12 @@ def _require_entry(manifest: Manifest, functions: Sequence[str]) -> None:
 def _self(plugin: str) -> Caller:
     """The manager, acting for a plugin."""
     return Caller(Peer(os.getuid(), os.getgid(), os.getpid()), plugin=plugin)
+
+
+def _kept(before: Plugin | None, manifest: Manifest) -> dict[str, bool]:
+    """What was decided about the version before and still concerns this one."""
+    decided = before.decided.items() if before else ()
+    return {name: yes for name, yes in decided if is_asked(manifest.asked, name)}
 
 
 def _fresh(before: Plugin | None) -> Record:

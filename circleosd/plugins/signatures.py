@@ -178,8 +178,8 @@ class Signatures:
         if "-CERT " in key:  # ssh-keygen does not say which of these it is
             raise BadSignature(
                 Problem.UNKNOWN,
-                f"it is signed with the certificate {key}, for which no cert-authority in {SIGNERS} vouches now: it has "
-                "expired, is not valid yet, is for other principals, or of an unknown authority; see: ssh-keygen -L",
+                f"it is signed with the certificate {key}, for which no cert-authority in {SIGNERS} vouches now: it "
+                "has expired, is not valid yet, is for other principals, or of another authority; see: ssh-keygen -L",
             )
         raise BadSignature(
             Problem.UNKNOWN, f"it is signed with the key {key}, which {SIGNERS} does not name; add it if you trust it"

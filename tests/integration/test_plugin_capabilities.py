@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost, read_reply
 from tests.integration.made import caller, write
+from tests.native_source import native as handlers
 
 SLEEPER = """
 [Service]
@@ -148,6 +150,31 @@ def test_an_upgrade_that_asks_for_more_is_refused_with_the_difference(host: Embe
     write(tmp_path, "grower", caller(), version="4", capabilities=wants)
     assert host.ctl("plugin", "load", str(path)).returncode == 4  # what was given up must be granted again
     host.ok("plugin", "unload", "grower")
+
+
+SLOW = """__attribute__((constructor)) void slow(void) { sleep(4); }"""
+
+
+def test_what_is_decided_while_a_plugin_is_loaded_waits_for_nothing_and_counts(
+    host: EmbeddedHost, tmp_path: Path
+) -> None:
+    asks: dict[str, Any] = {"plugin_type": "native", "capabilities": ["kv"], "limits": {"time": 20}}
+    host.ok("plugin", "load", str(write(tmp_path, "slow", handlers(""), **asks)), "--trust", "--grant", "kv")
+    host.ok("plugin", "load", str(write(tmp_path, "other", caller(), capabilities=["kv"])), "--grant", "kv")
+    upgraded = write(tmp_path, "slow", handlers(SLOW), **asks | {"version": "2"})
+    with ThreadPoolExecutor() as threads:
+        upgrade = threads.submit(host.ctl, "plugin", "load", str(upgraded), "--trust")
+        host.wait_for(lambda: any(host.runtime.rglob("slow.staged.sock")))
+        for plugin in ("other", "slow"):
+            host.data("plugin-manager", "revoke", id=plugin, capability="kv")
+        host.data("plugin-manager", "disable", id="slow")
+        assert not upgrade.done()
+        assert upgrade.result().returncode == 0
+    shown = host.data("plugin-manager", "show", id="slow")
+    assert (shown["version"], shown["state"]) == ("2", "disabled")
+    assert [item["granted"] for item in shown["capabilities"]] == [False]
+    for plugin in ("other", "slow"):
+        host.ok("plugin", "unload", plugin)
 
 
 def test_the_configuration_grants_for_hosts_without_an_administrator(new_host: NewHost, tmp_path: Path) -> None:

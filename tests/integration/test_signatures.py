@@ -132,9 +132,9 @@ def certified(host: Host, *options: str) -> bytes:
     authority = new_key(host.directory, "authority")
     carol = new_key(host.directory, "carol")
     host.trust(f"*@example.org cert-authority {public(authority)}")
-    certify = ["ssh-keygen", "-q", "-s", authority, "-I", "carol", *options, carol.with_name("carol.pub")]
+    certify = ["ssh-keygen", "-q", "-s", str(authority), "-I", "carol", *options, str(carol.with_name("carol.pub"))]
     subprocess.run(certify, check=True)
-    signing = ["ssh-keygen", "-q", "-Y", "sign", "-f", carol.with_name("carol-cert.pub"), "-n", NAMESPACE]
+    signing = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(carol.with_name("carol-cert.pub")), "-n", NAMESPACE]
     done = subprocess.run(signing, input=MANIFEST, capture_output=True, check=False)
     if done.returncode:
         pytest.skip("this ssh-keygen signs with certificates only through an agent")
