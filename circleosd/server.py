@@ -1,50 +1,28 @@
-"""A service on its socket: connections, bounds, idle exit, readiness, watchdog.
-
-A connection's requests are answered in order, one at a time; connections do not wait for one another. Whatever a
-peer sends
-or leaves unsent, it holds at most one line buffer and one reply, and for a bounded time.
-"""
+"""A service on its socket: who is let in, idle exit, readiness, watchdog."""
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import logging
-import os
 import resource
-import select
 import socket
-import struct
 import time
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable
+from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 from circleosd import wire
 from circleosd.config import ServerSettings
-from circleosd.errors import BadRequest, CircleError, Limit, Timeout
-from circleosd.handoff import Handoff
+from circleosd.connection import Connection, Descriptors, Dispatcher, PassingSocket, peer_of
+from circleosd.errors import Limit
 from circleosd.policy import Peer
 
 log = logging.getLogger(__name__)
 
-LINGER = 5.0  # seconds in which what a refused peer still sends is read and dropped, so that it can read the reply
-MAX_FILES = 4  # descriptors that may wait on a connection
 SHUTDOWN = 20.0  # seconds that requests in hand get after SIGTERM; the units allow more
 ACCEPT_AGAIN = 1.0  # seconds until the next try after a connection could not be accepted
 GRACE = 0.05  # seconds between looks at the connections while shutting down
-SMALL = 64 * 1024  # bytes a connection may hold without asking the shared budget
-
-
-class Dispatcher(Protocol):
-    """What a server needs of a service."""
-
-    name: str
-    requests: int
-    connections: Callable[[], int]
-
-    async def dispatch(self, line: bytes, peer: Peer, files: Descriptors) -> bytes | AsyncGenerator[bytes, None]: ...
 
 
 class Manager(Protocol):
@@ -59,254 +37,6 @@ class Manager(Protocol):
     def alive(self) -> None: ...
 
     def stopping(self) -> None: ...
-
-
-class Descriptors:
-    """Descriptors that a peer passed (SCM_RIGHTS), first in first out."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[int] = deque()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def add(self, descriptors: list[int]) -> None:
-        self._waiting.extend(descriptors)
-
-    def take(self) -> int:
-        """The next one; the caller closes it. Raises `BadRequest` if there is none."""
-        if not self._waiting:
-            raise BadRequest("the request names a descriptor that did not come with it (SCM_RIGHTS)")
-        return self._waiting.popleft()
-
-    def close(self) -> None:
-        while self._waiting:
-            os.close(self._waiting.popleft())
-
-
-_ANCILLARY = socket.CMSG_SPACE(MAX_FILES * array.array("i").itemsize)
-_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)  # an enumeration's operators cost more than the rest of `recv`
-
-
-class _PassingSocket(socket.socket):
-    """A socket whose `recv` also collects passed descriptors, so that asyncio's transport can read from it."""
-
-    descriptors: Descriptors
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data, ancillary, _, _ = self.recvmsg(size, _ANCILLARY, flags | _CLOSE_ON_EXEC)
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                numbers = array.array("i")
-                numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
-                self.descriptors.add(list(numbers))
-        return data
-
-
-def peer_of(sock: socket.socket) -> Peer:
-    """Who connected, by the kernel's word (SO_PEERCRED, unix(7))."""
-    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return Peer(uid=uid & 0xFFFFFFFF, gid=gid & 0xFFFFFFFF, pid=pid)
-
-
-class Connection(asyncio.Protocol):
-    """One peer. It is read from, then perhaps drained after a breach of the bounds, until it is gone."""
-
-    _transport: asyncio.Transport
-
-    def __init__(self, server: Server, peer: Peer, descriptors: Descriptors) -> None:
-        self._server = server
-        self.peer = peer
-        self._descriptors = descriptors
-        self._buffer = wire.LineBuffer(server.max_line)
-        self._task: asyncio.Task[None] | None = None  # answers one line after the other, from the first one on
-        self._idle: Handoff[bytes | None] | None = None  # where it waits for the next line
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._ended = False  # nothing more is expected of the peer
-        self._streaming = False  # the request in hand goes on until somebody ends it
-        self._draining = False  # refused: what it sends is dropped until it has read why
-        self._since = server.now()  # when the connection last changed between working and waiting
-        self._write_blocked: float | None = None  # when the peer stopped taking replies
-        self._booked = 0  # bytes taken from the shared budget
-
-    # what asyncio calls
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        if self._ended:
-            return
-        fresh = not len(self._buffer)
-        if (
-            fresh
-            and not self._busy
-            and not len(self._descriptors)
-            and (line := wire.only_line(data, self._buffer.limit)) is not None
-        ):
-            self._since = self._server.now()
-            self._work(line)
-            return
-        self._buffer.feed(data)
-        if self._busy:
-            if len(self._buffer) > SMALL:
-                self._transport.pause_reading()
-            return
-        if fresh:
-            self._since = self._server.now()
-        if (line := self._next_line()) is not None:
-            self._work(line)
-
-    def eof_received(self) -> bool:
-        self._ended = True
-        if not self._busy:
-            self._end()
-        return True  # keep the other direction open for the replies
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-        self._write_blocked = self._server.now()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-        self._write_blocked = None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._ended = True
-        self._descriptors.close()
-        self._writable.set()
-        self._server.booked -= self._booked
-        self._end_stream()
-        if self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
-        self._server.lost(self)
-
-    # what the server calls
-
-    def refuse(self, error: CircleError) -> None:
-        """Answer with an error and close once the peer could read it: closing at once would lose it on the way."""
-        self._transport.write(wire.failure(error))
-        self._transport.write_eof()
-        self._transport.resume_reading()
-        self._ended = self._draining = True
-        self._since = self._server.now()
-        self._buffer = wire.LineBuffer(0)
-
-    def check(self, now: float) -> None:
-        """Close what has used up its time."""
-        settings = self._server.settings
-        if self._write_blocked is not None and now - self._write_blocked > settings.write_timeout:
-            self._transport.abort()
-        elif self._streaming:
-            if self._ended and self._hung_up():
-                self._transport.abort()
-        elif self._draining:
-            if now - self._since > LINGER:
-                self._transport.abort()
-        elif not self._busy and not self._ended:
-            if len(self._buffer):
-                if now - self._since > settings.read_timeout:
-                    self.refuse(Timeout(f"the line was not completed within {settings.read_timeout:g} s"))
-            elif now - self._since > settings.idle_connection:
-                self.refuse(Timeout(f"no request for {settings.idle_connection:g} s"))
-
-    def close_if_quiet(self) -> None:
-        """Close unless a request is in hand; a stream is ended."""
-        self._end_stream()
-        if not self._busy or self._streaming:
-            self._transport.close()
-
-    # the work
-
-    @property
-    def _busy(self) -> bool:
-        """Whether a request is in hand."""
-        return self._task is not None and self._idle is None and not self._task.done()
-
-    def _next_line(self) -> bytes | None:
-        """The next request to answer; None when more must come first, or nothing will."""
-        if not len(self._buffer) and not self._booked and not len(self._descriptors):
-            return None
-        try:
-            line = self._buffer.next_line()
-            if len(self._descriptors) > MAX_FILES:
-                raise Limit(f"at most {MAX_FILES} descriptors may wait on a connection")
-            self._book(0 if line is not None else len(self._buffer))
-        except Limit as error:
-            self.refuse(error)
-            return None
-        return line
-
-    def _book(self, size: int) -> None:
-        """Account for `size` buffered bytes. Raises `Limit` when all connections together hold too much."""
-        more = max(0, size - SMALL) - self._booked
-        if more > 0 and self._server.booked + more > self._server.settings.max_buffered:
-            raise Limit("too much unfinished input at once; try again later")
-        self._server.booked += more
-        self._booked += more
-
-    def _end_stream(self) -> None:
-        if self._streaming and self._task:
-            self._task.cancel()
-
-    def _hung_up(self) -> bool:
-        """Whether the peer has closed both directions, and not just said that it sends no more (poll(2), POLLHUP)."""
-        poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
-        return any(event & select.POLLHUP for _, event in poll.poll(0))
-
-    def _work(self, line: bytes) -> None:
-        if self._task is None:
-            self._task = self._server.loop.create_task(self._serve(line))
-        elif self._idle is not None:
-            idle, self._idle = self._idle, None
-            idle.set_result(line)
-
-    async def _serve(self, line: bytes | None) -> None:
-        """Answer `line`, and each that is handed over, until the connection ends."""
-        while line is not None:
-            await self._answer(line)
-            if self._ended or self._transport.is_closing():
-                return
-            self._idle = Handoff(self._server.loop)
-            line = await self._idle
-
-    async def _answer(self, line: bytes | None) -> None:
-        """Answer `line` and the whole lines behind it."""
-        while line is not None and not self._transport.is_closing():
-            reply = await self._server.service.dispatch(line, self.peer, self._descriptors)
-            if isinstance(reply, bytes):
-                self._transport.write(reply)
-                if not self._writable.is_set():
-                    await self._writable.wait()
-            else:
-                self._streaming = True
-                async with contextlib.aclosing(reply):
-                    async for part in reply:
-                        await self._write(part)
-                self._streaming = False
-            line = self._next_line() if not self._draining else None
-        self._since = self._server.now()
-        if self._draining:
-            return
-        if self._ended:
-            self._end()
-        else:
-            self._transport.resume_reading()
-
-    async def _write(self, reply: bytes) -> None:
-        """Write, and wait while the peer does not take what was written before."""
-        self._transport.write(reply)
-        if not self._writable.is_set():
-            await self._writable.wait()
-
-    def _end(self) -> None:
-        """The peer has sent its last byte and got its replies: close."""
-        if len(self._buffer) and not self._draining:
-            self._transport.write(wire.failure(BadRequest("the line has no end; a request is one whole line")))
-        self._transport.close()
 
 
 class Server:
@@ -399,7 +129,7 @@ class Server:
             with accepted, contextlib.suppress(OSError):
                 accepted.send(wire.failure(Limit(refusal)))
             return
-        sock = _PassingSocket(fileno=accepted.detach())
+        sock = PassingSocket(fileno=accepted.detach())
         sock.descriptors = Descriptors()
         sock.setblocking(False)
         connection = Connection(self, peer, sock.descriptors)
