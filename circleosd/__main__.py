@@ -13,6 +13,7 @@ from circleosd.activation import passed_socket
 from circleosd.errors import CircleError, Unavailable
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
     from circleosd.config import Settings
@@ -103,25 +104,27 @@ async def _serve(name: str) -> None:
     import asyncio
     import signal
 
-    from circleosd import config
     from circleosd.server import Server
     from circleosd.systemd.notify import Notifier
 
-    settings = config.load(os.environ)
     try:
         listener = passed_socket(os.environ, os.getpid())
     except OSError as exc:
         raise Unavailable(f"cannot start {name}: {exc}") from exc
-    # The other services listen beside this one, in whatever mode and directory that is.
-    runtime = os.path.dirname(listener.getsockname())
-    state = os.environ.get("STATE_DIRECTORY") or f"{paths.state_home(os.environ)}/circleosd/{name}"
-    os.makedirs(state, mode=0o700, exist_ok=True)
-    compose = {"auth-service": _auth, "service-registry": _registry, "plugin-manager": _plugins}[name]
-    service, database, max_line = await compose(settings, runtime, state)
+    try:
+        settings, (service, database, max_line) = await _composed(name, listener)
+    except Exception as exc:
+        from circleosd.refusal import refuse
+
+        known = isinstance(exc, (CircleError, OSError))
+        why = Unavailable(f"{name} cannot start: {exc if known else 'an internal error'}; its log may tell more")
+        refuse(listener, why)
+        if known:
+            raise why from exc
+        raise
     gc.freeze()
     gc.enable()
     try:
-        await service.start()
         server = Server(service, listener, settings.server, max_line=max_line, manager=Notifier())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, server.stop)
@@ -129,6 +132,21 @@ async def _serve(name: str) -> None:
     finally:
         await service.close()
         database.close()
+
+
+async def _composed(name: str, listener: socket.socket) -> tuple[Settings, Composed]:
+    """The settings and the service, ready to serve."""
+    from circleosd import config
+
+    settings = config.load(os.environ)
+    # The other services listen beside this one, in whatever mode and directory that is.
+    runtime = os.path.dirname(listener.getsockname())
+    state = os.environ.get("STATE_DIRECTORY") or f"{paths.state_home(os.environ)}/circleosd/{name}"
+    os.makedirs(state, mode=0o700, exist_ok=True)
+    compose = {"auth-service": _auth, "service-registry": _registry, "plugin-manager": _plugins}[name]
+    composed = await compose(settings, runtime, state)
+    await composed[0].start()
+    return settings, composed
 
 
 async def _auth(settings: Settings, runtime: str, state: str) -> Composed:

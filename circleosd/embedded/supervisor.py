@@ -164,6 +164,8 @@ class Unit:
             failures = 0 if await self._run() else failures + 1
             if policy == "no" or (policy == "on-failure" and self.state.result == "success"):
                 return
+            if str(self.state.exit_status) in self._file.words("Service", "RestartPreventExitStatus"):
+                return
             delay = min(first * 2 ** min(failures, 16), max(LONGEST_DELAY, first))
             self._enter("activating", "auto-restart")
             self._answer("failed")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,17 @@ from tests.integration.embedded_host import BIN, PROJECT, EmbeddedHost, read_rep
 
 SERVICES = ["auth-service", "service-registry", "plugin-manager"]
 TICKER = "[Service]\nType=exec\nExecStart=/bin/sh -c 'echo up; while sleep 1; do :; done'\n"
+
+
+@pytest.fixture
+def host_to_be() -> Iterator[EmbeddedHost]:
+    """A host that has not been started."""
+    host = EmbeddedHost()
+    yield host
+    if host.process:
+        assert host.stop() == 0, host.log
+    assert host.processes() == []
+    shutil.rmtree(host.directory)
 
 
 def children(host: EmbeddedHost) -> list[int]:
@@ -316,3 +329,39 @@ def test_a_daemon_stays_small_over_a_thousand_requests(host: EmbeddedHost, servi
             assert read_reply(sock)["ok"]
     memory = host.data(service, "health")["memory"]
     assert memory <= 45 << 20, f"{service} holds {memory / (1 << 20):.1f} MiB"
+
+
+def spoil_the_database(host: EmbeddedHost) -> str:
+    (host.directory / "state/circleosd/auth").mkdir(parents=True)
+    (host.directory / "state/circleosd/auth/auth.db").write_bytes(b"no database " * 400)
+    return "file is not a database"
+
+
+def misspell_a_setting(host: EmbeddedHost) -> str:
+    (host.catalog.parent / "config.toml").write_text("[server]\nidle_exti = 5\n")
+    return "no such setting: server.idle_exti"
+
+
+def put_a_file_in_the_way(host: EmbeddedHost) -> str:
+    (host.directory / "state/circleosd/auth").mkdir(parents=True)
+    (host.directory / "state/circleosd/auth/auth.db").mkdir()
+    return "unable to open database file"
+
+
+@pytest.mark.parametrize("spoil", [spoil_the_database, misspell_a_setting, put_a_file_in_the_way])
+def test_who_waits_for_a_service_that_cannot_start_is_told_why(
+    host_to_be: EmbeddedHost, spoil: Callable[[EmbeddedHost], str]
+) -> None:
+    why = spoil(host_to_be)
+    host_to_be.start()
+    with host_to_be.connect("auth-service") as silent:  # holds up nobody
+        for _ in range(3):
+            reply = host_to_be.call("auth-service", {"action": "list"}, timeout=10)
+            assert reply["error"] == "unavailable"
+            assert reply["message"].startswith("auth-service cannot start: ")
+            assert why in reply["message"]
+        assert read_reply(silent)["error"] == "unavailable"
+    assert why in host_to_be.log
+    done = host_to_be.ctl("user", "list")
+    assert done.returncode == 12
+    assert why in done.stderr

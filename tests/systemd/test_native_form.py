@@ -109,6 +109,19 @@ def test_two_clients_meet_idle_exits_for_twenty_seconds_and_lose_no_request(mach
     assert max(figure["pids"] for figure in figures) > 5, "the service did not exit in between, so this shows nothing"
 
 
+def test_a_service_that_cannot_start_says_so_to_who_asks_and_is_not_started_over_and_over(machine: Machine) -> None:
+    write(machine, "/etc/circleosd/config.toml", "[server]\nidle_exti = 5\n")
+    machine.succeed("systemctl stop circleosd-auth.service")
+    for _ in range(25):  # more than TriggerLimitBurst=
+        status, said = machine.execute("circlectl user list 2>&1")
+        assert (status, "cannot start: no such setting: server.idle_exti" in said) == (12, True), said
+    machine.wait_until_succeeds("systemctl is-failed circleosd-auth.service", timeout=20)
+    assert machine.get_unit_property("circleosd-auth.service", "NRestarts") == "0"
+    assert machine.get_unit_property("circleosd-auth.socket", "ActiveState") == "active"
+    write(machine, "/etc/circleosd/config.toml", "# nothing is set\n")
+    machine.succeed("circlectl user list")
+
+
 @pytest.mark.alone
 def test_a_cold_start_in_the_hardened_unit_is_within_some_of_a_bare_asyncio_server(machine: Machine) -> None:
     write(machine, "/etc/circleosd/config.toml", "# nothing is set\n")

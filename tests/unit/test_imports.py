@@ -17,6 +17,7 @@ ALLOWED = {
     "paths": {"errors"},
     "config": {"errors", "paths"},
     "wire": {"errors"},
+    "refusal": {"errors", "wire"},
     "handoff": set[str](),
     "deadlines": set[str](),
     "api": {"errors", "policy"},

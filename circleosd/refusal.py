@@ -1,0 +1,30 @@
+"""What a service does that cannot start: it tells whoever waits for it why, instead of leaving them to wait."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+
+from circleosd import wire
+from circleosd.errors import CircleError
+
+# Each connection starts the service again, and a socket unit gives up after 20 starts in 2 s (TriggerLimitBurst=,
+# systemd.socket(5)): one start answers for so long.
+SECONDS = 2.0
+PATIENCE = 0.1  # seconds for a request to arrive; who is answered before it was sent may not look for the answer
+
+
+def refuse(listener: socket.socket, error: CircleError, *, seconds: float = SECONDS) -> None:
+    """Answer every connection with `error` and close it, for so long. Blocks."""
+    reply = wire.failure(error)
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        listener.settimeout(left)
+        with contextlib.suppress(OSError):  # the time is over, or one peer has gone
+            peer, _ = listener.accept()
+            with peer:
+                peer.settimeout(PATIENCE)
+                with contextlib.suppress(TimeoutError):
+                    peer.recv(1)
+                peer.sendall(reply)
