@@ -1,0 +1,108 @@
+"""What the NixOS module runs: the script that bundles a declared plugin, and the one that has the bundles loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.integration.embedded_host import BIN, PROJECT, EmbeddedHost
+
+SCRIPTS = PROJECT / "units/nixos"
+EXAMPLES = PROJECT / "plugins/examples"
+
+pytestmark = pytest.mark.skipif(not shutil.which("jq"), reason="jq is not on PATH: no plugin is bundled")
+
+
+def run(script: str, environment: Mapping[str, str], *arguments: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script as the module has it run (nixpkgs: runCommand, writeShellApplication)."""
+    command: list[str | Path] = ["bash", "-euo", "pipefail", SCRIPTS / script, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def bundled(host: EmbeddedHost, out: Path, name: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Bundle an example plugin into `out`. `changes` are to what the module passes in the environment."""
+    given = {
+        "plugin": name,
+        "artifact": str(EXAMPLES / name / f"{name}.wasm"),
+        "manifest": str(EXAMPLES / name / f"{name}.json"),
+        "extension": "wasm",
+        "signature": "",
+        "expected": "",
+        "grants": "",
+    }
+    return run("plugin-bundle.sh", {"PATH": host.environment["PATH"], "out": str(out), **given, **changes})
+
+
+def bundle(host: EmbeddedHost, out: Path, name: str, **changes: str) -> Path:
+    done = bundled(host, out, name, **changes)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def sync(host: EmbeddedHost, state: Path, *bundles: Path) -> subprocess.CompletedProcess[str]:
+    """Have exactly these bundles loaded."""
+    state.mkdir(exist_ok=True)
+    path = f"{BIN}:{host.environment['PATH']}"
+    return run("declared-plugins.sh", {**host.environment, "PATH": path, "STATE_DIRECTORY": str(state)}, *bundles)
+
+
+def loaded(host: EmbeddedHost) -> set[str]:
+    return {plugin["id"] for plugin in host.data("plugin-manager", "list")}
+
+
+def test_a_bundle_is_checked(host: EmbeddedHost, tmp_path: Path) -> None:
+    digest = hashlib.sha256((EXAMPLES / "reverse/reverse.wasm").read_bytes()).hexdigest()
+    good = bundle(host, tmp_path / "good", "reverse", expected=digest)
+    assert (good / "sha256").read_text() == f"{digest}\n"
+    other = bundled(host, tmp_path / "other", "reverse", expected=digest[::-1])
+    assert (other.returncode, f"its SHA-256 digest is {digest}" in other.stderr) == (1, True)
+    strange = bundled(host, tmp_path / "strange", "reverse", manifest=str(EXAMPLES / "counter/counter.json"))
+    assert (strange.returncode, "its manifest does not name it so" in strange.stderr) == (1, True)
+    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "strange").exists()
+
+
+def test_a_signature_beside_the_manifest_comes_along(host: EmbeddedHost, tmp_path: Path) -> None:
+    manifest = Path(shutil.copy(EXAMPLES / "reverse/reverse.json", tmp_path))
+    (tmp_path / "reverse.json.sig").write_text("beside")
+    (tmp_path / "named.sig").write_text("named")
+    beside = bundle(host, tmp_path / "beside", "reverse", manifest=str(manifest))
+    named = bundle(host, tmp_path / "named", "reverse", manifest=str(manifest), signature=str(tmp_path / "named.sig"))
+    assert [(out / "reverse.json.sig").read_text() for out in (beside, named)] == ["beside", "named"]
+
+
+def test_what_is_declared_is_loaded_and_what_no_longer_is_unloaded(host: EmbeddedHost, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    reverse = bundle(host, tmp_path / "reverse", "reverse")
+    counter = bundle(host, tmp_path / "counter", "counter", grants="kv\n")
+    host.ok("plugin", "load", str(EXAMPLES / "wordcount/wordcount.wasm"))
+    for _ in range(2):
+        done = sync(host, state, reverse, counter)
+        assert done.returncode == 0, done.stderr
+        assert loaded(host) == {"reverse", "counter", "wordcount"}
+    asked = host.data("plugin-manager", "show", id="counter")["capabilities"]
+    assert [(one["name"], one["granted"]) for one in asked] == [("kv", True)]
+    done = sync(host, state, reverse)
+    assert done.returncode == 0, done.stderr
+    assert loaded(host) == {"reverse", "wordcount"}
+    host.ok("plugin", "unload", "reverse")  # by hand: there is nothing left to do
+    done = sync(host, state)
+    assert done.returncode == 0, done.stderr
+    assert loaded(host) == {"wordcount"}
+    assert (state / "names").read_text() == ""
+
+
+def test_one_plugin_that_fails_does_not_keep_back_the_others(host: EmbeddedHost, tmp_path: Path) -> None:
+    broken = bundle(host, tmp_path / "broken", "reverse")
+    (broken / "sha256").write_text("0" * 64 + "\n")
+    done = sync(host, tmp_path / "state", broken, bundle(host, tmp_path / "counter", "counter"))
+    assert (done.returncode, "sha256" in done.stderr.lower()) == (1, True), done.stderr
+    assert "counter" in loaded(host)
+    assert "reverse" not in loaded(host)
+    assert sync(host, tmp_path / "state").returncode == 0
+    assert "counter" not in loaded(host)
