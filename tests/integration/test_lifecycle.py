@@ -361,7 +361,7 @@ def test_who_waits_for_a_service_that_cannot_start_is_told_why(
             assert reply["message"].startswith("auth-service cannot start: ")
             assert why in reply["message"]
         assert read_reply(silent)["error"] == "unavailable"
-    assert why in host_to_be.log
+    host_to_be.wait_for(lambda: why in host_to_be.log)
     done = host_to_be.ctl("user", "list")
     assert done.returncode == 12
     assert why in done.stderr
