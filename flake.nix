@@ -30,7 +30,7 @@
         };
       });
 
-      overlays.default = final: _: {
+      overlays.default = final: prev: {
         circleosd = final.callPackage ./units/package.nix { };
       };
 
