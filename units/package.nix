@@ -9,17 +9,6 @@ let
   inherit (lib) fileset;
 
   without = extension: fileset.fileFilter (file: !file.hasExt extension);
-
-  dependencies = with python3Packages; [
-    argon2-cffi
-    dbus-fast
-    fire
-    pydantic
-    sdnotify
-    # Releases before 25.11 know it by the module's name.
-    (python3Packages.systemd-python or systemd)
-    wasmtime
-  ];
 in
 python3Packages.buildPythonApplication {
   pname = "circleosd";
@@ -46,20 +35,24 @@ python3Packages.buildPythonApplication {
       };
 
   build-system = [ python3Packages.hatchling ];
-  inherit dependencies;
+  dependencies = with python3Packages; [
+    argon2-cffi
+    dbus-fast
+    fire
+    pydantic
+    sdnotify
+    # Releases before 25.11 know it by the module's name.
+    (python3Packages.systemd-python or systemd)
+    wasmtime
+  ];
   nativeBuildInputs = [ installShellFiles ];
 
-  # ssh-keygen signs and verifies plugins. `circleosd up` finds the services on PATH, and a child started by
-  # `sys.executable -m`, which is not wrapped, its modules on PYTHONPATH.
+  # ssh-keygen signs and verifies plugins; `circleosd up` finds the services on PATH.
   makeWrapperArgs = [
     "--prefix"
     "PATH"
     ":"
     "${placeholder "out"}/bin:${lib.makeBinPath [ openssh ]}"
-    "--prefix"
-    "PYTHONPATH"
-    ":"
-    "${placeholder "out"}/${python3Packages.python.sitePackages}:${python3Packages.makePythonPath dependencies}"
   ];
 
   # NixOS takes units and their drop-ins from lib/systemd. Those that serve the system manager alone write the polkit
