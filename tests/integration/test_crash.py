@@ -14,6 +14,8 @@ import pytest
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import CHEAP, PROJECT, EmbeddedHost
 
+pytestmark = pytest.mark.timeout(300)  # dozens of starts of a service in each test
+
 PASSWORD, OTHER = "a long enough one", "another long one"
 UNITS = {
     "auth-service": "circleosd-auth",

@@ -19,6 +19,8 @@ from tests.integration.crashing_manager import STEPS
 from tests.integration.embedded_host import EmbeddedHost
 from tests.integration.made import caller, write
 
+pytestmark = pytest.mark.timeout(300)  # dozens of starts of a manager and of workers in each test
+
 UNIT = """
 [Unit]
 Requires=circleosd-plugins.socket
