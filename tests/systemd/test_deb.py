@@ -131,6 +131,7 @@ def test_the_embedded_mode_works_from_the_package(installed: Machine) -> None:
     installed.succeed("systemctl stop embedded.service")
 
 
+@pytest.mark.alone  # what is written on the machine meanwhile would be found inside as well
 def test_removal_leaves_state_and_settings_and_purge_leaves_nothing(machine: Machine, deb: str) -> None:
     before = files(machine)
     install(machine, deb)

@@ -94,7 +94,10 @@ def test_the_last_lines_are_of_the_last_start_alone(monkeypatch: pytest.MonkeyPa
     async def act(manager: SystemdUnits) -> list[str]:
         for _ in range(100):  # journald fails to learn the invocation of some of these
             await manager.job("start", "ct-fail.service")
-        return await manager.log_tail("ct-fail.service", 20)
+        async with asyncio.timeout(10):
+            while not (found := await manager.log_tail("ct-fail.service", 20)):
+                pass  # journald is more than logs.SETTLE behind
+        return found
 
     assert on_systemd(act) == ["one", "two", "last words"]
 
