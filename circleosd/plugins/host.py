@@ -64,11 +64,6 @@ class Host:
             raise BadRequest(f"there is no host call {call[:80]!r}")
         if set(args) != set(known.arguments):
             raise BadRequest(f"the arguments of {call} are: {', '.join(known.arguments) or 'none'}")
-        try:
-            for value in args.values():
-                value.encode()
-        except UnicodeEncodeError:
-            raise BadRequest("an argument is not Unicode text: it has an unpaired surrogate") from None
         capability = needed_capability(call, args)
         if not plugin.holds(capability):
             error = Denied(f"this plugin has not been granted the capability {capability[:200]}")

@@ -204,7 +204,8 @@ def json_object(body: Buffer) -> dict[str, Any]:
     try:
         text = str(body, "utf-8")
         value = json.loads(text)
-        if "\\u" in text:  # an escape may stand for half a character (RFC 8259, section 8.2)
+        # As wire.py does: an escape may stand for half a character (RFC 8259, section 8.2).
+        if "\\" in text and ("\\ud" in text or "\\uD" in text):
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
         raise FrameError(f"cannot read the frame: {exc}") from exc

@@ -163,4 +163,8 @@ class Host:
             return False, f"bad-request: the arguments of {call} are: {names}"
         if not all(isinstance(item, str) for item in args.values()):
             return False, f"bad-request: the arguments of {call} must be text"
+        try:
+            "".join(args.values()).encode()
+        except UnicodeEncodeError:
+            return False, f"bad-request: an argument of {call} is no text: it has half a surrogate pair"
         return self.call(call, args)

@@ -95,6 +95,7 @@ def test_the_clock_goes_forward() -> None:
         b'{"call":"kv.get","args":[]}',
         b'{"call":"kv.get","args":{"key":5}}',
         b'{"call":"kv.get","args":{"key":"a","more":"b"}}',
+        b'{"call":"kv.get","args":{"key":"\\ud800"}}',
         b"[" * 50_000,
         b'{"call":' + b"1" * 5000 + b"}",
     ],
