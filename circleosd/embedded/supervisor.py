@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 TARGET = "circleosd.target"
 LOG_LINES = 200  # kept of each unit
 LONGEST_LINE = 8192  # bytes; a longer one is cut
+BURST, INTERVAL = 4 << 20, 30.0  # bytes of output that are taken in so many seconds; journald counts lines
 LONGEST_DELAY = 30.0  # seconds between starts of a service that fails
 PAUSE = 0.2  # seconds until a service that failed is started for the connection that still waits
 LEFTOVERS = 1.0  # seconds that the output of a service may stay open after its end
@@ -262,10 +263,20 @@ class Unit:
     async def _read(self, output: IO[bytes] | None) -> None:
         assert output is not None
         with output:
-            data, rest = b"-", b""
+            data, rest, since, taken = b"-", b"", 0.0, 0
             while data:
                 await readable(output.fileno())
                 data = os.read(output.fileno(), LONGEST_LINE)
+                if time.monotonic() - since > INTERVAL:
+                    since, taken = time.monotonic(), 0
+                taken += len(data)
+                if taken > BURST:
+                    if taken - len(data) <= BURST:
+                        self._say(
+                            f"wrote more than {BURST} bytes within {INTERVAL:g} s; some of what follows is left out"
+                        )
+                    rest = b""
+                    continue
                 *lines, rest = (rest + data).split(b"\n")
                 if rest and (not data or len(rest) >= LONGEST_LINE):
                     lines, rest = [*lines, rest], b""

@@ -259,3 +259,16 @@ def test_a_plugins_log_cannot_pass_for_other_lines(host: EmbeddedHost, tmp_path:
     assert invoke(host, "chatty", "say")["ok"]
     host.wait_for(lambda: "plugin chatty: one two?[31m\tthree\n" in host.log)
     host.ok("plugin", "unload", "chatty")
+
+
+def test_a_native_plugin_neither_fills_the_log_nor_steers_the_terminal(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host({})
+    flood = """HANDLER(flood) { UNUSED; static char much[65536]; memset(much, 'A', sizeof much);
+      write(2, "\\033]0;owned\\007\\n", 12); for (;;) write(2, much, sizeof much); }"""
+    path = write(tmp_path, "flood", handlers(flood, "flood"), plugin_type="native", limits={"time": 1})
+    host.ok("plugin", "load", str(path), "--trust")
+    assert invoke(host, "flood", "flood")["error"] == "timeout"
+    assert "circleosd-plugin@flood: \N{REPLACEMENT CHARACTER}]0;owned\N{REPLACEMENT CHARACTER}" in host.log
+    assert "wrote more than" in host.log
+    assert len(host.log) < 16 << 20
+    host.ok("plugin", "unload", "flood")
