@@ -259,11 +259,13 @@ class Worker(asyncio.BufferedProtocol):
             length, kind, number = HEADER.unpack_from(piece, start)
             frames.check(kind, length, frames.TO_MANAGER)
             if kind == frames.COMPILED:
-                # Only before READY: no code of the plugin has run yet that could have made it up.
+                # Once: code of the plugin runs only after that, and could make another one up.
                 if LOADING not in self._calls or self._sink is None:
                     raise FrameError("it sent a compilation that nobody waits for")
                 self._sunk = length
                 start += HEADER.size
+                if length == 0:  # the one that it was given fits
+                    self._sink = None
                 continue
             if available >= length:
                 begin = start + HEADER.size

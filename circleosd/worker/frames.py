@@ -2,10 +2,11 @@
 
 A frame is a header `!IBI` (body length, kind, call id) and a body, over a Unix stream socket. The manager
 sends LOAD once, first, with the artifact's descriptor (SCM_RIGHTS, on the frame's first byte) and, if
-`precompiled`, that of its compilation; the worker answers with COMPILED at most once, then READY or FAILED,
-all under call id 0. Each INVOKE or EVENT has a call id of its own, not 0, and is answered under it by one
-RESULT or FAILED, before which any number of LOG and HOST_CALL frames may come under the same id; each
-HOST_CALL waits for its HOST_REPLY. LOG frames under id 0 come from loading or from making an instance.
+`precompiled`, that of its compilation. The worker of a wasm plugin answers with COMPILED once, before it runs any
+code of the plugin, empty if the given one fits; every worker with READY or FAILED; all under call id 0. Each INVOKE
+or EVENT has a call id of its own, not 0, and is answered under it by one RESULT or FAILED, before which any number
+of LOG and HOST_CALL frames may come under the same id; each HOST_CALL waits for its HOST_REPLY. LOG frames under id
+0 come from loading or from making an instance.
 """
 
 from __future__ import annotations

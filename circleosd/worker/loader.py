@@ -86,6 +86,8 @@ def _load_wasm(
         engine = engine or Engine(kind, load.limits, deterministic=load.deterministic)
         code = code_from_bytes(kind, engine, compiled)
         del compiled
+    else:
+        channel.send(COMPILED, 0, b"")
     plugin_class = _plugin_class(artifact.abi)
     threads = parallel + (0 if artifact.abi == "core" else 2 * (os.cpu_count() or 1))
     bound_memory(load.limits.memory * (parallel + 1) + threads * THREAD_STACK)
