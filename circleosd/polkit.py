@@ -14,6 +14,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,7 +32,6 @@ CATALOG = Path("/etc/circleosd/services.d")
 RULES = Path("/etc/polkit-1/rules.d/49-circleosd.rules")  # before the distribution's 50-default.rules
 WORKER_VERBS = ("start", "stop", "restart")
 SWITCHING = ("org.freedesktop.systemd1.manage-unit-files", "org.freedesktop.systemd1.reload-daemon")
-MAX_FILE = 1024 * 1024  # bytes of a catalog file
 ROUNDS = 20  # how often a catalog that changes meanwhile is read again
 
 # With manage-units polkit is told the unit and the verb, which is the job's type. It is not told which unit files
@@ -102,16 +102,10 @@ def trusted(directory: Path, owner: int) -> Catalog:
             raise Denied(f"others than its owner may write {path}; see: chmod go-w {path}")
 
     def text(path: Path) -> str:
-        # what is checked is what is read; neither a link's target nor a pipe could be trusted
+        # What is checked is what is read; a link's target could not be trusted.
         if path.is_symlink():
             raise Denied(f"{path} is a symbolic link; put the file itself there")
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, encoding="utf-8") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE:
-                raise Denied(f"{path} is not a file of at most {MAX_FILE} bytes")
-            check(path, found)
-            return file.read(MAX_FILE)
+        return catalog.text_of(path, partial(check, path), os.O_NOFOLLOW)
 
     try:
         for place in (directory.parent, directory):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +28,7 @@ from circleosd.registry.units import Switch, Verb
 
 ALL_VERBS: tuple[Verb | Switch, ...] = (*get_args(Verb), *get_args(Switch))
 PLUGIN_PREFIX = "plugin@"
+MAX_FILE = 1024 * 1024  # bytes of a catalog file; some 10,000 services
 PLUGIN_UNITS = "circleosd-plugin@*.service"
 
 if TYPE_CHECKING:  # a registry without catalog files needs no pydantic
@@ -97,17 +99,27 @@ class Reader:
 
     def __call__(self) -> Catalog:
         """The catalog as it is on disk now."""
-        seen = [(path, stat.st_mtime_ns, stat.st_ino) for path in _files(self._directories) if (stat := _stat(path))]
+        seen = [(path, now.st_mtime_ns, now.st_ino) for path in _files(self._directories) if (now := _stat(path))]
         if seen != self._seen:
             self._catalog, self._seen = read(self._directories), seen
         return self._catalog
 
 
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+def text_of(path: Path, check: Callable[[os.stat_result], None] = lambda found: None, flags: int = 0) -> str:
+    """The text of a catalog file, which `check` has not refused. `flags` as in open(2).
+
+    Never waits, as the opening of a pipe would. Raises OSError, ValueError, `BadRequest`, and what `check` raises.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE:
+            raise BadRequest(f"it is not a file of at most {MAX_FILE} bytes")
+        check(found)
+        return file.read(MAX_FILE).decode("utf-8")
 
 
-def read(directories: Sequence[Path], text: Callable[[Path], str] = _text) -> Catalog:
+def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> Catalog:
     """Read the drop-in files, each by `text`; of two entries with one name the later directory's and then the later
     file's counts.
 
@@ -122,7 +134,7 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = _text) -> Ca
                     raise BadRequest(f"the name {entry.name} is CircleOSD's own")
                 entries[entry.name] = entry
         except (OSError, ValueError, CircleError) as exc:
-            problems.append(f"{path}: {exc}")
+            problems.append(f"{path}: {exc.strerror or exc if isinstance(exc, OSError) else exc}")
     return Catalog(entries, tuple(problems))
 
 
@@ -139,8 +151,10 @@ def parse(text: str) -> list[Entry]:
         return _entries().validate_python(tables["service"])
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BadRequest(f"service {where}: {first['msg']}") from exc
+        number, *where = first["loc"] or (0,)
+        field = f", {'.'.join(map(str, where))}" if where else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise BadRequest(f"[[service]] number {int(number) + 1}{field}: {message}") from exc
 
 
 @cache

@@ -60,7 +60,8 @@ class RegistryService(Handlers):
         entries = [*catalog.entries.values(), *workers]
         states = await self._units.states([entry.unit for entry in entries])
         if catalog.problems:
-            act.message = f"{len(catalog.problems)} catalog files cannot be used: {catalog.problems[0]}"
+            more = f" (and {len(catalog.problems) - 1} more)" if catalog.problems[1:] else ""
+            act.message = f"a catalog file cannot be used{more}: {catalog.problems[0]}"
         return [_service(entry, state) for entry, state in zip(entries, states, strict=True)]
 
     async def status(self, request: Status, act: Act) -> ServiceStatus:
@@ -156,7 +157,8 @@ class RegistryService(Handlers):
         """The entry of `name`, if the catalog allows `verb` for it. Raises `NotFound`, `Denied`, `Conflict`."""
         entry = self._read().find(name)
         if entry.verbs is not None and verb not in entry.verbs:
-            raise Denied(f"the catalog does not allow {verb} for {name}, only: {', '.join(entry.verbs) or 'nothing'}")
+            allowed = ", ".join(entry.verbs) or "nothing"
+            raise Denied(f"the catalog does not allow {verb} for {name}; its verbs there: {allowed}")
         if entry.name == OWN_NAME and verb in ("stop", "restart"):
             raise Conflict(f"the registry cannot {verb} itself; it exits by itself when idle")
         return entry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,31 @@ def test_a_reader_sees_every_change_of_the_files(tmp_path: Path) -> None:
     assert "nginx" not in reader().entries
 
 
-def test_parse_says_which_entry_is_wrong() -> None:
-    with pytest.raises(BadRequest, match=r"0\.unit"):
-        catalog.parse('[[service]]\nname = "a"\nunit = "a"\n')
+@pytest.mark.timeout(10)
+def test_what_is_no_file_of_a_sensible_size_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "directory.toml").mkdir()
+    (tmp_path / "dangling.toml").symlink_to("/nonexistent")
+    (tmp_path / "large.toml").write_bytes(b"#" * (catalog.MAX_FILE + 1))
+    (tmp_path / "binary.toml").write_bytes(b"\xff\x00")
+    (tmp_path / "good.toml").write_text(GOOD)
+    found = catalog.Reader([tmp_path])()
+    assert "nginx" in found.entries
+    assert [Path(problem.partition(":")[0]).stem for problem in found.problems] == [
+        "binary", "dangling", "directory", "large", "pipe",
+    ]  # fmt: skip
+    assert all(problem.count(str(tmp_path)) == 1 for problem in found.problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (f'{GOOD}[[service]]\nname = "a"\nunit = "a"\n', r"^\[\[service\]\] number 2, unit: 'a' is not the full name"),
+        (GOOD.replace("restart", "fly"), r"number 1, verbs\.0\.|number 1, verbs"),
+        ("[service]\n", "should be a valid list"),
+    ],
+)
+def test_parse_says_which_entry_is_wrong(text: str, says: str) -> None:
+    with pytest.raises(BadRequest, match=says) as refused:
+        catalog.parse(text)
+    assert "Value error" not in str(refused.value)
