@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help setup demo test lint up deb install-user uninstall-user plugins test-systemd-newer clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 28
 
 setup: .venv/.ready plugins/example.wasm  ## make .venv, with circleosd and circlectl in .venv/bin
 

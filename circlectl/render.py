@@ -11,7 +11,7 @@ _TIMES = {"created", "last_login", "last_used", "locked_until", "expires", "sinc
 _SIZES = {"memory", "size", "stored"}
 _SPANS = {"uptime", "duration"}
 _STEERING = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_WIDE = 60  # columns of a table cell before it is cut
+_WIDE = 64  # columns of a table cell before it is cut; a sha256 in hex has so many
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:

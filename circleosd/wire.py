@@ -1,9 +1,8 @@
 r"""The wire: newline-delimited JSON, one object a line, UTF-8. No I/O here.
 
 A request is `{"action":NAME, …parameters, "token"?:STR, "tag"?:ANY}\n`, a reply
-`{"ok":true,"message":STR|null,"data":ANY}\n` or
-`{"ok":false,"message":STR,"data":null,"error":CODE}\n`, with `"tag"` if the request had one and `"more":true` on every
-reply of a stream but the last.
+`{"ok":true,"message":STR|null,"data":ANY}\n` or `{"ok":false,"message":STR,"data":null,"error":CODE}\n`, with `"tag"`
+if the request had one and `"more":true` on every reply of a stream but the last.
 """
 
 from __future__ import annotations

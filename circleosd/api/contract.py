@@ -1,8 +1,7 @@
 """What a contract is made of: the base class of all requests and the rules for their fields.
 
 Nothing here imports pydantic: `circlectl` builds its command line from contracts, and pydantic's import alone would
-cost it more than everything else it does. The daemons' pydantic meets the rules through
-`__get_pydantic_core_schema__`.
+cost it more than everything else it does. The daemons' pydantic meets the rules through `__get_pydantic_core_schema__`.
 """
 
 from __future__ import annotations

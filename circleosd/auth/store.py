@@ -1,5 +1,5 @@
-"""Users, sessions, rules and failed logins in SQLite. Functions of a connection or a transaction; nothing here waits
-or decides.
+"""Users, sessions, rules and failed logins in SQLite: functions of a connection or a transaction that neither wait nor
+decide.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Where loaded plugins are kept: artifacts by their digest in a directory, everything else in SQLite.
 
 An artifact is whole on disk before the row that names it is committed, and is removed only after no row names it
-any more: at
-every moment the rows describe plugins that can run.
+any more: at every moment the rows describe plugins that can run.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_a_users_life_through_circlectl(host: EmbeddedHost) -> None:
     # One's own password is changed with the present one.
     host.ok("user", "passwd", "--password-stdin", stdin=f"quite another one\n{PASSWORD}\n")
     host.ok("user", "logout")
-    assert "ursula" in host.ok("user", "delete", "ursula")
+    assert host.ok("user", "delete", "ursula") == "deleted ursula\n"
     assert host.ctl("user", "show", "ursula").returncode == 5
 
 

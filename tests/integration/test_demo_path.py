@@ -12,7 +12,7 @@ def test_a_plugin_is_loaded_called_and_unloaded(host: EmbeddedHost) -> None:
     host.ok("plugin", "load", "plugins/example.wasm")
     assert "example" in host.ok("plugin", "list")
     assert host.ok("plugin", "invoke", "example", "handle", "hello") == "5 bytes, 5 characters, 1 word: hello\n"
-    host.ok("plugin", "unload", "example")
+    assert host.ok("plugin", "unload", "example") == "unloaded example 1.0.0\n"
     gone = host.ctl("plugin", "invoke", "example", "handle", "hello")
     assert gone.returncode == 5
     assert "no plugin example is loaded" in gone.stderr

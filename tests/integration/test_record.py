@@ -108,6 +108,7 @@ def test_verify_finds_what_was_done_to_the_file(new_host: NewHost) -> None:
         host.ctl("service", "start", f"missing{number}")
     host.ok("user", "create", "vera", "--password-stdin", stdin=f"{PASSWORD}\n")
     whole = host.ok("system", "history", "--verify")
+    assert host.data("auth-service", "audit")["hash"] in whole, "the hash is there to be kept elsewhere"
     assert whole.count("as written") == 3
     with sqlite3.connect(ledger(host, "service-registry")) as connection:
         connection.execute("UPDATE ledger SET body = json_set(body, '$.actor.uid', 12345) WHERE seq = 3")

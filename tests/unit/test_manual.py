@@ -57,8 +57,8 @@ def test_circleosds_page_has_every_command_and_unit() -> None:
     usage = subprocess.run([sys.executable, "-m", "circleosd", "--help"], capture_output=True, text=True, check=True)
     for line in usage.stdout.splitlines()[2:-1]:
         assert f".It Cm {line.split()[0]}" in page
-    for unit in (PROJECT / "units").glob("circleosd*.socket"):
-        assert unit.name.removesuffix(".socket") in page
+    for unit in (*(PROJECT / "units").glob("circleosd*.socket"), *(PROJECT / "units").glob("circleosd*.service")):
+        assert unit.stem in page
 
 
 def _settings(table: str) -> dict[str, Any]:
