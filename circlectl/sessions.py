@@ -8,6 +8,7 @@ import os
 import time
 from typing import Any
 
+from circleosd.errors import BadRequest
 from circleosd.paths import state_home
 
 
@@ -23,7 +24,7 @@ def load(runtime: str) -> str | None:
         with open(_path(runtime), encoding="utf-8") as file:
             session = json.load(file)
         return str(session["token"]) if session["expires"] > time.time() else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, BadRequest):  # there is no file, it is no session, or no home
         return None
 
 

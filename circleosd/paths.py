@@ -50,8 +50,20 @@ def user_runtime_dir(env: Mapping[str, str]) -> str:
 
 
 def state_home(env: Mapping[str, str]) -> str:
-    """`$XDG_STATE_HOME`, by default ~/.local/state (XDG Base Directory Specification)."""
-    return env.get("XDG_STATE_HOME") or f"{env.get('HOME', '')}/.local/state"
+    """`$XDG_STATE_HOME`, by default ~/.local/state (XDG Base Directory Specification).
+
+    Raises `BadRequest` for one who has no home.
+    """
+    if given := env.get("XDG_STATE_HOME"):
+        return given
+    if home := env.get("HOME"):
+        return f"{home}/.local/state"
+    import pwd  # as in a unit of the system's, which has no HOME
+
+    try:
+        return f"{pwd.getpwuid(os.getuid()).pw_dir}/.local/state"
+    except KeyError:
+        raise BadRequest(f"uid {os.getuid()} has no home directory; set HOME or XDG_STATE_HOME") from None
 
 
 def socket_path(service: str, runtime: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,16 @@ def test_where_the_sockets_are() -> None:
     assert paths.socket_path("auth-service", "/x") == "/x/auth-service.sock"
     with pytest.raises(BadRequest, match="107 bytes"):
         paths.socket_path("auth-service", "/" + "x" * 100)
+
+
+def test_without_a_variable_the_home_is_the_user_databases(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert paths.state_home({"XDG_STATE_HOME": "/s", "HOME": "/h"}) == "/s"
+    assert paths.state_home({"HOME": "/h"}) == "/h/.local/state"
+    home = pwd.getpwuid(os.getuid()).pw_dir
+    assert paths.state_home({}) == paths.state_home({"HOME": ""}) == f"{home}/.local/state"
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    with pytest.raises(BadRequest, match="uid 4000000000 has no home directory; set HOME"):
+        paths.state_home({})
 
 
 def test_a_scope_says_whose_sockets_are_meant() -> None:
