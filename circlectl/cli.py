@@ -33,7 +33,9 @@ def run(argv: Sequence[str]) -> int:
     if argv[:1] == ["--complete"]:
         from circlectl import completion
 
-        return completion.run(argv[1:])
+        status = completion.run(argv[1:])
+        sys.stdout.flush()
+        return status
     flags, words = _split(argv)
     try:
         status = _run(words, flags)
