@@ -146,9 +146,10 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
         if command.group == "user" and command.verb == "login":
             try:
                 sessions.save(runtime, data)
-            except OSError as exc:
+            except (OSError, BadRequest) as exc:
                 Asking(runtime, data["token"], ()).once(command.service, {"action": "logout"})
-                raise BadRequest(f"cannot keep the session at {exc.filename}: {exc.strerror}") from exc
+                why = f" at {exc.filename}: {exc.strerror}" if isinstance(exc, OSError) else f": {exc}"
+                raise BadRequest(f"cannot keep the session{why}") from exc
         elif command.group == "user" and command.verb == "logout":
             sessions.forget(runtime)
     for item in data if isinstance(data, Iterator) else (data,):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from circlectl import sessions
 from circleosd import config, paths
 from circleosd.errors import BadRequest
 
@@ -61,6 +62,9 @@ def test_without_a_variable_the_home_is_the_user_databases(monkeypatch: pytest.M
     monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
     with pytest.raises(BadRequest, match="uid 4000000000 has no home directory; set HOME"):
         paths.state_home({})
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert sessions.load("/run/circleosd") is None, "who has no home has no session, and needs none to ask"
 
 
 def test_a_scope_says_whose_sockets_are_meant() -> None:
