@@ -213,6 +213,17 @@ def _secret(item: Parameter, *, stdin: bool) -> str | None:
     An empty one is None where that will do. Raises `BadRequest`.
     """
     name = {"old": "present password"}.get(item.name, item.name)
+    try:
+        secret = _read_secret(item, name, stdin=stdin)
+        (secret or "").encode()
+    except EOFError:
+        raise BadRequest(f"no {name} was given") from None
+    except UnicodeError:  # which quotes it
+        raise BadRequest(f"the {name} is not UTF-8 text") from None
+    return secret
+
+
+def _read_secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
     if stdin:
         line = sys.stdin.readline()
         if not line:

@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -148,6 +149,45 @@ def test_a_password_is_asked_for_without_echo(host: EmbeddedHost) -> None:
     os.close(master)
     assert b"hidden" not in shown
     assert b"erin" in shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [(b"\x04", b"no password was given"), (b"caf\xe9 au lait\n", b"the password is not UTF-8 text"), (b"\x03", b"")],
+)
+def test_a_prompt_left_without_a_text_is_no_traceback(host: EmbeddedHost, typed: bytes, says: bytes) -> None:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [BIN / "circlectl", "user", "create", "gina"], env=host.environment,
+        stdin=slave, stdout=slave, stderr=slave, start_new_session=True, close_fds=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    )  # fmt: skip
+    shown = b""
+    while not shown.endswith(b"Password: "):
+        assert select.select([master], [], [], 10)[0], shown
+        shown += os.read(master, 1024)
+    os.write(master, typed)
+    assert process.wait(10) == (2 if says else 130)
+    if says:
+        shown += os.read(master, 4096)
+    assert termios.tcgetattr(slave)[3] & termios.ECHO, "the terminal is as it was"
+    os.close(slave)
+    os.close(master)
+    assert says in shown
+    assert b"Traceback" not in shown
+    assert b"caf" not in shown
+
+
+def test_a_password_on_standard_input_must_be_text(host: EmbeddedHost) -> None:
+    for locale in ("C.UTF-8", "C"):
+        done = subprocess.run(
+            [BIN / "circlectl", "user", "create", "gina", "--password-stdin"], input=b"caf\xe9 au lait\n",
+            env={**host.environment, "LC_ALL": locale}, capture_output=True, timeout=20, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert done.stderr == (
+            b"circlectl: the password is not UTF-8 text [bad-request]; see: circlectl user create --help\n"
+        )
 
 
 def test_without_a_terminal_a_password_needs_its_flag(host: EmbeddedHost) -> None:
