@@ -13,7 +13,7 @@ from circlectl import commands
 from circlectl.commands import Command
 from circleosd import client, paths
 from circleosd.api.contract import Mark, Parameter, quoted
-from circleosd.errors import BadRequest, CircleError, Denied, Unavailable
+from circleosd.errors import BadRequest, CircleError, Denied, NotFound, Unavailable
 
 TIMEOUT = 200.0  # seconds for a reply; the services give up before
 
@@ -256,6 +256,8 @@ def _open_files(command: Command, request: dict[str, Any]) -> list[int]:
     for name, path in named.items():
         try:
             opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        except FileNotFoundError:
+            raise NotFound(f"no file {path}") from None
         except (OSError, ValueError) as exc:
             raise BadRequest(f"cannot open {path}: {getattr(exc, 'strerror', None) or exc}") from exc
         request[name] = os.path.abspath(path)

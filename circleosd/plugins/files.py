@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol
 
 from circleosd.api.contract import quoted
+from circleosd.api.plugins import Load, Verify
 from circleosd.errors import BadRequest, NotFound
 
 
@@ -51,17 +52,18 @@ class Given:
 
 
 @contextlib.contextmanager
-def given(names: Sequence[str], passed: Passed, pid: int) -> Iterator[Given]:
-    """Take the passed descriptors, which are those of the parameters `names`, and close them in the end."""
+def given(request: Load | Verify, passed: Passed, pid: int) -> Iterator[Given]:
+    """Take the passed descriptors, which are those of the parameters in `files`, and close them in the end."""
     taken: dict[str, int] = {}
     try:
-        for name in names:
+        for name in request.files:
             descriptor = passed.take()
             if name in taken:
                 os.close(descriptor)
                 raise BadRequest(f"files names {name} twice")
             taken[name] = descriptor
-            _require_file(descriptor, name)
+            path = getattr(request, name)
+            _require_file(descriptor, path if isinstance(path, str) else name)
         yield Given(taken, pid)
     finally:
         for descriptor in taken.values():

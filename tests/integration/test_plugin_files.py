@@ -38,6 +38,11 @@ def test_what_is_no_artifact_is_refused_with_the_reason(
     reply = host.call("plugin-manager", {"action": "load", "path": path})
     assert reply["error"] == error, reply
     assert reason in reply["message"]
+    if "\0" not in path:  # which no argument can hold
+        done = host.ctl("plugin", "load", path)
+        assert f"[{error}]" in done.stderr, done
+        assert reason in done.stderr
+        assert "'path'" not in done.stderr
 
 
 def test_a_webassembly_plugin_has_the_function_that_its_manifest_names(host: EmbeddedHost, tmp_path: Path) -> None:
