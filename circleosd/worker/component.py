@@ -29,7 +29,6 @@ from circleosd.worker.inspect import INTERFACE_VERSION, Artifact
 from circleosd.worker.wasi import LineLog, Streams, exit_failure, set_wasi
 
 _call = c._wasmtime_component_func_call
-_post_return = c._wasmtime_component_func_post_return
 _val_delete = c._wasmtime_component_val_delete
 
 _Body: TypeAlias = Callable[[Any, Any], None]
@@ -162,9 +161,7 @@ class ComponentPlugin:
         given = (c.wasmtime_component_val_t * len(arguments))()
         held = [values.borrow_text(given[index], argument) for index, argument in enumerate(arguments)]
         result = c.wasmtime_component_val_t()
-        error = _call(found, instance.context, given, len(held), byref(result), 1)
-        if not error and self._shared:
-            error = _post_return(found, instance.context)
+        error = _call(found, instance.context, given, len(held), byref(result), 1)  # post-return included
         if instance.log is not None:
             instance.log.flush()
         if error:

@@ -353,6 +353,22 @@ SLEEP = component(
 )
 
 
+@pytest.mark.parametrize("instance", ["fresh", "shared"])
+def test_what_a_component_does_after_its_return_belongs_to_the_call(instance: str) -> None:
+    after = """(alias core export $i "after" (core func $after))
+      (func (export "freed") (param "payload" string) (result (result string (error string)))
+        (canon lift (core func $i "handle") (memory $memory) (realloc $realloc) (post-return $after)))"""
+    body = '(func (export "after") (param i32) (if (i32.load8_u (i32.const 16)) (then unreachable)))'
+    handle = "(call $area (local.get $len) (i32.const 0) (i32.const 0))"  # an error, and a trap, for one byte
+    with start(component(handle=handle, body=body, exports=after), instance=instance) as worker:
+        worker.ready()
+        for _ in range(2):
+            assert worker.invoke("freed") == ""
+            with pytest.raises(CallFailed) as caught:
+                worker.invoke("freed", "x")
+            assert caught.value.message == "trap: wasm `unreachable` instruction executed"
+
+
 def test_an_import_of_wasi_that_is_not_there_is_named() -> None:
     imports = '(import "wasi:cli/nothing@0.2.0" (instance (export "f" (func))))'
     with start(component(imports=imports)) as worker, pytest.raises(CallFailed) as caught:
