@@ -15,7 +15,6 @@ from circleosd.worker.host import Host
 from circleosd.worker.limits import SharedWatch, Watch, bound_mappings, bound_memory, forbid_files, forbid_processes
 from circleosd.worker.sandbox import confine
 
-MAX_ARTIFACT: Final = 64 << 20
 THREAD_STACK: Final = 2 << 20
 
 
@@ -49,8 +48,6 @@ def load_plugin(load: Load, descriptors: list[int], channel: Channel, host: Host
     if len(descriptors) != wanted:
         raise FrameError(f"{len(descriptors)} descriptors came with the load request, not {wanted}")
     size = os.fstat(descriptors[0]).st_size
-    if size > MAX_ARTIFACT:
-        raise PluginFailure("limit", f"it has {size} bytes, and at most {MAX_ARTIFACT} are allowed")
     if size == 0:
         raise PluginFailure("bad-request", "it is empty")
     with mmap.mmap(descriptors[0], size, access=mmap.ACCESS_READ) as data:

@@ -223,6 +223,15 @@ def test_limits_have_defaults_and_ceilings_of_the_host(new_host: NewHost, tmp_pa
         assert f"plugins.{name}" in refused.stderr
 
 
+def test_a_host_may_allow_larger_artifacts(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host({"CIRCLEOSD_PLUGINS_MAX_ARTIFACT": str(80 << 20)})
+    filler = b"\x04junk" + bytes(70 << 20)
+    size = len(filler)
+    length = bytes((size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14 & 0x7F | 0x80, size >> 21))
+    host.ok("plugin", "load", str(write(tmp_path, "large", core(ECHO) + b"\0" + length + filler)))
+    assert invoke(host, "large", "echo", "x")["data"] == "x"
+
+
 def test_a_deterministic_plugin_is_held_to_its_fuel_and_compiled_apart(host: EmbeddedHost, tmp_path: Path) -> None:
     spin = '(func (export "spin") (param i32) (result i64) (loop $on (br $on)) (i64.const 0))'
     path = write(tmp_path, "exact", core(spin + ECHO), deterministic=True, limits={"time": 1})
