@@ -16,7 +16,8 @@ StartLimitIntervalSec=0
 ExecStart=/usr/bin/python3 /opt/test/bare.py
 """
 CLIENT = """
-import json, socket, sys, time
+import json, random, socket, sys, time
+pauses = random.Random(int(sys.argv[2]))
 sent = lost = 0
 pids = set()
 end = time.monotonic() + float(sys.argv[1])
@@ -32,7 +33,7 @@ while time.monotonic() < end:
         pids.add(json.loads(reply)["data"]["pid"])
     except (ValueError, TypeError):
         lost += 1
-    time.sleep(float(sys.argv[2]))
+    time.sleep(pauses.uniform(0.05, 0.5))
 print(json.dumps({"sent": sent, "lost": lost, "pids": len(pids)}))
 """
 BARE = """
@@ -100,7 +101,7 @@ def machine(installed: Machine) -> Machine:
 def test_two_clients_meet_idle_exits_for_twenty_seconds_and_lose_no_request(machine: Machine) -> None:
     write(machine, "/etc/circleosd/config.toml", "[server]\nidle_exit = 0.2\n")
     machine.succeed("systemctl stop circleosd-auth.service")
-    first, second = "python3 /opt/test/client.py 20 0.21", "python3 /opt/test/client.py 20 0.27"
+    first, second = "python3 /opt/test/client.py 20 1", "python3 /opt/test/client.py 20 2"
     lines = machine.succeed(f"{first} >/tmp/one & {second} >/tmp/two & wait; cat /tmp/one /tmp/two").splitlines()
     figures = [json.loads(line) for line in lines]
     print(figures)
