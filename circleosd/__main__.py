@@ -283,7 +283,7 @@ def up(directory: str | None) -> int:
     import logging
     from pathlib import Path
 
-    from circleosd.embedded.supervisor import run as supervise
+    from circleosd.embedded.up import run as supervise
 
     gc.enable()
     logging.basicConfig(level=logging.INFO, format="circleosd: %(message)s", stream=sys.stderr)

@@ -1,14 +1,11 @@
-"""The supervisor: each socket or service that is up is a task, and the registry asks about them over a socket."""
+"""The supervisor: each socket or service that is up is a task, from its start to its end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import fcntl
 import fnmatch
 import itertools
-import logging
 import math
 import os
 import re
@@ -19,63 +16,25 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from circleosd import wire
-from circleosd.activation import FIRST
-from circleosd.config import ServerSettings
+from circleosd.embedded.process import Process
+from circleosd.embedded.sockets import bound, readable
 from circleosd.embedded.unitfile import UnitFile
-from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Internal, NotFound, UnitFailed
-from circleosd.paths import socket_path
-from circleosd.policy import Peer, role_of_uid
-from circleosd.registry.units import LogLine, UnitState, plain, signal_name
-from circleosd.server import Server
-from circleosd.systemd.notify import Notifier
+from circleosd.errors import BadRequest, CircleError, Conflict, NotFound, UnitFailed
+from circleosd.registry.units import LogLine, UnitState, plain
 
-log = logging.getLogger(__name__)
-
-TARGET = "circleosd.target"
 LOG_LINES = 200  # kept of each unit
-LONGEST_LINE = 8192  # bytes; a longer one is cut
-BURST, INTERVAL = 4 << 20, 30.0  # bytes of output that are taken in so many seconds; journald counts lines
 LONGEST_DELAY = 30.0  # seconds between starts of a service that fails
 PAUSE = 0.2  # seconds until a service that failed is started for the connection that still waits
 LEFTOVERS = 1.0  # seconds that the output of a service may stay open after its end
 CLEAN = ("0", "SIGHUP", "SIGINT", "SIGTERM", "SIGPIPE")  # ends that are no failure, systemd.service(5)
-DIRECTORIES = {"StateDirectory": "S", "CacheDirectory": "C", "RuntimeDirectory": "t"}  # by the specifier of the parent
 FRESH: dict[str, Any] = {"result": "success", "exit_status": None, "signal": None}  # of a state: nothing has ended yet
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
-_libc = ctypes.CDLL(None)
 _ucred = struct.Struct("3i")  # pid, uid, gid; unix(7)
-
-
-async def readable(fd: int) -> None:
-    """Wait until there is something to read, a connection waits, or a process has ended (pidfd_open(2))."""
-    loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)
-
-
-@contextlib.contextmanager
-def bound(name: str, kind: socket.SocketKind, mode: int = 0o600) -> Iterator[socket.socket]:
-    """A Unix socket at the path `name`, until the end of the block."""
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, kind) as sock:
-        sock.bind(name)
-        path.chmod(mode)  # the umask has kept everybody out until now
-        try:
-            yield sock
-        finally:
-            path.unlink(missing_ok=True)
 
 
 class Unit:
@@ -182,36 +141,38 @@ class Unit:
         ending = signal.Signals[file.get("Service", "KillSignal", "SIGTERM", of=signal.Signals.__members__)]
         clean = {*CLEAN, *file.words("Service", "SuccessExitStatus")}
         notifies = file.get("Service", "Type", "simple", of=("simple", "exec", "notify")) == "notify"
-        begun, process = time.monotonic(), self._spawn()
-        pidfd, reading = os.pidfd_open(process.pid), asyncio.create_task(self._read(process.stdout))
-        ended = asyncio.create_task(readable(pidfd))
+        listening = self._supervisor.socket_of(self.state.unit)
+        begun, listener = time.monotonic(), listening.listener if listening else None
+        process = Process(file, self._supervisor.specifiers, self._watchdog, listener)
+        reading = asyncio.create_task(self._read(process))
         self.state = replace(self.state, pid=process.pid)
         try:
             async with asyncio.timeout(start) as self._deadline:
                 if not notifies:
                     self.notified("READY=1")
-                await asyncio.shield(ended)
+                await asyncio.shield(process.ended)
         except TimeoutError:
             result = "timeout" if self.state.sub == "start" else "watchdog"
         except asyncio.CancelledError:
             self._enter("deactivating", "stop-sigterm")
-            os.killpg(process.pid, ending)
-            if not (await asyncio.wait([ended], timeout=stop))[0]:
+            process.signal(ending)
+            if not (await asyncio.wait([process.ended], timeout=stop))[0]:
                 result = "timeout"
             raise
         finally:
-            os.killpg(process.pid, signal.SIGKILL)  # it, or what it left behind
-            await ended
-            os.close(pidfd)
+            process.signal(signal.SIGKILL)  # it, or what it left behind
+            status, killed = await process.reap()
             self.state = replace(self.state, pid=None)
-            code = process.wait()
             await asyncio.wait([reading], timeout=LEFTOVERS)
             reading.cancel()
-            status, killed = (code, None) if code >= 0 else (None, signal_name(-code))
-            if result == "success" and (killed or str(code)) not in clean:
+            if result == "success" and (killed or str(status)) not in clean:
                 result = "signal" if killed else "exit-code"
             self.state = replace(self.state, result=result, exit_status=status, signal=killed)
         return (notifies and self.state.sub == "running") or time.monotonic() - begun > LONGEST_DELAY
+
+    async def _read(self, process: Process) -> None:
+        async for line in process.lines():
+            self._say(line)
 
     def notified(self, message: str) -> None:
         """What the process said by sd_notify(3)."""
@@ -222,79 +183,14 @@ class Unit:
             with contextlib.suppress(RuntimeError):  # the deadline has just passed
                 self._deadline.reschedule(asyncio.get_running_loop().time() + self._watchdog)
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        file, supervisor = self._file, os.getpid()
-        environment = dict(os.environ)
-        for assignment in file.words("Service", "Environment"):
-            key, _, environment[key] = assignment.partition("=")
-        for key, specifier in DIRECTORIES.items():
-            paths = [Path(self._supervisor.specifiers[specifier], name) for name in file.words("Service", key)]
-            for path in paths:
-                path.mkdir(parents=True, exist_ok=True)
-                path.chmod(int(file.get("Service", f"{key}Mode", "0755"), 8))
-            if paths:
-                environment[key.removesuffix("Directory").upper() + "_DIRECTORY"] = ":".join(map(str, paths))
-        if self._watchdog < math.inf:
-            environment["WATCHDOG_USEC"] = str(int(self._watchdog * 1e6))
-        listening = self._supervisor.socket_of(self.state.unit)
-        passed = listening.listener if listening else None
-        if passed:
-            environment["LISTEN_FDS"] = "1"
-
-        def become() -> None:
-            """In the child, which alone knows its pid."""
-            os.environ.update(environment, LISTEN_PID=str(os.getpid()), WATCHDOG_PID=str(os.getpid()))
-            if passed:
-                os.dup2(passed.fileno(), FIRST)  # in the place of the event loop's own
-            _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != supervisor:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        if user := file.get("Service", "User"):
-            raise BadRequest(f"the embedded mode runs everything as you, not as User={user}")
-        return subprocess.Popen(
-            file.command(environment),
-            cwd=file.get("Service", "WorkingDirectory", "/").lstrip("-"),
-            umask=int(file.get("Service", "UMask", "0022"), 8),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, preexec_fn=become, pass_fds=(FIRST,) if passed else (),
-        )  # fmt: skip
-
-    async def _read(self, output: IO[bytes] | None) -> None:
-        assert output is not None
-        with output:
-            data, rest, since, taken = b"-", b"", 0.0, 0
-            while data:
-                await readable(output.fileno())
-                data = os.read(output.fileno(), LONGEST_LINE)
-                if time.monotonic() - since > INTERVAL:
-                    since, taken = time.monotonic(), 0
-                taken += len(data)
-                if taken > BURST:
-                    if taken - len(data) <= BURST:
-                        self._say(
-                            f"wrote more than {BURST} bytes within {INTERVAL:g} s; some of what follows is left out"
-                        )
-                    rest = b""
-                    continue
-                *lines, rest = (rest + data).split(b"\n")
-                if rest and (not data or len(rest) >= LONGEST_LINE):
-                    lines, rest = [*lines, rest], b""
-                for line in lines:
-                    self._say(line.decode("utf-8", "replace"))
-
 
 class Supervisor:
     """All units by name. `specifiers`: what those of systemd.unit(5) stand for that units share; `places` of files."""
 
-    name = "supervisor"
-    requests = 0
-
     def __init__(self, specifiers: Mapping[str, str], places: Sequence[Path]) -> None:
         self.specifiers, self._places = specifiers, places
-        self.connections: Callable[[], int] = lambda: 0
         self._units: dict[str, Unit] = {}
-        self._followers: list[tuple[type, list[str], asyncio.Queue[UnitState | LogLine]]] = []
+        self.listeners: list[Callable[[str, UnitState | LogLine], None]] = []
 
     def file(self, name: str) -> UnitFile:
         """The file of a unit, or of its template. Raises `NotFound`, `UnitFailed`."""
@@ -343,52 +239,22 @@ class Supervisor:
                 unit.notified(data.decode("utf-8", "replace"))
 
     def tell(self, name: str, event: UnitState | LogLine) -> None:
-        """Pass an event of a unit on to who follows it; who does not keep up loses the oldest."""
-        for kind, names, queue in self._followers:
-            if name in names and isinstance(event, kind):
-                if queue.full():
-                    queue.get_nowait()
-                queue.put_nowait(event)
+        """Pass an event of a unit on to who listens."""
+        for listener in self.listeners:
+            listener(name, event)
 
-    async def dispatch(self, line: bytes, peer: Peer, files: object) -> bytes | AsyncGenerator[bytes, None]:
-        """Answer one request of the registry. Never raises."""
-        try:
-            if role_of_uid(peer.uid, os.getuid()) is None:
-                raise Denied("the supervisor answers only to its own uid")
-            match wire.decode_object(line):
-                case {"action": "job", "verb": verb, "unit": name}:
-                    return wire.success(await self.job(verb, name))
-                case {"action": "matching", "pattern": pattern}:
-                    up = {name for name, unit in self._units.items() if unit.state.active != "inactive"}
-                    up |= {name.removesuffix("socket") + "service" for name in up if name.endswith(".socket")}
-                    return wire.success(sorted(fnmatch.filter(up, pattern)))
-                case {"action": "states" | "logs" as action, "units": names, "follow": follow}:
-                    kind = UnitState if action == "states" else LogLine
-                    return self._events(kind, names) if follow else wire.success(self._now(kind, names))
-            raise BadRequest("the supervisor has no such action")
-        except CircleError as error:
-            return wire.failure(error)
-        except Exception:
-            log.exception("a request failed")
-            return wire.failure(Internal("an internal error; the supervisor's log has the details"))
+    def matching(self, pattern: str) -> list[str]:
+        """The services that match a pattern (fnmatch(3)) and are up, or whose socket is, or have failed."""
+        up = {name for name, unit in self._units.items() if unit.state.active != "inactive"}
+        up |= {name.removesuffix("socket") + "service" for name in up if name.endswith(".socket")}
+        return sorted(fnmatch.filter(up, pattern))
 
-    async def _events(self, kind: type, names: list[str]) -> AsyncGenerator[bytes, None]:
-        """What there is of `kind` now, then what is new, a list a reply, until the connection ends."""
-        queue = asyncio.Queue[UnitState | LogLine](LOG_LINES)
-        self._followers.append((kind, names, queue))
-        try:
-            yield wire.success(self._now(kind, names), more=True)
-            while True:
-                yield wire.success([asdict(await queue.get())], more=True)
-        finally:
-            self._followers.remove((kind, names, queue))
+    def lines(self, name: str) -> list[LogLine]:
+        """What a unit has said last."""
+        return [*self._units[name].lines] if name in self._units else []
 
-    def _now(self, kind: type, names: list[str]) -> list[dict[str, Any]]:
-        if kind is UnitState:
-            return [asdict(self._state(name)) for name in names]
-        return [asdict(line) for name in names if name in self._units for line in self._units[name].lines]
-
-    def _state(self, name: str) -> UnitState:
+    def state(self, name: str) -> UnitState:
+        """The state of a unit, also of one that cannot be read."""
         try:
             state = self.unit(name).state
         except CircleError as exc:
@@ -398,51 +264,3 @@ class Supervisor:
             state = replace(state, memory=pages * os.sysconf("SC_PAGE_SIZE"))
         listening = self.socket_of(name)
         return replace(state, triggered_by=(listening.state.unit,), listening=True) if listening else state
-
-
-async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -> int:
-    """Supervise until SIGINT or SIGTERM; return the exit status.
-
-    Sockets are in `runtime`, what lasts in `state` and `cache`, unit files in `places`. Raises OSError, `BadRequest`
-    for a path that is too long, `Conflict` if another supervisor runs there.
-    """
-    os.umask(0o077)
-    control_path, notify_path = socket_path("supervisor", str(runtime)), socket_path("notify", str(runtime))
-    for directory in (runtime, state, cache):
-        directory.mkdir(parents=True, exist_ok=True)
-    lock = os.open(runtime, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Conflict(f"CircleOSD already runs at {runtime}") from None
-    ours = Notifier()
-    for key in [key for key in os.environ if key.startswith(("LISTEN_", "WATCHDOG_"))]:
-        del os.environ[key]
-    os.environ.update(CIRCLEOSD_SUPERVISOR=control_path, NOTIFY_SOCKET=notify_path)
-    # Our own programs are beside the interpreter.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
-    specifiers = {
-        "t/circleosd": str(runtime), "t": str(runtime.parent), "S": str(state), "C": str(cache), "h": str(Path.home()),
-    }  # fmt: skip
-    loop, told = asyncio.get_running_loop(), asyncio.Event()
-    with bound(control_path, socket.SOCK_STREAM) as control, bound(notify_path, socket.SOCK_DGRAM) as notify:
-        supervisor = Supervisor(specifiers, places)
-        notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        loop.add_reader(notify, supervisor.notified, notify)
-        control.listen()
-        server = Server(supervisor, control, ServerSettings(idle_exit=0), max_line=64 * 1024, manager=ours)
-        serving = asyncio.create_task(server.run())
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, told.set)
-        try:
-            for name in supervisor.file(TARGET).words("Unit", "Wants"):
-                if await supervisor.job("start", name) != "done":
-                    raise UnitFailed(f"cannot start {name}")
-            log.info("listening below %s; stop with Ctrl-C", runtime)
-            await told.wait()
-        finally:
-            await supervisor.stop()
-            server.stop()
-            await serving
-            loop.remove_reader(notify)
-    return 0

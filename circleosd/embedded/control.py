@@ -1,0 +1,72 @@
+"""What the registry asks the supervisor, as requests and replies (wire.py) on a socket that is the supervisor's own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import asdict
+from typing import Any
+
+from circleosd import wire
+from circleosd.embedded.supervisor import LOG_LINES, Supervisor
+from circleosd.errors import BadRequest, CircleError, Denied, Internal
+from circleosd.policy import Peer, role_of_uid
+from circleosd.registry.units import LogLine, UnitState
+
+log = logging.getLogger(__name__)
+
+
+class Control:
+    """The actions `job`, `matching`, `states` and `logs`; the last two go on, a list a reply, if asked to `follow`."""
+
+    name = "supervisor"
+    requests = 0
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self.connections: Callable[[], int] = lambda: 0
+
+    async def dispatch(self, line: bytes, peer: Peer, files: object) -> bytes | AsyncGenerator[bytes, None]:
+        """Answer one request. Never raises."""
+        try:
+            if role_of_uid(peer.uid, os.getuid()) is None:
+                raise Denied("the supervisor answers only to its own uid")
+            match wire.decode_object(line):
+                case {"action": "job", "verb": verb, "unit": name}:
+                    return wire.success(await self._supervisor.job(verb, name))
+                case {"action": "matching", "pattern": pattern}:
+                    return wire.success(self._supervisor.matching(pattern))
+                case {"action": "states" | "logs" as action, "units": names, "follow": follow}:
+                    kind = UnitState if action == "states" else LogLine
+                    return self._follow(kind, names) if follow else wire.success(self._now(kind, names))
+            raise BadRequest("the supervisor has no such action")
+        except CircleError as error:
+            return wire.failure(error)
+        except Exception:
+            log.exception("a request failed")
+            return wire.failure(Internal("an internal error; the supervisor's log has the details"))
+
+    def _now(self, kind: type, names: list[str]) -> list[dict[str, Any]]:
+        if kind is UnitState:
+            return [asdict(self._supervisor.state(name)) for name in names]
+        return [asdict(line) for name in names for line in self._supervisor.lines(name)]
+
+    async def _follow(self, kind: type, names: list[str]) -> AsyncGenerator[bytes, None]:
+        """What there is of `kind` now, then what is new, until the connection ends. A slow reader loses the oldest."""
+        queue = asyncio.Queue[UnitState | LogLine](LOG_LINES)
+
+        def hear(name: str, event: UnitState | LogLine) -> None:
+            if name in names and isinstance(event, kind):
+                if queue.full():
+                    queue.get_nowait()
+                queue.put_nowait(event)
+
+        self._supervisor.listeners.append(hear)
+        try:
+            yield wire.success(self._now(kind, names), more=True)
+            while True:
+                yield wire.success([asdict(await queue.get())], more=True)
+        finally:
+            self._supervisor.listeners.remove(hear)

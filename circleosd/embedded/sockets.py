@@ -1,0 +1,34 @@
+"""Unix sockets of one's own, and waiting for what the kernel has to say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def bound(name: str, kind: socket.SocketKind, mode: int = 0o600) -> Iterator[socket.socket]:
+    """A Unix socket at the path `name`, until the end of the block."""
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, kind) as sock:
+        sock.bind(name)
+        path.chmod(mode)  # the umask has kept everybody out until now
+        try:
+            yield sock
+        finally:
+            path.unlink(missing_ok=True)
+
+
+async def readable(fd: int) -> None:
+    """Wait until there is something to read, a connection waits, or a process has ended (pidfd_open(2))."""
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)

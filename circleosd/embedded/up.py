@@ -1,0 +1,74 @@
+"""`circleosd up`: the supervisor and its sockets, in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from circleosd.config import ServerSettings
+from circleosd.embedded.control import Control
+from circleosd.embedded.sockets import bound
+from circleosd.embedded.supervisor import Supervisor
+from circleosd.errors import Conflict, UnitFailed
+from circleosd.paths import socket_path
+from circleosd.server import Server
+from circleosd.systemd.notify import Notifier
+
+log = logging.getLogger(__name__)
+
+TARGET = "circleosd.target"
+
+
+async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -> int:
+    """Supervise until SIGINT or SIGTERM; return the exit status.
+
+    Sockets are in `runtime`, what lasts in `state` and `cache`, unit files in `places`. Raises OSError, `BadRequest`
+    for a path that is too long, `Conflict` if another supervisor runs there.
+    """
+    os.umask(0o077)
+    control_path, notify_path = socket_path("supervisor", str(runtime)), socket_path("notify", str(runtime))
+    for directory in (runtime, state, cache):
+        directory.mkdir(parents=True, exist_ok=True)
+    lock = os.open(runtime, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Conflict(f"CircleOSD already runs at {runtime}") from None
+    ours = Notifier()
+    for key in [key for key in os.environ if key.startswith(("LISTEN_", "WATCHDOG_"))]:
+        del os.environ[key]
+    os.environ.update(CIRCLEOSD_SUPERVISOR=control_path, NOTIFY_SOCKET=notify_path)
+    # Our own programs are beside the interpreter.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+    specifiers = {
+        "t/circleosd": str(runtime), "t": str(runtime.parent), "S": str(state), "C": str(cache), "h": str(Path.home()),
+    }  # fmt: skip
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    with bound(control_path, socket.SOCK_STREAM) as control, bound(notify_path, socket.SOCK_DGRAM) as notify:
+        supervisor = Supervisor(specifiers, places)
+        notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        loop.add_reader(notify, supervisor.notified, notify)
+        control.listen()
+        server = Server(Control(supervisor), control, ServerSettings(idle_exit=0), max_line=64 * 1024, manager=ours)
+        serving = asyncio.create_task(server.run())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, told.set)
+        try:
+            for name in supervisor.file(TARGET).words("Unit", "Wants"):
+                if await supervisor.job("start", name) != "done":
+                    raise UnitFailed(f"cannot start {name}")
+            log.info("listening below %s; stop with Ctrl-C", runtime)
+            await told.wait()
+        finally:
+            await supervisor.stop()
+            server.stop()
+            await serving
+            loop.remove_reader(notify)
+    return 0
