@@ -1,10 +1,9 @@
-"""The ledger: every mutation and every denied attempt, in the service's own database, chained by hash.
+"""The ledger: every mutation and every denied attempt, in the service's own database, chained by hash (chain.py).
 
-A row's `body` is one JSON object (the fields of `api.common.Event`, without the service); its hash is
-sha256(hash of the row before + body). `ledger_ends` has one row: the hash of the last row that was pruned, with which
-the chain begins, and that of the last row written, with which it ends. So an altered, inserted or deleted row shows,
-the oldest and the newest too. Phases: `done` (state changed in the same transaction), `intent` and then `outcome` (an
-act outside the database), `failed`, `denied`.
+A row's `body` is one JSON object (the fields of `api.common.Event`, without the service). `ledger_ends` has one row:
+the hash of the last row that was pruned, with which the chain begins, and that of the last row written, with which it
+ends. So an altered, inserted or deleted row shows, the oldest and the newest too. Phases: `done` (state changed in the
+same transaction), `intent` and then `outcome` (an act outside the database), `failed`, `denied`.
 """
 
 from __future__ import annotations
@@ -16,10 +15,12 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, cast
 
+from circleosd import chain
+from circleosd.actor import actor
 from circleosd.api.common import Audited, Event
 from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
@@ -61,7 +62,6 @@ ALWAYS_KEPT = 1000  # rows that age alone does not remove: a wrong clock must no
 AT_LEAST_PRUNED = 100  # … and fewer are not worth a row that says so
 DAY = 86400.0
 TEXT_SHOWN = 256  # characters of a text parameter that a row keeps
-PROBLEMS_SHOWN = 20
 FOLLOWED_AT_ONCE = 200  # rows that a follower holds in memory
 
 
@@ -98,67 +98,6 @@ class Query(NamedTuple):
     after: int = 0
 
 
-def _link(path: str) -> str | None:
-    try:
-        return os.readlink(path)
-    except OSError:  # the process is gone, or not ours to look at
-        return None
-
-
-def _executable(pid: int) -> str | None:
-    """The program of a process; of another user's process only its name is ours to read, which is put in brackets."""
-    if path := _link(f"/proc/{pid}/exe"):
-        return path
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
-            return f"[{comm.read().rstrip()}]"
-    except OSError:
-        return None
-
-
-def _control_groups(pid: int) -> list[str]:
-    """The names on a process's way down the control groups (cgroups(7)), outermost first."""
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as lines:
-            paths = [line.rstrip("\n").split(":", 2)[2] for line in lines]
-    except OSError:
-        return []
-    return [part for path in paths for part in path.split("/")]
-
-
-def _is_of(pid: int, uid: int) -> bool:
-    """Whether a process has this uid; if not, the number is another process's by now (proc_pid_status(5))."""
-    try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
-            uids = next((line.split()[1:] for line in status if line.startswith("Uid:")), [])
-    except OSError:
-        return False
-    return str(uid) in uids
-
-
-def actor(caller: Caller) -> dict[str, Any]:
-    """Who acted, as a row keeps it. What /proc says of a process that has already ended is None.
-
-    `unit` is the innermost systemd unit, `login` the login session of logind (sd_pid_get_session(3)).
-    """
-    peer = caller.peer
-    there = _is_of(peer.pid, peer.uid)
-    groups = _control_groups(peer.pid) if there else []
-    units = [name for name in groups if name.endswith((".service", ".scope"))]
-    logins = [found[1] for name in groups if (found := re.fullmatch(r"session-(\w+)\.scope", name))]
-    return {
-        "uid": peer.uid,
-        "gid": peer.gid,
-        "pid": peer.pid,
-        "exe": _executable(peer.pid) if there else None,
-        "unit": units[-1] if units else None,
-        "login": logins[-1] if logins else None,
-        "user": caller.user,
-        "session": caller.session,
-        "plugin": caller.plugin,
-    }
-
-
 def shown(value: Any) -> Any:
     """A parameter's value as a row keeps it: long texts cut, lists and objects only by their size."""
     if isinstance(value, str):
@@ -166,13 +105,6 @@ def shown(value: Any) -> Any:
     if isinstance(value, (dict, list)):
         return f"({len(json.dumps(value))} bytes of JSON)" if value else value
     return value
-
-
-def chain(previous: bytes, body: str) -> bytes:
-    """The hash of a row."""
-    import hashlib  # with it comes OpenSSL, which a start of the service need not wait for
-
-    return hashlib.sha256(previous + body.encode()).digest()
 
 
 class Ledger:
@@ -217,7 +149,7 @@ class Ledger:
             "count": entry.count,
         }
         body = json.dumps(row, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-        digest = chain(ends["last_hash"], body)
+        digest = chain.linked(ends["last_hash"], body)
         tx.execute("INSERT INTO ledger (seq, body, hash) VALUES (?, ?, ?)", (seq, body, digest))
         tx.execute("UPDATE ledger_ends SET last_seq = ?, last_hash = ?", (seq, digest))
         if entry.phase == "intent":
@@ -281,7 +213,7 @@ class Ledger:
         there = tx.execute("SELECT min(seq) AS seq FROM ledger WHERE seq >= ?", (up_to,)).fetchone()
         up_to = int(there["seq"])  # at least the row that was written just now
         rows = tx.execute("SELECT seq, body, hash FROM ledger WHERE seq <= ? ORDER BY seq", (up_to,))
-        problems, digest, _ = _problems(rows, first, ends["pruned_hash"])
+        problems, digest, _ = chain.follow(rows, first, ends["pruned_hash"])
         tx.execute("DELETE FROM ledger WHERE seq <= ?", (up_to,))
         tx.execute("UPDATE ledger_ends SET pruned_seq = ?, pruned_hash = ?", (up_to, digest))
         self._insert(
@@ -371,20 +303,13 @@ class Ledger:
     def _audit(self, connection: sqlite3.Connection) -> Audited:
         ends = connection.execute("SELECT * FROM ledger_ends").fetchone()
         rows = connection.execute("SELECT seq, body, hash FROM ledger ORDER BY seq")
-        problems, digest, seen = _problems(rows, ends["pruned_seq"] + 1, ends["pruned_hash"])
-        if seen < ends["last_seq"]:
-            problems.append(f"{_rows(seen + 1, ends['last_seq'])} missing at the end")
-        elif seen > ends["last_seq"]:
-            problems.append(f"{_rows(ends['last_seq'] + 1, seen)} not written by CircleOSD")
-        elif digest != ends["last_hash"] and not problems:
-            problems.append(f"the hash of row {ends['last_seq']}, the last, has been altered")
         return Audited(
             service=self._service,
             rows=connection.execute("SELECT count(*) FROM ledger").fetchone()[0],
             first=ends["pruned_seq"] + 1,
             last=ends["last_seq"],
             hash=ends["last_hash"].hex(),
-            problems=problems,
+            problems=chain.audit(rows, ends),
         )
 
     def _event(self, body: str) -> Event:
@@ -418,32 +343,3 @@ def _select(connection: sqlite3.Connection, query: Query, order: str, lines: int
         where.append("error IS NOT NULL")
     sql = f"SELECT seq, body FROM ledger WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT ?"
     return connection.execute(sql, (*values, lines)).fetchall()
-
-
-def _problems(rows: Iterable[sqlite3.Row], first: int, previous: bytes) -> tuple[list[str], bytes, int]:
-    """What is wrong with rows that should begin with number `first` behind one with the hash `previous`.
-
-    The hash and the number of the last of them are returned beside. Not more problems are listed than are shown.
-    """
-    problems: list[str] = []
-    expected = first
-    for row in rows:
-        if len(problems) < PROBLEMS_SHOWN and (problem := _problem(row, expected, previous)):
-            problems.append(problem)
-        previous, expected = row["hash"], row["seq"] + 1
-    return problems, previous, expected - 1
-
-
-def _problem(row: sqlite3.Row, expected: int, previous: bytes) -> str | None:
-    """What is wrong with a row that should be number `expected` behind one with the hash `previous`."""
-    if row["seq"] > expected:
-        return f"{_rows(expected, row['seq'] - 1)} missing"
-    if row["seq"] < expected:
-        return f"row {row['seq']} stands where row {expected} should"
-    if not isinstance(row["body"], str) or chain(previous, row["body"]) != row["hash"]:
-        return f"row {row['seq']} has been altered, or the one before it replaced"
-    return None
-
-
-def _rows(first: int, last: int) -> str:
-    return f"row {first} is" if first == last else f"rows {first} to {last} are"

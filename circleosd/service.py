@@ -18,12 +18,13 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from circleosd import __version__, wire
+from circleosd.actor import actor
 from circleosd.api.common import EVERYWHERE, Audit, Audited, Event, Follow, Health, History, Report
 from circleosd.api.contract import Effect, Mark, Request, completed, parameters
 from circleosd.database import Transaction
 from circleosd.deadlines import Deadlines
 from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, UnknownAction
-from circleosd.ledger import Entry, Ledger, Phase, Query, actor, shown
+from circleosd.ledger import Entry, Ledger, Phase, Query, shown
 from circleosd.policy import Access, Caller, Peer, authorize, sees
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from circleosd import ledger
+from circleosd import chain, ledger
+from circleosd.actor import actor
 from circleosd.api.common import Event
 from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
@@ -56,7 +57,7 @@ def test_rows_are_numbered_and_each_hash_covers_the_row_and_the_one_before(opene
     raw.close()
     previous = bytes(32)
     for body, digest in rows:
-        assert digest == ledger.chain(previous, body)
+        assert digest == chain.linked(previous, body)
         previous = digest
 
 
@@ -306,11 +307,11 @@ def test_long_parameters_are_cut_and_documents_only_measured() -> None:
 
 
 def test_the_actor_is_told_with_program_unit_and_login_session() -> None:
-    told = ledger.actor(Caller(Peer(os.getuid(), os.getgid(), os.getpid()), user="alice", session="s", plugin="p"))
+    told = actor(Caller(Peer(os.getuid(), os.getgid(), os.getpid()), user="alice", session="s", plugin="p"))
     assert told["exe"] == os.readlink("/proc/self/exe")
     assert (told["user"], told["session"], told["plugin"]) == ("alice", "s", "p")
     for gone in (Peer(os.getuid(), os.getgid(), 2**22), Peer(os.getuid() + 1, 1, os.getpid())):
-        told = ledger.actor(Caller(gone))
+        told = actor(Caller(gone))
         assert (told["exe"], told["unit"], told["login"]) == (None, None, None)
 
 

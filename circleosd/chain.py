@@ -1,0 +1,66 @@
+"""The chain that a ledger's rows form: the hash of a row is sha256(hash of the row before + body). No I/O here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from sqlite3 import Row
+from typing import NamedTuple
+
+PROBLEMS_SHOWN = 20
+
+
+class Followed(NamedTuple):
+    """What is wrong with a piece of the chain, and the hash and the number of its last row."""
+
+    problems: list[str]
+    hash: bytes
+    last: int
+
+
+def linked(previous: bytes, body: str) -> bytes:
+    """The hash of a row behind one with the hash `previous`."""
+    import hashlib  # with it comes OpenSSL, which a start of the service need not wait for
+
+    return hashlib.sha256(previous + body.encode()).digest()
+
+
+def follow(rows: Iterable[Row], first: int, previous: bytes) -> Followed:
+    """Follow rows (`seq`, `body`, `hash`) that should begin with number `first` behind one with the hash `previous`.
+
+    Not more problems are listed than are shown.
+    """
+    problems: list[str] = []
+    expected = first
+    for row in rows:
+        if len(problems) < PROBLEMS_SHOWN and (problem := _problem(row, expected, previous)):
+            problems.append(problem)
+        previous, expected = row["hash"], row["seq"] + 1
+    return Followed(problems, previous, expected - 1)
+
+
+def audit(rows: Iterable[Row], ends: Row) -> list[str]:
+    """What is wrong with the whole chain: its rows, and the ends that the row of `ledger_ends` names."""
+    problems, digest, seen = follow(rows, ends["pruned_seq"] + 1, ends["pruned_hash"])
+    last = ends["last_seq"]
+    if seen < last:
+        problems.append(f"{_rows(seen + 1, last)} missing at the end")
+    elif seen > last:
+        problems.append(f"{_rows(last + 1, seen)} not written by CircleOSD")
+    elif digest != ends["last_hash"] and not problems:
+        problems.append(f"the hash of row {last}, the last, has been altered")
+    return problems
+
+
+def _problem(row: Row, expected: int, previous: bytes) -> str | None:
+    """What is wrong with a row that should be number `expected` behind one with the hash `previous`."""
+    if row["seq"] > expected:
+        return f"{_rows(expected, row['seq'] - 1)} missing"
+    if row["seq"] < expected:
+        return f"row {row['seq']} stands where row {expected} should"
+    if not isinstance(row["body"], str) or linked(previous, row["body"]) != row["hash"]:
+        return f"row {row['seq']} has been altered, or the one before it replaced"
+    return None
+
+
+def _rows(first: int, last: int) -> str:
+    return f"row {first} is" if first == last else f"rows {first} to {last} are"
