@@ -46,8 +46,9 @@ from circleosd.plugins.loading import (
 from circleosd.plugins.manifest import Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners, Superseded
-from circleosd.plugins.signatures import Signatures, Trust
+from circleosd.plugins.signatures import Signatures
 from circleosd.plugins.store import Artifacts, Loaded, Record
+from circleosd.plugins.views import brief, brief_of, shown, state_of, to_say
 from circleosd.policy import Caller, Peer
 from circleosd.service import Act, Handlers
 
@@ -171,7 +172,7 @@ class PluginService(Handlers):
             store.put(tx, loaded)
             store.put_grants(tx, manifest.name, plugin.decided)
             store.put_record(tx, manifest.name, plugin.health.record)
-            act.commit(tx, before=_brief(before), after=_brief_of(loaded, plugin.granted))
+            act.commit(tx, before=brief(before), after=brief_of(loaded, plugin.granted))
 
         try:
             _require_entry(manifest, ready.functions)
@@ -186,8 +187,8 @@ class PluginService(Handlers):
             raise
         await self._runners.adopt(runner)
         await self._sweep()
-        act.message = _to_say(plugin, trust)
-        return _shown(plugin)
+        act.message = to_say(plugin, trust)
+        return shown(plugin)
 
     def _catch_up(self, plugin: Plugin, before: Plugin | None, grants: dict[str, bool]) -> None:
         """Take over what was decided about the version before while this one was loaded."""
@@ -211,14 +212,14 @@ class PluginService(Handlers):
 
                 def work(tx: Transaction) -> None:
                     store.delete(tx, request.id)
-                    act.commit(tx, before=_brief(plugin))
+                    act.commit(tx, before=brief(plugin))
 
                 await self._database.write(work)
                 del self._plugins[request.id]
             await self._runners.remove(request.id)
             await self._kv.forget(but=self._plugins)
             await self._sweep()
-            return _shown(plugin)
+            return shown(plugin)
 
     async def _sweep(self) -> None:
         used = await self._database.read(store.digests)
@@ -228,14 +229,14 @@ class PluginService(Handlers):
 
     async def list(self, request: ListPlugins, act: Act) -> Sequence[api.Plugin]:
         """Handler of `list`."""
-        return [_shown(plugin) for _, plugin in sorted(self._plugins.items())]
+        return [shown(plugin) for _, plugin in sorted(self._plugins.items())]
 
     async def show(self, request: Show, act: Act) -> Details:
         """Handler of `show`."""
         plugin = self._find(request.id)
         record, loaded, manifest = plugin.health.record, plugin.loaded, plugin.manifest
         return Details(
-            **_shown(plugin),
+            **shown(plugin),
             reason=record.reason,
             since=record.since,
             key=loaded.key,
@@ -304,18 +305,18 @@ class PluginService(Handlers):
             wider = [item for item in plugin.granted if item != capability and capabilities.covers(item, capability)]
             if not granted and wider:
                 raise Conflict(f"{name} has {capability} by {wider[0]}; revoke that")
-            before, decided = _brief(plugin), {**plugin.decided, capability: granted}
+            before, decided = brief(plugin), {**plugin.decided, capability: granted}
             after = capabilities.effective(plugin.manifest.asked, decided, plugin.configured)
 
             def work(tx: Transaction) -> None:
                 store.put_grants(tx, name, decided)
-                act.commit(tx, before=before, after=_brief_of(plugin.loaded, after))
+                act.commit(tx, before=before, after=brief_of(plugin.loaded, after))
 
             await self._database.write(work)
             plugin.decide(decided)
             # What the manager answers it decides anew at each call; what a worker may do it is told when it starts.
             self._runners.retire(name)
-            return _shown(plugin)
+            return shown(plugin)
 
     async def _refused(self, plugin: Plugin, call: str, name: str, error: Denied) -> None:
         """A plugin tried a privileged act without the capability."""
@@ -331,7 +332,7 @@ class PluginService(Handlers):
             reason = request.reason or f"by {act.caller}"
             await self._put_aside(plugin, "disabled", reason, act)
             self._runners.retire(plugin.name)
-            return _shown(plugin)
+            return shown(plugin)
 
     async def enable(self, request: Enable, act: Act) -> api.Plugin:
         """Handler of `enable`."""
@@ -339,7 +340,7 @@ class PluginService(Handlers):
             plugin = self._find(request.id)
             await self._put_aside(plugin, None, None, act)
             plugin.health.reset()
-            return _shown(plugin)
+            return shown(plugin)
 
     async def _put_aside(self, plugin: Plugin, aside: store.Aside, reason: str | None, act: Act) -> None:
         record = plugin.health.record
@@ -347,7 +348,7 @@ class PluginService(Handlers):
 
         def work(tx: Transaction) -> None:
             store.put_record(tx, plugin.name, changed)
-            act.commit(tx, before=_state(record), after=_state(changed))
+            act.commit(tx, before=state_of(record), after=state_of(changed))
 
         await self._database.write(work)
         record.aside, record.reason, record.since = changed.aside, changed.reason, changed.since
@@ -366,7 +367,7 @@ class PluginService(Handlers):
     async def _record_quarantine(self, plugin: Plugin) -> None:
         record = plugin.health.record
         entry = ledger.Entry(
-            "done", _self(plugin.name), "quarantine", plugin.name, before="ready", after=_state(record)
+            "done", _self(plugin.name), "quarantine", plugin.name, before="ready", after=state_of(record)
         )
 
         def work(tx: Transaction) -> None:
@@ -438,57 +439,3 @@ def _fresh(before: Plugin | None) -> Record:
     if before and before.health.record.aside == "disabled":
         return record.copy("disabled", before.health.record.reason, before.health.record.since)
     return record
-
-
-def _requests(plugin: Plugin) -> list[api.Capability]:
-    """What a plugin asks for, and of a kind with `*` what it has of it."""
-    shown = [
-        api.Capability(name=item.name, reason=item.reason, granted=item.name in plugin.granted)
-        for item in plugin.manifest.capabilities
-    ]
-    single = [name for name in plugin.granted if name not in plugin.manifest.asked]
-    return shown + [api.Capability(name=name, reason="", granted=True) for name in single]
-
-
-def _shown(plugin: Plugin) -> api.Plugin:
-    manifest, loaded = plugin.manifest, plugin.loaded
-    return api.Plugin(
-        id=manifest.name,
-        version=manifest.version,
-        plugin_type=manifest.plugin_type,
-        abi=loaded.abi,
-        functions=[*loaded.functions],
-        capabilities=_requests(plugin),
-        description=loaded.description,
-        digest=loaded.digest,
-        loaded=loaded.loaded,
-        signer=loaded.signer,
-        state=plugin.health.record.aside or "ready",
-    )
-
-
-def _to_say(plugin: Plugin, trust: Trust) -> str | None:
-    """What whoever loaded a plugin should know."""
-    said = [f"warning: {trust.warning}"] if trust.warning else []
-    missing = [name for name in plugin.manifest.asked if not plugin.holds(name)]
-    if missing:
-        said.append(f"not granted: {', '.join(missing)}; see: circlectl plugin grant --help")
-    return "; ".join(said) or None
-
-
-def _state(record: Record) -> str:
-    return f"{record.aside}: {record.reason}" if record.aside else "ready"
-
-
-def _brief(plugin: Plugin | None) -> dict[str, Any] | None:
-    return _brief_of(plugin.loaded, plugin.granted) if plugin else None
-
-
-def _brief_of(loaded: Loaded, granted: Sequence[str]) -> dict[str, Any]:
-    """A plugin as the ledger shows it."""
-    brief: dict[str, Any] = {"version": loaded.manifest.version, "digest": loaded.digest}
-    if granted:
-        brief["granted"] = [*granted]
-    if loaded.signer:
-        brief["signer"] = loaded.signer
-    return brief

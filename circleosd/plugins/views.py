@@ -1,0 +1,68 @@
+"""A plugin as callers and the ledger see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from circleosd.api import plugins as api
+from circleosd.plugins.plugin import Plugin
+from circleosd.plugins.signatures import Trust
+from circleosd.plugins.store import Loaded, Record
+
+
+def shown(plugin: Plugin) -> api.Plugin:
+    """A plugin in a reply."""
+    manifest, loaded = plugin.manifest, plugin.loaded
+    return api.Plugin(
+        id=manifest.name,
+        version=manifest.version,
+        plugin_type=manifest.plugin_type,
+        abi=loaded.abi,
+        functions=[*loaded.functions],
+        capabilities=_requests(plugin),
+        description=loaded.description,
+        digest=loaded.digest,
+        loaded=loaded.loaded,
+        signer=loaded.signer,
+        state=plugin.health.record.aside or "ready",
+    )
+
+
+def to_say(plugin: Plugin, trust: Trust) -> str | None:
+    """What whoever loaded a plugin should know."""
+    said = [f"warning: {trust.warning}"] if trust.warning else []
+    missing = [name for name in plugin.manifest.asked if not plugin.holds(name)]
+    if missing:
+        said.append(f"not granted: {', '.join(missing)}; see: circlectl plugin grant --help")
+    return "; ".join(said) or None
+
+
+def state_of(record: Record) -> str:
+    """Whether a plugin is set aside, and why, as the ledger shows it."""
+    return f"{record.aside}: {record.reason}" if record.aside else "ready"
+
+
+def brief(plugin: Plugin | None) -> dict[str, Any] | None:
+    """See `brief_of`."""
+    return brief_of(plugin.loaded, plugin.granted) if plugin else None
+
+
+def brief_of(loaded: Loaded, granted: Sequence[str]) -> dict[str, Any]:
+    """A plugin that is `loaded` and holds what is `granted`, as the ledger shows it."""
+    brief: dict[str, Any] = {"version": loaded.manifest.version, "digest": loaded.digest}
+    if granted:
+        brief["granted"] = [*granted]
+    if loaded.signer:
+        brief["signer"] = loaded.signer
+    return brief
+
+
+def _requests(plugin: Plugin) -> list[api.Capability]:
+    """What a plugin asks for, and of a kind with `*` what it has of it."""
+    shown = [
+        api.Capability(name=item.name, reason=item.reason, granted=item.name in plugin.granted)
+        for item in plugin.manifest.capabilities
+    ]
+    single = [name for name in plugin.granted if name not in plugin.manifest.asked]
+    return shown + [api.Capability(name=name, reason="", granted=True) for name in single]
