@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
     from circleosd.config import Settings
     from circleosd.database import Database
+    from circleosd.handlers import Handlers
     from circleosd.ledger import Ledger
     from circleosd.registry.units import UnitManager
-    from circleosd.service import Handlers, Identify, Service
+    from circleosd.service import Identify, Service
 
     Composed = tuple[Service, Database, int]
 

@@ -8,122 +8,29 @@ may see.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import fields
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from circleosd import __version__, wire
-from circleosd.actor import actor
 from circleosd.api.common import EVERYWHERE, Audit, Audited, Event, Follow, Health, History, Report
 from circleosd.api.contract import Effect, Mark, Request, completed, parameters
-from circleosd.database import Transaction
 from circleosd.deadlines import Deadlines
 from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, UnknownAction
+from circleosd.handlers import Act, Files, Handlers, closing
 from circleosd.ledger import Entry, Ledger, Phase, Query, shown
 from circleosd.policy import Access, Caller, Peer, authorize, sees
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Any, "Act"], Awaitable[Any]]
 Identify = Callable[[Peer, str | None], Awaitable[Caller]]
 
 RECHECK = 1.0  # seconds after which a stream asks again whether its caller may still have it
 RECOVERY = 10.0  # seconds that a start waits to learn how interrupted acts ended
-
-
-class Files(Protocol):
-    """The descriptors that came with a request; whoever takes one closes it."""
-
-    def take(self) -> int: ...
-
-
-class Handlers:
-    """What carries out the actions of one service: a method for each contract, named like the action."""
-
-    async def resolve(self, intent: Event) -> Resolution:
-        """How an act ended of which only the intent is on record, because the service did."""
-        return Resolution(after=None, error=Internal.code, found="nothing is known of its outcome")
-
-    async def close(self) -> None:
-        """The service ends: write what is only in memory."""
-
-
-class Resolution(NamedTuple):
-    """How an interrupted act ended: the state now, the code if it is not the one that was wanted, what was found."""
-
-    after: Any
-    error: str | None
-    found: str
-
-
-class Act:
-    """One request being carried out: who asks, about what, and its rows in the ledger.
-
-    Handlers set `object`, `before` and `after` where they know better than the contract, and `message` where a success
-    needs a word to the caller.
-    """
-
-    # Of most acts these stay as they are.
-    before: Any = None
-    after: Any = None
-    message: str | None = None
-    recorded = False
-    _actor: dict[str, Any] | None = None
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        caller: Caller,
-        token: str | None,
-        contract: type[Request],
-        object: str | None,
-        files: Files,
-    ) -> None:
-        self.caller = caller
-        self.token = token
-        self.contract = contract
-        self.object = object
-        self.files = files
-        self.params: dict[str, Any] = {}
-        self._ledger = ledger
-        self._started = time.monotonic()
-
-    def commit(self, tx: Transaction, *, before: Any = None, after: Any = None) -> None:
-        """Record the change that `tx` makes, in `tx`. Every handler of an `Effect.STATE` action calls this."""
-        self.before, self.after = before, after
-        self._ledger.append(tx, self._entry("done"))
-        self.recorded = True
-
-    async def record(self, phase: Phase, error: CircleError | None = None, intent: int | None = None) -> int:
-        """Add a row of its own; return its number. Both rows of an act name the actor that its first one found."""
-        if phase == "intent":
-            self._actor = actor(self.caller)
-        return await self._ledger.record(self._entry(phase, error, intent))
-
-    async def refuse(self, phase: Phase, error: CircleError) -> None:
-        """Record that the act was not carried out."""
-        await self._ledger.refuse(self._entry(phase, error))
-
-    def _entry(self, phase: Phase, error: CircleError | None = None, intent: int | None = None) -> Entry:
-        return Entry(
-            phase=phase,
-            caller=self.caller,
-            action=self.contract.action,
-            object=self.object,
-            params=self.params,
-            before=self.before,
-            after=self.after,
-            error=error.code if error else None,
-            message=str(error) if error else None,
-            duration=None if phase == "intent" else round(time.monotonic() - self._started, 6),
-            intent=intent,
-            actor=self._actor,
-        )
 
 
 class Endpoint:
@@ -373,16 +280,6 @@ class Service:
     async def audit(self, request: Audit, act: Act) -> Audited:
         """Handler of `audit`, the same for every service."""
         return await self._ledger.audit()
-
-
-@contextlib.asynccontextmanager
-async def closing(items: AsyncIterator[Any]) -> AsyncIterator[None]:
-    """Close an iterator in the end, if it is one that can be closed."""
-    try:
-        yield
-    finally:
-        if isinstance(items, AsyncGenerator):
-            await items.aclose()
 
 
 def _speaker(caller: Caller, params: dict[str, Any]) -> Caller:

@@ -42,8 +42,8 @@ from circleosd.auth.store import Account
 from circleosd.config import AuthSettings
 from circleosd.database import Database, Transaction
 from circleosd.errors import BadRequest, Conflict, Denied, Exists, Limit, NotFound
+from circleosd.handlers import Act, Handlers
 from circleosd.policy import Access, Caller, Grant, Peer, Role, decide, higher, role_of_uid
-from circleosd.service import Act, Handlers
 
 RESERVED = ("root", "nobody")  # and what begins with circleosd: names that others would take for something else
 MAX_RULES = 200  # of one user; each is sent with every verification and looked at with every decision

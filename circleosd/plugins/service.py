@@ -28,6 +28,7 @@ from circleosd.api.plugins import (
 from circleosd.config import PluginSettings
 from circleosd.database import Database, Transaction
 from circleosd.errors import BadRequest, CircleError, Conflict, Denied, NotFound
+from circleosd.handlers import Act, Handlers
 from circleosd.ledger import Ledger
 from circleosd.plugins import capabilities, events, keyvalue, store
 from circleosd.plugins.events import Events
@@ -50,7 +51,6 @@ from circleosd.plugins.signatures import Signatures
 from circleosd.plugins.store import Artifacts, Loaded, Record
 from circleosd.plugins.views import brief, brief_of, shown, state_of, to_say
 from circleosd.policy import Caller, Peer
-from circleosd.service import Act, Handlers
 
 log = logging.getLogger(__name__)
 

@@ -25,10 +25,10 @@ from circleosd.api.registry import (
     Watch,
 )  # fmt: skip
 from circleosd.errors import Conflict, Denied, NotFound, UnitFailed
+from circleosd.handlers import Act, Handlers, Resolution, closing
 from circleosd.registry import units
 from circleosd.registry.catalog import PLUGIN_PREFIX, PLUGIN_UNITS, Catalog, Entry, plugin_entry
 from circleosd.registry.units import Switch, UnitManager, UnitState, Verb
-from circleosd.service import Act, Handlers, Resolution, closing
 
 log = logging.getLogger(__name__)
 

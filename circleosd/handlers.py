@@ -1,0 +1,116 @@
+"""What a service's actions are written against: the handlers of its contracts, and the act that each carries out."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, NamedTuple, Protocol
+
+from circleosd.actor import actor
+from circleosd.api.common import Event
+from circleosd.api.contract import Request
+from circleosd.database import Transaction
+from circleosd.errors import CircleError, Internal
+from circleosd.ledger import Entry, Ledger, Phase
+from circleosd.policy import Caller
+
+
+class Files(Protocol):
+    """The descriptors that came with a request; whoever takes one closes it."""
+
+    def take(self) -> int: ...
+
+
+class Handlers:
+    """What carries out the actions of one service: a method for each contract, named like the action."""
+
+    async def resolve(self, intent: Event) -> Resolution:
+        """How an act ended of which only the intent is on record, because the service did."""
+        return Resolution(after=None, error=Internal.code, found="nothing is known of its outcome")
+
+    async def close(self) -> None:
+        """The service ends: write what is only in memory."""
+
+
+class Resolution(NamedTuple):
+    """How an interrupted act ended: the state now, the code if it is not the one that was wanted, what was found."""
+
+    after: Any
+    error: str | None
+    found: str
+
+
+class Act:
+    """One request being carried out: who asks, about what, and its rows in the ledger.
+
+    Handlers set `object`, `before` and `after` where they know better than the contract, and `message` where a success
+    needs a word to the caller.
+    """
+
+    # Of most acts these stay as they are.
+    before: Any = None
+    after: Any = None
+    message: str | None = None
+    recorded = False
+    _actor: dict[str, Any] | None = None
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        caller: Caller,
+        token: str | None,
+        contract: type[Request],
+        object: str | None,
+        files: Files,
+    ) -> None:
+        self.caller = caller
+        self.token = token
+        self.contract = contract
+        self.object = object
+        self.files = files
+        self.params: dict[str, Any] = {}
+        self._ledger = ledger
+        self._started = time.monotonic()
+
+    def commit(self, tx: Transaction, *, before: Any = None, after: Any = None) -> None:
+        """Record the change that `tx` makes, in `tx`. Every handler of an `Effect.STATE` action calls this."""
+        self.before, self.after = before, after
+        self._ledger.append(tx, self._entry("done"))
+        self.recorded = True
+
+    async def record(self, phase: Phase, error: CircleError | None = None, intent: int | None = None) -> int:
+        """Add a row of its own; return its number. Both rows of an act name the actor that its first one found."""
+        if phase == "intent":
+            self._actor = actor(self.caller)
+        return await self._ledger.record(self._entry(phase, error, intent))
+
+    async def refuse(self, phase: Phase, error: CircleError) -> None:
+        """Record that the act was not carried out."""
+        await self._ledger.refuse(self._entry(phase, error))
+
+    def _entry(self, phase: Phase, error: CircleError | None = None, intent: int | None = None) -> Entry:
+        return Entry(
+            phase=phase,
+            caller=self.caller,
+            action=self.contract.action,
+            object=self.object,
+            params=self.params,
+            before=self.before,
+            after=self.after,
+            error=error.code if error else None,
+            message=str(error) if error else None,
+            duration=None if phase == "intent" else round(time.monotonic() - self._started, 6),
+            intent=intent,
+            actor=self._actor,
+        )
+
+
+@contextlib.asynccontextmanager
+async def closing(items: AsyncIterator[Any]) -> AsyncIterator[None]:
+    """Close an iterator in the end, if it is one that can be closed."""
+    try:
+        yield
+    finally:
+        if isinstance(items, AsyncGenerator):
+            await items.aclose()
