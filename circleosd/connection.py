@@ -26,6 +26,8 @@ from circleosd.policy import Peer
 LINGER = 5.0  # seconds in which what a refused peer still sends is read and dropped, so that it can read the reply
 MAX_FILES = 4  # descriptors that may wait on a connection
 SMALL = 64 * 1024  # bytes a connection may hold without asking the shared budget
+# Bytes that are received at once. asyncio asks for 256 KiB, which malloc(3) has to map and unmap for every line.
+PIECE = 64 * 1024
 
 
 class Dispatcher(Protocol):
@@ -84,7 +86,7 @@ class PassingSocket(socket.socket):
     descriptors: Descriptors
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        data, ancillary, _, _ = self.recvmsg(size, _ANCILLARY, flags | _CLOSE_ON_EXEC)
+        data, ancillary, _, _ = self.recvmsg(min(size, PIECE), _ANCILLARY, flags | _CLOSE_ON_EXEC)
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")
