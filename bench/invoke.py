@@ -1,4 +1,4 @@
-"""Warm `invoke` against the floor under it: `python bench/invoke.py [SECONDS]`.
+"""Warm `invoke` against the floor under it: `python -m bench.invoke [SECONDS]`.
 
 One client on one connection, with the process boundary between manager and worker in place. The floor is a bare
 asyncio server on a Unix socket that answers each line with a line, measured in the same run, turn by turn with the
@@ -8,63 +8,31 @@ plugin: as it is (echo), or parsed and printed (JSON), as every JSON service mus
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import os
 import socket
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
+from bench.bare_server import bare_server
 from tests.integration.embedded_host import EmbeddedHost
 from tests.integration.made import ECHO, core, write
 
-CASES = ((64, 4.0, False), (4096, 5.0, False), (1 << 20, 4.0, True))  # bytes, times the floor, whether that is JSON
 ROUNDS = 10
 
 
-@contextmanager
-def bare_server(*, parses: bool) -> Iterator[str]:
-    """A process with nothing but asyncio; yields the path of its socket."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = f"{directory}/socket"
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                asyncio.run(_serve(path, writing, parses=parses))
-            finally:
-                os._exit(0)
-        os.close(writing)
-        os.read(reading, 1)
-        os.close(reading)
-        try:
-            yield path
-        finally:
-            os.kill(child, 9)
-            os.waitpid(child, 0)
+class Goal(NamedTuple):
+    """A payload's bytes, and how many times the floor a call with it may take; whether that is the one with JSON."""
+
+    size: int
+    times: float
+    parses: bool
 
 
-async def _serve(path: str, ready: int, *, parses: bool) -> None:
-    """Answers each line with a line of the same length: as it is, or parsed and printed."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            if parses:
-                line = json.dumps(json.loads(line), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-            writer.write(line)
-            await writer.drain()
-
-    server = await asyncio.start_unix_server(answer, path, limit=16 << 20)
-    os.write(ready, b".")
-    await server.serve_forever()
+GOALS = (Goal(64, 4.0, False), Goal(4096, 5.0, False), Goal(1 << 20, 4.0, True))
 
 
 class Client:
@@ -75,6 +43,12 @@ class Client:
         self._socket.connect(path)
         self._buffer = bytearray(4 << 20)
         self._view = memoryview(self._buffer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._socket.close()
 
     def trip(self, line: bytes) -> int:
         """Send a line, read the reply line; returns the length of the reply."""
@@ -104,12 +78,27 @@ class Measured(NamedTuple):
     invoke: float
     p99: float
 
+    def ratio(self, goal: Goal) -> float:
+        return self.invoke / (self.json if goal.parses else self.echo)
+
+
+def loaded(host: EmbeddedHost) -> Client:
+    """Load a plugin that answers with its payload; a connection to the manager."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = write(Path(directory), "bench", core(ECHO), limits={"output": 2 << 20, "memory": 8 << 20})
+        host.ok("plugin", "load", str(path))
+    return Client(str(host.runtime / "plugin-manager.sock"))
+
 
 def measure(plugin: Client, size: int, seconds: float) -> Measured:
+    """Call a plugin, and ask both servers, each for so many seconds."""
     text = ("lorem ipsum dolor " * (size // 18 + 1))[:size]
     line = json.dumps({"action": "invoke", "id": "bench", "func": "echo", "payload": text}).encode() + b"\n"
-    with bare_server(parses=False) as echo, bare_server(parses=True) as parsing:
-        clients = (Client(echo), Client(parsing), plugin)
+    with (
+        bare_server(parses=False) as echo, bare_server(parses=True) as parsing,
+        Client(echo) as echoing, Client(parsing) as printing,
+    ):  # fmt: skip
+        clients = (echoing, printing, plugin)
         times: tuple[list[float], ...] = ([], [], [])
         for client in clients:
             client.times(line, seconds / ROUNDS)  # warms up
@@ -129,18 +118,14 @@ def main() -> int:
     missed = 0
     try:
         host.start()
-        with tempfile.TemporaryDirectory() as directory:
-            path = write(Path(directory), "bench", core(ECHO), limits={"output": 2 << 20, "memory": 8 << 20})
-            host.ok("plugin", "load", str(path))
-        plugin = Client(str(host.runtime / "plugin-manager.sock"))
-        print("bytes       echo      JSON    invoke       p99  × echo  × JSON   goal")
-        for size, goal, parses in CASES:
-            found = measure(plugin, size, seconds)
-            ratio = found.invoke / (found.json if parses else found.echo)
-            missed += ratio > goal
-            times = " ".join(f"{value * 1e6:>6.0f} µs" for value in found)
-            against = f"{found.invoke / found.echo:>7.2f} {found.invoke / found.json:>7.2f}"
-            print(f"{size:<7} {times} {against} {goal:>4.0f} × {'JSON' if parses else 'echo'}")
+        with loaded(host) as plugin:
+            print("bytes       echo      JSON    invoke       p99  × echo  × JSON   goal")
+            for goal in GOALS:
+                found = measure(plugin, goal.size, seconds)
+                missed += found.ratio(goal) > goal.times
+                times = " ".join(f"{value * 1e6:>6.0f} µs" for value in found)
+                against = f"{found.invoke / found.echo:>7.2f} {found.invoke / found.json:>7.2f}"
+                print(f"{goal.size:<7} {times} {against} {goal.times:>4.0f} × {'JSON' if goal.parses else 'echo'}")
         return 1 if missed else 0
     finally:
         host.stop()
