@@ -21,10 +21,11 @@ _NEXT_STEP = {
     "bad-request": "see: circlectl {command} --help",
     "unknown-action": "is circlectl newer than the service? see: circlectl system status",
     "denied": "log in as somebody who may: circlectl user login NAME; see: circlectl user whoami",
-    "unavailable": "start CircleOSD: {systemctl} start circleosd.target, or here: circleosd up",
+    "unavailable": "see: circlectl system status",
     "internal": "see the log: journalctl -u 'circleosd-*'",
     "timeout": "see: circlectl system status",
 }
+_START = "start CircleOSD: {systemctl} start circleosd.target, or here: circleosd up"
 _SWITCHES = ("--json", "--help", "-h", "--version", "--password-stdin")
 
 
@@ -287,7 +288,9 @@ def _note(message: str) -> None:
 def _complain(error: CircleError, command: str, scope: str | None = None) -> None:
     """One line: what is wrong, its code, what to do next."""
     text = str(error)
-    step = _NEXT_STEP.get(error.code, "") if "; " not in text else ""  # else it names one itself
+    step = _START if isinstance(error, client.NotListening) else _NEXT_STEP.get(error.code, "")
+    if "; " in text:  # it names one itself
+        step = ""
     systemctl = "systemctl --user" if scope == "user" else "systemctl"
     tail = f"; {step.format(command=command, systemctl=systemctl)}" if step else ""
     from circlectl.render import printable

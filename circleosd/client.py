@@ -15,6 +15,10 @@ CHUNK = 256 * 1024
 CONNECT = 60.0  # seconds to connect when replies may take any time
 
 
+class NotListening(Unavailable):
+    """CircleOSD has not been started, or is somewhere else."""
+
+
 def call(
     path: str,
     request: dict[str, Any],
@@ -26,8 +30,8 @@ def call(
     """Send `request` to the service that listens at `path`; yield the `data` of each reply, one unless it is a stream.
 
     `files` are descriptors to pass along, `timeout` seconds that a reply may take (None: any); `said` gets the message
-    that a reply may carry. Raises the error that the service names, `Unavailable` when it cannot be reached or goes
-    away, `Timeout`.
+    that a reply may carry. Raises the error that the service names, `NotListening` when nobody listens, `Unavailable`
+    when it cannot be reached otherwise or goes away, `Timeout`.
     """
     name = path.rpartition("/")[2].removesuffix(".sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -41,9 +45,10 @@ def call(
         except (TimeoutError, BlockingIOError) as exc:
             raise Timeout(f"no reply from {name} in time") from exc
         except (FileNotFoundError, ConnectionRefusedError) as exc:
-            raise Unavailable(f"{name} is not listening at {path}") from exc
+            raise NotListening(f"{name} is not listening at {path}") from exc
         except PermissionError as exc:
-            raise Unavailable(f"may not connect to {path}: it is for the members of its group") from exc
+            what = f"may not connect to {path}: it is for the members of its group"
+            raise Unavailable(f"{what}; an administrator may add you to that: adduser NAME GROUP") from exc
         except OSError as exc:
             raise Unavailable(f"cannot talk to {name}: {exc.strerror or exc}") from exc
 

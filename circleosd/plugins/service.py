@@ -401,7 +401,12 @@ class PluginService(Handlers):
 
         for plugin in changed:
             plugin.health.changed = False
-        await self._database.write(work)
+        try:
+            await self._database.write(work)
+        except BaseException:
+            for plugin in changed:
+                plugin.health.changed = True
+            raise
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

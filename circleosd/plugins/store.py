@@ -6,20 +6,21 @@ any more: at every moment the rows describe plugins that can run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import sqlite3
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from circleosd import ledger
 from circleosd.database import Transaction
-from circleosd.errors import BadRequest, Limit
+from circleosd.errors import BadRequest, Limit, Unavailable
 from circleosd.plugins import manifest as manifests
 from circleosd.plugins.manifest import Manifest
 
@@ -115,6 +116,22 @@ class Staged:
     head: bytes
 
 
+@contextlib.contextmanager
+def _keeping() -> Iterator[None]:
+    """What the file system does not do is not the caller's mistake. Raises `Unavailable`."""
+    try:
+        yield
+    except OSError as exc:
+        raise Unavailable(f"cannot keep the artifact: {exc.strerror or exc}") from exc
+
+
+def _read(source: int) -> bytes:
+    try:
+        return os.read(source, CHUNK)
+    except OSError as exc:
+        raise BadRequest(f"cannot read the artifact: {exc.strerror or exc}") from exc
+
+
 class Artifacts:
     """A directory of files named by their sha256."""
 
@@ -122,9 +139,10 @@ class Artifacts:
         self._directory = directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
+    @_keeping()
     def stage(self, source: int, most: int) -> Staged:
-        """Copy what the descriptor `source` holds. Raises `Limit` for more than `most` bytes, `BadRequest` for no
-        file.
+        """Copy what the descriptor `source` holds. Raises `Limit` for more than `most` bytes, `BadRequest` if it
+        cannot be read.
         """
         fd, name = tempfile.mkstemp(prefix=".staged-", dir=self._directory)
         digest, size, head = hashlib.sha256(), 0, b""
@@ -133,7 +151,7 @@ class Artifacts:
                 # A worker, another user, opens the file again by the descriptor that it gets (dlopen(3)). The directory
                 # keeps everybody else away.
                 os.fchmod(fd, 0o444)
-                while chunk := os.read(source, CHUNK):
+                while chunk := _read(source):
                     head = head or chunk[:16]
                     size += len(chunk)
                     if size > most:
@@ -142,13 +160,12 @@ class Artifacts:
                     out.write(chunk)
                 out.flush()
                 os.fsync(out.fileno())
-        except BaseException as exc:
+        except BaseException:
             os.unlink(name)
-            if isinstance(exc, OSError):
-                raise BadRequest(f"cannot read the artifact: {exc.strerror or exc}") from exc
             raise
         return Staged(Path(name), digest.hexdigest(), size, head)
 
+    @_keeping()
     def keep(self, staged: Staged) -> None:
         """Give a staged artifact its final name, durably."""
         os.replace(staged.path, self._directory / staged.digest)
@@ -159,8 +176,13 @@ class Artifacts:
             os.close(directory)
 
     def open(self, digest: str) -> int:
-        """A descriptor of the artifact, to read."""
-        return os.open(self._directory / digest, os.O_RDONLY | os.O_CLOEXEC)
+        """A descriptor of the artifact, to read. Raises `Unavailable` if it is not there any more."""
+        try:
+            return os.open(self._directory / digest, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise Unavailable(
+                f"cannot open the stored artifact {digest}: {exc.strerror}; load the plugin again"
+            ) from exc
 
     def sweep(self, used: set[str]) -> None:
         """Remove what no row names, and what was staged when a manager died."""

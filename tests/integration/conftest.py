@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
@@ -49,9 +49,9 @@ def new_host() -> Iterator[NewHost]:
         assert next(one, None) is None
 
 
-def running(settings: Mapping[str, str]) -> Iterator[EmbeddedHost]:
+def running(settings: Mapping[str, str], wrapper: Sequence[str] = ()) -> Iterator[EmbeddedHost]:
     """A host that runs while it is in use, and must have left nothing behind when it ends."""
-    host = EmbeddedHost(settings)
+    host = EmbeddedHost(settings, wrapper)
     try:
         host.start()
         yield host

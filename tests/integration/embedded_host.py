@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ CHEAP = {"CIRCLEOSD_AUTH_HASH_MEMORY": "64", "CIRCLEOSD_AUTH_HASH_PASSES": "1"} 
 
 
 class EmbeddedHost:
-    """A supervisor with its services. `settings` are CIRCLEOSD_ variables."""
+    """A supervisor with its services. `settings` are CIRCLEOSD_ variables, `wrapper` is a command that starts it."""
 
-    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None, wrapper: Sequence[str] = ()) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="cosd-"))  # short: a socket's path has 107 bytes
         self.runtime = self.directory / "run"
         self.units = self.directory / "units"
@@ -43,6 +43,7 @@ class EmbeddedHost:
         }
         self.log_path = self.directory / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.wrapper = wrapper
 
     def start(self) -> None:
         """Start the supervisor and wait until its sockets listen."""
@@ -50,7 +51,10 @@ class EmbeddedHost:
         said = self.log.count("listening below")
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [BIN / "circleosd", "up", "--dir", self.directory], env=self.environment, stdout=log, stderr=log
+                [*self.wrapper, BIN / "circleosd", "up", "--dir", self.directory],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
             )
         self.wait_for(lambda: self.log.count("listening below") > said)
 

@@ -1,0 +1,122 @@
+"""A file system without room, or without a file: what cannot be done says so, all else goes on, and can be mended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import running
+from tests.integration.embedded_host import CHEAP, PROJECT, EmbeddedHost
+
+SERVICES = ("auth-service", "service-registry", "plugin-manager")
+PASSWORD = "a long enough one"
+EXAMPLE = str(PROJECT / "plugins/example.wasm")
+# The state is in a small file system that only this host sees.
+MOUNT = 'mkdir "$4/state" && mount -t tmpfs -o size=3m state "$4/state" && exec "$@"'
+SMALL = ("unshare", "--mount", "sh", "-c", MOUNT, "sh")
+
+
+class SmallHost:
+    """A host whose state can fill its file system."""
+
+    def __init__(self, host: EmbeddedHost) -> None:
+        assert host.process is not None
+        self.host = host
+        self.state = Path(f"/proc/{host.process.pid}/root{host.directory}/state")
+        self._filling = self.state / "filling"
+
+    def fill(self) -> None:
+        with self._filling.open("wb", buffering=0) as filling, contextlib.suppress(OSError):
+            while filling.write(bytes(512)):
+                pass
+
+    def make_room(self) -> None:
+        self._filling.unlink()
+
+    def refusal(self, service: str, action: str, **parameters: Any) -> str:
+        """What a service that cannot keep what was asked for says."""
+        reply = self.host.call(service, {"action": action, **parameters})
+        assert reply["error"] == "unavailable", reply
+        return str(reply["message"])
+
+    def create(self, name: str) -> Any:
+        return self.host.data("auth-service", "create", name=name, password=PASSWORD)
+
+    def users(self) -> list[str]:
+        return [user["name"] for user in self.host.data("auth-service", "list")]
+
+    def invoke(self) -> Any:
+        return self.host.data("plugin-manager", "invoke", id="example", func="crc32", payload="hello")
+
+
+@pytest.fixture
+def small() -> Iterator[SmallHost]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: it mounts a file system")
+    for host in running(CHEAP, SMALL):
+        yield SmallHost(host)
+
+
+def test_without_room_nothing_is_lost_and_what_needs_none_goes_on(small: SmallHost) -> None:
+    small.create("alice")
+    small.host.data("plugin-manager", "load", path=EXAMPLE)
+    small.fill()
+    full = "database or disk is full"
+    for _ in range(2):
+        assert full in small.refusal("auth-service", "create", name="bob", password=PASSWORD)
+        assert full in small.refusal("auth-service", "login", name="alice", password=PASSWORD)
+        assert full in small.refusal("service-registry", "restart", name="auth-service")
+        assert full in small.refusal("plugin-manager", "unload", id="example")
+        assert small.refusal("plugin-manager", "load", path=EXAMPLE)
+        assert small.users() == ["alice"]
+        assert small.invoke() == "3610a686"
+    said = small.host.ctl("plugin", "unload", "example").stderr
+    assert said == f"circlectl: cannot use plugins.db: {full} [unavailable]; see: circlectl system status\n"
+    for service in SERVICES:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            pid = small.host.pid(service)
+            os.kill(pid, number)
+            small.host.wait_for(lambda: pid not in small.host.processes())  # noqa: B023  # called at once
+    assert small.users() == ["alice"]
+    assert small.invoke() == "3610a686"
+    small.make_room()
+    small.create("bob")
+    assert small.users() == ["alice", "bob"]
+    small.host.data("plugin-manager", "unload", id="example")
+    for service in SERVICES:
+        assert small.host.data(service, "audit")["problems"] == []
+
+
+def test_how_a_plugin_did_is_written_down_when_there_is_room_again(small: SmallHost) -> None:
+    small.host.data("plugin-manager", "load", path=EXAMPLE)
+    small.fill()
+    small.invoke()
+    small.host.wait_for(lambda: "cannot write down how the plugins do" in small.host.log)
+    small.make_room()
+    os.kill(small.host.pid("plugin-manager"), signal.SIGTERM)
+    small.host.wait_for(lambda: small.host.data("plugin-manager", "show", id="example")["worker"] == "none")
+    assert small.host.data("plugin-manager", "show", id="example")["calls"] == 1
+
+
+def test_an_artifact_that_does_not_fit_is_refused_as_that(small: SmallHost, tmp_path: Path) -> None:
+    large = tmp_path / "large.wasm"
+    large.write_bytes(bytes(4 << 20))
+    refused = small.refusal("plugin-manager", "load", path=str(large))
+    assert refused == "cannot keep the artifact: No space left on device"
+    small.host.data("plugin-manager", "load", path=EXAMPLE)
+
+
+def test_a_plugin_whose_artifact_has_gone_says_so(small: SmallHost) -> None:
+    loaded = small.host.data("plugin-manager", "load", path=EXAMPLE)
+    os.kill(small.host.pid("plugin-manager"), signal.SIGKILL)
+    (small.state / "circleosd/plugins/store" / loaded["digest"]).unlink()
+    said = small.refusal("plugin-manager", "invoke", id="example", func="crc32", payload="hello")
+    assert said.endswith("No such file or directory; load the plugin again")
+    small.host.data("plugin-manager", "load", path=EXAMPLE)
+    assert small.invoke() == "3610a686"
