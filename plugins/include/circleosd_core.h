@@ -11,7 +11,7 @@
  *     }
  *
  *     clang --target=wasm32 -O2 -ffreestanding -mbulk-memory -nostdlib -I include \
- *           -Wl,--no-entry -Wl,--export=circleosd_abi -Wl,--global-base=1 -o echo.wasm echo.c
+ *           -Wl,--no-entry -Wl,--export=circleosd_abi -o echo.wasm echo.c
  *
  * Memory: static data and the stack come first, then the payload. `circleosd_payload_end` is the first address
  * after it; `circleosd_reserve` makes memory there, which stays until the instance ends.
@@ -27,12 +27,8 @@
 #define CIRCLEOSD_WARNING 2
 #define CIRCLEOSD_ERROR 3
 
-/*
- * The version of the ABI is the value of an exported global, and what a linker exports for a variable is a global
- * with its address: so this byte is at address 1, the first one (--global-base=1), in a section of its own that
- * no alignment moves.
- */
-__attribute__((section(".rodata_circleosd_abi"), aligned(1), used)) const char circleosd_abi = 0;
+/* The version of the ABI. */
+__attribute__((used)) const uint32_t circleosd_abi = 1;
 
 /* The first address after static data and stack; the linker defines it. */
 extern char __heap_base;

@@ -141,7 +141,7 @@ def test_component_header_frees_what_a_call_used(everything: Path) -> None:
 @pytest.fixture(params=["-O0", "-O2"])
 def core(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     target = tmp_path / "calls.wasm"
-    compile_c("calls.c", target, "-Wl,--export=circleosd_abi", "-Wl,--global-base=1", optimize=request.param)
+    compile_c("calls.c", target, "-Wl,--export=circleosd_abi", optimize=request.param)
     return target
 
 

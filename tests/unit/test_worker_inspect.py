@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from circleosd.worker.binary import MAX_ENTRIES
 from circleosd.worker.failure import PluginFailure
-from circleosd.worker.inspect import MAX_ENTRIES, inspect, inspect_native
+from circleosd.worker.inspect import inspect, inspect_native
 from tests.component_text import another, component
 from tests.wasi_text import ECHO, command
 from tests.worker_driver import core, wat
@@ -98,6 +99,44 @@ def test_what_is_no_module_is_refused_with_the_reason(data: bytes, reason: str) 
 )  # fmt: skip
 def test_a_module_that_is_no_plugin_is_refused_with_what_is_missing(body: str, reason: str) -> None:
     assert reason in refusal(wat(f"(module {body})"))
+
+
+def variable(address: int, *segments: str) -> bytes:
+    """A plugin whose version is a variable, as compilers export one, and memory that holds these segments."""
+    return wat(f"(module {ABI.replace('1)', f'{address})')} {MEMORY} {BUFFER} {HANDLER} {''.join(segments)})")
+
+
+ONE = r'"\01\00\00\00"'
+
+
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        variable(1024, f"(data (i32.const 1024) {ONE})"),
+        variable(16, f'(data (i32.const 0) "0123456789abcdef" {ONE})'),
+        variable(1024, f"(data (i32.const 1024) {ONE})", f"(data (i32.const 4096) {ONE})"),
+        variable(1024, r'(data (i32.const 1022) "\ff\ff\01")', r'(data (i32.const 1025) "\00\00\00\ff")'),
+        variable(1024, r'(data (i32.const 1024) "\02\02\02\02")', f"(data (i32.const 1024) {ONE})"),
+        variable(-4, f"(data (i32.const -4) {ONE})"),
+    ],
+)
+def test_the_version_of_a_core_plugin_may_be_a_variable(plugin: bytes) -> None:
+    assert inspect(plugin).abi == "core"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "version"),
+    [
+        (variable(1024), 0),
+        (variable(1024, r'(data (i32.const 1024) "\02")'), 2),
+        (variable(1024, f"(data {ONE})"), 0),
+        (variable(1024, f"(data (i32.const 1025) {ONE})"), 256),
+        (variable(1024, f"(data (i32.const 1024) {ONE})", r'(data (i32.const 1027) "\01")'), 0x01000001),
+        (variable(15, r'(data (i32.const 15) "\01")'), 15),
+    ],
+)
+def test_a_variable_of_another_version_is_refused(plugin: bytes, version: int) -> None:
+    assert f"it has version {version} of the core ABI" in refusal(plugin)
 
 
 @pytest.mark.parametrize(
