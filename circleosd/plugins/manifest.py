@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
-from circleosd.api.contract import quoted
+from circleosd.api.contract import Between, Length, Pattern, Rule, quoted
 from circleosd.api.plugins import PLUGIN_NAME, PluginName
 from circleosd.config import PluginSettings
 from circleosd.errors import BadRequest, Limit
@@ -18,6 +19,7 @@ from circleosd.worker.frames import MAX_PAYLOAD
 
 MAX_MANIFEST = 64 * 1024  # bytes
 MAX_NUMBER = (1 << 63) - 1
+MAX_CAPABILITIES = 64
 
 # What manager and worker can say to each other at all (circleosd/worker/frames.py).
 PROTOCOL = {"output": MAX_PAYLOAD, "concurrency": 64}
@@ -26,37 +28,60 @@ ELF = b"\x7fELF"
 WASM = b"\0asm"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+STRICT = {"extra": "forbid", "strict": True}  # what is read from JSON is of the types below and nothing else
 
 
-class Capability(_Strict):
-    """A host interface that the plugin asks for, and why."""
+class _Known(Rule):
+    """The name of a capability that there is."""
 
-    name: Annotated[str, Field(max_length=200)]
-    reason: Annotated[str, Field(max_length=500)] = ""
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
+    def check(self, value: str) -> None:
         try:
-            capabilities.check(name)
+            capabilities.check(value)
         except BadRequest as exc:
             raise ValueError(str(exc)) from None
-        return name
 
 
-class Limits(_Strict):
+class _Few(Rule):
+    """Not more members than anybody would read."""
+
+    def check(self, value: tuple[object, ...]) -> None:
+        if len(value) > MAX_CAPABILITIES:
+            raise ValueError(f"may have at most {MAX_CAPABILITIES}, not {len(value)}")
+
+
+class _Environment(Rule):
+    """What may become the environment of a program (environ(7)), which could not hold anything else."""
+
+    def check(self, value: dict[str, str]) -> None:
+        for name, text in value.items():
+            if not name or "=" in name or "\0" in name + text:
+                raise ValueError(f"{quoted(name)}: a name is not empty and has no =, and nothing has a NUL character")
+
+
+@dataclass(frozen=True)
+class Capability:
+    """A host interface that the plugin asks for, and why."""
+
+    __pydantic_config__ = STRICT
+
+    name: Annotated[str, Length(1, 200), _Known()]
+    reason: Annotated[str, Length(0, 500)] = ""
+
+
+@dataclass(frozen=True)
+class Limits:
     """What the plugin asks for: memory, output and storage in bytes, time of one call in seconds.
 
     None is what the host gives by default.
     """
 
-    memory: Annotated[int, Field(ge=64 * 1024, le=MAX_NUMBER)] | None = None
-    time: Annotated[float, Field(ge=0.001, allow_inf_nan=False)] | None = None
-    output: Annotated[int, Field(ge=1, le=MAX_NUMBER)] | None = None
-    concurrency: Annotated[int, Field(ge=1, le=MAX_NUMBER)] | None = None
-    storage: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
+    __pydantic_config__ = STRICT
+
+    memory: Annotated[int | None, Between(64 * 1024, MAX_NUMBER)] = None
+    time: Annotated[float | None, Between(0.001, MAX_NUMBER)] = None
+    output: Annotated[int | None, Between(1, MAX_NUMBER)] = None
+    concurrency: Annotated[int | None, Between(1, MAX_NUMBER)] = None
+    storage: Annotated[int | None, Between(0, MAX_NUMBER)] = None
 
 
 class Bounds(NamedTuple):
@@ -69,31 +94,25 @@ class Bounds(NamedTuple):
     storage: int
 
 
-class Manifest(_Strict):
+@dataclass(frozen=True)
+class Manifest:
     """A plugin's manifest, as the author wrote it."""
 
+    __pydantic_config__ = STRICT
+
     name: PluginName
-    version: Annotated[str, Field(min_length=1, max_length=64)] = "0"
-    description: Annotated[str, Field(max_length=500)] = ""
+    version: Annotated[str, Length(1, 64)] = "0"
+    description: Annotated[str, Length(0, 500)] = ""
     plugin_type: Literal["wasm", "native"] = "wasm"
-    entry: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    entry: Annotated[str | None, Length(1, 128)] = None
     abi: Literal["core", "component", "wasi", "native"] | None = None
-    capabilities: Annotated[tuple[Capability, ...], Field(max_length=64)] = ()
+    capabilities: Annotated[tuple[Capability, ...], _Few()] = ()
     limits: Limits = Limits()
-    config: dict[str, str] = Field(default_factory=dict)
+    config: Annotated[dict[str, str], _Environment()] = field(default_factory=dict)
     instance: Literal["fresh", "shared"] = "fresh"
     deterministic: bool = False
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    size: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
-
-    @field_validator("config")
-    @classmethod
-    def _environment(cls, config: dict[str, str]) -> dict[str, str]:
-        """It may become the environment of a program (environ(7)), which could not hold anything else."""
-        for name, text in config.items():
-            if not name or "=" in name or "\0" in name + text:
-                raise ValueError(f"{quoted(name)}: a name is not empty and has no =, and nothing has a NUL character")
-        return config
+    sha256: Annotated[str | None, Pattern("[0-9a-f]{64}", "a sha256 in hexadecimal, in lower case")] = None
+    size: Annotated[int | None, Between(0, MAX_NUMBER)] = None
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -109,13 +128,38 @@ def parse(content: bytes | dict[str, Any]) -> Manifest:
         value = {**value, "capabilities": [{"name": item} if isinstance(item, str) else item for item in asked]}
     try:
         # As JSON, where a list is what a tuple is here.
-        return Manifest.model_validate_json(json.dumps(value, ensure_ascii=False).encode())
-    except ValidationError as exc:
-        first = exc.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the manifest"
-        raise BadRequest(f"the manifest is wrong: {where}: {first['msg'].removeprefix('Value error, ')}") from exc
+        return _reader()(json.dumps(value, ensure_ascii=False).encode())
     except UnicodeEncodeError as exc:
         raise BadRequest("the manifest is wrong: it has half a surrogate pair, which is no text") from exc
+    except ValueError as exc:  # pydantic's ValidationError
+        first = exc.errors(include_url=False, include_context=False)[0]  # type: ignore[attr-defined]
+        where = ".".join(map(str, first["loc"])) or "the manifest"
+        unknown = first["type"] == "unexpected_keyword_argument"
+        what = "there is no such member" if unknown else first["msg"].removeprefix("Value error, ")
+        raise BadRequest(f"the manifest is wrong: {where}: {what}") from exc
+
+
+@cache
+def _reader() -> Callable[[bytes], Manifest]:
+    """What reads JSON. pydantic is imported for the first manifest that is given: a start needs only stored ones."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Manifest).validate_json
+
+
+def dump(manifest: Manifest) -> str:
+    """A manifest as it is stored."""
+    return json.dumps(asdict(manifest), ensure_ascii=False)
+
+
+def restore(stored: str) -> Manifest:
+    """A manifest that was stored. Raises `BadRequest` for what another version of CircleOSD has stored."""
+    try:
+        value = json.loads(stored)
+        asked = tuple(Capability(**item) for item in value.pop("capabilities"))
+        return Manifest(**value | {"capabilities": asked, "limits": Limits(**value["limits"])})
+    except (ValueError, TypeError, KeyError) as exc:
+        raise BadRequest(f"its stored manifest cannot be read: {exc}") from exc
 
 
 def _json(content: bytes) -> Any:

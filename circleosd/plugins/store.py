@@ -217,7 +217,7 @@ def put(tx: Transaction, plugin: Loaded) -> None:
         " description = excluded.description, loaded = excluded.loaded, signer = excluded.signer, key = excluded.key",
         (
             plugin.manifest.name,
-            plugin.manifest.model_dump_json(),
+            manifests.dump(plugin.manifest),
             plugin.digest,
             plugin.abi,
             json.dumps(plugin.functions),
@@ -280,7 +280,7 @@ def put_record(tx: Transaction, name: str, record: Record) -> None:
 
 def _of_row(row: sqlite3.Row) -> Loaded:
     return Loaded(
-        manifest=manifests.parse(row["manifest"].encode()),
+        manifest=manifests.restore(row["manifest"]),
         digest=row["digest"],
         abi=row["abi"],
         functions=tuple(json.loads(row["functions"])),

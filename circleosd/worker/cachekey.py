@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import platform
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +27,8 @@ def _host() -> str:
 
     Where /proc/cpuinfo is hidden (ProcSubset=pid) only Wasmtime's own check of the CPU is left, which refuses.
     """
+    from importlib.metadata import version  # a start of the manager need not wait for it
+
     features = ""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

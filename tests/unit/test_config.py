@@ -32,6 +32,18 @@ def test_later_sources_win(tmp_path: Path) -> None:
         ("[sever]\nidle_exit = 5\n", "no such setting: sever"),
         ("server = 5\n", "setting server"),
         ("nonsense", "cannot read"),
+        ("[server]\nidle_exit = -1\n", "setting server.idle_exit: -1 is not a number from 0 on"),
+        ("[server]\nidle_exit = inf\n", "setting server.idle_exit: inf is not a number"),
+        ("[server]\nidle_exit = nan\n", "setting server.idle_exit: nan is not a number"),
+        ("[server]\nidle_exit = true\n", "setting server.idle_exit: True is not a number"),
+        ("[server]\nidle_exit = []\n", r"setting server.idle_exit: \[\] is not a number"),
+        ("[server]\nmax_connections = 1.5\n", "setting server.max_connections: 1.5 is not a whole number"),
+        ("[server.idle_exit]\n", "setting server.idle_exit: {} is not a number"),
+        ("[plugins]\ntrust = 'maybe'\n", "setting plugins.trust: 'maybe' is not one of require, warn, off"),
+        ("[plugins]\ntrust = 1\n", "setting plugins.trust: 1 is not one of require, warn, off"),
+        ("[plugins]\ngrants = ['kv']\n", "setting plugins.grants: .* is not a table of lists of capabilities"),
+        ("[plugins.grants]\ncounter = 'kv'\n", "setting plugins.grants: .* is not a table of lists of capabilities"),
+        ("[plugins.grants]\ncounter = [5]\n", "setting plugins.grants: .* is not a table of lists of capabilities"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_file(tmp_path: Path, text: str, says: str) -> None:
@@ -41,7 +53,25 @@ def test_a_wrong_setting_is_named_with_its_file(tmp_path: Path, text: str, says:
     assert str(tmp_path) in str(caught.value)
 
 
+def test_values_of_all_kinds(tmp_path: Path) -> None:
+    text = "[server]\nidle_exit = 0\nmax_connections = 2.0\n[plugins]\ntrust = 'require'\ngrants = {counter = ['kv']}\n"
+    (tmp_path / "config.toml").write_text(text)
+    env = {
+        "CIRCLEOSD_CONFIG_DIR": str(tmp_path),
+        "CIRCLEOSD_PLUGINS_MEMORY": "1048576",
+        "CIRCLEOSD_PLUGINS_TIME": "1e1",
+    }
+    settings = config.load(env)
+    assert repr((settings.server.idle_exit, settings.server.max_connections)) == "(0.0, 2)"
+    assert (settings.plugins.trust, settings.plugins.grants) == ("require", {"counter": ["kv"]})
+    assert repr((settings.plugins.memory, settings.plugins.time)) == "(1048576, 10.0)"
+    assert vars(settings.auth) == vars(config.Settings().auth)
+
+
 def test_a_wrong_variable_is_named() -> None:
+    for text in ("", "soon", "-1", "nan", "1e400"):
+        with pytest.raises(BadRequest, match=f"setting server.idle_exit: '{text}' is not a number from 0 on"):
+            config.load({"CIRCLEOSD_CONFIG_DIR": "/nonexistent", "CIRCLEOSD_SERVER_IDLE_EXIT": text})
     with pytest.raises(BadRequest, match=r"no such setting: auth\.nonsense"):
         config.load({"CIRCLEOSD_CONFIG_DIR": "/nonexistent", "CIRCLEOSD_AUTH_NONSENSE": "1"})
 

@@ -19,7 +19,7 @@ def test_defaults_and_short_capabilities() -> None:
     assert (found.version, found.plugin_type, found.instance) == ("0", "wasm", "fresh")
     assert [item.name for item in found.capabilities] == ["kv", "services:restart:nginx"]
     assert found.capabilities[1].reason == "heals it"
-    assert manifest.parse(found.model_dump_json().encode()) == found
+    assert manifest.restore(manifest.dump(found)) == found
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,31 @@
+"""What a start of a service does not wait for: libraries that only some requests need."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.integration.embedded_host import PROJECT, EmbeddedHost
+
+LATER = ("pydantic_core", "libssl", "argon2", "wasmtime")
+
+
+@pytest.fixture(scope="module")
+def with_plugin(host: EmbeddedHost) -> EmbeddedHost:
+    host.data("plugin-manager", "load", path=str(PROJECT / "plugins/example.wasm"))
+    host.data("auth-service", "create", name="alice", password="a long enough one")
+    return host
+
+
+@pytest.mark.parametrize("service", ["auth-service", "plugin-manager"])
+def test_a_first_list_needs_no_library_for_other_requests(with_plugin: EmbeddedHost, service: str) -> None:
+    pid = with_plugin.pid(service)
+    os.kill(pid, signal.SIGKILL)
+    with_plugin.wait_for(lambda: pid not in with_plugin.processes())
+    assert with_plugin.data(service, "list")
+    mapped = Path(f"/proc/{with_plugin.pid(service)}/maps").read_text()
+    assert "_sqlite3" in mapped
+    assert [name for name in LATER if name in mapped] == []
