@@ -8,35 +8,43 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import pkgutil
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from circleosd import __main__, database
-from circleosd.plugins import keyvalue, runner, service, store
+from circleosd import __main__
 
-STEPS: dict[str, tuple[Any, str]] = {
-    "stage": (store.Artifacts, "stage"),
-    "probe": (runner.Runners, "probe"),
-    "keep": (store.Artifacts, "keep"),
-    "put": (store, "put"),
-    "put_record": (store, "put_record"),  # the last statement but the ledger's before COMMIT
-    "delete": (store, "delete"),
-    "committed": (database.Transaction, "committed"),
-    "adopt": (runner.Runners, "adopt"),
-    "remove": (runner.Runners, "remove"),
-    "forget": (keyvalue.KeyValue, "forget"),
-    "sweep": (service.PluginService, "_sweep"),
-    "unlink": (store.Artifacts, "sweep"),
+# By step: the module or class, and the name of the function there.
+STEPS = {
+    "stage": ("circleosd.plugins.store:Artifacts", "stage"),
+    "probe": ("circleosd.plugins.runner:Runners", "probe"),
+    "keep": ("circleosd.plugins.store:Artifacts", "keep"),
+    "put": ("circleosd.plugins.store", "put"),
+    "put_record": ("circleosd.plugins.store", "put_record"),  # the last statement but the ledger's before COMMIT
+    "delete": ("circleosd.plugins.store", "delete"),
+    "committed": ("circleosd.database:Transaction", "committed"),
+    "adopt": ("circleosd.plugins.runner:Runners", "adopt"),
+    "remove": ("circleosd.plugins.runner:Runners", "remove"),
+    "forget": ("circleosd.plugins.keyvalue:KeyValue", "forget"),
+    "sweep": ("circleosd.plugins.service:PluginService", "_sweep"),
+    "unlink": ("circleosd.plugins.store:Artifacts", "sweep"),
 }
 
 changing: list[str] = []
 
 
 def main(armed: Path) -> None:
-    for step, (owner, name) in STEPS.items():
-        setattr(owner, name, wrapped(getattr(owner, name), step, armed))
+    compose = __main__._plugins
+
+    async def composed(*args: Any) -> Any:
+        for step, (place, name) in STEPS.items():  # not before: it is the command that begins to import
+            owner = pkgutil.resolve_name(place)
+            setattr(owner, name, wrapped(getattr(owner, name), step, armed))
+        return await compose(*args)
+
+    __main__._plugins = composed  # type: ignore[assignment]  # what composes plugin-manager
     sys.argv = ["circleosd", "plugin-manager"]
     __main__.main()
 
