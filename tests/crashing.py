@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
-from circleosd.__main__ import run
+from circleosd.__main__ import main
 from circleosd.database import Database
 
 PLAN = Path(os.environ["CRASH_PLAN"])
@@ -45,4 +44,4 @@ def crash() -> None:
 
 if __name__ == "__main__":
     Database._commit = commit  # type: ignore[method-assign,assignment]  # the point of this module
-    sys.exit(run(sys.argv[1:]))
+    main()

@@ -38,6 +38,8 @@ class Crashing:
         command += f"Environment=CRASH_PLAN={self.plan} PYTHONPATH={PROJECT}\n"
         assert f"ExecStart=circleosd {service}\n" in unit
         unit = unit.replace(f"ExecStart=circleosd {service}\n", command)
+        assert "RestartSec=100ms\n" in unit
+        unit = unit.replace("RestartSec=100ms\n", "RestartSec=10ms\n")
         (self.host.units / f"{UNITS[service]}.service").write_text(unit, encoding="utf-8")
         self.crashed = False
         self._waiting = itertools.count()
@@ -97,12 +99,11 @@ def test_accounts_and_their_record_are_one_at_every_commit(new_host: NewHost) ->
             ("passwd", {"name": name, "password": OTHER}),
             ("login", {"name": name, "password": OTHER}),
             ("ungrant", rule),
+            ("revoke", {"name": name}),
             ("login", {"name": name, "password": "wrong password"}),
+            ("login", {"name": name, "password": OTHER}),
             ("disable", {"name": name}),
             ("enable", {"name": name}),
-            ("login", {"name": name, "password": OTHER}),
-            ("revoke", {"name": name}),
-            ("login", {"name": name, "password": OTHER}),
             ("create", {"name": f"{name}b", "password": PASSWORD}),
             ("delete", {"name": f"{name}b"}),
         ]
@@ -118,7 +119,7 @@ def test_accounts_and_their_record_are_one_at_every_commit(new_host: NewHost) ->
                 crashing.host.data("auth-service", "login", name=each, password=password)
 
     points = list(crashing.rounds(play))
-    assert len(points) >= 2 * 15, f"every step commits, but only {points} were met"
+    assert len(points) >= 2 * 14, f"every step commits, but only {points} were met"
 
 
 def _assert_in_order(acknowledged: list[str], recorded: list[str]) -> None:
@@ -182,9 +183,7 @@ def test_units_and_their_record_agree_at_every_commit(new_host: NewHost) -> None
         known = crashing.rows()[-1:]
         last = known[0]["seq"] if known else 0
         begun = _lines(started)
-        done = crashing.try_steps(
-            [(action, {"name": "web"}) for action in ("start", "stop", "restart", "stop", "start")]
-        )
+        done = crashing.try_steps([(action, {"name": "web"}) for action in ("start", "restart", "stop")])
         state = host.data("service-registry", "status", name="web")["state"]
         rows = [row for row in crashing.rows(object="web") if row["seq"] > last]
         outcomes = {row["intent"]: row for row in rows if row["phase"] == "outcome"}
@@ -202,7 +201,7 @@ def test_units_and_their_record_agree_at_every_commit(new_host: NewHost) -> None
         assert len(resolved) <= 1
 
     points = list(crashing.rounds(play))
-    assert len(points) >= 2 * 10, points
+    assert len(points) >= 2 * 6, points
 
 
 def test_an_interrupted_act_is_resolved_also_when_that_is_interrupted(new_host: NewHost) -> None:
@@ -224,15 +223,14 @@ def _lines(path: Path) -> int:
 
 def test_plugins_and_their_record_are_one_at_every_commit(new_host: NewHost) -> None:
     crashing = Crashing(new_host, "plugin-manager")
-    path = str(PROJECT / "plugins/example.wasm")
+    load: Step = ("load", {"path": str(PROJECT / "plugins/example.wasm")})
 
     def play(turn: int) -> None:
         known = crashing.rows()[-1:]
         last = known[0]["seq"] if known else 0
         before = {item["id"] for item in crashing.host.data("plugin-manager", "list")}
-        done = crashing.try_steps([
-            ("load", {"path": path}), ("load", {"path": path}), ("unload", {"id": "example"}), ("load", {"path": path}),
-        ])  # fmt: skip
+        # The first load is over what the round before has loaded.
+        done = crashing.try_steps([load, ("unload", {"id": "example"}), load])
         rows = [row for row in crashing.rows() if row["seq"] > last and row["phase"] == "done"]
         _assert_in_order([action for action, _ in done], [row["action"] for row in rows])
         for row in rows:
