@@ -16,7 +16,6 @@ from typing import Any
 
 PROJECT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
-FAST = {"CIRCLEOSD_SERVER_IDLE_EXIT": "60"}
 CHEAP = {"CIRCLEOSD_AUTH_HASH_MEMORY": "64", "CIRCLEOSD_AUTH_HASH_PASSES": "1"}  # for tests with many logins
 
 
@@ -38,7 +37,6 @@ class EmbeddedHost:
             "CIRCLEOSD_RUNTIME_DIR": str(self.runtime),
             "CIRCLEOSD_CONFIG_DIR": str(self.directory / "config"),
             "CIRCLEOSD_UNIT_PATH": str(self.units),
-            **FAST,
             **(settings or {}),
         }
         self.log_path = self.directory / "log"

@@ -31,7 +31,7 @@ class Crashing:
 
     def __init__(self, new_host: NewHost, service: str) -> None:
         self.service = service
-        self.host: EmbeddedHost = new_host({**CHEAP, "CIRCLEOSD_PLUGINS_IDLE_WORKER": "600"})
+        self.host: EmbeddedHost = new_host(CHEAP if service == "auth-service" else {})
         self.plan = self.host.directory / "plan"
         unit = (PROJECT / "units" / f"{UNITS[service]}.service").read_text(encoding="utf-8")
         command = f"ExecStart={sys.executable} -m tests.crashing {service}\n"
