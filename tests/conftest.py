@@ -23,6 +23,7 @@ LONGEST: Final = (
     "integration/test_crash.py",
     "unit/test_linters.py",
     "integration/test_hostile_plugins.py",
+    "integration/test_scale.py",
     "systemd/test_scenario.py",
     "systemd/test_inside.py",
     "systemd/test_native_form.py",
@@ -61,9 +62,18 @@ class Turns:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file is for one process: the run would end with that process if a long one came late."""
-    places = {TESTS / name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path, len(places)))
+    """A file is for one process: the run would end with that process if a long one came late.
+
+    What is to be alone begins, in its file and with its file: later it would wait for a long test of every process.
+    """
+    longest = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    waits = {item.path for item in items if alone(item)}
+    files = {item.path: place for place, item in enumerate(reversed(items))}
+
+    def place(item: pytest.Item) -> tuple[bool, int, int, bool]:
+        return item.path not in waits, longest.get(item.path, len(longest)), -files[item.path], not alone(item)
+
+    items.sort(key=place)
 
 
 def alone(item: pytest.Item) -> bool:

@@ -34,8 +34,8 @@ pytestmark = pytest.mark.alone
 
 RATE = 50
 PACER = Path(__file__).parent / "pacer.py"
-QUIET = 0.2  # seconds of quiet before each attack, to compare with
-LOUD = 0.6  # seconds that an attack takes at least
+QUIET = 0.1  # seconds of quiet before each attack, to compare with
+LOUD = 0.4  # seconds that an attack takes at least
 SLOWER = 3.0  # times
 SLICE = 0.003  # seconds that a process which computes may keep a CPU from one that wakes up
 # The calls of an attack fail all the time, and are meant to reach the plugin.
