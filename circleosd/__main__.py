@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     Composed = tuple[Service, Database, int]
 
-# Looking for pydantic plugins costs each start of a service 15 ms; CircleOSD has none.
-os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-
 USAGE = """usage: circleosd COMMAND
 
   up [--dir DIR]      run all of CircleOSD here, in the foreground, without systemd

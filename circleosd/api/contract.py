@@ -1,7 +1,8 @@
 """What a contract is made of: the base class of all requests and the rules for their fields.
 
 Nothing here imports pydantic: `circlectl` builds its command line from contracts, and pydantic's import alone would
-cost it more than everything else it does. The daemons' pydantic meets the rules through `__get_pydantic_core_schema__`.
+cost it more than everything else it does. The daemons (validation.py) meet the rules by pydantic's protocol,
+`__get_pydantic_core_schema__`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Rule:
         raise NotImplementedError
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
-        """Have pydantic call `check` after the type itself was validated (pydantic, "Custom types"); never for None."""
+        """Have `check` called after the type itself was validated (pydantic, "Custom types"); never for None."""
 
         def checked(value: Any) -> Any:
             if value is not None:

@@ -131,7 +131,7 @@ def parse(content: bytes | dict[str, Any]) -> Manifest:
         return _reader()(json.dumps(value, ensure_ascii=False).encode())
     except UnicodeEncodeError as exc:
         raise BadRequest("the manifest is wrong: it has half a surrogate pair, which is no text") from exc
-    except ValueError as exc:  # pydantic's ValidationError
+    except ValueError as exc:  # its ValidationError
         first = exc.errors(include_url=False, include_context=False)[0]  # type: ignore[attr-defined]
         where = ".".join(map(str, first["loc"])) or "the manifest"
         unknown = first["type"] == "unexpected_keyword_argument"
@@ -141,10 +141,10 @@ def parse(content: bytes | dict[str, Any]) -> Manifest:
 
 @cache
 def _reader() -> Callable[[bytes], Manifest]:
-    """What reads JSON. pydantic is imported for the first manifest that is given: a start needs only stored ones."""
-    from pydantic import TypeAdapter
+    """What reads JSON, made for the first manifest that is given: a start needs only stored ones."""
+    from circleosd.validation import validator
 
-    return TypeAdapter(Manifest).validate_json
+    return validator(Manifest).validate_json
 
 
 def dump(manifest: Manifest) -> str:

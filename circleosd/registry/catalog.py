@@ -31,8 +31,8 @@ PLUGIN_PREFIX = "plugin@"
 MAX_FILE = 1024 * 1024  # bytes of a catalog file; some 10,000 services
 PLUGIN_UNITS = "circleosd-plugin@*.service"
 
-if TYPE_CHECKING:  # a registry without catalog files needs no pydantic
-    from pydantic import TypeAdapter
+if TYPE_CHECKING:  # a registry without catalog files needs nothing to validate
+    from pydantic_core import SchemaValidator
 
 UnitName = Annotated[
     str,
@@ -142,13 +142,14 @@ def parse(text: str) -> list[Entry]:
     """The entries of one file. Raises `BadRequest` or ValueError with what is wrong."""
     import tomllib
 
-    from pydantic import ValidationError
+    from circleosd.validation import ValidationError
 
     tables = tomllib.loads(text)
     if set(tables) != {"service"}:
         raise BadRequest("a catalog file has [[service]] tables and nothing else")
     try:
-        return _entries().validate_python(tables["service"])
+        entries: list[Entry] = _entries().validate_python(tables["service"])
+        return entries
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False)[0]
         number, *where = first["loc"] or (0,)
@@ -158,10 +159,10 @@ def parse(text: str) -> list[Entry]:
 
 
 @cache
-def _entries() -> TypeAdapter[list[Entry]]:
-    from pydantic import TypeAdapter
+def _entries() -> SchemaValidator:
+    from circleosd.validation import validator
 
-    return TypeAdapter(list[Entry])
+    return validator(list[Entry])
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.embedded_host import PROJECT, EmbeddedHost
 
-LATER = ("pydantic_core", "libssl", "argon2", "wasmtime")
+LATER = ("pydantic", "libssl", "argon2", "wasmtime")
 
 
 @pytest.fixture(scope="module")
