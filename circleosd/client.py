@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import os
 import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -47,8 +48,7 @@ def call(
         except (FileNotFoundError, ConnectionRefusedError) as exc:
             raise NotListening(f"{name} is not listening at {path}") from exc
         except PermissionError as exc:
-            what = f"may not connect to {path}: it is for the members of its group"
-            raise Unavailable(f"{what}; an administrator may add you to that: adduser NAME GROUP") from exc
+            raise Unavailable(_refusal(path)) from exc
         except OSError as exc:
             raise Unavailable(f"cannot talk to {name}: {exc.strerror or exc}") from exc
 
@@ -63,6 +63,24 @@ def _send(sock: socket.socket, line: bytes, files: Sequence[int]) -> None:
         sock.sendall(line)
     except (BrokenPipeError, ConnectionResetError):
         return
+
+
+def _refusal(path: str) -> str:
+    """Why the kernel does not let this process connect, and what helps."""
+    import grp
+    import stat
+
+    try:
+        found = os.stat(path)
+        group = grp.getgrgid(found.st_gid).gr_name if found.st_mode & stat.S_IWGRP else None
+    except (OSError, KeyError):  # in a directory of somebody else's, or of a group without a name
+        group = None
+    if group is None:
+        return f"may not connect to {path}: it is for its owner alone; --scope says which CircleOSD is meant"
+    return (
+        f"may not connect to {path}: it is for the members of its group, {group}; "
+        f"as root: usermod --append --groups {group} USER, who then has to log in anew"
+    )
 
 
 def _replies(sock: socket.socket, said: Callable[[str], None]) -> Iterator[Any]:
