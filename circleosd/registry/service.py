@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MIGRATIONS = (ledger.SCHEMA,)
 OWN_NAME = "service-registry"
 LOG_LINES = 5  # of a failed unit, shown with the error
+START_LIMIT = "start-limit-hit"  # systemd.service(5), SERVICE_RESULT
 
 
 class RegistryService(Handlers):
@@ -167,36 +168,71 @@ class RegistryService(Handlers):
         entry = self._allowed(verb, name)
         (before,) = await self._units.states([entry.unit])
         act.before = before.active
+        if before.active == "failed":  # what it failed with must not be taken for the outcome of this job
+            before = await self._units.detail(entry.unit)
         try:
             result = await self._units.job(verb, entry.unit)
         except NotFound as exc:
-            raise NotFound(f"the unit {entry.unit} of the service {name} does not exist") from exc
+            if before.load == "not-found":
+                raise _no_unit(entry) from exc
+            raise Conflict(str(exc)) from exc  # it has a file, of which systemd can make nothing
         (state,) = await self._units.states([entry.unit])
         act.after = state.active
         if result != "done" or (verb != "stop" and state.active == "failed"):
-            raise UnitFailed(await self._why(verb, name, entry, await self._units.detail(entry.unit), result))
+            state = await self._units.detail(entry.unit)
+            raise UnitFailed(await self._why(verb, name, entry, state, result, begun=not _as_before(before, state)))
         if verb == "stop" and (stopped := await self._units.detail(entry.unit)).listening:
             act.message = f"{name} is stopped; {' '.join(stopped.triggered_by)} still listens and starts it on demand"
         return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub)
 
     async def _switch(self, verb: Switch, name: str, act: Act) -> Enabled:
         entry = self._allowed(verb, name)
-        act.before = await self._units.enabled(entry.unit)
+        try:
+            act.before = await self._units.enabled(entry.unit)
+        except NotFound as exc:
+            raise _no_unit(entry) from exc
         act.after = enabled = await self._units.switch(verb, entry.unit)
         return Enabled(name=name, unit=entry.unit, enabled=enabled)
 
-    async def _why(self, verb: Verb, name: str, entry: Entry, state: UnitState, result: str) -> str:
-        """Why a job failed: what systemd says of the job and the unit, and what the unit said last."""
-        details = [f"the job's result is {result}"]
-        if state.result and state.result != "success":
-            details.append(f"the unit's is {state.result}")
+    async def _why(self, verb: Verb, name: str, entry: Entry, state: UnitState, result: str, *, begun: bool) -> str:
+        """Why a job failed: what systemd says of the job and the unit, and what the unit said last.
+
+        `begun` is false where the job changed nothing: then all of that but the job's result is about an earlier run.
+        """
+        what = f"cannot {verb} {name} ({entry.unit}): "
+        details = [] if state.result in (None, "success", START_LIMIT) else [f"the unit's is {state.result}"]
         if state.exit_status:
             details.append(f"exit status {state.exit_status}")
         if state.signal:
             details.append(state.signal)
+        if begun and state.result != START_LIMIT:
+            what += ", ".join((f"the job's result is {result}", *details))
+        elif result == "failed":
+            what += (
+                f"it was started too often in a short time, and systemd did not start it again ({START_LIMIT}); "
+                f"try later, or have an administrator type: systemctl reset-failed {entry.unit}"
+            )
+            if state.result == START_LIMIT:
+                return what
+            what += "; as to its last run, " + ", ".join(details)
+        else:
+            return f"{what}the job's result is {result}"
         tail = await self._units.log_tail(entry.unit, LOG_LINES)
-        said = f"; it said: {' | '.join(tail)}" if tail else ""
-        return f"cannot {verb} {name} ({entry.unit}): {', '.join(details)}{said}"
+        return what + (f"; it said: {' | '.join(tail)}" if tail else "")
+
+
+def _as_before(before: UnitState, state: UnitState) -> bool:
+    """Whether a failed unit is as it was before a job: not even a process was started for that.
+
+    systemd calls a unit that was started too often (StartLimitBurst=, systemd.unit(5)) by that name only when its last
+    run went well; else its result stays what it was, and so does its time.
+    """
+    unchanged = (before.active, before.since, before.result) == ("failed", state.since, state.result)
+    return unchanged and state.active == "failed" and state.result != "resources"
+
+
+def _no_unit(entry: Entry) -> NotFound:
+    return NotFound(f"the unit {entry.unit} of the service {entry.name} does not exist")
 
 
 def _service(entry: Entry, state: UnitState) -> Service:

@@ -35,6 +35,51 @@ def refused(machine: Machine, command: str, status: int, user: str | None = None
     return said
 
 
+def test_a_unit_that_fails_too_often_is_said_to_be_held_back_by_systemd(machine: Machine) -> None:
+    machine.succeed("systemctl reset-failed")
+    for _ in range(5):  # StartLimitBurst=
+        said = refused(machine, "service start loop", 11)
+        assert "exit status 4; it said: last words" in said
+        assert "too often" not in said
+    for verb in ("start", "restart"):
+        said = refused(machine, f"service {verb} loop", 11)
+        assert "systemd did not start it again (start-limit-hit)" in said
+        assert (
+            "systemctl reset-failed ct-loop.service; as to its last run, the unit's is exit-code, exit status 4" in said
+        )
+        assert said.count("last words") == 1
+    machine.succeed("systemctl reset-failed ct-loop.service")
+    assert "too often" not in refused(machine, "service start loop", 11)
+
+
+def test_a_unit_that_is_restarted_too_often_is_said_to_be_held_back_by_systemd(machine: Machine) -> None:
+    machine.succeed("systemctl reset-failed; circlectl service start calm", *["circlectl service restart calm"] * 4)
+    for _ in range(2):
+        said = refused(machine, "service restart calm", 11)
+        assert "too often in a short time, and systemd did not start it again (start-limit-hit); try later" in said
+        assert "SIGTERM" not in said
+    machine.succeed("systemctl reset-failed ct-calm.service", "circlectl service start calm")
+
+
+def test_a_unit_whose_dependency_fails_is_not_said_to_be_held_back(machine: Machine) -> None:
+    machine.succeed("systemctl start ct-calm.service; systemctl kill --signal=SEGV ct-calm.service")
+    machine.wait_until_succeeds("systemctl is-failed ct-calm.service", timeout=20)
+    needs = "/etc/systemd/system/ct-calm.service.d/needs.conf"
+    write(machine, needs, "[Unit]\nRequires=ct-loop.service\nAfter=ct-loop.service\n")
+    machine.succeed("systemctl daemon-reload")
+    said = refused(machine, "service start calm", 11)
+    assert said.startswith("circlectl: cannot start calm (ct-calm.service): the job's result is dependency [")
+    machine.succeed(f"rm {needs}", "systemctl daemon-reload")
+
+
+def test_a_unit_that_is_not_there_is_told_from_one_whose_file_is_wrong(machine: Machine) -> None:
+    missing = "the unit ct-none.service of the service none does not exist"
+    for verb in ("start", "stop", "restart", "reload", "enable", "disable"):
+        assert missing in refused(machine, f"service {verb} none", 5)
+    assert "bad unit file setting" in refused(machine, "service start odd", 7)
+    assert "not exist" not in refused(machine, "service stop odd", 7)
+
+
 def test_a_stranger_is_told_which_group_to_join(machine: Machine) -> None:
     for command in ("service list", "user whoami", "plugin list"):
         said = refused(machine, command, 12, "mallory")
