@@ -105,10 +105,10 @@ class Runners:
         try:
             return runner, await self._connect(runner, artifact)
         except BaseException as exc:
-            how = await self._how_it_ended(runner) if isinstance(exc, WorkerGone) else ""
+            error = await self._why_gone(runner, exc) if isinstance(exc, WorkerGone) else None
             await self.discard(runner)
-            if isinstance(exc, WorkerGone):
-                raise PluginFailed(f"{exc}{how}") from exc
+            if error:
+                raise error from exc
             raise
 
     async def adopt(self, runner: Runner) -> None:
@@ -262,10 +262,10 @@ class Runners:
                 except CircleError as exc:
                     if isinstance(exc, Unavailable):
                         raise
-                    how = await self._how_it_ended(runner) if isinstance(exc, WorkerGone) else ""
-                    error = PluginFailed(f"{exc}{how}")
-                    self._failed(runner.plugin, error)
-                    raise error from exc
+                    why = await self._why_gone(runner, exc) if isinstance(exc, WorkerGone) else PluginFailed(str(exc))
+                    if isinstance(why, PluginFailed):
+                        self._failed(runner.plugin, why)
+                    raise why from exc
                 finally:
                     os.close(artifact)
             assert runner.worker is not None
@@ -311,7 +311,9 @@ class Runners:
                         raise Unavailable(f"the socket of the worker of {manifest.name} does not listen") from exc
                     await self._units("start", runner.instance + ".socket")
                 except OSError as exc:
-                    raise Unavailable(f"cannot reach the worker of {manifest.name}: {exc.strerror or exc}") from exc
+                    raise await self._held_back(runner) or Unavailable(
+                        f"cannot reach the worker of {manifest.name}: {exc.strerror or exc}"
+                    ) from exc
                 except BaseException:
                     worker.abort()
                     raise
@@ -348,6 +350,26 @@ class Runners:
                 if action == "start":
                     raise
                 log.warning("cannot stop the worker %s: %s", instance, error)
+
+    async def _why_gone(self, runner: Runner, gone: WorkerGone) -> CircleError:
+        """The error for a worker that ended before its plugin was loaded."""
+        return await self._held_back(runner) or PluginFailed(f"{gone}{await self._how_it_ended(runner)}")
+
+    async def _held_back(self, runner: Runner) -> Unavailable | None:
+        """The error to raise if systemd gave the worker's socket up, since it had to start workers too often.
+
+        That is no failure of the plugin, of which nothing has run.
+        """
+        try:
+            state = await self._ask({"action": "status", "name": f"plugin@{runner.instance}.socket"})
+        except CircleError:
+            return None
+        if state["result"] != "trigger-limit-hit":
+            return None
+        return Unavailable(
+            f"the worker of {runner.plugin.name} was started too often in a short time, and systemd holds it back; "
+            f"try again in some seconds, or see: journalctl --unit 'circleosd-plugin@{runner.instance}.*'"
+        )
 
     async def _how_it_ended(self, runner: Runner) -> str:
         """What the service manager knows of a worker's end, as the end of a sentence."""

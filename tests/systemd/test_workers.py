@@ -1,0 +1,46 @@
+"""The workers of plugins on a booted system: how often they may be started, and what is said when that is too often."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.systemd.installed import write
+from tests.systemd.machine import Machine
+
+BROKEN = "/etc/systemd/system/circleosd-plugin@.service.d/99-broken.conf"
+SHOW = "circlectl plugin show often --json"
+
+
+@pytest.fixture(scope="module")
+def machine(installed: Machine) -> Machine:
+    manifest = json.loads(installed.succeed("cat /usr/share/circleosd/plugins/example.json"))
+    manifest |= {"name": "often", "capabilities": [{"name": "kv", "reason": "to be granted"}]}
+    write(installed, "/root/often.json", json.dumps(manifest) + "\n")
+    installed.succeed("cp /usr/share/circleosd/plugins/example.wasm /root/often.wasm")
+    installed.succeed("circlectl plugin load /root/often.wasm")
+    return installed
+
+
+def test_a_plugin_is_called_after_each_of_many_changes_of_what_it_is_granted(machine: Machine) -> None:
+    """Each change costs it its worker, and systemd bounds how often a socket may start one."""
+    call = 'test "$(circlectl plugin invoke often upper hi)" = HI'
+    machine.succeed(*[f"for verb in grant revoke; do circlectl plugin $verb often kv; {call}; done"] * 8)
+    assert json.loads(machine.succeed(SHOW))["failures"] == 0
+
+
+def test_workers_that_end_at_once_are_not_started_for_ever_and_that_is_not_the_plugins_failure(
+    machine: Machine,
+) -> None:
+    write(machine, BROKEN, "[Service]\nExecStart=\nExecStart=/bin/false\n")
+    machine.succeed("systemctl daemon-reload; systemctl stop circleosd-plugin@often.service")
+    for _ in range(7):  # also when its socket has failed
+        status, said = machine.execute("circlectl plugin invoke often upper hi 2>&1", timeout=60)
+        assert status == 12, said
+        assert "the worker of often was started too often in a short time, and systemd holds it back" in said
+        assert "circleosd.target" not in said
+    shown = json.loads(machine.succeed(SHOW))
+    assert (shown["state"], shown["failures"]) == ("ready", 0)
+    machine.succeed(f"rm {BROKEN}", "systemctl daemon-reload")
+    machine.wait_until_succeeds("circlectl plugin invoke often upper hi", timeout=20)
