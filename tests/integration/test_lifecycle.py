@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import BIN, PROJECT, EmbeddedHost, read_reply
+from tests.integration.embedded_host import BIN, CHEAP, PROJECT, EmbeddedHost, read_reply
 
 SERVICES = ["auth-service", "service-registry", "plugin-manager"]
 TICKER = "[Service]\nType=exec\nExecStart=/bin/sh -c 'echo up; while sleep 1; do :; done'\n"
@@ -83,7 +83,8 @@ def test_after_sigkill_in_the_middle_of_work_the_next_request_is_answered(host: 
         assert host.pid(service) != pid
 
 
-def test_what_was_acknowledged_before_a_sigkill_is_there_after_it(host: EmbeddedHost) -> None:
+def test_what_was_acknowledged_before_a_sigkill_is_there_after_it(new_host: NewHost) -> None:
+    host = new_host(CHEAP)
     acknowledged: list[str] = []
     stop = threading.Event()
 
