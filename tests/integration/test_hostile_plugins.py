@@ -30,8 +30,6 @@ from tests.native_source import native
 from tests.wasi_text import command
 from tests.worker_driver import core
 
-pytestmark = pytest.mark.alone
-
 RATE = 50
 PACER = Path(__file__).parent / "pacer.py"
 QUIET = 0.1  # seconds of quiet before each attack, to compare with
@@ -375,12 +373,14 @@ def paced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paced]:
         paced.close()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("attack", [pytest.param(attack, id=attack.name) for attack in WASM])
 def test_hostile_wasm_fails_with_a_reason_and_disturbs_nobody(paced: Paced, attack: Attack) -> None:
     paced.run(attack)
     assert paced.failed() == []
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("attack", [pytest.param(attack, id=attack.name) for attack in NATIVE])
 def test_hostile_native_code_fails_with_a_reason_and_disturbs_nobody(paced: Paced, attack: Attack) -> None:
     paced.run(attack._replace(manifest=NATIVE_LIMITS))
@@ -414,6 +414,7 @@ def test_native_code_writes_nowhere(paced: Paced) -> None:
     assert paced.failed() == []
 
 
+@pytest.mark.alone
 def test_a_plugin_that_emits_all_the_time_fills_nothing(paced: Paced) -> None:
     emit = json.dumps({"call": "events.emit", "args": {"topic": "noise", "payload": "x" * 1000}})
     manifest = {**FAST, "capabilities": ["events:noise"]}
@@ -422,6 +423,7 @@ def test_a_plugin_that_emits_all_the_time_fills_nothing(paced: Paced) -> None:
     assert paced.failed() == []
 
 
+@pytest.mark.alone
 def test_the_well_behaved_plugin_was_never_much_slower(paced: Paced) -> None:
     if paced.attacks < len(WASM) + len(NATIVE):
         pytest.skip("only what happens during all attacks is compared")
