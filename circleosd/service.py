@@ -121,7 +121,7 @@ class Service:
         tag: object = wire.ABSENT
         self.requests += 1
         try:
-            request = wire.decode_object(line)
+            request = wire.decode_request(line)
             tag = request.get("tag", wire.ABSENT)
             envelope = wire.envelope(request)
             endpoint = self._endpoints.get(envelope.action)

@@ -14,6 +14,8 @@ from circleosd.errors import BadRequest, CircleError, Limit
 
 JSON = Any  # a value that json.loads may return
 MAX_TOKEN = 256  # characters; ours have 43
+MAX_DEPTH = 100  # objects and lists within one another in a request, whose tag is echoed one deeper
+_BOXES = (dict, list)
 
 
 class _Absent:
@@ -121,6 +123,26 @@ def decode_object(line: bytes) -> dict[str, JSON]:
     if not isinstance(value, dict):
         raise BadRequest("a request is a JSON object with an action")
     return value
+
+
+def decode_request(line: bytes) -> dict[str, JSON]:
+    """The object that a line holds, as `decode_object`, no deeper than can surely be written again."""
+    request = decode_object(line)
+    for value in request.values():
+        if type(value) in _BOXES and _deeper(value, MAX_DEPTH - 1):
+            raise BadRequest("the line is nested too deeply")
+    return request
+
+
+def _deeper(value: JSON, most: int) -> bool:
+    """Whether a list or an object has more than `most` of these within one another, itself counted."""
+    level = [value]
+    for _ in range(most):
+        insides = (box.values() if type(box) is dict else box for box in level)
+        level = [item for inside in insides for item in inside if type(item) in _BOXES]
+        if not level:
+            return False
+    return True
 
 
 def envelope(request: dict[str, JSON]) -> Envelope:

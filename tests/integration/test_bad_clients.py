@@ -51,6 +51,14 @@ def test_a_malformed_line_gets_an_error_and_the_connection_stays(host: EmbeddedH
 
 
 @pytest.mark.parametrize("service", SERVICES)
+def test_a_tag_of_any_depth_gets_an_answer(host: EmbeddedHost, service: str) -> None:
+    with host.connect(service, 5) as sock:
+        for depth in (1, 90, *range(960, 1010)):  # around 1000 Python can read what it then cannot write
+            sock.sendall(b'{"action":"fly","tag":' + b"[" * depth + b"]" * depth + b"}\n")
+            assert read_reply(sock)["error"] == ("bad-request" if depth > 90 else "unknown-action")
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_pipelined_requests_are_answered_in_order(host: EmbeddedHost, service: str) -> None:
     with host.connect(service) as sock, sock.makefile("rb") as replies:
         sender = threading.Thread(

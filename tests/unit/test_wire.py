@@ -54,6 +54,8 @@ def test_a_long_line_is_refused_also_when_its_end_is_there_already() -> None:
         (b'{"action":"x","v":"\\ud800"}', "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"action":' + b"9" * 5000 + b"}", "a number that is too large$"),
+        (b'{"action":"x","tag":' + b"[" * 100 + b"]" * 100 + b"}", "nested too deeply"),
+        (b'{"action":"x","v":[1,' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"]}", "nested too deeply"),
         (b'{"action":null}', "needs an action"),
         (b"{}", "needs an action"),
         (b'{"action":"x","token":5}', "the token is a string"),
@@ -63,7 +65,14 @@ def test_a_long_line_is_refused_also_when_its_end_is_there_already() -> None:
 )
 def test_what_is_no_request_is_refused_with_the_reason(line: bytes, says: str) -> None:
     with pytest.raises(BadRequest, match=says):
-        wire.envelope(wire.decode_object(line))
+        wire.envelope(wire.decode_request(line))
+
+
+def test_what_is_nested_as_deeply_as_allowed_is_a_request() -> None:
+    nested = b"[" * 99 + b"]" * 99
+    assert wire.encode(wire.decode_request(b'{"tag":' + nested + b"}")) == b'{"tag":' + nested + b"}\n"
+    wide = b'{"tag":[' + b",".join([b'[{"a":[]}]'] * 1000) + b"]}"
+    assert len(wire.decode_request(wide)["tag"]) == 1000
 
 
 def test_random_bytes_never_raise_anything_but_bad_request() -> None:
@@ -74,7 +83,7 @@ def test_random_bytes_never_raise_anything_but_bad_request() -> None:
         for _ in range(chance.randrange(1, 6)):
             line[chance.randrange(len(line))] = chance.randrange(256)
         try:
-            wire.envelope(wire.decode_object(bytes(line)))
+            wire.envelope(wire.decode_request(bytes(line)))
         except BadRequest:
             continue
 
