@@ -24,7 +24,7 @@ from circleosd.handoff import Handoff
 from circleosd.policy import Peer
 
 LINGER = 5.0  # seconds in which what a refused peer still sends is read and dropped, so that it can read the reply
-MAX_FILES = 4  # descriptors that may wait on a connection
+MAX_FILES = 4  # descriptors that may wait on a connection; one more is closed at once, and the connection refused
 SMALL = 64 * 1024  # bytes a connection may hold without asking the shared budget
 # Bytes that are received at once. asyncio asks for 256 KiB, which malloc(3) has to map and unmap for every line.
 PIECE = 64 * 1024
@@ -54,16 +54,30 @@ class Owner(Protocol):
 
 
 class Descriptors:
-    """Descriptors that a peer passed (SCM_RIGHTS), first in first out."""
+    """Descriptors that a peer passed (SCM_RIGHTS), first in first out.
 
-    def __init__(self) -> None:
+    Never more than `most` wait: a peer may send some with each byte while a request is in hand, or after a refusal.
+    """
+
+    def __init__(self, most: int = MAX_FILES) -> None:
         self._waiting: deque[int] = deque()
+        self._most = most
+        self.too_many = False  # some were closed unseen
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, descriptors: list[int]) -> None:
-        self._waiting.extend(descriptors)
+        room = self._most - len(self._waiting)
+        self._waiting.extend(descriptors[:room])
+        for descriptor in descriptors[room:]:
+            self.too_many = True
+            os.close(descriptor)
+
+    def accept_none(self) -> None:
+        """Close those that wait and those to come."""
+        self._most = 0
+        self.close()
 
     def take(self) -> int:
         """The next one; the caller closes it. Raises `BadRequest` if there is none."""
@@ -185,6 +199,7 @@ class Connection(asyncio.Protocol):
         self._ended = self._draining = True
         self._since = self._server.now()
         self._buffer = wire.LineBuffer(0)
+        self._descriptors.accept_none()
 
     def check(self, now: float) -> None:
         """Close what has used up its time."""
@@ -223,7 +238,7 @@ class Connection(asyncio.Protocol):
             return None
         try:
             line = self._buffer.next_line()
-            if len(self._descriptors) > MAX_FILES:
+            if self._descriptors.too_many:
                 raise Limit(f"at most {MAX_FILES} descriptors may wait on a connection")
             self._book(0 if line is not None else len(self._buffer))
         except Limit as error:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import resource
 import socket
+import struct
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -204,6 +207,24 @@ def test_descriptors_that_nobody_asked_for_are_closed(host: EmbeddedHost) -> Non
             socket.send_fds(sock, [b'{"action":"health"}\n'], [null.fileno()] * 4)
             read_reply_or_end(sock)
     host.wait_for(lambda: len([*Path(f"/proc/{pid}/fd").iterdir()]) <= count)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["after a refusal", "during a stream"])
+def test_descriptors_do_not_pile_up_on_a_connection(host: EmbeddedHost, busy: bool) -> None:
+    pid = host.pid("auth-service")
+    count = len([*Path(f"/proc/{pid}/fd").iterdir()])
+    with Path("/dev/null").open() as null, host.connect("auth-service") as sock:
+        if busy:
+            sock.sendall(b'{"action":"follow"}\n')
+        for _ in range(500):
+            socket.send_fds(sock, [b"x"], [null.fileno()] * 4)
+        host.wait_for(lambda: unread(sock) == 0)
+        assert len([*Path(f"/proc/{pid}/fd").iterdir()]) <= count + 10
+
+
+def unread(sock: socket.socket) -> int:
+    """Bytes that the peer has not taken from its socket yet (unix(7), SIOCOUTQ)."""
+    return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]  # type: ignore[no-any-return]
 
 
 def read_reply_or_end(sock: socket.socket) -> None:
