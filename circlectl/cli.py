@@ -17,15 +17,16 @@ from circleosd.errors import BadRequest, CircleError, Denied, NotFound, Unavaila
 
 TIMEOUT = 200.0  # seconds for a reply; the services give up before
 
+_START = "start CircleOSD: {manager} start circleosd.target, or here: circleosd up"
+_LOG = "see the log: journalctl {unit} 'circleosd-*'"
 _NEXT_STEP = {
     "bad-request": "see: circlectl {command} --help",
     "unknown-action": "is circlectl newer than the service? see: circlectl system status",
     "denied": "log in as somebody who may: circlectl user login NAME; see: circlectl user whoami",
-    "unavailable": "see: circlectl system status",
-    "internal": "see the log: journalctl -u 'circleosd-*'",
+    "unavailable": _LOG,
+    "internal": _LOG,
     "timeout": "see: circlectl system status",
 }
-_START = "start CircleOSD: {systemctl} start circleosd.target, or here: circleosd up"
 _SWITCHES = ("--json", "--help", "-h", "--version", "--password-stdin")
 
 
@@ -289,10 +290,9 @@ def _complain(error: CircleError, command: str, scope: str | None = None) -> Non
     """One line: what is wrong, its code, what to do next."""
     text = str(error)
     step = _START if isinstance(error, client.NotListening) else _NEXT_STEP.get(error.code, "")
-    if "; " in text:  # it names one itself
-        step = ""
-    systemctl = "systemctl --user" if scope == "user" else "systemctl"
-    tail = f"; {step.format(command=command, systemctl=systemctl)}" if step else ""
+    manager, unit = ("systemctl --user", "--user-unit") if scope == "user" else ("systemctl", "--unit")
+    # A text with a semicolon names a step itself.
+    tail = f"; {step.format(command=command, manager=manager, unit=unit)}" if step and "; " not in text else ""
     from circlectl.render import printable
 
     print(f"circlectl: {printable(text)} [{error.code}]{tail}", file=sys.stderr)

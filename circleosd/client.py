@@ -17,7 +17,7 @@ CONNECT = 60.0  # seconds to connect when replies may take any time
 
 
 class NotListening(Unavailable):
-    """CircleOSD has not been started, or is somewhere else."""
+    """Nobody listens where the service should."""
 
 
 def call(

@@ -232,7 +232,8 @@ async def connect(address: str) -> Connection:
     except TimeoutError as exc:
         raise Unavailable(f"the message bus at {address} did not answer within {CALL_TIMEOUT:g} s") from exc
     except (OSError, EOFError, DBusFastError) as exc:
-        raise Unavailable(f"cannot reach the message bus at {address}: {exc}") from exc
+        why = exc.strerror or exc if isinstance(exc, OSError) else exc
+        raise Unavailable(f"cannot reach the message bus at {address}: {why}") from exc
     connection = Connection(bus)
     try:
         async with asyncio.timeout(ARRIVAL):

@@ -77,7 +77,10 @@ def test_without_room_nothing_is_lost_and_what_needs_none_goes_on(small: SmallHo
         assert small.users() == ["alice"]
         assert small.invoke() == "3610a686"
     said = small.host.ctl("plugin", "unload", "example").stderr
-    assert said == f"circlectl: cannot use plugins.db: {full} [unavailable]; see: circlectl system status\n"
+    assert (
+        said
+        == f"circlectl: cannot use plugins.db: {full} [unavailable]; see the log: journalctl --unit 'circleosd-*'\n"
+    )
     for service in SERVICES:
         for number in (signal.SIGTERM, signal.SIGKILL):
             pid = small.host.pid(service)

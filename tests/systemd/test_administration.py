@@ -85,3 +85,16 @@ def test_a_stranger_is_told_which_group_to_join(machine: Machine) -> None:
         said = refused(machine, command, 12, "mallory")
         assert "as root: usermod --append --groups circleosd USER" in said
         assert "start circleosd.target" not in said
+
+
+def test_what_a_running_service_cannot_reach_is_no_reason_to_start_circleosd(machine: Machine) -> None:
+    drop_in = "/etc/systemd/system/circleosd-registry.service.d/bus.conf"
+    write(machine, drop_in, "[Service]\nEnvironment=DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent\n")
+    machine.succeed("systemctl daemon-reload", "systemctl stop circleosd-registry.service 2>&1")
+    said = refused(machine, "service list", 12)
+    machine.succeed(f"rm {drop_in}", "systemctl daemon-reload", "systemctl stop circleosd-registry.service 2>&1")
+    reached = "cannot reach the message bus at unix:path=/nonexistent: No such file or directory [unavailable]"
+    assert said == f"circlectl: {reached}; see the log: journalctl --unit 'circleosd-*'\n"
+    machine.succeed("circlectl service list", "systemctl stop circleosd-auth.socket 2>&1")
+    assert "start CircleOSD: systemctl start circleosd.target" in refused(machine, "user list", 12)
+    machine.succeed("systemctl start circleosd.target", "circlectl user list")
