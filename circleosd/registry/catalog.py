@@ -99,7 +99,8 @@ class Reader:
 
     def __call__(self) -> Catalog:
         """The catalog as it is on disk now."""
-        seen = [(path, now.st_mtime_ns, now.st_ino) for path in _files(self._directories) if (now := _stat(path))]
+        # ctime, for a change of mode or owner may make a file readable
+        seen = [(path, now.st_ctime_ns, now.st_ino) for path in _files(self._directories) if (now := _stat(path))]
         if seen != self._seen:
             self._catalog, self._seen = read(self._directories), seen
         return self._catalog

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,25 @@ def test_a_reader_sees_every_change_of_the_files(tmp_path: Path) -> None:
     assert reader().find("nginx").description == "the web"
     (tmp_path / "a.toml").unlink()
     assert "nginx" not in reader().entries
+
+
+def test_a_reader_sees_that_a_file_may_be_read_now(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(GOOD)
+    (tmp_path / "a.toml").chmod(0)
+    program = (
+        "import os, sys, pathlib; from circleosd.registry import catalog; os.geteuid() or os.setuid(65534);"
+        "reader = catalog.Reader([pathlib.Path(sys.argv[1])]);"
+        "print(*reader().problems, flush=True); input(); print(*reader().problems, bool(reader().entries.get('nginx')))"
+    )
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    with subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == f"{tmp_path}/a.toml: Permission denied\n"
+        (tmp_path / "a.toml").chmod(0o644)
+        assert child.communicate("\n")[0] == "True\n"
 
 
 @pytest.mark.timeout(10)
