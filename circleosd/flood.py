@@ -6,7 +6,7 @@ a uid tries beyond its allowance; each count becomes one row when its window end
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -22,6 +22,7 @@ REFILL = 1 / 30  # … and so many more a second. With the counts a uid adds at 
 class Counted(Generic[T]):
     """Refusals that have no row yet: how many, the last of them, and whether they differ among each other."""
 
+    key: Hashable
     last: T
     count: int
     ends: float
@@ -42,12 +43,26 @@ class Flood(Generic[T]):
             known.count += 1
             return False
         if self._take(uid, now):
-            self._windows[uid, kind] = Counted(refusal, 0, now + WINDOW, mixed=False)
+            self._windows[uid, kind] = Counted((uid, kind), refusal, 0, now + WINDOW, mixed=False)
             return True
-        rest = self._windows.setdefault((uid, None), Counted(refusal, 0, now + MIXED_WINDOW, mixed=True))
+        rest = self._windows.setdefault((uid, None), Counted((uid, None), refusal, 0, now + MIXED_WINDOW, mixed=True))
         rest.last = refusal
         rest.count += 1
         return False
+
+    def not_written(self, uid: int, kind: Hashable) -> None:
+        """What was admitted could not be written: the next of its kind is to be, unless one was counted already."""
+        if (known := self._windows.get((uid, kind))) and not known.count:
+            del self._windows[uid, kind]
+
+    def put_back(self, counted: Iterable[Counted[T]], now: float) -> None:
+        """Counts that `ended` returned could not be written: they are due again a window later."""
+        for window in counted:
+            known = self._windows.setdefault(window.key, window)
+            if known is window:
+                window.ends = now + WINDOW
+            else:
+                known.count += window.count
 
     def _take(self, uid: int, now: float) -> bool:
         left, since = self._allowances.get(uid, (ALLOWANCE, now))

@@ -169,10 +169,15 @@ class Ledger:
         """Record a refused attempt: in a row that is on disk on return, or, of what is repeated, in a count soon."""
         peer = entry.caller.peer
         kind = (entry.caller.user, entry.caller.plugin, entry.action, entry.object, entry.phase, entry.error)
-        if self._flood.admit(peer.uid, kind, entry, time.monotonic()):
-            await self.record(entry)
-        if self._timer is None:
-            self._timer = asyncio.create_task(self._count_refusals())
+        try:
+            if self._flood.admit(peer.uid, kind, entry, time.monotonic()):
+                await self.record(entry)
+        except CircleError:
+            self._flood.not_written(peer.uid, kind)
+            raise
+        finally:
+            if self._timer is None:
+                self._timer = asyncio.create_task(self._count_refusals())
 
     async def _count_refusals(self) -> None:
         """Write what was counted when its window ends, until nothing is remembered any more."""
@@ -187,8 +192,13 @@ class Ledger:
             self._timer = None
 
     async def _write_counts(self, now: float) -> None:
-        if entries := [_summary(window) for window in self._flood.ended(now)]:
-            await self._database.write(lambda tx: [self.append(tx, entry) for entry in entries])
+        counted = self._flood.ended(now)
+        if entries := [_summary(window) for window in counted]:
+            try:
+                await self._database.write(lambda tx: [self.append(tx, entry) for entry in entries])
+            except CircleError:
+                self._flood.put_back(counted, time.monotonic())
+                raise
 
     async def close(self) -> None:
         """Write what is still only counted."""

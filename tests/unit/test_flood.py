@@ -42,6 +42,22 @@ def test_beyond_its_allowance_a_uid_gets_one_count_for_everything() -> None:
     assert (counted.count, counted.mixed) == (1000 - ALLOWANCE, True)
 
 
+def test_what_could_not_be_written_is_tried_anew_and_a_count_waits_for_the_next_window() -> None:
+    flood: Flood[str] = Flood()
+    assert flood.admit(UID, "stop", "first", 0.0)
+    flood.not_written(UID, "stop")
+    assert flood.admit(UID, "stop", "second", 0.0)
+    assert not flood.admit(UID, "stop", "third", 0.0)
+    flood.put_back(flood.ended(WINDOW), WINDOW)
+    assert flood.ended(WINDOW) == []
+    assert not flood.admit(UID, "stop", "fourth", WINDOW)
+    counted = flood.ended(2 * WINDOW)
+    assert flood.admit(UID, "stop", "fifth", 2 * WINDOW)
+    assert not flood.admit(UID, "stop", "sixth", 2 * WINDOW)
+    flood.put_back(counted, 2 * WINDOW)
+    assert [(window.count, window.last) for window in flood.ended(3 * WINDOW)] == [(3, "sixth")]
+
+
 def test_a_day_of_flooding_is_a_bounded_number_of_rows_that_account_for_every_attempt() -> None:
     flood, noise = Flood[int](), random.Random(1)
     written, counts, attempts, now = 0, [], 0, 0.0

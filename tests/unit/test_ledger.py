@@ -257,6 +257,30 @@ def test_counted_refusals_are_written_when_their_time_has_come(opened: Open, mon
     asyncio.run(scenario())
 
 
+def test_refusals_that_found_the_disk_full_are_not_lost(opened: Open) -> None:
+    refusal = Entry("denied", Caller(STRANGER), "stop", "x" * 100_000, error="denied")
+
+    async def pages(number: int) -> None:
+        await opened.database.write(lambda tx: tx.execute(f"PRAGMA max_page_count={number}"))
+
+    async def attempts() -> None:
+        await pages(1)  # as many as there are
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="full"):
+                await opened.ledger.refuse(refusal)
+        await pages(10_000)
+        for _ in range(3):
+            await opened.ledger.refuse(refusal)
+        await pages(1)
+        with pytest.raises(Unavailable, match="full"):
+            await opened.ledger.close()
+        await pages(10_000)
+        await opened.ledger.close()
+
+    asyncio.run(attempts())
+    assert [row["count"] for row in opened.history()] == [1, 2]
+
+
 def test_a_follower_gets_what_is_there_and_what_comes_in_order(opened: Open) -> None:
     async def scenario() -> list[int]:
         seen: list[int] = []
