@@ -113,8 +113,11 @@ class Service:
 
     async def close(self) -> None:
         """Write what is only in memory."""
-        await self._handlers.close()
-        await self._ledger.close()
+        for close in (self._handlers.close, self._ledger.close):
+            try:
+                await close()
+            except CircleError as error:
+                log.error("something is lost that was only in memory: %s", error)
 
     async def dispatch(self, line: bytes, peer: Peer, files: Files) -> bytes | AsyncGenerator[bytes, None]:
         """Carry out the request in `line`; return the reply line, or an iterator of them for a stream. Never raises."""

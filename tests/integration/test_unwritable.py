@@ -1,0 +1,45 @@
+"""A service that may not write any more, as on a full disk: it says so, goes on reading, and recovers by itself."""
+
+from __future__ import annotations
+
+import json
+import resource
+
+from tests.integration.conftest import NewHost
+from tests.integration.embedded_host import CHEAP, EmbeddedHost
+
+PASSWORD = "a long enough one"
+
+
+def let_write(host: EmbeddedHost, service: str, *, anything: bool) -> None:
+    """Bound the size of the files that a service may write (setrlimit(2), RLIMIT_FSIZE), or do not."""
+    _, hard = resource.prlimit(host.pid(service), resource.RLIMIT_FSIZE)
+    resource.prlimit(host.pid(service), resource.RLIMIT_FSIZE, (hard if anything else 1, hard))
+
+
+def test_what_cannot_be_written_is_refused_with_the_reason_and_works_again(new_host: NewHost) -> None:
+    host = new_host(CHEAP)
+    host.ok("user", "create", "alice", "--uid", "4242")
+    pid = host.pid("auth-service")
+    let_write(host, "auth-service", anything=False)
+    refused = host.ctl("user", "role", "alice", "operator")
+    assert refused.returncode == 12
+    assert refused.stderr.startswith("circlectl: cannot use auth.db: ")
+    assert "start CircleOSD" not in refused.stderr, "it runs"
+    assert json.loads(host.ok("user", "show", "alice", "--json"))["role"] == "viewer"
+    let_write(host, "auth-service", anything=True)
+    host.ok("user", "role", "alice", "operator")
+    rows = json.loads(host.ok("system", "history", "--json"))
+    assert [(row["action"], row["phase"]) for row in rows] == [("create", "done"), ("role", "done")]
+    assert host.pid("auth-service") == pid
+
+
+def test_what_cannot_be_written_at_the_end_is_no_failure_of_the_service(new_host: NewHost) -> None:
+    host = new_host({**CHEAP, "CIRCLEOSD_SERVER_IDLE_EXIT": "1"})
+    host.ok("user", "create", "alice", "--password-stdin", stdin=f"{PASSWORD}\n")
+    host.ok("user", "login", "alice", "--password-stdin", stdin=f"{PASSWORD}\n")
+    host.ok("user", "whoami")  # a use of the session that is in memory only
+    let_write(host, "auth-service", anything=False)
+    host.wait_for(lambda: "something is lost that was only in memory" in host.log)
+    status = host.data("service-registry", "status", name="auth-service")
+    assert (status["state"], status["result"]) == ("inactive", "success")
