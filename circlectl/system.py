@@ -81,9 +81,17 @@ def history(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | 
 
 
 def _verify(ask: "Asking") -> tuple[Any, CircleError | None]:
-    found = [ask.once(service, {"action": "audit"}) for service in SERVICES]
-    broken = [f"{item['service']}: {item['problems'][0]}" for item in found if item["problems"]]
-    return found, Conflict(f"the record is not what CircleOSD wrote: {'; '.join(broken)}") if broken else None
+    """What each service finds. Of one that cannot be asked the error is returned beside, unless another's is broken."""
+    found: list[Any] = []
+    problem: CircleError | None = None
+    for service in SERVICES:
+        try:
+            found.append(ask.once(service, {"action": "audit"}))
+        except Unavailable as error:
+            problem = problem or error
+    if broken := [f"{item['service']}: {item['problems'][0]}" for item in found if item["problems"]]:
+        problem = Conflict(f"the record is not what CircleOSD wrote: {'; '.join(broken)}")
+    return found, problem
 
 
 COMMANDS = {"status": status, "history": history}

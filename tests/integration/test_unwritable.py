@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sqlite3
 
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import CHEAP, EmbeddedHost
@@ -43,3 +44,22 @@ def test_what_cannot_be_written_at_the_end_is_no_failure_of_the_service(new_host
     host.wait_for(lambda: "something is lost that was only in memory" in host.log)
     status = host.data("service-registry", "status", name="auth-service")
     assert (status["state"], status["result"]) == ("inactive", "success")
+
+
+def test_verify_tells_of_one_record_also_while_another_cannot_be_asked(new_host: NewHost) -> None:
+    host = new_host({"CIRCLEOSD_SERVER_IDLE_EXIT": "0.5"})
+    host.add_service("web", "[Service]\nExecStart=/bin/sleep 600\n")
+    host.ok("service", "start", "web")
+    state = host.directory / "state/circleosd"
+    host.wait_for(lambda: host.data("service-registry", "status", name="auth-service")["state"] == "inactive")
+    (state / "auth").mkdir(exist_ok=True)
+    (state / "auth/auth.db").write_bytes(b"no database" * 1000)
+    lacking = host.ctl("system", "history", "--verify")
+    assert lacking.returncode == 12
+    assert "service-registry  2" in lacking.stdout
+    with sqlite3.connect(state / "registry/registry.db") as raw:
+        raw.execute("UPDATE ledger SET body = replace(body, 'web', 'wob')")
+    raw.close()
+    broken = host.ctl("system", "history", "--verify")
+    assert broken.returncode == 7
+    assert "service-registry: row 1 has been altered" in broken.stderr
