@@ -51,7 +51,8 @@ class Database:
 
     `migrations[i]` is a script that brings the schema from version i to i + 1 (PRAGMA user_version). A commit is
     synced to disk before `write` returns (WAL with synchronous=FULL, sqlite.org/pragma.html). A read sees every
-    commit before it and waits for none (sqlite.org/wal.html).
+    commit before it and waits for none (sqlite.org/wal.html). Once the file has been removed or replaced nothing is
+    written any more: it would be gone with the process.
     """
 
     def __init__(self, path: str | os.PathLike[str], migrations: Sequence[str]) -> None:
@@ -63,6 +64,7 @@ class Database:
         try:
             self._connection = self._writer.submit(self._open, migrations).result()
             self._reading = self._reader.submit(self._open_reader, READ_CACHE).result()
+            self._file = self._at_path()
         except sqlite3.Error as exc:
             raise Unavailable(f"cannot open {path}: {exc}") from exc
 
@@ -93,6 +95,19 @@ class Database:
         connection.execute(f"PRAGMA cache_size=-{cache}")
         return connection
 
+    def _at_path(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _require_file(self) -> None:
+        """Raises `Unavailable` unless the path still leads to the file that is open."""
+        if self._at_path() != self._file:
+            name = os.path.basename(self.path)
+            raise Unavailable(f"cannot use {name}: it was removed or replaced; the service has to start anew for that")
+
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
         connection.row_factory = sqlite3.Row
@@ -106,6 +121,7 @@ class Database:
         """Run `work`, which may look at very many rows, in one snapshot, without holding up `read`."""
 
         def scanning() -> T:
+            self._require_file()
             connection = self._open_reader(SCAN_CACHE)
             try:
                 return _snapshot(connection, work)
@@ -123,6 +139,7 @@ class Database:
         return await self._run(self._writer, lambda: self._write(work))
 
     def _write(self, work: Callable[[Transaction], T]) -> T:
+        self._require_file()
         transaction = Transaction(self._connection)
         self._connection.execute("BEGIN IMMEDIATE")
         try:

@@ -1,4 +1,4 @@
-"""A service that may not write any more, as on a full disk: it says so, goes on reading, and recovers by itself."""
+"""A service that can write no more, as on a full disk: it says so, goes on reading, and recovers by itself."""
 
 from __future__ import annotations
 
@@ -44,6 +44,25 @@ def test_what_cannot_be_written_at_the_end_is_no_failure_of_the_service(new_host
     host.wait_for(lambda: "something is lost that was only in memory" in host.log)
     status = host.data("service-registry", "status", name="auth-service")
     assert (status["state"], status["result"]) == ("inactive", "success")
+
+
+def test_a_database_that_was_removed_is_not_written_to(new_host: NewHost) -> None:
+    host = new_host({**CHEAP, "CIRCLEOSD_SERVER_IDLE_EXIT": "1"})
+    host.ok("user", "create", "alice", "--uid", "4242")
+    database = host.directory / "state/circleosd/auth/auth.db"
+    aside = database.with_suffix(".aside")
+    database.rename(aside)
+    for command in (("user", "create", "bob", "--uid", "4243"), ("system", "history", "--verify")):
+        refused = host.ctl(*command)
+        assert refused.returncode == 12
+        assert "auth.db: it was removed or replaced" in refused.stderr
+    assert "alice" in host.ok("user", "list")
+    assert not database.exists()
+    aside.rename(database)
+    host.ok("user", "create", "bob", "--uid", "4243")
+    host.wait_for(lambda: host.data("service-registry", "status", name="auth-service")["state"] == "inactive")
+    assert "bob" in host.ok("user", "list")
+    assert host.ctl("system", "history", "--verify").returncode == 0
 
 
 def test_verify_tells_of_one_record_also_while_another_cannot_be_asked(new_host: NewHost) -> None:
