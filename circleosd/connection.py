@@ -292,6 +292,8 @@ class Connection(asyncio.Protocol):
                 self._streaming = True
                 async with contextlib.aclosing(reply):
                     async for part in reply:
+                        if self._transport.is_closing():  # asyncio logs each write to a peer that is gone
+                            break
                         await self._write(part)
                 self._streaming = False
             line = self._next_line() if not self._draining else None

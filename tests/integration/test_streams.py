@@ -68,6 +68,17 @@ def test_a_stream_whose_reader_is_gone_ends_and_the_service_becomes_idle(talking
     talking.wait_for(lambda: pid not in talking.processes())
 
 
+def test_a_stream_with_much_to_say_to_nobody_says_nothing_about_it_in_the_log(new_host: NewHost) -> None:
+    host = new_host({})
+    for number in range(60):
+        host.call("auth-service", {"action": "delete", "name": f"u{number}"})
+    for _ in range(20):
+        with host.connect("auth-service") as sock:
+            sock.sendall(b'{"action":"follow"}\n')
+    host.wait_for(lambda: host.data("auth-service", "health")["connections"] == 1)
+    assert "socket.send() raised" not in host.log
+
+
 def test_a_stream_ends_when_the_service_is_told_to_stop(talking: EmbeddedHost) -> None:
     with talking.connect("service-registry") as sock, sock.makefile("rb") as replies:
         sock.sendall(b'{"action":"watch","name":"talker"}\n')
