@@ -182,13 +182,15 @@ class AuthService(Handlers):
     async def passwd(self, request: Passwd, act: Act) -> None:
         """Handler of `passwd`."""
         name, caller = _named(act), act.caller
-        if name == caller.user and not caller.privileged:
-            await self._confirm(name, caller, request.old)
+        confirmed = name == caller.user and not caller.privileged
+        present = await self._confirm(name, caller, request.old) if confirmed else None
         passwords.check(request.password, name)
         hashed = await self._passwords.hash(request.password)
 
         def work(tx: Transaction) -> int:
-            self._target(tx, act, name)
+            account = self._target(tx, act, name)
+            if confirmed and account.password != present:
+                raise Conflict(f"the password of {name} was changed in the meantime")
             store.set_password(tx, name, hashed)
             store.forget_failures(tx, "user", name.lower())
             ended = store.close_sessions(tx, name, but=caller.session)
@@ -199,14 +201,18 @@ class AuthService(Handlers):
         if ended:
             act.message = f"{ended} other sessions of {name} have ended"
 
-    async def _confirm(self, name: str, caller: Caller, old: str | None) -> None:
-        """Who changes the own password must know it: a session that was left open is not enough. Raises `Denied`."""
+    async def _confirm(self, name: str, caller: Caller, old: str | None) -> str | None:
+        """Who changes the own password must know it: a session that was left open is not enough. Raises `Denied`.
+
+        What is stored of the password that was confirmed is returned.
+        """
         account = await self._database.read(lambda db: store.account(db, name))
         if account is None or account.password is None:
-            return
+            return None
         if old is None:
             raise Denied("your own password is changed with the present one: circlectl user passwd, without a name")
         await self._check_password(name, caller, account, old)
+        return account.password
 
     async def role(self, request: SetRole, act: Act) -> User:
         """Handler of `role`."""

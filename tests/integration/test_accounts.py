@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sqlite3
@@ -15,9 +16,9 @@ import pytest
 
 from circleosd.auth.passwords import Passwords
 from circleosd.config import AuthSettings
-from tests.door import answer
+from tests.door import acting_as, answer
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import CHEAP, EmbeddedHost
+from tests.integration.embedded_host import CHEAP, EmbeddedHost, read_reply
 
 PASSWORD = "a long enough one"
 STRANGER, ALICE, BOB = 61001, 61002, 61003
@@ -132,6 +133,23 @@ def test_bad_passwords_are_refused_and_quoted_nowhere(host: EmbeddedHost, passwo
     reply = host.call(AUTH, {"action": "create", "name": "ursula", "password": password})
     assert reply["error"] == "bad-request"
     assert password not in reply["message"].replace("the password", "").removeprefix("password: ")
+
+
+@pytest.mark.usefixtures("other_users")
+def test_a_present_password_counts_once_however_many_changes_it_confirms(new_host: NewHost) -> None:
+    host = new_host({})  # with hashes that take their time
+    host.open_to_everybody()
+    create(host, "twice", uid=ALICE)
+    with contextlib.ExitStack() as stack:
+        with acting_as(ALICE):
+            socks = [stack.enter_context(host.connect(AUTH)) for _ in range(2)]
+        for number, sock in enumerate(socks):
+            request = {"action": "passwd", "old": PASSWORD, "password": f"{PASSWORD} {number}"}
+            sock.sendall(json.dumps(request).encode() + b"\n")
+        replies = [read_reply(sock) for sock in socks]
+    assert sorted(str(reply.get("error")) for reply in replies) == ["None", "conflict"]
+    new = next(number for number, reply in enumerate(replies) if reply["ok"])
+    ok(host, ALICE, AUTH, "login", name="twice", password=f"{PASSWORD} {new}")
 
 
 def test_new_parameters_are_applied_at_the_next_login(new_host: NewHost) -> None:
