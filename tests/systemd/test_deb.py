@@ -51,6 +51,20 @@ def install(machine: Machine, deb: str) -> None:
     machine.succeed(f"dpkg --install {deb} 2>&1")
 
 
+def newer(machine: Machine, deb: str) -> str:
+    """The package with the version 99, on the machine."""
+    directory = "/tmp/circleosd-newer"
+    version = f"{directory}/usr/lib/circleosd/lib/python3*/site-packages/circleosd/__init__.py"
+    machine.succeed(
+        f"rm -rf {directory}",
+        f"dpkg-deb --raw-extract {deb} {directory}",
+        f"sed -i 's/^Version: .*/Version: 99/' {directory}/DEBIAN/control",
+        f"sed -i 's/^__version__ = .*/__version__ = \"99\"/' {version}",
+        f"dpkg-deb --build -Znone {directory} {directory}.deb",
+    )
+    return f"{directory}.deb"
+
+
 def files(machine: Machine) -> set[str]:
     found = machine.succeed(f"find {DIRECTORIES} -xdev -print0").split("\0")
     return {path for path in found if not path.startswith(OTHERS)}
@@ -162,19 +176,13 @@ def test_removal_leaves_state_and_settings_and_purge_leaves_nothing(machine: Mac
 
 def test_an_upgrade_starts_the_new_version_keeps_settings_and_loses_no_connection(machine: Machine, deb: str) -> None:
     install(machine, deb)
-    newer = "/tmp/circleosd-newer"
-    version = f"{newer}/usr/lib/circleosd/lib/python3*/site-packages/circleosd/__init__.py"
     machine.succeed(
-        f"dpkg-deb --raw-extract {deb} {newer}",
-        f"sed -i 's/^Version: .*/Version: 99/' {newer}/DEBIAN/control",
-        f"sed -i 's/^__version__ = .*/__version__ = \"99\"/' {version}",
-        f"dpkg-deb --build -Znone {newer} {newer}.deb",
         "sed -i 's/^#idle_exit = .*/idle_exit = 7/' /etc/circleosd/config.toml",
     )
     reports = json.loads(machine.succeed("circlectl system status --json"))
     assert {report["version"] for report in reports} != {"99"}
     machine.succeed(f"python3 -I -c {shlex.quote(ASK)} >/tmp/asked 2>&1 & echo $! >/tmp/asking")
-    install(machine, f"{newer}.deb")
+    install(machine, newer(machine, deb))
     reports = json.loads(machine.succeed("circlectl system status --json"))
     assert {report["version"] for report in reports} == {"99"}
     machine.succeed("kill $(cat /tmp/asking)")

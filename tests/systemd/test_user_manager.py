@@ -11,7 +11,7 @@ import pytest
 
 from tests.systemd.conftest import PROJECT_INSIDE
 from tests.systemd.machine import Machine
-from tests.systemd.test_deb import PREPARE
+from tests.systemd.test_deb import PREPARE, install, newer
 
 SOCKETS = [f"circleosd-{name}.socket" for name in ("auth", "registry", "plugins")]
 SERVICES = [f"circleosd-{name}.service" for name in ("auth", "registry", "plugins")]
@@ -78,6 +78,17 @@ def test_a_user_runs_the_packages_units_beside_the_systems(machine: Machine) -> 
     for socket in SOCKETS:  # they go with the target, each once its service has finished
         machine.wait_until_fails(f"systemctl --user --machine=carol@ is-active {socket}", timeout=20)
     assert machine.get_unit_property("circleosd-auth.socket", "ActiveState") == "active"
+
+
+def test_an_upgrade_of_the_package_is_one_in_the_managers_of_users_too(machine: Machine, deb: str) -> None:
+    machine.systemctl("enable --now circleosd.target", "carol")
+    use(machine, "circlectl")
+    install(machine, newer(machine, deb))
+    assert machine.get_unit_property("circleosd.target", "NeedDaemonReload", "carol") == "no"
+    reports = json.loads(machine.succeed(as_carol("circlectl --scope user system status --json")))
+    assert {report["version"] for report in reports} == {"99"}
+    machine.systemctl("disable --now circleosd.target", "carol")
+    install(machine, deb)
 
 
 def test_a_source_tree_is_installed_into_the_users_manager_and_out_of_it(machine: Machine, tree: str) -> None:
