@@ -8,6 +8,7 @@ from circleosd.policy import Access
 
 SERVICE = "service-registry"
 GROUP = "service"
+MAX_LINES = 2000  # of one answer from the journal: with the longest lines at most 4 MiB of ASCII
 
 ServiceName = Annotated[
     str,
@@ -134,7 +135,7 @@ class Logs(Request, action="logs", access=Access.OPERATOR, reply=list[LogLine], 
     """Show what a service logged; a stream of lines with follow."""
 
     name: ServiceName
-    lines: Annotated[int, Doc("the last so many"), Between(0, 10_000), Mark.OPTION] = 50
+    lines: Annotated[int, Doc(f"the last so many, {MAX_LINES} at most"), Between(0, MAX_LINES), Mark.OPTION] = 50
     since: Annotated[float | None, Doc("none older than this time"), Mark.TIME, Mark.OPTION] = None
     follow: Annotated[bool, Doc("go on with what it logs from now on, until interrupted"), Mark.OPTION] = False
 

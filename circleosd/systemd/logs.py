@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 from systemd import journal
 
+from circleosd.api.registry import MAX_LINES
 from circleosd.errors import Denied, Limit, Unavailable
 from circleosd.registry.units import LogLine, plain
 
 Scope = Literal["system", "user"]
 
-MAX_LINES = 2000  # of one answer: with MAX_TEXT at most 4 MiB of ASCII
 MAX_TEXT = 2048  # characters of a line that are shown; journald itself cuts at 48 KiB (LineMax=)
 BATCH = 200  # entries that `follow` reads at a time
 SETTLE = 1.0  # seconds that journald gets to write down how a unit ended: 2–4 ms when idle, over 300 when flooded

@@ -8,11 +8,12 @@ from tests.systemd.installed import write
 from tests.systemd.machine import Machine
 
 CATALOG = "".join(
-    f'[[service]]\nname = "{name}"\nunit = "ct-{name}.service"\n' for name in ("loop", "calm", "odd", "none")
+    f'[[service]]\nname = "{name}"\nunit = "ct-{name}.service"\n' for name in ("loop", "calm", "odd", "many", "none")
 )
 UNITS = {
     "loop": "Type=oneshot\nExecStart=/bin/sh -c 'echo last words; exit 4'",
     "calm": "ExecStart=/bin/sleep infinity",
+    "many": "Type=oneshot\nExecStart=/usr/bin/seq 2500",
     "odd": "ExecStart=relative/program",
 }
 
@@ -31,7 +32,7 @@ def refused(machine: Machine, command: str, status: int, user: str | None = None
     """What `circlectl` says to a command that has to end with that status."""
     line = f"circlectl {command} 2>&1"
     found, said = machine.execute(f"su {user} -c '{line}'" if user else line)
-    assert found == status, said
+    assert found == status, said[-1000:]
     return said
 
 
@@ -78,6 +79,16 @@ def test_a_unit_that_is_not_there_is_told_from_one_whose_file_is_wrong(machine: 
         assert missing in refused(machine, f"service {verb} none", 5)
     assert "bad unit file setting" in refused(machine, "service start odd", 7)
     assert "not exist" not in refused(machine, "service stop odd", 7)
+
+
+def test_as_many_lines_of_a_log_are_shown_as_are_asked_for_or_it_is_said_that_these_are_too_many(
+    machine: Machine,
+) -> None:
+    machine.succeed("circlectl service start many")
+    machine.wait_until_succeeds("journalctl --quiet --unit ct-many.service | grep -q 2500", timeout=20)
+    for lines in (3, 2000):
+        assert len(machine.succeed(f"circlectl service logs many --lines {lines}").splitlines()) == lines
+    assert "is not between 0 and 2000" in refused(machine, "service logs many --lines 2001", 2)
 
 
 def test_a_stranger_is_told_which_group_to_join(machine: Machine) -> None:

@@ -13,6 +13,7 @@ from contextlib import aclosing
 
 import pytest
 
+from circleosd.api.registry import MAX_LINES
 from circleosd.errors import Limit
 from circleosd.registry.units import LogLine
 from circleosd.systemd import logs, units
@@ -85,7 +86,7 @@ def test_a_message_of_several_lines_becomes_several_lines() -> None:
 def test_a_long_line_and_a_great_number_are_cut() -> None:
     unit = say("head -c 20000 /dev/zero | tr '\\0' x; echo; seq 3000")
     found = tail(unit, 10**9)
-    assert len(found) == logs.MAX_LINES
+    assert len(found) == MAX_LINES
     assert "3000" in texts(found)
     unit = say("head -c 20000 /dev/zero | tr '\\0' x")
     assert texts(tail(unit, 100)) == ["x" * logs.MAX_TEXT]
