@@ -188,9 +188,14 @@ class RegistryService(Handlers):
     async def _switch(self, verb: Switch, name: str, act: Act) -> Enabled:
         entry = self._allowed(verb, name)
         try:
-            act.before = await self._units.enabled(entry.unit)
+            act.before = before = await self._units.enabled(entry.unit)
         except NotFound as exc:
             raise _no_unit(entry) from exc
+        # What systemd would refuse is not tried: the unit that tries it would be left behind as failed.
+        if before == "alias":
+            raise Conflict(f"cannot {verb} {entry.unit}: that is another name of a unit, which the catalog must have")
+        if verb == "enable" and before.startswith("masked"):
+            raise Conflict(f"cannot enable {entry.unit}: it is masked; see: systemctl unmask {entry.unit}")
         act.after = enabled = await self._units.switch(verb, entry.unit)
         return Enabled(name=name, unit=entry.unit, enabled=enabled)
 

@@ -8,12 +8,14 @@ from tests.systemd.installed import write
 from tests.systemd.machine import Machine
 
 CATALOG = "".join(
-    f'[[service]]\nname = "{name}"\nunit = "ct-{name}.service"\n' for name in ("loop", "calm", "odd", "many", "none")
+    f'[[service]]\nname = "{name}"\nunit = "ct-{name}.service"\n'
+    for name in ("loop", "calm", "odd", "many", "masked", "other", "none")
 )
 UNITS = {
     "loop": "Type=oneshot\nExecStart=/bin/sh -c 'echo last words; exit 4'",
     "calm": "ExecStart=/bin/sleep infinity",
     "many": "Type=oneshot\nExecStart=/usr/bin/seq 2500",
+    "named": "ExecStart=/bin/sleep infinity\n[Install]\nAlias=ct-other.service",
     "odd": "ExecStart=relative/program",
 }
 
@@ -79,6 +81,17 @@ def test_a_unit_that_is_not_there_is_told_from_one_whose_file_is_wrong(machine: 
         assert missing in refused(machine, f"service {verb} none", 5)
     assert "bad unit file setting" in refused(machine, "service start odd", 7)
     assert "not exist" not in refused(machine, "service stop odd", 7)
+
+
+def test_what_systemd_would_not_enable_is_refused_and_leaves_no_failed_unit(machine: Machine) -> None:
+    machine.succeed("ln -s /dev/null /etc/systemd/system/ct-masked.service; systemctl daemon-reload")
+    machine.succeed("systemctl reset-failed", "systemctl enable ct-named.service")
+    assert "it is masked; see: systemctl unmask ct-masked.service" in refused(machine, "service enable masked", 7)
+    for verb in ("enable", "disable"):
+        said = refused(machine, f"service {verb} other", 7)
+        assert f"cannot {verb} ct-other.service: that is another name of a unit, which the catalog must have" in said
+    assert machine.succeed("systemctl --failed --no-legend") == ""
+    assert machine.succeed("systemctl is-enabled ct-named.service").strip() == "enabled"
 
 
 def test_as_many_lines_of_a_log_are_shown_as_are_asked_for_or_it_is_said_that_these_are_too_many(
