@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from circleosd import ledger
@@ -24,7 +26,7 @@ from circleosd.api.registry import (
     Stop,
     Watch,
 )  # fmt: skip
-from circleosd.errors import Conflict, Denied, NotFound, UnitFailed
+from circleosd.errors import CircleError, Conflict, Denied, NotFound, UnitFailed
 from circleosd.handlers import Act, Handlers, Resolution, closing
 from circleosd.registry import units
 from circleosd.registry.catalog import PLUGIN_PREFIX, PLUGIN_UNITS, Catalog, Entry, plugin_entry
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 MIGRATIONS = (ledger.SCHEMA,)
 OWN_NAME = "service-registry"
 LOG_LINES = 5  # of a failed unit, shown with the error
+JOURNAL_LAG = 10  # looks for what was just logged
+RUN = ("done", "failed", "timeout")  # results of a job that may have run the unit: not of one that systemd gave up
 START_LIMIT = "start-limit-hit"  # systemd.service(5), SERVICE_RESULT
 
 
@@ -170,6 +174,7 @@ class RegistryService(Handlers):
         act.before = before.active
         if before.active == "failed":  # what it failed with must not be taken for the outcome of this job
             before = await self._units.detail(entry.unit)
+        began = time.time()
         try:
             result = await self._units.job(verb, entry.unit)
         except NotFound as exc:
@@ -180,6 +185,9 @@ class RegistryService(Handlers):
         act.after = state.active
         if result != "done" or (verb != "stop" and state.active == "failed"):
             state = await self._units.detail(entry.unit)
+            if verb == "reload" or result not in RUN:
+                said = await self._said_since(began, entry.unit)
+                raise UnitFailed(f"cannot {verb} {name} ({entry.unit}): the job's result is {result}{said}")
             raise UnitFailed(await self._why(verb, name, entry, state, result, begun=not _as_before(before, state)))
         if verb == "stop" and (stopped := await self._units.detail(entry.unit)).listening:
             act.message = f"{name} is stopped; {' '.join(stopped.triggered_by)} still listens and starts it on demand"
@@ -212,7 +220,7 @@ class RegistryService(Handlers):
             details.append(state.signal)
         if begun and state.result != START_LIMIT:
             what += ", ".join((f"the job's result is {result}", *details))
-        elif result == "failed":
+        else:
             what += (
                 f"it was started too often in a short time, and systemd did not start it again ({START_LIMIT}); "
                 f"try later, or have an administrator type: systemctl reset-failed {entry.unit}"
@@ -220,10 +228,20 @@ class RegistryService(Handlers):
             if state.result == START_LIMIT:
                 return what
             what += "; as to its last run, " + ", ".join(details)
-        else:
-            return f"{what}the job's result is {result}"
         tail = await self._units.log_tail(entry.unit, LOG_LINES)
         return what + (f"; it said: {' | '.join(tail)}" if tail else "")
+
+    async def _said_since(self, began: float, unit: str) -> str:
+        """What the log has of a job that did not run the unit itself, as the end of a sentence."""
+        for _ in range(JOURNAL_LAG):
+            await asyncio.sleep(0.05)  # what was logged a moment ago is not in the journal yet
+            try:
+                lines = await self._units.logs(unit, LOG_LINES, began)
+            except CircleError:
+                break
+            if lines:
+                return f"; the log says: {' | '.join(line.text for line in lines)}"
+        return ""
 
 
 def _as_before(before: UnitState, state: UnitState) -> bool:

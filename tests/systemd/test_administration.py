@@ -9,13 +9,17 @@ from tests.systemd.machine import Machine
 
 CATALOG = "".join(
     f'[[service]]\nname = "{name}"\nunit = "ct-{name}.service"\n'
-    for name in ("loop", "calm", "odd", "many", "masked", "other", "none")
+    for name in ("loop", "calm", "odd", "many", "masked", "other", "none", "talker")
 )
 UNITS = {
     "loop": "Type=oneshot\nExecStart=/bin/sh -c 'echo last words; exit 4'",
     "calm": "ExecStart=/bin/sleep infinity",
     "many": "Type=oneshot\nExecStart=/usr/bin/seq 2500",
     "named": "ExecStart=/bin/sleep infinity\n[Install]\nAlias=ct-other.service",
+    "talker": (
+        "ExecStart=/bin/sh -c 'echo good morning; exec sleep infinity'\n"
+        "ExecReload=/bin/sh -c 'echo not like that; exit 7'"
+    ),
     "odd": "ExecStart=relative/program",
 }
 
@@ -71,8 +75,20 @@ def test_a_unit_whose_dependency_fails_is_not_said_to_be_held_back(machine: Mach
     write(machine, needs, "[Unit]\nRequires=ct-loop.service\nAfter=ct-loop.service\n")
     machine.succeed("systemctl daemon-reload")
     said = refused(machine, "service start calm", 11)
-    assert said.startswith("circlectl: cannot start calm (ct-calm.service): the job's result is dependency [")
+    assert said.startswith(
+        "circlectl: cannot start calm (ct-calm.service): the job's result is dependency; the log says: "
+    )
+    assert "Dependency failed for ct-calm.service" in said
     machine.succeed(f"rm {needs}", "systemctl daemon-reload")
+
+
+def test_a_reload_that_fails_is_explained_by_what_was_logged_of_it_alone(machine: Machine) -> None:
+    machine.succeed("circlectl service start talker")
+    for _ in range(2):
+        said = refused(machine, "service reload talker", 11)
+        assert "the job's result is failed; the log says: " in said
+        assert said.count("not like that") == said.count("status=7") == 1
+        assert "good morning" not in said
 
 
 def test_a_unit_that_is_not_there_is_told_from_one_whose_file_is_wrong(machine: Machine) -> None:
