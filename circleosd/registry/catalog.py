@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -99,8 +99,9 @@ class Reader:
 
     def __call__(self) -> Catalog:
         """The catalog as it is on disk now."""
-        # ctime, for a change of mode or owner may make a file readable
-        seen = [(path, now.st_ctime_ns, now.st_ino) for path in _files(self._directories) if (now := _stat(path))]
+        files, problems = _files(self._directories)
+        # ctime: a change of mode or owner may make a file readable
+        seen = (problems, [(path, now and (now.st_ctime_ns, now.st_ino)) for path in files for now in [_stat(path)]])
         if seen != self._seen:
             self._catalog, self._seen = read(self._directories), seen
         return self._catalog
@@ -127,8 +128,8 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> 
     A file that cannot be used is left out and named in `problems`: one bad file must not take all services away.
     """
     entries = {entry.name: entry for entry in OWN}
-    problems = []
-    for path in sorted(_files(directories), key=lambda path: (directories.index(path.parent), path.name)):
+    files, problems = _files(directories)
+    for path in files:
         try:
             for entry in parse(text(path)):
                 if entry.name in {own.name for own in OWN} or entry.name.startswith(PLUGIN_PREFIX):
@@ -173,7 +174,16 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _files(directories: Sequence[Path]) -> Iterator[Path]:
+def _files(directories: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The drop-in files in the order in which they count, and why the files of a directory cannot be told."""
+    files, problems = [], []
     for directory in directories:
-        if directory.is_dir():
-            yield from directory.glob("*.toml")
+        try:
+            names = os.listdir(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as exc:
+            problems.append(f"{directory}: {exc.strerror}")
+            continue
+        files += [directory / name for name in sorted(names) if name.endswith(".toml")]
+    return files, problems

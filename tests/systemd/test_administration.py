@@ -138,3 +138,23 @@ def test_what_a_running_service_cannot_reach_is_no_reason_to_start_circleosd(mac
     machine.succeed("circlectl service list", "systemctl stop circleosd-auth.socket 2>&1")
     assert "start CircleOSD: systemctl start circleosd.target" in refused(machine, "user list", 12)
     machine.succeed("systemctl start circleosd.target", "circlectl user list")
+
+
+@pytest.mark.parametrize("directory", ["/etc/circleosd", "/etc/circleosd/services.d"])
+def test_a_catalog_that_the_registry_may_not_look_into_is_reported(machine: Machine, directory: str) -> None:
+    machine.succeed("circlectl service list", f"chmod 700 {directory}")
+    said = machine.succeed("circlectl service list 2>&1")
+    machine.succeed(f"chmod 755 {directory}")
+    assert "a catalog file cannot be used: /etc/circleosd/services.d: Permission denied" in said
+    assert "calm" not in said
+    said = machine.succeed("circlectl service list 2>&1")
+    assert "cannot be used" not in said
+    assert "calm" in said
+
+
+def test_a_catalog_file_that_the_registry_may_no_longer_read_is_reported_at_once(machine: Machine) -> None:
+    file = "/etc/circleosd/services.d/administration.toml"
+    machine.succeed("circlectl service list", f"chmod 600 {file}")
+    said = machine.succeed("circlectl service list 2>&1")
+    machine.succeed(f"chmod 644 {file}")
+    assert f"a catalog file cannot be used: {file}: Permission denied" in said
