@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -80,23 +81,23 @@ def test_a_reader_sees_every_change_of_the_files(tmp_path: Path) -> None:
     assert "nginx" not in reader().entries
 
 
-def test_a_reader_sees_that_a_file_may_be_read_now(tmp_path: Path) -> None:
-    (tmp_path / "a.toml").write_text(GOOD)
-    (tmp_path / "a.toml").chmod(0)
+def test_a_reader_sees_that_a_file_may_be_read_now() -> None:
     program = (
         "import os, sys, pathlib; from circleosd.registry import catalog; os.geteuid() or os.setuid(65534);"
         "reader = catalog.Reader([pathlib.Path(sys.argv[1])]);"
         "print(*reader().problems, flush=True); input(); print(*reader().problems, bool(reader().entries.get('nginx')))"
     )
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
-    with subprocess.Popen(
-        [sys.executable, "-c", program, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == f"{tmp_path}/a.toml: Permission denied\n"
-        (tmp_path / "a.toml").chmod(0o644)
-        assert child.communicate("\n")[0] == "True\n"
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        file = Path(directory, "a.toml")
+        file.write_text(GOOD)
+        file.chmod(0)
+        command = [sys.executable, "-c", program, directory]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == f"{file}: Permission denied\n"
+            file.chmod(0o644)
+            assert child.communicate("\n")[0] == "True\n"
 
 
 @pytest.mark.timeout(10)
