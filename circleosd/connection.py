@@ -225,6 +225,15 @@ class Connection(asyncio.Protocol):
         if not self._busy or self._streaming:
             self._transport.close()
 
+    async def give_up(self, error: CircleError) -> None:
+        """Answer the request in hand with an error, and end it; what it still does at its end is waited for."""
+        if not self._task:
+            return
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        self._transport.write(wire.failure(error))
+        self._transport.close()
+
     # the work
 
     @property

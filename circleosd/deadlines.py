@@ -30,6 +30,10 @@ class Deadlines:
         self._late.discard(task)
         return task.uncancel() == 0  # else somebody else cancelled it too
 
+    def late(self, task: asyncio.Task[object]) -> bool:
+        """Whether the task's time has run out, and it was cancelled for that."""
+        return task in self._late
+
     def _look(self) -> None:
         """Cancel what is late, and look again at the next deadline."""
         self._timer = None

@@ -15,13 +15,14 @@ from typing import Protocol
 from circleosd import wire
 from circleosd.config import ServerSettings
 from circleosd.connection import Connection, Descriptors, Dispatcher, PassingSocket, peer_of
-from circleosd.errors import Limit
+from circleosd.errors import Limit, Unavailable
 from circleosd.policy import Peer
 
 log = logging.getLogger(__name__)
 
 SHUTDOWN = 20.0  # seconds that requests in hand get after SIGTERM; the units allow more
 ACCEPT_AGAIN = 1.0  # seconds until the next try after a connection could not be accepted
+GIVEN_UP = 2.0  # and seconds that those get to end which took longer
 GRACE = 0.05  # seconds between looks at the connections while shutting down
 
 
@@ -188,6 +189,10 @@ class Server:
             for connection in list(self._connections):
                 connection.check(self.now())
                 connection.close_if_quiet()
+        told = f"{self.service.name} ended before this was done; circlectl system history tells the outcome"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GIVEN_UP):
+                await asyncio.gather(*(connection.give_up(Unavailable(told)) for connection in self._connections))
 
 
 def _raise_descriptor_limit() -> None:

@@ -219,7 +219,7 @@ class Service:
         try:
             result = await endpoint.handler(parsed, act)
         except BaseException as exc:
-            if effect is not Effect.NONE and not act.recorded:
+            if effect is not Effect.NONE and not act.recorded and not self._given_up(exc):
                 error = _error_of(exc)
                 phase: Phase = "outcome" if intent else "denied" if isinstance(error, Denied) else "failed"
                 await asyncio.shield(act.record(phase, error, intent) if intent else act.refuse(phase, error))
@@ -231,6 +231,11 @@ class Service:
         if endpoint.contract.row_field and not isinstance(result, AsyncIterator):
             return [row for row in result if self._shows(endpoint, act.caller, row)]
         return result
+
+    def _given_up(self, exc: BaseException) -> bool:
+        """Whether the act was cancelled because the service ends. How it ended is for the next start to find out."""
+        task = asyncio.current_task()
+        return isinstance(exc, asyncio.CancelledError) and not (task and self._deadlines.late(task))
 
     async def _stream(
         self, endpoint: Endpoint, act: Act, items: AsyncIterator[Any], tag: object
