@@ -24,7 +24,7 @@ from circleosd.actor import actor
 from circleosd.api.common import Audited, Event
 from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
-from circleosd.errors import CircleError, Conflict
+from circleosd.errors import CircleError, Conflict, Unavailable
 from circleosd.flood import Counted, Flood
 from circleosd.policy import Caller, Peer
 
@@ -61,6 +61,13 @@ SLACK = 0.05  # of keep_rows: by so much the ledger grows before it is pruned ag
 ALWAYS_KEPT = 1000  # rows that age alone does not remove: a wrong clock must not empty the ledger …
 AT_LEAST_PRUNED = 100  # … and fewer are not worth a row that says so
 DAY = 86400.0
+_NONE = type(None)
+SHAPE: dict[str, tuple[type, ...]] = {  # of a row's body
+    "seq": (int,), "time": (int, float), "phase": (str,), "actor": (dict,), "action": (str,), "object": (str, _NONE),
+    "params": (dict,), "before": (object,), "after": (object,), "error": (str, _NONE), "message": (str, _NONE),
+    "duration": (int, float, _NONE), "intent": (int, _NONE), "count": (int,),
+}  # fmt: skip
+ACTOR = ("uid", "gid", "pid", "exe", "unit", "login", "user", "session", "plugin")
 TEXT_SHOWN = 256  # characters of a text parameter that a row keeps
 FOLLOWED_AT_ONCE = 200  # rows that a follower holds in memory
 
@@ -131,6 +138,8 @@ class Ledger:
 
     def _insert(self, tx: Transaction, entry: Entry) -> int:
         ends = tx.execute("SELECT last_seq, last_hash FROM ledger_ends").fetchone()
+        if ends is None or tx.execute("SELECT 1 FROM ledger WHERE seq = ?", (ends["last_seq"] + 1,)).fetchone():
+            raise Unavailable(f"cannot go on with the ledger of {self._service}, for somebody has altered it")
         seq = int(ends["last_seq"]) + 1
         row = {
             "seq": seq,
@@ -156,7 +165,7 @@ class Ledger:
             tx.execute("INSERT INTO ledger_open (seq) VALUES (?)", (seq,))
         elif entry.intent is not None:
             tx.execute("DELETE FROM ledger_open WHERE seq = ?", (entry.intent,))
-        event = self._event(body)
+        event = self._event(seq, body)
         tx.after_commit(lambda: self._mirror(event))
         tx.after_commit(self._wake)
         return seq
@@ -265,10 +274,8 @@ class Ledger:
     async def history(self, query: Query, lines: int) -> list[Event]:
         """The newest `lines` rows that match, oldest first."""
 
-        def select(connection: sqlite3.Connection) -> list[str]:
-            return [row["body"] for row in _select(connection, query, "DESC", lines)]
-
-        return [self._event(body) for body in reversed(await self._database.scan(select))]
+        rows = await self._database.scan(lambda connection: _select(connection, query, "DESC", lines))
+        return [self._event(*row) for row in reversed(rows)]
 
     async def follow(self, query: Query) -> AsyncGenerator[Event, None]:
         """The rows behind `query.after` that match, those that are there and those to come."""
@@ -284,7 +291,7 @@ class Ledger:
 
                 rows, last = await self._database.scan(select)
                 for row in rows:
-                    yield self._event(row["body"])
+                    yield self._event(*row)
                 if len(rows) < FOLLOWED_AT_ONCE:
                     query = query._replace(after=last)
                     await woken.wait()
@@ -300,11 +307,12 @@ class Ledger:
     async def unfinished(self) -> list[Event]:
         """The intents without an outcome. At a start these are acts that the last process did not live to finish."""
 
-        def select(connection: sqlite3.Connection) -> list[str]:
-            rows = connection.execute("SELECT body FROM ledger JOIN ledger_open USING (seq) ORDER BY seq")
-            return [row["body"] for row in rows]
+        def select(connection: sqlite3.Connection) -> list[sqlite3.Row]:
+            sql = "SELECT seq, body FROM ledger JOIN ledger_open USING (seq) ORDER BY seq"
+            return connection.execute(sql).fetchall()
 
-        return [self._event(body) for body in await self._database.read(select)]
+        found = [self._event(*row) for row in await self._database.read(select)]
+        return [event for event in found if event["phase"] == "intent"]
 
     async def audit(self) -> Audited:
         """Follow the chain from its first row to its last."""
@@ -322,8 +330,41 @@ class Ledger:
             problems=chain.audit(rows, ends),
         )
 
-    def _event(self, body: str) -> Event:
-        return cast(Event, {"service": self._service, **json.loads(body)})
+    def _event(self, seq: int, body: str) -> Event:
+        """A row as it is shown. What cannot have been written here is shown as that, so that the others can be read."""
+        try:
+            row = json.loads(body)
+        except (ValueError, TypeError):
+            row = None
+        if _well_formed(row, seq):
+            return cast(Event, {"service": self._service, **row})
+        return Event(
+            service=self._service,
+            seq=seq,
+            time=0.0,
+            phase="failed",
+            actor=dict.fromkeys(ACTOR),
+            action="?",
+            object=None,
+            params={},
+            before=None,
+            after=None,
+            error=Conflict.code,
+            message=f"row {seq} is not what CircleOSD wrote; see: circlectl system history --verify",
+            duration=None,
+            intent=None,
+            count=1,
+        )
+
+
+def _well_formed(row: Any, seq: int) -> bool:
+    return (
+        isinstance(row, dict)
+        and row.keys() == SHAPE.keys()
+        and all(isinstance(row[key], types) for key, types in SHAPE.items())
+        and row["seq"] == seq
+        and row["actor"].keys() == set(ACTOR)
+    )
 
 
 def _summary(window: Counted[Entry]) -> Entry:

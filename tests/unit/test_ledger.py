@@ -145,6 +145,28 @@ def test_an_altered_deleted_or_inserted_row_is_found(
     assert problem in problems[0]
 
 
+@pytest.mark.parametrize("body", ["{}", "[]", '{"time":"never"}', '{"seq":3}'])
+def test_a_row_that_nobody_can_read_hides_no_other_and_ends_no_start(opened: Open, body: str) -> None:
+    for number in range(3):
+        opened.record(f"act{number}", object="x")
+    asyncio.run(opened.database.write(lambda tx: tx.execute("UPDATE ledger SET body = ? WHERE seq = 2", (body,))))
+    asyncio.run(opened.database.write(lambda tx: tx.execute("INSERT INTO ledger_open VALUES (2)")))
+    assert [row["action"] for row in opened.history()] == ["act0", "?", "act2"]
+    assert str(opened.history()[1]["message"]).startswith("row 2 is not what CircleOSD wrote")
+    assert asyncio.run(opened.ledger.unfinished()) == []
+
+
+@pytest.mark.parametrize(
+    "sql", ["UPDATE ledger_ends SET last_seq = 1", "DELETE FROM ledger_ends", "UPDATE ledger SET seq = 4 WHERE seq = 3"]
+)
+def test_a_ledger_that_cannot_be_continued_says_so(opened: Open, sql: str) -> None:
+    for number in range(3):
+        opened.record(f"act{number}", object="x")
+    asyncio.run(opened.database.write(lambda tx: tx.execute(sql)))
+    with pytest.raises(Unavailable, match="cannot go on with the ledger of a-service"):
+        opened.record("act", object="x")
+
+
 def test_pruning_by_number_keeps_the_chain_verifiable_and_says_so(tmp_path: Path) -> None:
     book = Open(tmp_path / "l.db", LedgerSettings(keep_rows=100))
     for number in range(250):
