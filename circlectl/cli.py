@@ -20,7 +20,7 @@ TIMEOUT = 200.0  # seconds for a reply; the services give up before
 _START = "start CircleOSD: {manager} start circleosd.target, or here: circleosd up"
 _LOG = "see the log: journalctl {unit} 'circleosd-*'"
 _NEXT_STEP = {
-    "bad-request": "see: circlectl {command} --help",
+    "bad-request": "see: {command} --help",
     "unknown-action": "is circlectl newer than the service? see: circlectl system status",
     "denied": "log in as somebody who may: circlectl user login NAME; see: circlectl user whoami",
     "unavailable": _LOG,
@@ -291,8 +291,8 @@ def _complain(error: CircleError, command: str, scope: str | None = None) -> Non
     text = str(error)
     step = _START if isinstance(error, client.NotListening) else _NEXT_STEP.get(error.code, "")
     manager, unit = ("systemctl --user", "--user-unit") if scope == "user" else ("systemctl", "--unit")
-    # A text with a semicolon names a step itself.
-    tail = f"; {step.format(command=command, manager=manager, unit=unit)}" if step and "; " not in text else ""
+    step = step.format(command=f"circlectl {command}".rstrip(), manager=manager, unit=unit)
+    tail = f"; {step}" if step and "; " not in text else ""  # else the text names a step itself
     from circlectl.render import printable
 
     print(f"circlectl: {printable(text)} [{error.code}]{tail}", file=sys.stderr)

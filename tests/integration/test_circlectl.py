@@ -50,6 +50,18 @@ def test_the_text_is_four_kib() -> None:
     assert max(len(text.encode()) for text in TEXTS) > 4096
 
 
+@pytest.mark.usefixtures("other_users")
+def test_who_may_not_connect_is_not_told_to_start_what_runs(host: EmbeddedHost) -> None:
+    host.directory.chmod(0o755)
+    done = subprocess.run(
+        [BIN / "circlectl", "service", "list"],
+        env=host.environment, user=65534, group=65534, extra_groups=[], capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 12
+    said = "it is for its owner alone; --scope says which CircleOSD is meant [unavailable]\n"
+    assert done.stderr.endswith(said), done.stderr
+
+
 def test_help_stops_nothing(host: EmbeddedHost) -> None:
     host.add_service("keeper", "[Service]\nExecStart=/bin/sleep 600\n")
     host.ok("service", "start", "keeper")

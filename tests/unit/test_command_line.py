@@ -148,7 +148,9 @@ def test_the_scope_stands_anywhere_in_the_line(
 )
 def test_a_scope_that_there_is_not_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(line.split()) == 2
-    assert "--scope is system or user" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "--scope is system or user" in err
+    assert "  " not in err, "the command in the next step is none"
 
 
 def test_behind_two_dashes_a_scope_is_a_value() -> None:
