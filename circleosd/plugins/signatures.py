@@ -125,7 +125,7 @@ class Signatures:
     async def verify(self, manifest: bytes, signature: bytes, signers: bytes | None = None) -> Signer:
         """Whose signature of `manifest` this is. `signers` stands for the host's trusted-signers.
 
-        Raises `BadSignature`, `Unavailable` when ssh-keygen cannot be run, `Timeout`.
+        Raises `BadSignature`, `Unavailable` when ssh-keygen or a list of keys cannot be used, `Timeout`.
         """
         if len(signature) > MAX_SIGNATURE:
             raise BadSignature(Problem.MALFORMED, f"the signature is larger than {MAX_SIGNATURE} bytes; get it again")
@@ -134,6 +134,7 @@ class Signatures:
             trusted = files.enter_context(_in_memory(signers)) if signers is not None else self._found(SIGNERS)
             async with self._places:
                 key = await self._whole(manifest, armored)
+                await self._not_revoked(manifest, armored, key)
                 if trusted is None:
                     return Signer(None, key)
                 principal = await self._principal(armored, trusted, key)
@@ -158,6 +159,22 @@ class Signatures:
                 "get both from their author again",
             )
         raise BadSignature(Problem.MALFORMED, f"the signature cannot be read: {_last_line(ran.err)}; get it again")
+
+    async def _not_revoked(self, manifest: bytes, signature: str, key: str) -> None:
+        """Raises `BadSignature` for a revoked key, whether or not trusted-signers names it, and `Unavailable` when
+        revoked-signers cannot be read.
+        """
+        revoked = self._found(REVOKED)
+        if revoked is None:
+            return
+        # Only what it says for debugging tells a revoked key from one that nobody named.
+        nobody = ["-Y", "verify", "-f", os.devnull, "-I", "nobody", "-n", NAMESPACE, "-s", signature]
+        ran = await self._run(["-vvv", *nobody, "-r", revoked], manifest)
+        reason = re.search(r"sshkey_check_revoked: (.*)", ran.err)
+        if reason and "revoked" in reason[1]:
+            raise BadSignature(Problem.REVOKED, f"the signer's key {key} is revoked; do not use what it signed")
+        if reason:
+            raise Unavailable(f"cannot read {REVOKED}: {reason[1].strip()}")
 
     async def _principal(self, signature: str, trusted: str, key: str) -> str:
         """Whom trusted-signers names for the key of the signature."""

@@ -211,3 +211,22 @@ def test_without_ssh_keygen_nothing_signed_is_loaded(signers: Host) -> None:
     signatures = Signatures([signers.directory], "warn", {"PATH": "/nonexistent"})
     with pytest.raises(Unavailable, match="ssh-keygen"):
         asyncio.run(signatures.judge(MANIFEST, sign(signers.alice, MANIFEST), native=False, explicit=False))
+
+
+@pytest.mark.parametrize("policy", ["warn", "require"])
+@pytest.mark.parametrize("named", ["nobody", "mallory", "no file"])
+def test_a_revoked_key_is_refused_whomever_trusted_signers_names(signers: Host, policy: Policy, named: str) -> None:
+    (signers.directory / "revoked-signers").write_text(public(signers.alice) + "\n")
+    if named == "no file":
+        (signers.directory / "trusted-signers").unlink()
+    else:
+        signers.trust(*([f"mallory@example.org {public(signers.mallory)}"] if named == "mallory" else []))
+    with pytest.raises(BadSignature) as caught:
+        signers.judge(sign(signers.alice, MANIFEST), policy=policy, explicit=True)
+    assert caught.value.problem is Problem.REVOKED
+
+
+def test_a_list_of_revoked_keys_that_cannot_be_read_lets_nobody_pass(signers: Host) -> None:
+    (signers.directory / "revoked-signers").write_text("no key\n")
+    with pytest.raises(Unavailable, match="cannot read revoked-signers"):
+        signers.judge(sign(signers.alice, MANIFEST), policy="warn", explicit=True)
