@@ -54,6 +54,14 @@ class BadSignature(Denied):
         self.problem = problem
 
 
+class _OtherPurpose(BadSignature):
+    """The line of trusted-signers that has the key is for other namespaces."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(Problem.UNKNOWN, message)
+        self.line = line
+
+
 class Signer(NamedTuple):
     """Whose signature it is: `principal` as trusted-signers names them, `key` the kind and fingerprint of the key.
 
@@ -137,9 +145,25 @@ class Signatures:
                 await self._not_revoked(manifest, armored, key)
                 if trusted is None:
                     return Signer(None, key)
-                principal = await self._principal(armored, trusted, key)
-                await self._valid(manifest, armored, trusted, principal, key)
-        return Signer(principal, key)
+                return Signer(await self._trusted(manifest, armored, trusted, key), key)
+
+    async def _trusted(self, manifest: bytes, signature: str, trusted: str, key: str) -> str:
+        """Whom trusted-signers names for a key that it trusts for plugins."""
+        refusal: BadSignature | None = None
+        with contextlib.ExitStack() as files:
+            while True:
+                try:
+                    principal = await self._principal(signature, trusted, key)
+                    await self._valid(manifest, signature, trusted, principal, key)
+                except _OtherPurpose as error:
+                    # ssh-keygen names whom the key belongs to by the first line that has it, whatever that is for.
+                    refusal = refusal or error
+                    rest = b"".join(Path(trusted).read_bytes().splitlines(keepends=True)[error.line :])
+                    trusted = files.enter_context(_in_memory(rest))
+                except BadSignature as error:
+                    raise refusal or error from None
+                else:
+                    return principal
 
     async def _whole(self, manifest: bytes, signature: str) -> str:
         """The key whose signature of the manifest this is, whoever that belongs to."""
@@ -208,11 +232,11 @@ class Signatures:
         ran = await self._run([*arguments, *(["-r", revoked] if revoked else [])], manifest)
         if ran.status == 0:
             return
-        if "not permitted for use in signature namespace" in ran.err:
-            raise BadSignature(
-                Problem.UNKNOWN,
+        if other := re.search(r":(\d+): .*not permitted for use in signature namespace", ran.err):
+            raise _OtherPurpose(
                 f"{SIGNERS} trusts the key {key} of {principal}, but not for {NAMESPACE}; "
                 "see namespaces in ssh-keygen(1)",
+                int(other[1]),
             )
         if revoked and (await self._run(arguments, manifest)).status == 0:
             raise BadSignature(

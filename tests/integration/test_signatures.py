@@ -83,6 +83,18 @@ def test_a_key_that_is_trusted_for_another_purpose_is_refused(signers: Host) -> 
     assert signers.refusal(sign(signers.alice, MANIFEST)).problem is Problem.UNKNOWN
 
 
+@pytest.mark.parametrize("others", [1, 2])
+def test_a_key_may_have_a_line_for_each_purpose(signers: Host, others: int) -> None:
+    key = public(signers.alice)
+    git = [f'git{number}@example.org namespaces="git" {key}' for number in range(others)]
+    signers.trust(*git, "# plugins", f'alice@example.org namespaces="circleosd-plugin" {key}')
+    assert signers.judge(sign(signers.alice, MANIFEST)).signer == "alice@example.org"
+    signers.trust(*git, f"mallory@example.org {public(signers.mallory)}")
+    refused = signers.refusal(sign(signers.alice, MANIFEST))
+    assert refused.problem is Problem.UNKNOWN
+    assert "of git0@example.org, but not for circleosd-plugin" in str(refused)
+
+
 def test_an_expired_key_is_refused_with_its_date(signers: Host) -> None:
     signers.trust(f'alice@example.org valid-before="20200101" {public(signers.alice)}')
     error = signers.refusal(sign(signers.alice, MANIFEST))
