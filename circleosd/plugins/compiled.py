@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -73,11 +74,18 @@ class Compiled:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def open(self, key: str) -> int | None:
-        """A descriptor of a compilation, to read; None when there is none."""
+        """A descriptor of a compilation, to read; None when there is none that can be used."""
         path = self._directory / key
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
+            return None
+        except OSError as exc:
+            log.warning("cannot use a compilation: %s", exc)
+            return None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            log.warning("cannot use a compilation: %s is not a regular file", path)
+            os.close(descriptor)
             return None
         with contextlib.suppress(OSError):
             os.utime(descriptor)  # used now: what was not used for longest goes first
@@ -90,17 +98,24 @@ class Compiled:
     def sweep(self, *, starting: bool = False) -> None:
         """Remove what was not used for longest until the rest is within bounds; `starting`, also unfinished files."""
         found = []
-        for path in self._directory.iterdir():
-            if path.name.startswith(_NEW):
-                if starting:
-                    path.unlink(missing_ok=True)
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
+        try:
+            paths = [*self._directory.iterdir()]
+        except OSError as exc:
+            log.warning("cannot bound the cache of compilations: %s", exc)
+            return
+        for path in paths:
+            with contextlib.suppress(OSError):
+                if path.name.startswith(_NEW):
+                    if starting:
+                        path.unlink(missing_ok=True)
+                    continue
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode):
+                    found.append((status.st_mtime, status.st_size, path))
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if total <= self._most:
                 break
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
             total -= size

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -116,22 +117,6 @@ class Staged:
     head: bytes
 
 
-@contextlib.contextmanager
-def _keeping() -> Iterator[None]:
-    """What the file system does not do is not the caller's mistake. Raises `Unavailable`."""
-    try:
-        yield
-    except OSError as exc:
-        raise Unavailable(f"cannot keep the artifact: {exc.strerror or exc}") from exc
-
-
-def _read(source: int) -> bytes:
-    try:
-        return os.read(source, CHUNK)
-    except OSError as exc:
-        raise BadRequest(f"cannot read the artifact: {exc.strerror or exc}") from exc
-
-
 class Artifacts:
     """A directory of files named by their sha256."""
 
@@ -139,56 +124,83 @@ class Artifacts:
         self._directory = directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    @_keeping()
     def stage(self, source: int, most: int) -> Staged:
-        """Copy what the descriptor `source` holds. Raises `Limit` for more than `most` bytes, `BadRequest` if it
-        cannot be read.
+        """Copy what the descriptor `source` holds.
+
+        Raises `Limit` for more than `most` bytes, `BadRequest` when it cannot be read, `Unavailable` when the copy
+        cannot be written.
         """
-        fd, name = tempfile.mkstemp(prefix=".staged-", dir=self._directory)
         digest, size, head = hashlib.sha256(), 0, b""
-        try:
-            with os.fdopen(fd, "wb") as out:
-                # A worker, another user, opens the file again by the descriptor that it gets (dlopen(3)). The directory
-                # keeps everybody else away.
-                os.fchmod(fd, 0o444)
-                while chunk := _read(source):
-                    head = head or chunk[:16]
-                    size += len(chunk)
-                    if size > most:
-                        raise Limit(f"the artifact is larger than {most} bytes (plugins.max_artifact)")
-                    digest.update(chunk)
-                    out.write(chunk)
-                out.flush()
-                os.fsync(out.fileno())
-        except BaseException:
-            os.unlink(name)
-            raise
+        with self._writing():
+            fd, name = tempfile.mkstemp(prefix=".staged-", dir=self._directory)
+            try:
+                with os.fdopen(fd, "wb") as out:
+                    # A worker, another user, opens the file again by the descriptor that it gets (dlopen(3)). The
+                    # directory keeps everybody else away.
+                    os.fchmod(fd, 0o444)
+                    while chunk := _read(source):
+                        head = head or chunk[:16]
+                        size += len(chunk)
+                        if size > most:
+                            raise Limit(f"the artifact is larger than {most} bytes (plugins.max_artifact)")
+                        digest.update(chunk)
+                        out.write(chunk)
+                    out.flush()
+                    os.fsync(out.fileno())
+            except BaseException:
+                os.unlink(name)
+                raise
         return Staged(Path(name), digest.hexdigest(), size, head)
 
-    @_keeping()
     def keep(self, staged: Staged) -> None:
-        """Give a staged artifact its final name, durably."""
-        os.replace(staged.path, self._directory / staged.digest)
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        """Give a staged artifact its final name, durably. Raises `Unavailable`."""
+        with self._writing():
+            os.replace(staged.path, self._directory / staged.digest)
+            directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            yield
+        except OSError as exc:
+            raise Unavailable(f"cannot keep the artifact in {self._directory}: {exc.strerror or exc}") from exc
 
     def open(self, digest: str) -> int:
-        """A descriptor of the artifact, to read. Raises `Unavailable` if it is not there any more."""
+        """A descriptor of the artifact, to read. Raises `Unavailable` when it is gone."""
         try:
-            return os.open(self._directory / digest, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self._directory / digest, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
             raise Unavailable(
-                f"cannot open the stored artifact {digest}: {exc.strerror}; load the plugin again"
+                f"cannot read the artifact {digest} in {self._directory}: {exc.strerror or exc}; load the plugin again"
             ) from exc
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise Unavailable(f"cannot read the artifact {digest} in {self._directory}: it is not a regular file")
+        return fd
 
     def sweep(self, used: set[str]) -> None:
-        """Remove what no row names, and what was staged when a manager died."""
-        for path in self._directory.iterdir():
-            if path.name not in used:
-                path.unlink()
+        """Remove what no row names, and what was staged when a manager died. What cannot be removed stays."""
+        try:
+            found = [path for path in self._directory.iterdir() if path.name not in used]
+        except OSError as exc:
+            log.warning("cannot look for artifacts that nobody needs: %s", exc)
+            return
+        for path in found:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as exc:
+                log.warning("cannot remove what is no artifact of a plugin: %s", exc)
+
+
+def _read(source: int) -> bytes:
+    try:
+        return os.read(source, CHUNK)
+    except OSError as exc:
+        raise BadRequest(f"cannot read the artifact: {exc.strerror or exc}") from exc
 
 
 def plugins(connection: sqlite3.Connection) -> list[Loaded]:
