@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -26,20 +25,17 @@ from circleosd.api.registry import (
     Stop,
     Watch,
 )  # fmt: skip
-from circleosd.errors import CircleError, Conflict, Denied, NotFound, UnitFailed
+from circleosd.errors import Conflict, Denied, NotFound, UnitFailed
 from circleosd.handlers import Act, Handlers, Resolution, closing
 from circleosd.registry import units
 from circleosd.registry.catalog import PLUGIN_PREFIX, PLUGIN_UNITS, Catalog, Entry, plugin_entry
+from circleosd.registry.explaining import explain
 from circleosd.registry.units import Switch, UnitManager, UnitState, Verb
 
 log = logging.getLogger(__name__)
 
 MIGRATIONS = (ledger.SCHEMA,)
 OWN_NAME = "service-registry"
-LOG_LINES = 5  # of a failed unit, shown with the error
-JOURNAL_LAG = 10  # looks for what was just logged
-RUN = ("done", "failed", "timeout")  # results of a job that may have run the unit: not of one that systemd gave up
-START_LIMIT = "start-limit-hit"  # systemd.service(5), SERVICE_RESULT
 
 
 class RegistryService(Handlers):
@@ -185,10 +181,8 @@ class RegistryService(Handlers):
         act.after = state.active
         if result != "done" or (verb != "stop" and state.active == "failed"):
             state = await self._units.detail(entry.unit)
-            if verb == "reload" or result not in RUN:
-                said = await self._said_since(began, entry.unit)
-                raise UnitFailed(f"cannot {verb} {name} ({entry.unit}): the job's result is {result}{said}")
-            raise UnitFailed(await self._why(verb, name, entry, state, result, begun=not _as_before(before, state)))
+            why = await explain(self._units, verb, result, before, state, began)
+            raise UnitFailed(f"cannot {verb} {name} ({entry.unit}): {why}")
         if verb == "stop" and (stopped := await self._units.detail(entry.unit)).listening:
             act.message = f"{name} is stopped; {' '.join(stopped.triggered_by)} still listens and starts it on demand"
         return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub)
@@ -206,52 +200,6 @@ class RegistryService(Handlers):
             raise Conflict(f"cannot enable {entry.unit}: it is masked; see: systemctl unmask {entry.unit}")
         act.after = enabled = await self._units.switch(verb, entry.unit)
         return Enabled(name=name, unit=entry.unit, enabled=enabled)
-
-    async def _why(self, verb: Verb, name: str, entry: Entry, state: UnitState, result: str, *, begun: bool) -> str:
-        """Why a job failed: what systemd says of the job and the unit, and what the unit said last.
-
-        `begun` is false where the job changed nothing: then all of that but the job's result is about an earlier run.
-        """
-        what = f"cannot {verb} {name} ({entry.unit}): "
-        details = [] if state.result in (None, "success", START_LIMIT) else [f"the unit's is {state.result}"]
-        if state.exit_status:
-            details.append(f"exit status {state.exit_status}")
-        if state.signal:
-            details.append(state.signal)
-        if begun and state.result != START_LIMIT:
-            what += ", ".join((f"the job's result is {result}", *details))
-        else:
-            what += (
-                f"it was started too often in a short time, and systemd did not start it again ({START_LIMIT}); "
-                f"try later, or have an administrator type: systemctl reset-failed {entry.unit}"
-            )
-            if state.result == START_LIMIT:
-                return what
-            what += "; as to its last run, " + ", ".join(details)
-        tail = await self._units.log_tail(entry.unit, LOG_LINES)
-        return what + (f"; it said: {' | '.join(tail)}" if tail else "")
-
-    async def _said_since(self, began: float, unit: str) -> str:
-        """What the log has of a job that did not run the unit itself, as the end of a sentence."""
-        for _ in range(JOURNAL_LAG):
-            await asyncio.sleep(0.05)  # what was logged a moment ago is not in the journal yet
-            try:
-                lines = await self._units.logs(unit, LOG_LINES, began)
-            except CircleError:
-                break
-            if lines:
-                return f"; the log says: {' | '.join(line.text for line in lines)}"
-        return ""
-
-
-def _as_before(before: UnitState, state: UnitState) -> bool:
-    """Whether a failed unit is as it was before a job: not even a process was started for that.
-
-    systemd calls a unit that was started too often (StartLimitBurst=, systemd.unit(5)) by that name only when its last
-    run went well; else its result stays what it was, and so does its time.
-    """
-    unchanged = (before.active, before.since, before.result) == ("failed", state.since, state.result)
-    return unchanged and state.active == "failed" and state.result != "resources"
 
 
 def _no_unit(entry: Entry) -> NotFound:

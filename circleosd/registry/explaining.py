@@ -1,0 +1,64 @@
+"""Why a job failed: what the service manager says of the job and of the unit, and what was logged."""
+
+from __future__ import annotations
+
+import asyncio
+
+from circleosd.errors import CircleError
+from circleosd.registry.units import UnitManager, UnitState, Verb
+
+LOG_LINES = 5  # that are shown with the error
+JOURNAL_LAG = 10  # looks for what was just logged, one every 50 ms
+RUN = ("done", "failed", "timeout")  # results of a job that may have run the unit: not of one that systemd gave up
+START_LIMIT = "start-limit-hit"  # systemd.service(5), SERVICE_RESULT
+
+
+async def explain(
+    units: UnitManager, verb: Verb, result: str, before: UnitState, state: UnitState, began: float
+) -> str:
+    """The reason for the `result` of a job for a unit that was as `before` when the job `began`, and is in `state` now.
+
+    `began` is in seconds since the epoch. What is known of a run of the unit is only told if the job made it run.
+    """
+    if verb == "reload" or result not in RUN:
+        return f"the job's result is {result}{await _logged_since(units, began, state.unit)}"
+    ended = [] if state.result in (None, "success", START_LIMIT) else [f"the unit's is {state.result}"]
+    if state.exit_status:
+        ended.append(f"exit status {state.exit_status}")
+    if state.signal:
+        ended.append(state.signal)
+    if state.result != START_LIMIT and not _as_before(before, state):
+        why = ", ".join((f"the job's result is {result}", *ended))
+    else:
+        why = (
+            f"it was started too often in a short time, and systemd did not start it again ({START_LIMIT}); "
+            f"try later, or have an administrator type: systemctl reset-failed {state.unit}"
+        )
+        if state.result == START_LIMIT:
+            return why
+        why += "; as to its last run, " + ", ".join(ended)
+    tail = await units.log_tail(state.unit, LOG_LINES)
+    return why + (f"; it said: {' | '.join(tail)}" if tail else "")
+
+
+async def _logged_since(units: UnitManager, began: float, unit: str) -> str:
+    """What was logged of a job that did not run the unit itself, as the end of a sentence."""
+    for _ in range(JOURNAL_LAG):
+        await asyncio.sleep(0.05)  # what was logged a moment ago is not in the journal yet
+        try:
+            lines = await units.logs(unit, LOG_LINES, began)
+        except CircleError:
+            break
+        if lines:
+            return f"; the log says: {' | '.join(line.text for line in lines)}"
+    return ""
+
+
+def _as_before(before: UnitState, state: UnitState) -> bool:
+    """Whether a failed unit is as it was before a job: not even a process was started for that.
+
+    systemd calls a unit that was started too often (StartLimitBurst=, systemd.unit(5)) by that name only when its last
+    run went well; else its result stays what it was, and so does its time.
+    """
+    unchanged = (before.active, before.since, before.result) == ("failed", state.since, state.result)
+    return unchanged and state.active == "failed" and state.result != "resources"
