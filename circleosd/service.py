@@ -8,6 +8,7 @@ may see.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import time
@@ -20,7 +21,7 @@ from circleosd import __version__, wire
 from circleosd.api.common import EVERYWHERE, Audit, Audited, Event, Follow, Health, History, Report
 from circleosd.api.contract import Effect, Mark, Request, completed, parameters
 from circleosd.deadlines import Deadlines
-from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, UnknownAction
+from circleosd.errors import BadRequest, CircleError, Denied, Internal, Limit, Timeout, UnknownAction
 from circleosd.handlers import Act, Files, Handlers, closing
 from circleosd.ledger import Entry, Ledger, Phase, Query, shown
 from circleosd.policy import Access, Caller, Peer, authorize, sees
@@ -137,11 +138,10 @@ class Service:
             return wire.success(data, message=act.message, tag=tag)
         except CircleError as error:
             return wire.failure(error, tag=tag)
-        except TimeoutError:
-            return wire.failure(Timeout("not done in the time allowed"), tag=tag)
-        except Exception:
-            log.exception("a request failed")
-            return wire.failure(_internal(), tag=tag)
+        except Exception as exc:
+            if isinstance(told := _error_of(exc), Internal):
+                log.exception("a request failed")
+            return wire.failure(told, tag=tag)
 
     async def _admit(self, endpoint: Endpoint, envelope: wire.Envelope, peer: Peer, files: Files) -> tuple[Act, Any]:
         """Identify, authorize, validate. Raises the error that the caller gets; a denial is on record by then."""
@@ -257,9 +257,10 @@ class Service:
             yield wire.success(None, tag=tag)
         except CircleError as error:
             yield wire.failure(error, tag=tag)
-        except Exception:
-            log.exception("a stream failed")
-            yield wire.failure(_internal(), tag=tag)
+        except Exception as exc:
+            if isinstance(told := _error_of(exc), Internal):
+                log.exception("a stream failed")
+            yield wire.failure(told, tag=tag)
 
     async def health(self, request: Health, act: Act) -> Report:
         """Handler of `health`, the same for every service."""
@@ -310,6 +311,8 @@ def _error_of(exc: BaseException) -> CircleError:
         return exc
     if isinstance(exc, (TimeoutError, asyncio.CancelledError)):
         return Timeout("not done in the time allowed")
+    if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
+        return Limit(f"{exc.strerror} in this service; try again later")
     return _internal()
 
 

@@ -259,6 +259,22 @@ def test_a_service_without_descriptors_neither_spins_nor_floods_the_log(new_host
         assert read_reply(first)["data"]["pid"] == pid
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_request_that_finds_no_descriptor_left_is_told_so(new_host: NewHost, service: str) -> None:
+    host = new_host({})
+    with host.connect(service) as sock:
+        sock.sendall(b'{"action":"health"}\n')
+        pid = read_reply(sock)["data"]["pid"]
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, hard))
+        sock.sendall(b'{"action":"health"}\n')
+        reply = read_reply(sock)
+        assert (reply["error"], reply["message"]) == ("limit", "Too many open files in this service; try again later")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        sock.sendall(b'{"action":"health"}\n')
+        assert read_reply(sock)["ok"]
+
+
 def processor_ticks(pid: int) -> int:
     """What a process has used of the CPU, in hundredths of a second (proc(5), utime and stime)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
