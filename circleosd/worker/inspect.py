@@ -174,6 +174,8 @@ def _component(data: Data) -> Artifact:
     for name in imports:
         _allowed_interface(name)
     if "handle" not in functions:
+        if any(name.startswith("wasi:cli/run@") for name in exports):
+            refuse("is a WASI 0.2 command, and exports no function handle: build it for WASI preview 1 (wasm32-wasip1)")
         others = ", ".join(exports[:8])
         refuse("is a component but exports no function handle" + (f"; it exports {others}" if others else ""))
     hooks = HOOKS.intersection(functions)

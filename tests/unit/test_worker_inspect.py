@@ -174,6 +174,11 @@ def test_a_component_without_handle_is_refused_with_what_it_exports() -> None:
     assert refusal(wat(text)) == ("it is a component but exports no function handle; it exports run:it/now")
 
 
+def test_a_command_of_wasi_0_2_is_refused_with_what_to_build_instead() -> None:
+    text = '(component (instance $x) (export "wasi:cli/run@0.2.6" (instance $x)))'
+    assert "build it for WASI preview 1" in refusal(wat(text))
+
+
 def test_gc_types_are_refused_by_name() -> None:
     assert "has a type of the form" in refusal(wat("(module (type (struct)))"))
 
