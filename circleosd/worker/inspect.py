@@ -157,8 +157,9 @@ def _component(data: Data) -> Artifact:
     for kind, section in sections(data):
         if kind == 10:
             for _ in range(section.count("imports")):
-                imports.append(_component_name(section))
-                _extern_type(section)
+                name = _component_name(section)
+                if not _extern_type(section):
+                    imports.append(name)
         elif kind == 11:
             for _ in range(section.count("exports")):
                 name = _component_name(section)
@@ -188,7 +189,8 @@ def _component_name(section: Reader) -> str:
     return section.name()
 
 
-def _extern_type(section: Reader) -> None:
+def _extern_type(section: Reader) -> bool:
+    """Whether it is a mere name for a type, which asks nothing of the host."""
     kind = section.byte()
     if kind == 0:
         section.byte()
@@ -198,8 +200,10 @@ def _extern_type(section: Reader) -> None:
     elif kind == 3:
         if section.byte() == 0:
             section.leb()
+            return True
     else:
         refuse(f"is a component of a newer format: it imports or exports something of kind {kind}")
+    return False
 
 
 def _allowed_interface(name: str) -> None:

@@ -50,6 +50,15 @@ def test_a_component_answers_with_its_payload() -> None:
             assert worker.invoke("handle", payload) == payload
 
 
+def test_a_component_may_import_names_of_types_which_ask_nothing_of_the_host() -> None:
+    used = f"""(import "circleosd:plugin/services@0.1.0" (instance $i {SERVICE}))
+      (alias export $i "service" (type $service))
+      (import "service" (type $used (eq $service)))"""
+    with start(component(imports=used)) as worker:
+        assert worker.ready().imports == ["circleosd:plugin/services@0.1.0"]
+        assert worker.invoke("handle", "x") == "x"
+
+
 def test_a_cached_component_is_not_compiled_again() -> None:
     with start(component()) as worker:
         worker.ready()
