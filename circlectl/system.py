@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from circleosd.api import common
 from circleosd.api.contract import Doc, Mark, Request, contract
-from circleosd.errors import CircleError, Conflict, Unavailable
+from circleosd.errors import CircleError, Conflict, Internal, Limit, Timeout, Unavailable
 from circleosd.paths import SERVICES
 from circleosd.policy import Access
 
@@ -28,6 +28,9 @@ class History(common.History, action="history", access=Access.ADMIN, reply=list[
     follow: Annotated[bool, Doc("go on with what is done from now on, until interrupted"), Mark.OPTION] = False
     verify: Annotated[bool, Doc("only verify that no row was altered, deleted or inserted"), Mark.OPTION] = False
 
+
+# What may be wrong with one service, and not with the request, which is the same for all.
+_OF_ONE = (Unavailable, Timeout, Limit, Internal)
 
 CONTRACTS: tuple[type[Request], ...] = (Status, History)
 
@@ -64,7 +67,7 @@ def history(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | 
     for service in services:
         try:
             found = ask.once(service, {**query, "action": "history"})
-        except Unavailable as error:
+        except _OF_ONE as error:
             first = first or error
         else:
             rows += found
@@ -87,7 +90,7 @@ def _verify(ask: "Asking") -> tuple[Any, CircleError | None]:
     for service in SERVICES:
         try:
             found.append(ask.once(service, {"action": "audit"}))
-        except Unavailable as error:
+        except _OF_ONE as error:
             problem = problem or error
     if broken := [f"{item['service']}: {item['problems'][0]}" for item in found if item["problems"]]:
         problem = Conflict(f"the record is not what CircleOSD wrote: {'; '.join(broken)}")

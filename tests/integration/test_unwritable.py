@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sqlite3
 
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import CHEAP, EmbeddedHost
+from tests.integration.embedded_host import CHEAP, EmbeddedHost, read_reply
 
 PASSWORD = "a long enough one"
 
@@ -63,6 +64,21 @@ def test_a_database_that_was_removed_is_not_written_to(new_host: NewHost) -> Non
     host.wait_for(lambda: host.data("service-registry", "status", name="auth-service")["state"] == "inactive")
     assert "bob" in host.ok("user", "list")
     assert host.ctl("system", "history", "--verify").returncode == 0
+
+
+def test_history_shows_one_record_also_while_another_service_takes_no_more_clients(new_host: NewHost) -> None:
+    host = new_host({"CIRCLEOSD_SERVER_MAX_CONNECTIONS": "3"})
+    host.add_service("web", "[Service]\nExecStart=/bin/sleep 600\n")
+    host.ok("service", "start", "web")
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            sock = stack.enter_context(host.connect("auth-service"))
+            sock.sendall(b'{"action":"health"}\n')
+            assert read_reply(sock)["ok"]
+        for command in (("system", "history"), ("system", "history", "--verify")):
+            found = host.ctl(*command)
+            assert found.returncode == 8, found.stderr
+            assert "service-registry" in found.stdout
 
 
 def test_verify_tells_of_one_record_also_while_another_cannot_be_asked(new_host: NewHost) -> None:
