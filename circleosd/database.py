@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 WRITE_CACHE = 2048
 READ_CACHE = 2048
 SCAN_CACHE = 512
+LEAST_SPACE = 64 * 1024  # bytes that SQLite may need to open a file: its index of the WAL has 32 KiB
 
 
 class Transaction:
@@ -66,7 +67,8 @@ class Database:
             self._reading = self._reader.submit(self._open_reader, READ_CACHE).result()
             self._file = self._at_path()
         except sqlite3.Error as exc:
-            raise Unavailable(f"cannot open {path}: {exc}") from exc
+            why = "no space is left on its disk" if self._disk_is_full() else exc  # SQLite says only "disk I/O error"
+            raise Unavailable(f"cannot open {path}: {why}") from exc
 
     def _open(self, migrations: Sequence[str]) -> sqlite3.Connection:
         connection = self._connect()
@@ -94,6 +96,10 @@ class Database:
         connection.execute("PRAGMA query_only=ON")
         connection.execute(f"PRAGMA cache_size=-{cache}")
         return connection
+
+    def _disk_is_full(self) -> bool:
+        found = os.statvfs(os.path.dirname(self.path) or ".")
+        return found.f_bavail * found.f_frsize < LEAST_SPACE
 
     def _at_path(self) -> tuple[int, int] | None:
         try:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import CHEAP, EmbeddedHost, read_reply
@@ -98,3 +104,28 @@ def test_verify_tells_of_one_record_also_while_another_cannot_be_asked(new_host:
     broken = host.ctl("system", "history", "--verify")
     assert broken.returncode == 7
     assert "service-registry: row 1 has been altered" in broken.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts a file system that gets full")
+def test_a_database_that_cannot_be_opened_for_lack_of_space_says_so(tmp_path: Path) -> None:
+    program = f"""
+import contextlib, pathlib
+from circleosd import database, ledger
+place = pathlib.Path({str(tmp_path)!r})
+database.Database(place / "l.db", (ledger.SCHEMA,)).close()
+with contextlib.suppress(OSError), open(place / "rest", "wb", buffering=0) as file:
+    while True:
+        file.write(bytes(4096))
+try:
+    database.Database(place / "l.db", (ledger.SCHEMA,))
+except database.Unavailable as error:
+    print(error)
+"""
+    mounted = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mounted, "sh", tmp_path, sys.executable, program],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    if "mount: " in done.stderr or "unshare: " in done.stderr:
+        pytest.skip(f"no mounts here: {done.stderr}")
+    assert done.stdout == f"cannot open {tmp_path}/l.db: no space is left on its disk\n", done.stderr
