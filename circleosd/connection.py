@@ -306,6 +306,8 @@ class Connection(asyncio.Protocol):
                         await self._write(part)
                 self._streaming = False
             line = self._next_line() if not self._draining else None
+            if line is not None:
+                await asyncio.sleep(0)  # the other connections' turn: a request may be answered without waiting
         self._since = self._server.now()
         if self._draining:
             return

@@ -21,6 +21,7 @@ from circleosd.policy import Peer
 log = logging.getLogger(__name__)
 
 SHUTDOWN = 20.0  # seconds that requests in hand get after SIGTERM; the units allow more
+ACCEPTED_AT_ONCE = 100
 ACCEPT_AGAIN = 1.0  # seconds until the next try after a connection could not be accepted
 GIVEN_UP = 2.0  # and seconds that those get to end which took longer
 GRACE = 0.05  # seconds between looks at the connections while shutting down
@@ -111,17 +112,26 @@ class Server:
             self.loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
-        """Take one waiting connection; the loop calls again if there are more."""
+        """Take the connections that wait, some at once; the loop calls again if there are more.
+
+        One at a time would let many busy connections, which all have their turn in between, keep the next one waiting.
+        """
+        for _ in range(ACCEPTED_AT_ONCE):
+            if not self._accept_one():
+                return
+
+    def _accept_one(self) -> bool:
+        """Take one waiting connection; whether there may be another."""
         try:
             accepted, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return
+            return False
         except OSError as exc:  # no descriptor left: the peer waits in the queue until one is
             log.warning("cannot accept a connection: %s", exc)
             # The listener stays readable: looked at again at once, it would keep the loop busy.
             self.loop.remove_reader(self._listener)
             self.loop.call_later(ACCEPT_AGAIN, self._listen)
-            return
+            return False
         self._last_busy = self.now()
         peer = peer_of(accepted)
         if refusal := self._refusal(peer):
@@ -129,7 +139,7 @@ class Server:
             accepted.setblocking(False)
             with accepted, contextlib.suppress(OSError):
                 accepted.send(wire.failure(Limit(refusal)))
-            return
+            return True
         sock = PassingSocket(fileno=accepted.detach())
         sock.descriptors = Descriptors()
         sock.setblocking(False)
@@ -137,6 +147,7 @@ class Server:
         self._connections.add(connection)
         self._per_uid[peer.uid] += 1
         asyncio.get_running_loop().create_task(self._open(connection, sock))
+        return True
 
     def _refusal(self, peer: Peer) -> str | None:
         settings = self.settings

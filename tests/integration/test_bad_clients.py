@@ -8,6 +8,8 @@ import json
 import resource
 import socket
 import struct
+import subprocess
+import sys
 import termios
 import threading
 import time
@@ -273,6 +275,42 @@ def test_a_request_that_finds_no_descriptor_left_is_told_so(new_host: NewHost, s
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
         sock.sendall(b'{"action":"health"}\n')
         assert read_reply(sock)["ok"]
+
+
+FLOOD = """
+import contextlib, socket, sys
+def connected():
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(sys.argv[1])
+    sock.setblocking(False)
+    return sock
+socks = [connected() for _ in range(500)]
+print("connected", flush=True)
+while True:
+    for sock in socks:
+        with contextlib.suppress(BlockingIOError):
+            sock.send(b'{"action":"fly"}\\n' * 100)
+        with contextlib.suppress(BlockingIOError):
+            sock.recv(65536)
+"""
+
+
+@pytest.mark.alone
+def test_a_new_client_is_answered_while_five_hundred_others_never_stop_asking(host: EmbeddedHost) -> None:
+    host.pid("auth-service")
+    with subprocess.Popen(
+        [sys.executable, "-c", FLOOD, host.runtime / "auth-service.sock"], stdout=subprocess.PIPE
+    ) as flood:
+        assert flood.stdout is not None
+        flood.stdout.readline()
+        begun = time.monotonic()
+        try:
+            for _ in range(3):
+                assert host.call("auth-service", {"action": "health"})["ok"]
+        finally:
+            took = time.monotonic() - begun
+            flood.kill()
+    assert took < 6
 
 
 def processor_ticks(pid: int) -> int:
