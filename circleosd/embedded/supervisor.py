@@ -24,7 +24,8 @@ from typing import Any
 from circleosd.embedded.process import Process
 from circleosd.embedded.sockets import bound, readable
 from circleosd.embedded.unitfile import UnitFile
-from circleosd.errors import BadRequest, CircleError, Conflict, NotFound, UnitFailed
+from circleosd.errors import BadRequest, CircleError, Conflict, NotFound, Unavailable, UnitFailed
+from circleosd.refusal import refuse
 from circleosd.registry.units import LogLine, UnitState, plain
 
 LOG_LINES = 200  # kept of each unit
@@ -35,6 +36,11 @@ CLEAN = ("0", "SIGHUP", "SIGINT", "SIGTERM", "SIGPIPE")  # ends that are no fail
 FRESH: dict[str, Any] = {"result": "success", "exit_status": None, "signal": None}  # of a state: nothing has ended yet
 
 _ucred = struct.Struct("3i")  # pid, uid, gid; unix(7)
+
+
+def _answer(started: asyncio.Future[str], result: str) -> None:
+    if not started.done():
+        started.set_result(result)
 
 
 class Unit:
@@ -53,9 +59,10 @@ class Unit:
         if self._task and self._task.cancelling():
             await self.ended()
         if not self._task or self._task.done():
-            self._started = asyncio.get_running_loop().create_future()
+            self._started = started = asyncio.get_running_loop().create_future()
             self._task = asyncio.create_task(self._main())
-            self._task.add_done_callback(lambda task: self._answer("canceled" if task.cancelled() else "failed"))
+            # It may be started again before this is called.
+            self._task.add_done_callback(lambda task: _answer(started, "canceled" if task.cancelled() else "failed"))
         return await asyncio.shield(self._started)
 
     async def stop(self) -> None:
@@ -69,15 +76,11 @@ class Unit:
         if self._task:
             await asyncio.wait([self._task])
 
-    def _answer(self, result: str) -> None:
-        if not self._started.done():
-            self._started.set_result(result)
-
     def _enter(self, active: str, sub: str, **more: Any) -> None:
         self.state = replace(self.state, active=active, sub=sub, since=time.time(), **more)
         self._supervisor.tell(self.state.unit, self.state)
         if active == "active":
-            self._answer("done")
+            _answer(self._started, "done")
 
     def _say(self, text: str) -> None:
         self.lines.append(LogLine(time.time(), plain(text)))
@@ -113,7 +116,11 @@ class Unit:
                 await readable(self.listener.fileno())
                 await service.start()
                 await service.ended()
-                await asyncio.sleep(0 if service.state.result == "success" else PAUSE)
+                if service.state.result == "resources" and self.state.unit.startswith("circleosd-"):
+                    why = Unavailable(service.lines[-1].text)  # as the service itself would, had it been started
+                    await asyncio.to_thread(refuse, self.listener, why, seconds=PAUSE)
+                else:
+                    await asyncio.sleep(0 if service.state.result == "success" else PAUSE)
 
     async def _serve(self) -> None:
         """Run the process, again and again as Restart= says, and later each time that it has not worked."""
@@ -128,7 +135,7 @@ class Unit:
                 return
             delay = min(first * 2 ** min(failures, 16), max(LONGEST_DELAY, first))
             self._enter("activating", "auto-restart")
-            self._answer("failed")
+            _answer(self._started, "failed")
             how = self.state.signal or f"exit status {self.state.exit_status}"
             self._say(f"ended ({self.state.result}, {how}); restart in {delay:g} s")
             await asyncio.sleep(delay)

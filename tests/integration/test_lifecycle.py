@@ -227,6 +227,39 @@ def test_a_connection_that_no_service_accepts_does_not_start_it_in_a_tight_loop(
     assert not (host.runtime / "dying.sock").exists()
 
 
+def test_jobs_of_many_at_once_for_one_unit_all_end(host: EmbeddedHost) -> None:
+    host.add_service("wanted", "[Service]\nType=exec\nExecStart=/bin/sleep 600\n")
+    replies: list[dict[str, object]] = []
+
+    def ask(number: int) -> None:
+        for turn in range(4):
+            verb = ("start", "stop", "restart")[(number + turn) % 3]
+            replies.append(host.call("service-registry", {"action": verb, "name": "wanted"}, timeout=20))
+
+    askers = [threading.Thread(target=ask, args=(number,)) for number in range(15)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert len(replies) == 60
+    # A start that a stop overtakes is given up; nothing else can go wrong with this unit.
+    given_up = "the job's result is canceled"
+    wrong = [reply for reply in replies if not reply["ok"] and given_up not in str(reply["message"])]
+    assert wrong == []
+    host.ok("service", "stop", "wanted")
+
+
+def test_who_waits_for_a_service_whose_unit_cannot_be_run_is_told_why(new_host: NewHost) -> None:
+    host = new_host({})
+    unit = (PROJECT / "units/circleosd-auth.service").read_text() + "WorkingDirectory=/nonexistent\n"
+    (host.units / "circleosd-auth.service").write_text(unit)
+    reply = host.call("auth-service", {"action": "list"}, timeout=10)
+    assert reply["error"] == "unavailable"
+    assert "cannot run circleosd-auth.service: [Errno 2] No such file or directory" in reply["message"]
+    (host.units / "circleosd-auth.service").unlink()
+    host.wait_for(lambda: host.call("auth-service", {"action": "list"})["ok"])
+
+
 def test_a_masked_unit_is_not_run(host: EmbeddedHost) -> None:
     host.add_service("masked", "[Service]\nExecStart=/bin/sleep 100\n")
     (host.units / "masked.service").unlink()

@@ -44,7 +44,9 @@ ALLOWED = {
         "worker.cachekey", "worker.frames", "worker.host", "worker.limits",
     },
     "polkit": {"api", "errors", "registry.catalog", "systemd.units"},
-    "embedded": {"activation", "config", "errors", "paths", "policy", "registry.units", "server", "systemd", "wire"},
+    "embedded": {
+        "activation", "config", "errors", "paths", "policy", "refusal", "registry.units", "server", "systemd", "wire",
+    },
     "circlectl": {"api", "client", "errors", "paths", "policy"},
 }  # fmt: skip
 ONLY_HERE = {"dbus_fast": "systemd", "sdnotify": "systemd", "wasmtime": "worker", "argon2": "auth", "fire": "circlectl"}
