@@ -120,6 +120,22 @@ class Settings:
     plugins: PluginSettings = field(default_factory=PluginSettings)
 
 
+# The least that a number may be, where that is not 1, or 0.001 for one of seconds or days. A plugin's bounds are those
+# of the manifest (circleosd/plugins/manifest.py).
+_LEAST = {
+    "server.idle_exit": 0,
+    "auth.login_lockout": 0,
+    "auth.login_queue": 0,
+    "ledger.keep_rows": 0,
+    "ledger.keep_days": 0,
+    "plugins.memory": 64 * 1024,
+    "plugins.default_memory": 64 * 1024,
+    "plugins.storage": 0,
+    "plugins.default_storage": 0,
+    "plugins.cache": 0,
+}
+
+
 def _merge(into: dict[str, Any], table: Mapping[str, Any]) -> None:
     for key, value in table.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
@@ -189,28 +205,31 @@ def _table(name: str, defaults: Any, values: Any) -> Any:
     for key, value in values.items():
         if (default := getattr(defaults, key, None)) is None:
             raise ValueError(f"no such setting: {name}.{key}")
+        least = _LEAST.get(f"{name}.{key}", 1 if isinstance(default, int) else 0.001)
         try:
-            found[key] = _value(default, value)
+            found[key] = _value(default, value, least)
         except (TypeError, ValueError):
-            what = _KINDS[type(default)]
+            what = _KINDS[type(default)].format(least=least)
             raise ValueError(f"setting {name}.{key}: {value!r} is not {what}") from None
     return replace(defaults, **found)
 
 
 _KINDS = {
-    int: "a whole number from 0 on",
-    float: "a number from 0 on",
+    int: "a whole number from {least} on",
+    float: "a number from {least} on",
     str: f"one of {', '.join(get_args(Trust))}",
     dict: "a table of lists of capabilities",
 }
 
 
-def _value(default: Any, value: Any) -> Any:
+def _value(default: Any, value: Any, least: float) -> Any:
     """A value of the default's type, perhaps from a variable's text. Raises ValueError, TypeError."""
     match default:
         case int() | float():
             number = type(default)(value)
-            if isinstance(value, bool) or not 0 <= number < math.inf or (isinstance(value, float) and number != value):
+            if isinstance(value, bool) or not least <= number < math.inf:
+                raise ValueError
+            if isinstance(value, float) and number != value:
                 raise ValueError
             return number
         case str():

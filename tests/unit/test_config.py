@@ -76,6 +76,34 @@ def test_a_wrong_variable_is_named() -> None:
         config.load({"CIRCLEOSD_CONFIG_DIR": "/nonexistent", "CIRCLEOSD_AUTH_NONSENSE": "1"})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PLUGINS_CONCURRENCY", "0"),
+        ("PLUGINS_MEMORY", "65535"),
+        ("PLUGINS_TIME", "0"),
+        ("PLUGINS_TIME", "nan"),
+        ("PLUGINS_TIME", "inf"),
+        ("PLUGINS_OUTPUT", "-1"),
+        ("PLUGINS_STORAGE", "-1"),
+        ("PLUGINS_QUEUE", "0"),
+        ("SERVER_MAX_CONNECTIONS", "0"),
+        ("AUTH_HASHING", "0"),
+        ("SERVER_IDLE_EXIT", "-1"),
+    ],
+)
+def test_a_number_that_nothing_could_work_with_is_refused(name: str, value: str) -> None:
+    with pytest.raises(
+        BadRequest, match=rf"setting {name.lower().replace('_', '.', 1)}: \S+ is not a (whole )?number from"
+    ):
+        config.load({"CIRCLEOSD_CONFIG_DIR": "/nonexistent", f"CIRCLEOSD_{name}": value})
+
+
+@pytest.mark.parametrize("name", ["SERVER_IDLE_EXIT", "PLUGINS_STORAGE", "PLUGINS_CACHE", "LEDGER_KEEP_DAYS"])
+def test_zero_is_taken_where_it_says_something(name: str) -> None:
+    config.load({"CIRCLEOSD_CONFIG_DIR": "/nonexistent", f"CIRCLEOSD_{name}": "0"})
+
+
 def test_where_the_sockets_are() -> None:
     assert paths.runtime_dir({"CIRCLEOSD_RUNTIME_DIR": "/x", "XDG_RUNTIME_DIR": "/y"}) == "/x"
     assert paths.user_runtime_dir({"XDG_RUNTIME_DIR": "/y"}) == "/y/circleosd"
