@@ -1,5 +1,6 @@
 """Signing a plugin: completes its manifest and has ssh-keygen sign that, with a key that never leaves its owner."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -111,6 +112,8 @@ def _write(path: str, content: bytes) -> None:
             file.write(content)
         os.replace(new, path)
     except OSError as exc:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
         raise BadRequest(f"cannot write {path}: {exc.strerror}") from exc
 
 

@@ -231,6 +231,15 @@ def test_a_manifest_that_cannot_be_signed_is_left_as_it_is(signer: Signer) -> No
         assert signer.manifest.read_text() == content
 
 
+def test_a_signature_that_cannot_be_put_in_its_place_leaves_nothing_behind(signer: Signer) -> None:
+    signer.signature.unlink()
+    signer.signature.mkdir()
+    done = signer.host.ctl("plugin", "sign", str(signer.path), "--key", str(signer.key))
+    assert done.returncode == 2
+    assert f"cannot write {signer.signature}: Is a directory" in done.stderr
+    assert [path.name for path in signer.directory.glob("*.json.sig*")] == [signer.signature.name]
+
+
 def test_who_is_refused_for_a_signature_is_not_told_to_log_in(signer: Signer) -> None:
     signer.signers.unlink()
     refused = signer.host.ctl("plugin", "verify", str(signer.path))
