@@ -448,13 +448,14 @@ def test_what_cannot_be_enabled(unit: str, error: type[Exception]) -> None:
 
 
 def test_the_user_manager_is_reached_too(stranger: pwd.struct_passwd) -> None:
+    # The process outlives its line a little: journald asks /proc whose it is (systemd.journal-fields(7)).
     code = """
 import asyncio, os, pathlib, subprocess
 from contextlib import aclosing
 from circleosd.systemd.units import SystemdUnits
 directory = pathlib.Path.home() / ".config/systemd/user"
 directory.mkdir(parents=True, exist_ok=True)
-(directory / "mine.service").write_text("[Service]\\nType=oneshot\\nExecStart=sh -c 'echo my line; exit 4'\\n"
+(directory / "mine.service").write_text("[Service]\\nType=oneshot\\nExecStart=sh -c 'echo my line; sleep 1; exit 4'\\n"
                                         "[Install]\\nWantedBy=default.target\\n")
 subprocess.run(["systemctl", "--user", "daemon-reload"], check=True)
 async def main():
