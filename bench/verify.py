@@ -1,6 +1,6 @@
 """What verifying a token costs, with few and with very many users, and during a storm of logins.
 
-`python -m bench.verify` prints the figures; tests/integration/test_scale.py holds the service to them.
+`python -m bench.verify` prints the figures; tests/integration/alone/test_scale.py holds the service to them.
 """
 
 from __future__ import annotations

@@ -86,16 +86,22 @@ def run(argv: list[str]) -> int:
 
 def serve(name: str) -> int:
     """Run one of the three services on the socket that was passed to it."""
-    # Nothing here speaks TLS, and asyncio does without it: OpenSSL would be a tenth of a service's start and memory.
-    sys.modules["ssl"] = None  # type: ignore[assignment]  # how the import system is told that there is none
+    _import_asyncio()
     import asyncio
 
     from circleosd.systemd import journal
 
-    del sys.modules["ssl"]
     journal.set_up()
     asyncio.run(_serve(name))
     return 0
+
+
+def _import_asyncio() -> None:
+    """Nothing here speaks TLS, and asyncio does without it: OpenSSL would be a tenth of a start and of the memory."""
+    sys.modules["ssl"] = None  # type: ignore[assignment]  # how the import system is told that there is none
+    import asyncio  # noqa: F401
+
+    del sys.modules["ssl"]
 
 
 async def _serve(name: str) -> None:
@@ -277,6 +283,7 @@ def _uids(*services: str) -> dict[str, int]:
 
 def up(directory: str | None) -> int:
     """Run the embedded mode in the foreground, below `directory` if that is given."""
+    _import_asyncio()
     import asyncio
     import logging
     from pathlib import Path

@@ -1,20 +1,26 @@
 """Tests run side by side in several processes (pytest-xdist), but for those that measure the machine: each alone.
 
-A test marked `alone` begins when the tests of the other processes have ended, and holds back their next ones; several
-of them in a row are not interrupted. Every test holds the lock on `ROOM`, shared or not (flock(2)). The way to it is by
-that on `GATE`, so that who waits for the room is not overtaken for ever. Both are files that are there anyway.
+A test in a directory `alone`, or marked so, begins when the tests of the other processes have ended, and holds back
+their next ones; several of them in a row are not interrupted. Every test holds the lock on `ROOM`, shared or not
+(flock(2)). The way to it is by that on `GATE`, so that who waits for the room is not overtaken for ever. Both are files
+that are there anyway.
+
+One process runs the directories `alone`, before all else: later each test would wait until a long one of every process
+has ended. Any other file is for one process.
 """
 
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 TESTS: Final = Path(__file__).parent
+ALONE: Final = "alone"
 GATE: Final = TESTS / "conftest.py"
 ROOM: Final = TESTS / "__init__.py"
 LONGEST: Final = (
@@ -25,8 +31,6 @@ LONGEST: Final = (
     "integration/test_plugin_failures.py",
     "integration/test_plugin_capabilities.py",
     "unit/test_linters.py",
-    "integration/test_hostile_plugins.py",
-    "integration/test_scale.py",
     "systemd/test_scenario.py",
     "systemd/test_inside.py",
     "systemd/test_native_form.py",
@@ -41,12 +45,16 @@ class Turns:
         self._gate = GATE.open("rb")
         self._room = ROOM.open("rb")
         self._alone = False
+        self._first = True
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         """Wait for the test's turn: outside of its time limit, and with its fixtures within the turn."""
+        if self._first and not together(item):
+            time.sleep(0.3)  # so that those, if there are any, are before it at the gate
+        self._first = False
         if not self._alone:
             self._alone = alone(item)
             fcntl.flock(self._gate, fcntl.LOCK_EX)
@@ -67,20 +75,37 @@ class Turns:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file is for one process: the run would end with that process if a long one came late.
 
-    What is to be alone begins, in its file and with its file: later it would wait for a long test of every process.
+    What is to be alone begins, in its file and with its file.
     """
     longest = {TESTS / name: place for place, name in enumerate(LONGEST)}
     waits = {item.path for item in items if alone(item)}
     files = {item.path: place for place, item in enumerate(reversed(items))}
 
-    def place(item: pytest.Item) -> tuple[bool, int, int, bool]:
-        return item.path not in waits, longest.get(item.path, len(longest)), -files[item.path], not alone(item)
+    def place(item: pytest.Item) -> tuple[int, int, int, bool]:
+        kind = 0 if together(item) else 1 if item.path in waits else 2
+        return kind, longest.get(item.path, len(longest)), -files[item.path], not alone(item)
 
     items.sort(key=place)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What `--dist loadfile` does, with the directories `alone` as if they were one file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    scheduler = LoadFileScheduling(config, log)
+    file = scheduler._split_scope
+    scheduler._split_scope = lambda nodeid: ALONE if ALONE in file(nodeid).split("/")[:-1] else file(nodeid)
+    return scheduler
+
+
 def alone(item: pytest.Item) -> bool:
-    return item.get_closest_marker("alone") is not None
+    return together(item) or item.get_closest_marker(ALONE) is not None
+
+
+def together(item: pytest.Item) -> bool:
+    """Whether it is in a directory `alone`."""
+    return item.path.parent.name == ALONE
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -45,3 +45,9 @@ ECHO = """(local $n i32)
     (if (local.get $n) (then
       (drop (call $write (i32.const 1) (i32.const 1024) (local.get $n)))
       (br $more))))"""
+
+# Sleeps for a minute: a relative monotonic clock subscription at 2048, its event at 2304.
+SLEEP = """
+  (i32.store (i32.const 2064) (i32.const 1))
+  (i64.store (i32.const 2072) (i64.const 60000000000))
+  (drop (call $poll (i32.const 2048) (i32.const 2304) (i32.const 1) (i32.const 2400)))"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import select
 import signal
 import socket
@@ -17,12 +18,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import pytest
 import wasmtime
 
 from circleosd.worker import frames
 from circleosd.worker.frames import Failed, Frame, Load, Ready
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+SPIN = '(func $spin (export "spin") (param i32) (result i64) (loop $l (br $l)) unreachable)'
 
 # What systemd or the supervisor does before it starts a worker: the socket as descriptor 3, its own id.
 _START: Final = """
@@ -319,3 +322,16 @@ def start(artifact: bytes, compiled: bytes | None = None, *, forked: bool = True
     limits = {key: fields.pop(key) for key in frames.Limits._fields if key in fields}
     load = Load(**{"name": "example", "plugin_type": "wasm", "limits": frames.Limits(**limits), **fields})
     return Worker(load, artifact, compiled, forked=forked)
+
+
+def fails(worker: Worker, function: str, payload: str = "") -> CallFailed:
+    """The failure of one call, which must be told by a sentence."""
+    with pytest.raises(CallFailed) as caught:
+        worker.invoke(function, payload)
+    assert re.fullmatch(r"[a-z].{8,}", caught.value.message, re.S)
+    return caught.value
+
+
+def still_works(worker: Worker) -> None:
+    """The same worker answers the next call."""
+    assert worker.invoke("echo", "fine") == "fine"

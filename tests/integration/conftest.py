@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
+from tests.integration import attacks
 from tests.integration.embedded_host import CHEAP, EmbeddedHost
 
 NewHost = Callable[[Mapping[str, str]], EmbeddedHost]
@@ -25,6 +26,15 @@ def cheap_host() -> Iterator[EmbeddedHost]:
     for host in running(CHEAP):
         host.open_to_everybody()
         yield host
+
+
+@pytest.fixture(scope="module")
+def paced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[attacks.Paced]:
+    """A host with a well-behaved plugin that is called all the time."""
+    for host in running(attacks.SETTINGS):
+        paced = attacks.Paced(host, tmp_path_factory.mktemp("plugins"))
+        yield paced
+        paced.close()
 
 
 @pytest.fixture

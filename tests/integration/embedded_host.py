@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,13 @@ from typing import Any
 
 PROJECT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
+SERVICES = ["auth-service", "service-registry", "plugin-manager"]
 CHEAP = {"CIRCLEOSD_AUTH_HASH_MEMORY": "64", "CIRCLEOSD_AUTH_HASH_PASSES": "1"}  # for tests with many logins
+HASTY = {
+    "CIRCLEOSD_SERVER_READ_TIMEOUT": "0.5",
+    "CIRCLEOSD_SERVER_WRITE_TIMEOUT": "0.5",
+    "CIRCLEOSD_SERVER_IDLE_CONNECTION": "1",
+}
 
 
 class EmbeddedHost:
@@ -125,6 +132,19 @@ class EmbeddedHost:
         assert reply["ok"], reply
         return reply["data"]
 
+    def load(self, path: Path | str, **more: Any) -> dict[str, Any]:
+        """Load a plugin, as `circlectl plugin load` does but by a request alone; relative paths are the project's."""
+        loaded: dict[str, Any] = self.data("plugin-manager", "load", path=str(PROJECT / path), **more)
+        return loaded
+
+    def unload(self, plugin: str) -> None:
+        """Unload a plugin, as `circlectl plugin unload` does."""
+        self.data("plugin-manager", "unload", id=plugin)
+
+    def logged(self, name: str) -> list[str]:
+        """What a cataloged service has printed, by lines."""
+        return [row["text"] for row in self.data("service-registry", "logs", name=name)]
+
     def pid(self, service: str) -> int:
         """The process of a service, started if need be."""
         return int(self.data(service, "health")["pid"])
@@ -156,3 +176,12 @@ def read_reply(sock: socket.socket) -> dict[str, Any]:
         data += chunk
     reply: dict[str, Any] = json.loads(data)
     return reply
+
+
+def to_the_end(sock: socket.socket) -> bytes:
+    """Everything until the peer closes."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := sock.recv(1 << 20):
+            data += chunk
+    return data

@@ -8,7 +8,6 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,15 @@ import pytest
 
 from circleosd.auth.passwords import Passwords
 from circleosd.config import AuthSettings
-from tests.door import acting_as, answer
+from tests.door import acting_as
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import CHEAP, EmbeddedHost, read_reply
-
-PASSWORD = "a long enough one"
-STRANGER, ALICE, BOB = 61001, 61002, 61003
-AUTH, REGISTRY, PLUGINS = "auth-service", "service-registry", "plugin-manager"
+from tests.integration.people import ALICE, AUTH, BOB, PASSWORD, PLUGINS, REGISTRY, STRANGER, ask, create, login, ok
 
 
 @pytest.fixture
 def host(cheap_host: EmbeddedHost) -> EmbeddedHost:
     return cheap_host
-
-
-def ask(host: EmbeddedHost, peer: int, service: str, action: str, **parameters: Any) -> dict[str, Any]:
-    """One request of a process of the uid `peer`."""
-    return answer(str(host.runtime), (peer, service, {"action": action, **parameters}))
-
-
-def ok(host: EmbeddedHost, peer: int, service: str, action: str, **parameters: Any) -> Any:
-    reply = ask(host, peer, service, action, **parameters)
-    assert reply["ok"], (action, parameters, reply)
-    return reply["data"]
-
-
-def create(host: EmbeddedHost, name: str, **more: Any) -> None:
-    host.data(AUTH, "create", **{"name": name, "password": PASSWORD, **more})
-
-
-def login(host: EmbeddedHost, name: str, uid: int, **more: Any) -> str:
-    return str(ok(host, uid, AUTH, "login", name=name, password=PASSWORD, **more)["token"])
 
 
 # users
@@ -212,43 +189,6 @@ def test_a_session_is_the_uids_that_opened_it_at_every_service(host: EmbeddedHos
             stolen = ask(host, uid, service, action, token=token)
             assert stolen["error"] == "denied"
             assert "opened by another uid" in stolen["message"]
-
-
-@pytest.mark.alone
-@pytest.mark.usefixtures("other_users")
-def test_a_revoked_session_is_refused_at_every_service_within_a_second(host: EmbeddedHost) -> None:
-    create(host, "revoked", role="viewer")
-    ends: list[Mapping[str, Any]] = [
-        {"action": "revoke", "name": "revoked"},
-        {"action": "disable", "name": "revoked"},
-        {"action": "passwd", "name": "revoked", "password": PASSWORD},
-        {"action": "delete", "name": "revoked"},
-    ]
-    for end in ends:
-        token = login(host, "revoked", ALICE)
-        for service in (AUTH, REGISTRY, PLUGINS):
-            ok(host, ALICE, service, "list", token=token)
-        assert host.call(AUTH, end)["ok"]
-        since = time.monotonic()
-        assert ask(host, ALICE, AUTH, "list", token=token)["error"] == "denied", "at once where it was revoked"
-        for service in (REGISTRY, PLUGINS):
-            while ask(host, ALICE, service, "list", token=token)["ok"]:
-                assert time.monotonic() - since <= 1.0, f"{service} still accepts it after {end['action']}"
-                time.sleep(0.01)  # between looks
-        host.call(AUTH, {"action": "enable", "name": "revoked"})
-
-
-@pytest.mark.alone
-@pytest.mark.usefixtures("other_users")
-def test_a_changed_role_counts_at_every_service_within_a_second(host: EmbeddedHost) -> None:
-    create(host, "risen", role="none")
-    token = login(host, "risen", ALICE)
-    assert ask(host, ALICE, REGISTRY, "list", token=token)["error"] == "denied"
-    host.data(AUTH, "role", name="risen", role="viewer")
-    since = time.monotonic()
-    while not ask(host, ALICE, REGISTRY, "list", token=token)["ok"]:
-        assert time.monotonic() - since <= 1.0
-        time.sleep(0.01)  # between looks
 
 
 @pytest.mark.usefixtures("other_users")

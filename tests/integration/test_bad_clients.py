@@ -8,8 +8,6 @@ import json
 import resource
 import socket
 import struct
-import subprocess
-import sys
 import termios
 import threading
 import time
@@ -19,28 +17,12 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import EmbeddedHost, read_reply
-
-SERVICES = ["auth-service", "service-registry", "plugin-manager"]
-HASTY = {
-    "CIRCLEOSD_SERVER_READ_TIMEOUT": "0.5",
-    "CIRCLEOSD_SERVER_WRITE_TIMEOUT": "0.5",
-    "CIRCLEOSD_SERVER_IDLE_CONNECTION": "1",
-}
+from tests.integration.embedded_host import HASTY, SERVICES, EmbeddedHost, read_reply, to_the_end
 
 
 def resident(pid: int) -> int:
     """Resident bytes of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
-
-
-def to_the_end(sock: socket.socket) -> bytes:
-    """Everything until the peer closes."""
-    data = b""
-    with contextlib.suppress(ConnectionResetError):
-        while chunk := sock.recv(1 << 20):
-            data += chunk
-    return data
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -100,25 +82,6 @@ def test_a_line_of_a_gibibyte_is_refused_without_being_kept(host: EmbeddedHost, 
     assert "a line may have at most" in reply["message"]
     assert resident(pid) - before < 24 << 20
     assert host.pid(service) == pid
-
-
-@pytest.mark.alone
-def test_half_a_line_and_nothing_are_timed_out_and_nobody_else_notices(new_host: NewHost) -> None:
-    host = new_host(HASTY)
-    for service in SERVICES:
-        host.pid(service)
-        with host.connect(service) as half, host.connect(service) as silent, host.connect(service) as good:
-            half.sendall(b'{"action":"he')
-            begun = time.monotonic()
-            worst = 0.0
-            while time.monotonic() - begun < 0.8:
-                asked = time.monotonic()
-                good.sendall(b'{"action":"health"}\n')
-                assert read_reply(good)["ok"]
-                worst = max(worst, time.monotonic() - asked)
-            assert json.loads(to_the_end(half))["error"] == "timeout"
-            assert "no request for 1 s" in json.loads(to_the_end(silent))["message"]
-            assert worst < 0.5, "the well-behaved client waited for the others' time-outs"
 
 
 def test_a_line_sent_byte_by_byte_must_be_complete_in_time(new_host: NewHost) -> None:
@@ -275,42 +238,6 @@ def test_a_request_that_finds_no_descriptor_left_is_told_so(new_host: NewHost, s
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
         sock.sendall(b'{"action":"health"}\n')
         assert read_reply(sock)["ok"]
-
-
-FLOOD = """
-import contextlib, socket, sys
-def connected():
-    sock = socket.socket(socket.AF_UNIX)
-    sock.connect(sys.argv[1])
-    sock.setblocking(False)
-    return sock
-socks = [connected() for _ in range(500)]
-print("connected", flush=True)
-while True:
-    for sock in socks:
-        with contextlib.suppress(BlockingIOError):
-            sock.send(b'{"action":"fly"}\\n' * 100)
-        with contextlib.suppress(BlockingIOError):
-            sock.recv(65536)
-"""
-
-
-@pytest.mark.alone
-def test_a_new_client_is_answered_while_five_hundred_others_never_stop_asking(host: EmbeddedHost) -> None:
-    host.pid("auth-service")
-    with subprocess.Popen(
-        [sys.executable, "-c", FLOOD, host.runtime / "auth-service.sock"], stdout=subprocess.PIPE
-    ) as flood:
-        assert flood.stdout is not None
-        flood.stdout.readline()
-        begun = time.monotonic()
-        try:
-            for _ in range(3):
-                assert host.call("auth-service", {"action": "health"})["ok"]
-        finally:
-            took = time.monotonic() - begun
-            flood.kill()
-    assert took < 6
 
 
 def processor_ticks(pid: int) -> int:

@@ -8,7 +8,6 @@ import pty
 import select
 import subprocess
 import termios
-import time
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def _plugin(host: EmbeddedHost) -> None:
-    host.ok("plugin", "load", "plugins/example.wasm")
+    host.load("plugins/example.wasm")
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -307,18 +306,3 @@ def test_what_an_encoding_lacks_is_escaped(host: EmbeddedHost) -> None:
     done = host.ctl("plugin", "invoke", "example", "handle", "a→b", env={"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(": a\\u2192b\n")
-
-
-@pytest.mark.alone
-def test_a_listing_costs_a_few_starts_of_python(host: EmbeddedHost) -> None:
-    host.ok("service", "list")
-
-    def once(*command: str | Path) -> float:
-        begun = time.perf_counter()
-        subprocess.run(command, env=host.environment, check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - begun
-
-    # In turn, and the fastest of each: what a busy machine adds is in neither.
-    pairs = [(once(BIN / "circlectl", "service", "list"), once(BIN / "python3", "-c", "pass")) for _ in range(25)]
-    ratio = min(pair[0] for pair in pairs) / min(pair[1] for pair in pairs)
-    assert ratio <= 5, f"circlectl service list takes {ratio:.1f} starts of Python"

@@ -55,7 +55,7 @@ def _names(host: EmbeddedHost, tmp_path_factory: pytest.TempPathFactory) -> None
     (directory / "special.wat").write_text(text.rstrip().removesuffix(")") + exports + ")")
     converter = PROJECT / "plugins/wat2wasm.py"
     subprocess.run([sys.executable, converter, directory / "special.wat", directory / "special.wasm"], check=True)
-    host.ok("plugin", "load", str(directory / "special.wasm"))
+    host.load(directory / "special.wasm")
     for name in ("web@one:eins", "web@one:zwei", "database"):
         (host.catalog / f"{name}.toml").write_text(f'[[service]]\nname = "{name}"\nunit = "{name[:3]}.service"\n')
 

@@ -80,7 +80,7 @@ def test_what_is_declared_is_loaded_and_what_no_longer_is_unloaded(host: Embedde
     state = tmp_path / "state"
     reverse = bundle(host, tmp_path / "reverse", "reverse")
     counter = bundle(host, tmp_path / "counter", "counter", grants="kv\n")
-    host.ok("plugin", "load", str(EXAMPLES / "wordcount/wordcount.wasm"))
+    host.load(EXAMPLES / "wordcount/wordcount.wasm")
     for _ in range(2):
         done = sync(host, state, reverse, counter)
         assert done.returncode == 0, done.stderr

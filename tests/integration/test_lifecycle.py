@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import BIN, CHEAP, PROJECT, EmbeddedHost, read_reply
+from tests.integration.embedded_host import BIN, CHEAP, PROJECT, SERVICES, EmbeddedHost, read_reply
 
-SERVICES = ["auth-service", "service-registry", "plugin-manager"]
 TICKER = "[Service]\nType=exec\nExecStart=/bin/sh -c 'echo up; while sleep 1; do :; done'\n"
 
 
@@ -42,7 +41,7 @@ def children(host: EmbeddedHost) -> list[int]:
 def test_nothing_runs_before_the_first_connection_and_after_the_last(new_host: NewHost) -> None:
     host = new_host({"CIRCLEOSD_SERVER_IDLE_EXIT": "0.3", "CIRCLEOSD_PLUGINS_IDLE_WORKER": "0.2"})
     assert children(host) == []
-    host.ok("plugin", "load", "plugins/example.wasm")
+    host.load("plugins/example.wasm")
     assert host.ok("plugin", "invoke", "example", "upper", "abc") == "ABC\n"
     assert len(children(host)) >= 2
     host.wait_for(lambda: children(host) == [])
@@ -114,7 +113,7 @@ def test_what_was_acknowledged_before_a_sigkill_is_there_after_it(new_host: NewH
 
 def test_plugins_are_there_after_the_manager_and_the_supervisor_restart(new_host: NewHost) -> None:
     host = new_host({})
-    host.ok("plugin", "load", "plugins/example.wasm")
+    host.load("plugins/example.wasm")
     os.kill(host.pid("plugin-manager"), signal.SIGKILL)
     assert host.ok("plugin", "invoke", "example", "crc32", "hello") == "3610a686\n"
     assert host.stop() == 0
@@ -150,13 +149,13 @@ def test_any_cataloged_unit_is_started_stopped_and_restarted(host: EmbeddedHost)
     listed = {row["name"]: row for row in json.loads(host.ok("service", "list", "--json"))}
     assert listed["ticker"]["state"] == "inactive"
     assert "active (running" in host.ok("service", "start", "ticker")
-    first = json.loads(host.ok("service", "status", "ticker", "--json"))
+    first = host.data("service-registry", "status", name="ticker")
     assert first["state"] == "active"
     assert Path(f"/proc/{first['pid']}").exists()
     assert "active (running" in host.ok("service", "start", "ticker")
-    assert json.loads(host.ok("service", "status", "ticker", "--json"))["pid"] == first["pid"]
+    assert host.data("service-registry", "status", name="ticker")["pid"] == first["pid"]
     host.ok("service", "restart", "ticker")
-    second = json.loads(host.ok("service", "status", "ticker", "--json"))
+    second = host.data("service-registry", "status", name="ticker")
     assert second["pid"] != first["pid"]
     assert "inactive (dead)" in host.ok("service", "stop", "ticker")
     assert not Path(f"/proc/{second['pid']}").exists()
@@ -271,7 +270,7 @@ def test_a_service_that_does_not_stop_is_killed(host: EmbeddedHost) -> None:
     command = "/bin/sh -c 'trap : TERM; echo deaf; while :; do sleep 0.1; done'"
     host.add_service("deaf", f"[Service]\nType=exec\nTimeoutStopSec=300ms\nExecStart={command}\n")
     host.ok("service", "start", "deaf")
-    host.wait_for(lambda: "deaf" in host.ok("service", "logs", "deaf"))
+    host.wait_for(lambda: "deaf" in host.logged("deaf"))
     assert "failed" in host.ok("service", "stop", "deaf")
     status = host.data("service-registry", "status", name="deaf")
     assert (status["result"], status["signal"]) == ("timeout", "SIGKILL")
@@ -281,7 +280,7 @@ def test_a_changed_unit_file_counts_at_the_next_start(host: EmbeddedHost) -> Non
     for word in ("before", "after"):
         host.add_service("changing", f"[Unit]\nDescription={word}\n[Service]\nExecStart=/bin/sh -c 'echo {word}'\n")
         host.ok("service", "restart", "changing")
-        host.wait_for(lambda: word in host.ok("service", "logs", "changing"))  # noqa: B023  # called at once
+        host.wait_for(lambda: word in host.logged("changing"))  # noqa: B023  # called at once
         assert host.data("service-registry", "status", name="changing")["description"] == word
 
 
@@ -292,8 +291,8 @@ def test_output_is_logged_in_lines_whatever_comes(host: EmbeddedHost) -> None:
     )
     host.add_service("talk", f"[Service]\nExecStart=/bin/sh {script}\n")
     host.ok("service", "start", "talk")
-    host.wait_for(lambda: "last" in host.ok("service", "logs", "talk"))
-    lines = [row["text"] for row in host.data("service-registry", "logs", name="talk")]
+    host.wait_for(lambda: host.logged("talk")[-1:] and host.logged("talk")[-1].endswith("last"))
+    lines = host.logged("talk")
     assert lines[:2] == ["one", "two"]
     assert "".join(lines[2:-1]) == "x" * 100_000
     assert max(map(len, lines)) < 20_000

@@ -24,10 +24,6 @@ ExecStart=/bin/sleep 1000
 """
 
 
-def load(host: EmbeddedHost, path: Path, *more: str) -> str:
-    return host.ok("plugin", "load", str(path), *more)
-
-
 def ask(host: EmbeddedHost, plugin: str, call: str, function: str = "call", **args: str) -> dict[str, Any]:
     """The reply to an invoke that makes a host call."""
     payload = json.dumps({"call": call, "args": args})
@@ -50,7 +46,7 @@ def refusal(host: EmbeddedHost, plugin: str, call: str, **args: str) -> str:
 
 def test_a_plugin_keeps_texts_over_the_end_of_the_manager(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({})
-    load(host, write(tmp_path, "keeper", caller(), capabilities=["kv"]), "--grant", "kv")
+    host.load(write(tmp_path, "keeper", caller(), capabilities=["kv"]), grant="kv")
     assert answer(host, "keeper", "kv.get", key="a") is None
     answer(host, "keeper", "kv.set", key="a", value="ä\n1")
     os.kill(host.pid("plugin-manager"), signal.SIGKILL)
@@ -65,18 +61,18 @@ def test_a_plugin_keeps_texts_over_the_end_of_the_manager(new_host: NewHost, tmp
 
 def test_plugins_do_not_see_what_others_keep_and_unloading_forgets_it(host: EmbeddedHost, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        load(host, write(tmp_path, name, caller(), capabilities=["kv"]), "--grant", "kv")
+        host.load(write(tmp_path, name, caller(), capabilities=["kv"]), grant="kv")
     answer(host, "one", "kv.set", key="k", value="of one")
     assert answer(host, "two", "kv.keys", prefix="") == []
-    host.ok("plugin", "unload", "one")
-    load(host, tmp_path / "one.wasm", "--grant", "kv")
+    host.unload("one")
+    host.load(tmp_path / "one.wasm", grant="kv")
     assert answer(host, "one", "kv.get", key="k") is None
     for name in ("one", "two"):
-        host.ok("plugin", "unload", name)
+        host.unload(name)
 
 
 def test_what_a_plugin_keeps_is_held_to_its_limit(host: EmbeddedHost, tmp_path: Path) -> None:
-    load(host, write(tmp_path, "full", caller(), capabilities=["kv"], limits={"storage": 100}), "--grant", "kv")
+    host.load(write(tmp_path, "full", caller(), capabilities=["kv"], limits={"storage": 100}), grant="kv")
     answer(host, "full", "kv.set", key="k", value="x" * 99)
     assert refusal(host, "full", "kv.set", key="l", value="").startswith("limit: ")
     assert refusal(host, "full", "kv.set", key="k", value="x" * 100).startswith("limit: ")
@@ -84,13 +80,14 @@ def test_what_a_plugin_keeps_is_held_to_its_limit(host: EmbeddedHost, tmp_path: 
     answer(host, "full", "kv.set", key="l", value="x" * 48)
     answer(host, "full", "kv.delete", key="k")
     answer(host, "full", "kv.set", key="m", value="x" * 50)
-    assert json.loads(host.ok("plugin", "show", "full", "--json"))["stored"] == 100
+    assert host.data("plugin-manager", "show", id="full")["stored"] == 100
     assert refusal(host, "full", "kv.set", key="n" * 600, value="").startswith("bad-request: ")
-    host.ok("plugin", "unload", "full")
+    host.unload("full")
 
 
 def test_a_call_without_the_capability_names_it_and_a_grant_counts_at_once(host: EmbeddedHost, tmp_path: Path) -> None:
-    shown = load(host, write(tmp_path, "asker", caller(), capabilities=[{"name": "kv", "reason": "to remember"}]))
+    path = write(tmp_path, "asker", caller(), capabilities=[{"name": "kv", "reason": "to remember"}])
+    shown = host.ok("plugin", "load", str(path))
     assert "not granted: to remember" in shown
     assert "the capability kv" in refusal(host, "asker", "kv.get", key="a")
     assert "the capability clock" in refusal(host, "asker", "clock.now")
@@ -101,22 +98,22 @@ def test_a_call_without_the_capability_names_it_and_a_grant_counts_at_once(host:
     history = host.data("plugin-manager", "history", object="asker")
     assert [row["action"] for row in history] == ["load", "grant", "revoke"]
     assert history[1]["after"]["granted"] == ["kv"]
-    host.ok("plugin", "unload", "asker")
+    host.unload("asker")
 
 
 def test_a_revocation_is_effective_within_a_running_call(host: EmbeddedHost, tmp_path: Path) -> None:
     path = write(tmp_path, "busy", caller(), capabilities=["kv"], limits={"time": 20})
-    load(host, path, "--grant", "all")
+    host.load(path, grant="all")
     replies: list[dict[str, Any]] = []
     calling = threading.Thread(target=lambda: replies.append(ask(host, "busy", "kv.get", "until_refused", key="a")))
     calling.start()
-    host.wait_for(lambda: json.loads(host.ok("plugin", "show", "busy", "--json"))["waiting"] == 1)
+    host.wait_for(lambda: host.data("plugin-manager", "show", id="busy")["waiting"] == 1)
     started = time.monotonic()
     host.ok("plugin", "revoke", "busy", "kv")
     calling.join(10)
     assert time.monotonic() - started < 5
     assert "the capability kv" in replies[0]["message"]
-    host.ok("plugin", "unload", "busy")
+    host.unload("busy")
 
 
 def test_only_what_a_plugin_asks_for_can_be_granted(host: EmbeddedHost, tmp_path: Path) -> None:
@@ -124,16 +121,16 @@ def test_only_what_a_plugin_asks_for_can_be_granted(host: EmbeddedHost, tmp_path
     refused = host.ctl("plugin", "load", str(path), "--grant", "kv")
     assert refused.returncode == 2
     assert "it asks for: clock" in refused.stderr
-    load(host, path)
+    host.load(path)
     refused = host.ctl("plugin", "grant", "modest", "kv")
     assert "it asks for: clock" in refused.stderr
     assert "there are: log, kv" in host.ctl("plugin", "grant", "modest", "network").stderr
-    host.ok("plugin", "unload", "modest")
+    host.unload("modest")
 
 
 def test_an_upgrade_that_asks_for_more_is_refused_with_the_difference(host: EmbeddedHost, tmp_path: Path) -> None:
     path = write(tmp_path, "grower", caller(), capabilities=["clock"])
-    load(host, path, "--grant", "clock")
+    host.load(path, grant="clock")
     wants = ["clock", {"name": "kv", "reason": "to remember"}]
     write(tmp_path, "grower", caller(), version="2", capabilities=wants)
     refused = host.ctl("plugin", "load", str(path))
@@ -141,15 +138,15 @@ def test_an_upgrade_that_asks_for_more_is_refused_with_the_difference(host: Embe
     assert "kv (to remember)" in refused.stderr
     assert "--grant kv" in refused.stderr
     assert "clock" not in refused.stderr
-    assert json.loads(host.ok("plugin", "show", "grower", "--json"))["version"] == "1"
-    load(host, path, "--grant", "kv")
+    assert host.data("plugin-manager", "show", id="grower")["version"] == "1"
+    host.load(path, grant="kv")
     assert isinstance(answer(host, "grower", "clock.now"), int)
     assert answer(host, "grower", "kv.get", key="a") is None
     write(tmp_path, "grower", caller(), version="3", capabilities=["clock"])
-    load(host, path)
+    host.load(path)
     write(tmp_path, "grower", caller(), version="4", capabilities=wants)
     assert host.ctl("plugin", "load", str(path)).returncode == 4  # what was given up must be granted again
-    host.ok("plugin", "unload", "grower")
+    host.unload("grower")
 
 
 SLOW = """__attribute__((constructor)) void slow(void) { sleep(4); }"""
@@ -159,8 +156,8 @@ def test_what_is_decided_while_a_plugin_is_loaded_waits_for_nothing_and_counts(
     host: EmbeddedHost, tmp_path: Path
 ) -> None:
     asks: dict[str, Any] = {"plugin_type": "native", "capabilities": ["kv"], "limits": {"time": 20}}
-    host.ok("plugin", "load", str(write(tmp_path, "slow", handlers(""), **asks)), "--trust", "--grant", "kv")
-    host.ok("plugin", "load", str(write(tmp_path, "other", caller(), capabilities=["kv"])), "--grant", "kv")
+    host.load(write(tmp_path, "slow", handlers(""), **asks), trust=True, grant="kv")
+    host.load(write(tmp_path, "other", caller(), capabilities=["kv"]), grant="kv")
     upgraded = write(tmp_path, "slow", handlers(SLOW), **asks | {"version": "2"})
     with ThreadPoolExecutor() as threads:
         upgrade = threads.submit(host.ctl, "plugin", "load", str(upgraded), "--trust")
@@ -174,7 +171,7 @@ def test_what_is_decided_while_a_plugin_is_loaded_waits_for_nothing_and_counts(
     assert (shown["version"], shown["state"]) == ("2", "disabled")
     assert [item["granted"] for item in shown["capabilities"]] == [False]
     for plugin in ("other", "slow"):
-        host.ok("plugin", "unload", plugin)
+        host.unload(plugin)
 
 
 def test_the_configuration_grants_for_hosts_without_an_administrator(new_host: NewHost, tmp_path: Path) -> None:
@@ -183,7 +180,7 @@ def test_the_configuration_grants_for_hosts_without_an_administrator(new_host: N
         '[plugins.grants]\nheadless = ["kv", "services:restart:*"]\n'
     )
     path = write(tmp_path, "headless", caller(), capabilities=["kv", "clock"])
-    load(host, path)
+    host.load(path)
     assert answer(host, "headless", "kv.get", key="a") is None
     assert "the capability clock" in refusal(host, "headless", "clock.now")
     assert "the capability services:restart:x" in refusal(host, "headless", "services.restart", name="x")
@@ -193,7 +190,7 @@ def test_the_configuration_grants_for_hosts_without_an_administrator(new_host: N
 
 def test_the_configuration_and_the_clock_of_a_plugin(host: EmbeddedHost, tmp_path: Path) -> None:
     path = write(tmp_path, "told", caller(), capabilities=["config", "clock"], config={"url": "x", "a": "1"})
-    load(host, path)
+    host.load(path)
     assert "the capability config" in refusal(host, "told", "config.get", key="url")
     host.ok("plugin", "grant", "told", "config")
     host.ok("plugin", "grant", "told", "clock")
@@ -202,7 +199,7 @@ def test_the_configuration_and_the_clock_of_a_plugin(host: EmbeddedHost, tmp_pat
     assert answer(host, "told", "config.keys") == ["a", "url"]
     assert abs(answer(host, "told", "clock.now") / 1000 - time.time()) < 60
     assert answer(host, "told", "clock.monotonic") > 0
-    host.ok("plugin", "unload", "told")
+    host.unload("told")
 
 
 def test_a_plugin_restarts_the_service_that_it_may_and_the_ledger_names_it(host: EmbeddedHost, tmp_path: Path) -> None:
@@ -210,14 +207,8 @@ def test_a_plugin_restarts_the_service_that_it_may_and_the_ledger_names_it(host:
     host.add_service("db", SLEEPER)
     host.ok("service", "start", "web")
     asked = ["services:read", {"name": "services:restart:*", "reason": "heals"}]
-    load(
-        host,
-        write(tmp_path, "healer", caller(), capabilities=asked),
-        "--grant",
-        "services:read",
-        "--grant",
-        "services:restart:web",
-    )
+    path = write(tmp_path, "healer", caller(), capabilities=asked)
+    host.ok("plugin", "load", str(path), "--grant", "services:read", "--grant", "services:restart:web")
     before = answer(host, "healer", "services.status", name="web")
     assert before["state"] == "active"
     assert {"web", "db"} <= {item["name"] for item in answer(host, "healer", "services.list")}
@@ -234,7 +225,7 @@ def test_a_plugin_restarts_the_service_that_it_may_and_the_ledger_names_it(host:
     (denied,) = host.data("plugin-manager", "history", failed=True, object="db")
     assert (denied["phase"], denied["action"]) == ("denied", "services.restart")
     assert denied["actor"]["plugin"] == "healer"
-    host.ok("plugin", "unload", "healer")
+    host.unload("healer")
     host.ok("service", "stop", "web")
 
 
@@ -243,9 +234,9 @@ def test_nothing_that_a_plugin_does_while_it_is_loaded_lasts(host: EmbeddedHost,
     escaped = request.replace('"', '\\"')
     early = f"""(data (i32.const 64) "{escaped}")
       (func (export "_initialize") (drop (call $host_call (i32.const 64) (i32.const {len(request)}))))"""
-    load(host, write(tmp_path, "eager", caller(early), instance="shared", capabilities=["kv"]), "--grant", "kv")
+    host.load(write(tmp_path, "eager", caller(early), instance="shared", capabilities=["kv"]), grant="kv")
     assert answer(host, "eager", "kv.keys", prefix="") == []
-    host.ok("plugin", "unload", "eager")
+    host.unload("eager")
 
 
 def test_an_event_is_kept_followed_and_delivered(host: EmbeddedHost, tmp_path: Path) -> None:
@@ -255,8 +246,8 @@ def test_an_event_is_kept_followed_and_delivered(host: EmbeddedHost, tmp_path: P
       (func (export "on_event") (param i32) (result i64)
         (drop (call $host_call (i32.const 64) (i32.const {len(note)})))
         (i64.const 0))"""
-    load(host, write(tmp_path, "source", caller(), capabilities=["events:deploy"]), "--grant", "events:deploy")
-    load(host, write(tmp_path, "drain", caller(on_event), capabilities=["kv", "events:*"]), "--grant", "all")
+    host.load(write(tmp_path, "source", caller(), capabilities=["events:deploy"]), grant="events:deploy")
+    host.load(write(tmp_path, "drain", caller(on_event), capabilities=["kv", "events:*"]), grant="all")
     with host.connect("plugin-manager") as follower:
         follower.sendall(b'{"action":"events","follow":true,"lines":0}\n')
         host.data("plugin-manager", "health")
@@ -269,7 +260,7 @@ def test_an_event_is_kept_followed_and_delivered(host: EmbeddedHost, tmp_path: P
     assert refusal(host, "drain", "events.emit", topic="*", payload="").startswith("bad-request: ")
     assert refusal(host, "source", "events.emit", topic="deploy", payload="x" * 20_000).startswith("limit: ")
     for name in ("source", "drain"):
-        host.ok("plugin", "unload", name)
+        host.unload(name)
 
 
 def test_events_that_follow_from_one_another_end(host: EmbeddedHost, tmp_path: Path) -> None:
@@ -280,13 +271,13 @@ def test_events_that_follow_from_one_another_end(host: EmbeddedHost, tmp_path: P
         (drop (call $host_call (i32.const 64) (i32.const {len(emit)})))
         (i64.const 0))"""
     for name in ("ping", "pong"):
-        load(host, write(tmp_path, name, caller(bounce), capabilities=["events:ball"]), "--grant", "all")
+        host.load(write(tmp_path, name, caller(bounce), capabilities=["events:ball"]), grant="all")
     answer(host, "ping", "events.emit", topic="ball", payload="first")
     host.wait_for(lambda: len(host.data("plugin-manager", "events", topic="ball")) >= 4)
     time.sleep(0.3)  # in which an endless exchange would go on
     assert [row["plugin"] for row in host.data("plugin-manager", "events", topic="ball")] == ["ping", "pong"] * 2
     for name in ("ping", "pong"):
-        host.ok("plugin", "unload", name)
+        host.unload(name)
 
 
 @pytest.mark.parametrize(
@@ -296,16 +287,16 @@ def test_events_that_follow_from_one_another_end(host: EmbeddedHost, tmp_path: P
 def test_a_malformed_host_call_is_an_error_and_nothing_more(
     host: EmbeddedHost, tmp_path: Path, request_text: str
 ) -> None:
-    load(host, write(tmp_path, "odd", caller(), capabilities=["kv"]), "--grant", "kv")
+    host.load(write(tmp_path, "odd", caller(), capabilities=["kv"]), grant="kv")
     reply = host.call("plugin-manager", {"action": "invoke", "id": "odd", "func": "call", "payload": request_text})
     assert not reply["ok"]
     assert answer(host, "odd", "kv.get", key="a") is None
-    host.ok("plugin", "unload", "odd")
+    host.unload("odd")
 
 
 def test_the_counter_of_the_examples_counts(new_host: NewHost) -> None:
     host = new_host({})
-    host.ok("plugin", "load", "plugins/examples/counter/counter.wasm")
+    host.load("plugins/examples/counter/counter.wasm")
     assert "the capability kv" in host.ctl("plugin", "invoke", "counter", "handle", "visits").stderr
     host.ok("plugin", "grant", "counter", "kv")
     assert [host.ok("plugin", "invoke", "counter", "handle", "visits") for _ in range(2)] == ["1\n", "2\n"]

@@ -16,10 +16,10 @@ from tests.integration.made import ECHO, core, write
 @pytest.fixture
 def store(host: EmbeddedHost, tmp_path: Path) -> Iterator[Path]:
     """The directory of the artifacts of a host that has loaded `echo`."""
-    host.ok("plugin", "load", str(write(tmp_path, "echo", core(ECHO))))
+    host.load(write(tmp_path, "echo", core(ECHO)))
     digest = host.data("plugin-manager", "show", id="echo")["digest"]
     yield next(host.directory.rglob(digest)).parent
-    host.ok("plugin", "unload", "echo")
+    host.unload("echo")
 
 
 def _renewed(host: EmbeddedHost) -> dict[str, object]:
@@ -62,7 +62,7 @@ def test_a_store_that_takes_no_artifact_is_unavailable_until_it_does(
     finally:
         away.rename(store)
     host.ok("plugin", "load", other)
-    host.ok("plugin", "unload", "other")
+    host.unload("other")
 
 
 def test_what_is_no_artifact_in_the_store_keeps_nobody_from_loading_or_starting(
@@ -70,11 +70,11 @@ def test_what_is_no_artifact_in_the_store_keeps_nobody_from_loading_or_starting(
 ) -> None:
     (store / "lost+found" / "deep").mkdir(parents=True)
     try:
-        host.ok("plugin", "load", str(write(tmp_path, "other", core(ECHO))))
+        host.load(write(tmp_path, "other", core(ECHO)))
         host.stop()
         host.start()
         assert host.ok("plugin", "invoke", "other", "echo", "still here") == "still here\n"
-        host.ok("plugin", "unload", "other")
+        host.unload("other")
     finally:
         shutil.rmtree(store / "lost+found")
 

@@ -52,7 +52,7 @@ def details(host: EmbeddedHost, plugin: str) -> dict[str, Any]:
 def test_a_trap_is_told_with_its_backtrace_and_a_plugins_own_error_with_its_words(
     host: EmbeddedHost, tmp_path: Path
 ) -> None:
-    host.ok("plugin", "load", str(write(tmp_path, "weak", core(TRAP + COMPLAIN + ECHO))))
+    host.load(write(tmp_path, "weak", core(TRAP + COMPLAIN + ECHO)))
     reply = invoke(host, "weak", "trap")
     assert reply["error"] == "plugin-failed"
     assert "trap: " in reply["message"]
@@ -64,7 +64,7 @@ def test_a_trap_is_told_with_its_backtrace_and_a_plugins_own_error_with_its_word
     shown = details(host, "weak")
     assert (shown["calls"], shown["failures"]) == (3, 1)
     assert "unreachable" in shown["last_error"]
-    host.ok("plugin", "unload", "weak")
+    host.unload("weak")
 
 
 @pytest.mark.parametrize("words", ["gave a hint", "trap: none"])
@@ -73,18 +73,18 @@ def test_an_error_of_the_plugins_own_is_no_failure_however_it_is_worded(
 ) -> None:
     own = f'''(data (i32.const 64) "{words}") (func (export "complain") (param i32) (result i64)
       (i64.const {64 << 32 | 1 << 31 | len(words)}))'''
-    host.ok("plugin", "load", str(write(tmp_path, "wordy", core(own))))
+    host.load(write(tmp_path, "wordy", core(own)))
     for _ in range(4):
         assert invoke(host, "wordy", "complain")["message"] == words
     assert details(host, "wordy")["failures"] == 0
-    host.ok("plugin", "unload", "wordy")
+    host.unload("wordy")
 
 
 def test_a_component_that_breaks_its_abi_has_failed(host: EmbeddedHost, tmp_path: Path) -> None:
-    host.ok("plugin", "load", str(write(tmp_path, "outside", component(handle="(i32.const -16)"))))
+    host.load(write(tmp_path, "outside", component(handle="(i32.const -16)")))
     assert "pointer" in invoke(host, "outside", "handle")["message"]
     assert details(host, "outside")["failures"] == 1
-    host.ok("plugin", "unload", "outside")
+    host.unload("outside")
 
 
 def test_a_taken_over_worker_that_reports_what_is_no_text_has_broken_the_protocol(
@@ -95,12 +95,12 @@ def test_a_taken_over_worker_that_reports_what_is_no_text_has_broken_the_protoco
       unsigned char frame[256] = {{0, 0, 0, strlen(said), 19, 0, 0, 0, 1}}; memcpy(frame + 9, said, strlen(said));
       for (int fd = 3; fd < 16; fd++) send(fd, frame, 9 + strlen(said), MSG_NOSIGNAL); for (;;) pause(); }}"""
     artifact = handlers(forge, "forge")
-    host.ok("plugin", "load", str(write(tmp_path, "forger", artifact, plugin_type="native")), "--trust")
+    host.load(write(tmp_path, "forger", artifact, plugin_type="native"), trust=True)
     reply = invoke(host, "forger", "forge")
     assert reply["error"] == "plugin-failed", reply
     assert "broke the protocol" in reply["message"]
     assert invoke(host, "forger", "echo", "fine")["data"] == "fine"
-    host.ok("plugin", "unload", "forger")
+    host.unload("forger")
 
 
 def test_a_native_plugin_that_hangs_while_it_is_loaded_keeps_nobody_waiting_for_long(
@@ -124,20 +124,20 @@ def test_the_end_of_a_worker_is_told_and_the_next_call_gets_a_new_one(
 ) -> None:
     artifact = native(CRASH, tmp_path / "build.so")
     path = write(tmp_path, "crasher", artifact, plugin_type="native", limits={"time": 1})
-    host.ok("plugin", "load", str(path), "--trust")
+    host.load(path, trust=True)
     reply = invoke(host, "crasher", "crash", payload)
     assert reply["error"] == error, reply
     assert words in reply["message"]
     assert invoke(host, "crasher", "crash", "x")["data"] == "fine"
-    host.ok("plugin", "unload", "crasher")
+    host.unload("crasher")
 
 
 def test_a_plugin_that_keeps_failing_is_held_back_then_quarantined_and_can_be_brought_back(
     new_host: NewHost, tmp_path: Path
 ) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_BACK_OFF_AFTER": "2", "CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "3"})
-    host.ok("plugin", "load", str(write(tmp_path, "weak", core(TRAP + ECHO))))
-    host.ok("plugin", "load", str(write(tmp_path, "strong", core(ECHO))))
+    host.load(write(tmp_path, "weak", core(TRAP + ECHO)))
+    host.load(write(tmp_path, "strong", core(ECHO)))
     for _ in range(2):
         assert "unreachable" in invoke(host, "weak", "trap")["message"]
     held = invoke(host, "weak", "echo", "x")
@@ -165,43 +165,43 @@ def test_a_plugin_that_keeps_failing_is_held_back_then_quarantined_and_can_be_br
 def test_a_new_version_of_a_quarantined_plugin_begins_anew(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "1"})
     path = write(tmp_path, "weak", core(TRAP))
-    host.ok("plugin", "load", str(path))
+    host.load(path)
     invoke(host, "weak", "trap")
     assert details(host, "weak")["state"] == "quarantined"
     write(tmp_path, "weak", core(ECHO), version="2")
-    host.ok("plugin", "load", str(path))
+    host.load(path)
     assert invoke(host, "weak", "echo", "x")["data"] == "x"
     assert details(host, "weak")["failures"] == 0
 
 
 def test_a_disabled_plugin_is_not_called_and_stays_so_over_an_upgrade(host: EmbeddedHost, tmp_path: Path) -> None:
     path = write(tmp_path, "paused", core(ECHO))
-    host.ok("plugin", "load", str(path))
+    host.load(path)
     host.ok("plugin", "disable", "paused", "--reason", "audit")
     refused = host.ctl("plugin", "invoke", "paused", "echo", "x")
     assert refused.returncode == 7
     assert "disabled: audit" in refused.stderr
-    host.ok("plugin", "load", str(path))
+    host.load(path)
     assert details(host, "paused")["state"] == "disabled"
     host.ok("plugin", "enable", "paused")
     assert host.ok("plugin", "invoke", "paused", "echo", "x") == "x\n"
-    host.ok("plugin", "unload", "paused")
+    host.unload("paused")
 
 
 def test_calls_in_hand_and_waiting_survive_an_upgrade(host: EmbeddedHost, tmp_path: Path) -> None:
     path = write(tmp_path, "moving", core(ECHO))
-    host.ok("plugin", "load", str(path))
+    host.load(path)
     with host.connect("plugin-manager") as sock:
         request = {"action": "invoke", "id": "moving", "func": "echo", "payload": "x"}
         sock.sendall((json.dumps(request).encode() + b"\n") * 300)
         write(tmp_path, "moving", core(ECHO + TRAP), version="2")
-        host.ok("plugin", "load", str(path))
+        host.load(path)
         received = b""
         while received.count(b"\n") < 300:
             received += sock.recv(1 << 16)
     assert received.count(b'"data":"x"') == 300
     assert details(host, "moving")["version"] == "2"
-    host.ok("plugin", "unload", "moving")
+    host.unload("moving")
 
 
 def test_limits_have_defaults_and_ceilings_of_the_host(new_host: NewHost, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_limits_have_defaults_and_ceilings_of_the_host(new_host: NewHost, tmp_pa
     host = new_host({f"CIRCLEOSD_PLUGINS_{name}": value for name, value in settings.items()})
     spin = '(func (export "spin") (param i32) (result i64) (loop $on (br $on)) (i64.const 0))'
     path = write(tmp_path, "spinner", core(spin))
-    host.ok("plugin", "load", str(path))
+    host.load(path)
     limits = details(host, "spinner")["limits"]
     assert (limits["memory"], limits["time"], limits["concurrency"]) == (33554432, 0.5, 1)
     started = time.monotonic()
@@ -228,29 +228,29 @@ def test_a_host_may_allow_larger_artifacts(new_host: NewHost, tmp_path: Path) ->
     filler = b"\x04junk" + bytes(70 << 20)
     size = len(filler)
     length = bytes((size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14 & 0x7F | 0x80, size >> 21))
-    host.ok("plugin", "load", str(write(tmp_path, "large", core(ECHO) + b"\0" + length + filler)))
+    host.load(write(tmp_path, "large", core(ECHO) + b"\0" + length + filler))
     assert invoke(host, "large", "echo", "x")["data"] == "x"
 
 
 def test_a_deterministic_plugin_is_held_to_its_fuel_and_compiled_apart(host: EmbeddedHost, tmp_path: Path) -> None:
     spin = '(func (export "spin") (param i32) (result i64) (loop $on (br $on)) (i64.const 0))'
     path = write(tmp_path, "exact", core(spin + ECHO), deterministic=True, limits={"time": 1})
-    host.ok("plugin", "load", str(path))
+    host.load(path)
     reply = invoke(host, "exact", "spin")
     assert reply["error"] == "limit", reply
     assert "fuel" in reply["message"]
     write(tmp_path, "exact", core(spin + ECHO), limits={"time": 0.3})
-    host.ok("plugin", "load", str(path))
+    host.load(path)
     assert invoke(host, "exact", "spin")["error"] == "timeout"
     assert invoke(host, "exact", "echo", "x")["data"] == "x"
-    host.ok("plugin", "unload", "exact")
+    host.unload("exact")
 
 
 def test_compilations_are_kept_within_their_bound(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_CACHE": "60000"})
     for number in range(6):
         body = ECHO + f'(func (export "f{number}") (param i32) (result i64) (i64.const {number}))'
-        host.ok("plugin", "load", str(write(tmp_path, f"p{number}", core(body))))
+        host.load(write(tmp_path, f"p{number}", core(body)))
     files = [path for path in (host.directory / "cache").rglob("*") if path.is_file()]
     assert 0 < sum(path.stat().st_size for path in files) <= 60_000
     assert len(files) < 6
@@ -264,10 +264,10 @@ def test_a_plugins_log_cannot_pass_for_other_lines(host: EmbeddedHost, tmp_path:
       (func (export "say") (param i32) (result i64)
         (call $log (i32.const 1) (i32.const 64) (i32.const 18)) (i64.const 0))"""
     imports = '(import "circleosd" "log" (func $log (param i32 i32 i32)))'
-    host.ok("plugin", "load", str(write(tmp_path, "chatty", core(log, imports=imports))))
+    host.load(write(tmp_path, "chatty", core(log, imports=imports)))
     assert invoke(host, "chatty", "say")["ok"]
     host.wait_for(lambda: "plugin chatty: one two?[31m\tthree\n" in host.log)
-    host.ok("plugin", "unload", "chatty")
+    host.unload("chatty")
 
 
 def test_a_native_plugin_neither_fills_the_log_nor_steers_the_terminal(new_host: NewHost, tmp_path: Path) -> None:
@@ -275,9 +275,9 @@ def test_a_native_plugin_neither_fills_the_log_nor_steers_the_terminal(new_host:
     flood = """HANDLER(flood) { UNUSED; static char much[65536]; memset(much, 'A', sizeof much);
       write(2, "\\033]0;owned\\007\\n", 12); for (;;) write(2, much, sizeof much); }"""
     path = write(tmp_path, "flood", handlers(flood, "flood"), plugin_type="native", limits={"time": 1})
-    host.ok("plugin", "load", str(path), "--trust")
+    host.load(path, trust=True)
     assert invoke(host, "flood", "flood")["error"] == "timeout"
     assert "circleosd-plugin@flood: \N{REPLACEMENT CHARACTER}]0;owned\N{REPLACEMENT CHARACTER}" in host.log
     assert "wrote more than" in host.log
     assert len(host.log) < 16 << 20
-    host.ok("plugin", "unload", "flood")
+    host.unload("flood")

@@ -50,5 +50,5 @@ def test_a_webassembly_plugin_has_the_function_that_its_manifest_names(host: Emb
     assert refused.returncode == 2
     assert "the manifest's entry 'handle' is no function of the plugin; it has: echo" in refused.stderr
     assert host.data("plugin-manager", "list") == []
-    host.ok("plugin", "load", str(write(tmp_path, "entered", core(ECHO), entry="echo")))
-    host.ok("plugin", "unload", "entered")
+    host.load(write(tmp_path, "entered", core(ECHO), entry="echo"))
+    host.unload("entered")

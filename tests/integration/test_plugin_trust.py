@@ -191,9 +191,9 @@ def test_native_code_runs_only_signed_or_on_somebodys_word(signer: Signer, tmp_p
     refused = host.ctl("plugin", "load", str(path))
     assert refused.returncode == 4
     assert "--trust" in refused.stderr
-    host.ok("plugin", "load", str(path), "--trust")
+    host.load(path, trust=True)
     assert host.ok("plugin", "invoke", "greeter", "greet", "world") == "hello, world\n"
-    host.ok("plugin", "unload", "greeter")
+    host.unload("greeter")
     host.ok("plugin", "sign", str(path), "--key", str(signer.key))
     assert "signed by alice" in host.ok("plugin", "load", str(path))
 

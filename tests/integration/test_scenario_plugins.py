@@ -19,8 +19,8 @@ def hostile(host: EmbeddedHost, tmp_path_factory: pytest.TempPathFactory) -> Emb
     wat2wasm = f"{sys.executable} {PROJECT}/plugins/wat2wasm.py"
     make = ["make", "--silent", "-C", f"{PROJECT}/nixos-test/plugins", f"OUT={out}", "CC=gcc", f"WAT2WASM={wat2wasm}"]
     subprocess.run(make, check=True, stdin=subprocess.DEVNULL)
-    host.ok("plugin", "load", str(out / "hostile-wasm.wasm"))
-    host.ok("plugin", "load", str(out / "hostile-native.so"), "--trust")
+    host.load(out / "hostile-wasm.wasm")
+    host.load(out / "hostile-native.so", trust=True)
     return host
 
 

@@ -44,7 +44,7 @@ def test_watch_without_a_name_tells_of_all(talking: EmbeddedHost) -> None:
 
 def test_logs_show_the_last_lines_and_follow_goes_on(talking: EmbeddedHost) -> None:
     talking.ok("service", "start", "talker")
-    talking.wait_for(lambda: "tick" in talking.ok("service", "logs", "talker"))
+    talking.wait_for(lambda: "tick" in talking.logged("talker"))
     assert [line.split()[-1] for line in talking.ok("service", "logs", "talker").splitlines()[:2]] == ["one", "two"]
     assert talking.ok("service", "logs", "talker", "--lines", "1").count("\n") == 1
     assert "one" not in talking.ok("service", "logs", "talker", "--since", str(time.time() + 60))

@@ -15,9 +15,8 @@ import pytest
 from circleosd.worker import frames
 from tests.component_text import component
 from tests.wasi_text import ECHO, command
-from tests.worker_driver import ROOT, CallFailed, Worker, WorkerEnded, core, start, wat
+from tests.worker_driver import ROOT, SPIN, CallFailed, WorkerEnded, core, fails, start, still_works, wat
 
-SPIN = '(func $spin (export "spin") (param i32) (result i64) (loop $l (br $l)) unreachable)'
 PAGE = 65536
 
 
@@ -34,33 +33,6 @@ def request(text: str) -> str:
 
 
 ASK = request(KEYS) + '(func (export "ask") (param i32) (result i64) (call $ask) (i64.const 0))'
-
-
-def fails(worker: Worker, function: str, payload: str = "") -> CallFailed:
-    """The failure of one call, which must be told by a sentence."""
-    with pytest.raises(CallFailed) as caught:
-        worker.invoke(function, payload)
-    assert re.fullmatch(r"[a-z].{8,}", caught.value.message, re.S)
-    return caught.value
-
-
-def still_works(worker: Worker) -> None:
-    """The same worker answers the next call."""
-    assert worker.invoke("echo", "fine") == "fine"
-
-
-@pytest.mark.alone
-@pytest.mark.parametrize("instance", ["fresh", "shared"])
-def test_an_infinite_loop_ends_at_its_time(instance: str) -> None:
-    with start(core(SPIN), time=0.4, instance=instance) as worker:
-        worker.ready()
-        for _ in range(2):
-            began = time.monotonic()
-            failed = fails(worker, "spin")
-            assert 0.4 <= time.monotonic() - began < 0.9
-            assert (failed.code, failed.message) == ("timeout", "took longer than 0.4 s")
-            assert failed.backtrace[0].startswith("spin ")
-            still_works(worker)
 
 
 def test_a_call_just_within_its_time_is_not_cut_short_by_the_one_before() -> None:

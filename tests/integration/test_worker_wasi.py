@@ -7,14 +7,8 @@ import time
 import pytest
 
 from circleosd.worker import frames
-from tests.wasi_text import ECHO, command
+from tests.wasi_text import ECHO, SLEEP, command
 from tests.worker_driver import CallFailed, WorkerEnded, start, wat
-
-# Sleeps for a minute: a relative monotonic clock subscription at 2048, its event at 2304.
-SLEEP = """
-  (i32.store (i32.const 2064) (i32.const 1))
-  (i64.store (i32.const 2072) (i64.const 60000000000))
-  (drop (call $poll (i32.const 2048) (i32.const 2304) (i32.const 1) (i32.const 2400)))"""
 
 
 @pytest.mark.parametrize("payload", ["", "x", "grüße\n", "x" * 65_537, "ä" * 500_000])

@@ -1,0 +1,124 @@
+"""Hostile plugins through the manager, while a well-behaved one is called fifty times a second.
+
+Whoever calls a hostile plugin gets an error with a reason; the well-behaved one has no failed call.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.integration.embedded_host import EmbeddedHost
+from tests.integration.made import write
+from tests.native_source import native
+from tests.worker_driver import core
+
+RATE = 50
+PACER = Path(__file__).parent / "pacer.py"
+# The calls of an attack fail all the time, and are meant to reach the plugin.
+SETTINGS = {"CIRCLEOSD_PLUGINS_BACK_OFF_AFTER": "100000", "CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "100000"}
+NATIVE = {"plugin_type": "native", "limits": {"time": 0.3}}
+
+F = '(func (export "f") (param i32) (result i64)'
+LOG = '(import "circleosd" "log" (func $log (param i32 i32 i32)))'
+HOST_CALL = '(import "circleosd" "host_call" (func $host_call (param i32 i32) (result i32)))'
+
+
+class Attack(NamedTuple):
+    """A hostile plugin: what makes it, and the errors that its callers may get, None for an answer.
+
+    `says` is in one of the messages. `load_fails`: it is refused when it is loaded.
+    """
+
+    name: str
+    make: Callable[[], bytes]
+    errors: tuple[str | None, ...] = ("plugin-failed",)
+    says: str = ""
+    manifest: dict[str, Any] = {}  # noqa: RUF012  # never written to
+    function: str = "f"
+    payload: str = ""
+    load_fails: bool = False
+
+
+def wasm(body: str, *, imports: str = "", memory: str = "2") -> bytes:
+    return core(f'(func (export "f") (param i32) (result i64) {body})', imports=imports, memory=memory)
+
+
+def c(body: str, before: str = "") -> bytes:
+    """Native code with one handler."""
+    return native(f"{before} HANDLER(f) {{ UNUSED; {body} return 0; }}", "f")
+
+
+class Paced:
+    """A host with a well-behaved plugin and somebody who calls it all the time."""
+
+    def __init__(self, host: EmbeddedHost, directory: Path) -> None:
+        self.host = host
+        self.directory = directory
+        self.calls: list[dict[str, Any]] = []
+        host.load(write(directory, "good", core()))
+        path = host.runtime / "plugin-manager.sock"
+        self.process = subprocess.Popen(
+            [sys.executable, PACER, path, "good", "echo", str(RATE)], stdout=subprocess.PIPE, text=True
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        host.wait_for(lambda: len(self.calls) > RATE)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.calls.append(json.loads(line))
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def load(self, attack: Attack) -> dict[str, Any]:
+        artifact = attack.make()
+        manifest = NATIVE if artifact.startswith(b"\x7fELF") else {"limits": {"time": 2}, **attack.manifest}
+        path = write(self.directory, attack.name, artifact, **manifest)
+        request = {"action": "load", "path": str(path), "grant": "all", "trust": True}
+        return self.host.call("plugin-manager", request, timeout=120)
+
+    def invoke(self, name: str, function: str, payload: str) -> dict[str, Any]:
+        request = {"action": "invoke", "id": name, "func": function, "payload": payload}
+        return self.host.call("plugin-manager", request, timeout=30)
+
+    def run(self, attack: Attack) -> None:
+        """Load the plugin and call it."""
+        self.judge(attack, self.attack(attack))
+
+    def attack(self, attack: Attack, seconds: float = 0) -> list[dict[str, Any]]:
+        """Load the plugin and call it for so long, once at least; return the replies."""
+        until = time.monotonic() + seconds
+        loaded = self.load(attack)
+        if not loaded["ok"]:
+            assert attack.load_fails or "bad-request" in attack.errors, loaded
+            return [loaded]
+        assert not attack.load_fails, loaded
+        try:
+            replies = [self.invoke(attack.name, attack.function, attack.payload)]
+            while time.monotonic() < until:
+                replies.append(self.invoke(attack.name, attack.function, attack.payload))
+        finally:
+            self.host.data("plugin-manager", "unload", id=attack.name)
+        return replies
+
+    def judge(self, attack: Attack, replies: list[dict[str, Any]]) -> None:
+        """Whether the replies were as they are to be, and the well-behaved plugin as well."""
+        for reply in replies:
+            assert re.search(r"[a-z]{3}", str(reply["message"])) or reply["ok"], reply
+            assert reply.get("error") in attack.errors, reply
+        assert any(attack.says in str(reply["message"]) for reply in replies), replies[:3]
+        assert [call["reply"] for call in self.calls if call["reply"] is not None] == [], "a well-behaved call failed"

@@ -1,0 +1,31 @@
+"""People of a machine, whom tests let act on an embedded host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.door import answer
+from tests.integration.embedded_host import EmbeddedHost
+
+PASSWORD = "a long enough one"
+STRANGER, ALICE, BOB = 61001, 61002, 61003
+AUTH, REGISTRY, PLUGINS = "auth-service", "service-registry", "plugin-manager"
+
+
+def ask(host: EmbeddedHost, peer: int, service: str, action: str, **parameters: Any) -> dict[str, Any]:
+    """One request of a process of the uid `peer`."""
+    return answer(str(host.runtime), (peer, service, {"action": action, **parameters}))
+
+
+def ok(host: EmbeddedHost, peer: int, service: str, action: str, **parameters: Any) -> Any:
+    reply = ask(host, peer, service, action, **parameters)
+    assert reply["ok"], (action, parameters, reply)
+    return reply["data"]
+
+
+def create(host: EmbeddedHost, name: str, **more: Any) -> None:
+    host.data(AUTH, "create", **{"name": name, "password": PASSWORD, **more})
+
+
+def login(host: EmbeddedHost, name: str, uid: int, **more: Any) -> str:
+    return str(ok(host, uid, AUTH, "login", name=name, password=PASSWORD, **more)["token"])
