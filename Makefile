@@ -42,7 +42,7 @@ lint: setup  ## ruff and mypy --strict
 
 test: setup  ## all tests; as root those on a booted systemd too
 	@scripts/test-packages
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-systemd-newer: setup  ## the full-stack scenario on trixie's systemd, as root
 	@scripts/test-systemd-newer

@@ -61,11 +61,16 @@ def once(path, unit):
     assert reply["ok"], reply
     subprocess.run(["systemctl", "stop", unit], check=True, stderr=subprocess.DEVNULL)
     return took
-bare, ours = [], []
+servers = {
+    "bare": ("/run/bare.sock", "bare.service"),
+    "hardened": ("/run/hardened.sock", "hardened.service"),
+    "ours": ("/run/circleosd/auth-service.sock", "circleosd-auth.service"),
+}
+times = {name: [] for name in servers}
 for _ in range(12):
-    bare.append(once("/run/bare.sock", "bare.service"))
-    ours.append(once("/run/circleosd/auth-service.sock", "circleosd-auth.service"))
-print(json.dumps({"bare": statistics.median(bare), "ours": statistics.median(ours)}))
+    for name, server in servers.items():
+        times[name].append(once(*server))
+print(json.dumps({name: statistics.median(took) for name, took in times.items()}))
 """
 STARTS = """
 import json, socket, statistics, subprocess, sys, time
@@ -124,14 +129,20 @@ def test_a_service_that_cannot_start_says_so_to_who_asks_and_is_not_started_over
 
 
 @pytest.mark.alone
-def test_a_cold_start_in_the_hardened_unit_is_within_some_of_a_bare_asyncio_server(machine: Machine) -> None:
+def test_a_cold_start_takes_little_longer_than_that_of_a_bare_asyncio_server(machine: Machine) -> None:
+    """`bare` is not hardened, `hardened` is the same server with the sandbox of auth-service."""
     write(machine, "/etc/circleosd/config.toml", "# nothing is set\n")
-    write(machine, "/etc/systemd/system/bare.socket", "[Socket]\nListenStream=/run/bare.sock\n")
-    write(machine, "/etc/systemd/system/bare.service", BARE_UNIT)
-    machine.succeed("systemctl daemon-reload && systemctl start bare.socket && systemctl stop circleosd-auth.service")
+    for name in ("bare", "hardened"):
+        write(machine, f"/etc/systemd/system/{name}.socket", f"[Socket]\nListenStream=/run/{name}.sock\n")
+        write(machine, f"/etc/systemd/system/{name}.service", BARE_UNIT)
+    dropins = "/etc/systemd/system/hardened.service.d"
+    machine.succeed(f"cp -r /usr/lib/systemd/system/circleosd-auth.service.d {dropins}")
+    machine.succeed("systemctl daemon-reload && systemctl start bare.socket hardened.socket")
+    machine.succeed("systemctl stop circleosd-auth.service")
     figures = json.loads(machine.succeed("python3 /opt/test/cold.py"))
     print(figures)
-    # 1.8 where nothing else runs; what is above comes from the sandbox and from imports that somebody added.
+    # 1.2 and 1.8 where nothing else runs; more than that comes from imports or sandboxing that somebody added.
+    assert figures["ours"] / figures["hardened"] <= 1.5
     assert figures["ours"] / figures["bare"] <= 2.25
 
 
