@@ -118,7 +118,6 @@ def test_followed_lines_come_as_they_are_logged() -> None:
         assert on_systemd(act) == ["one", "two", "three", "three"]
     finally:
         run("systemctl", "stop", unit)
-    wait_until(lambda: not any(thread.name.startswith("journal") for thread in threading.enumerate()))
     assert descriptors() == before
 
 
@@ -154,7 +153,6 @@ def test_a_follower_that_goes_away_while_it_waits_leaves_nothing() -> None:
 
     before = descriptors()
     on_systemd(act)
-    wait_until(lambda: not any(thread.name.startswith("journal") for thread in threading.enumerate()))
     assert descriptors() == before
 
 
@@ -185,6 +183,8 @@ print(len(asyncio.run(SystemdUnits("system", timeout=5).logs("dbus.service", 3))
 
 
 def descriptors() -> int:
+    """How many are open, once no follower of this or an earlier test is being closed any more."""
+    wait_until(lambda: not any(thread.name.startswith("journal") for thread in threading.enumerate()))
     return len(os.listdir("/proc/self/fd"))
 
 
