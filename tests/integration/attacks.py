@@ -47,8 +47,9 @@ class Attack(NamedTuple):
     load_fails: bool = False
 
 
-def wasm(body: str, *, imports: str = "", memory: str = "2") -> bytes:
-    return core(f'(func (export "f") (param i32) (result i64) {body})', imports=imports, memory=memory)
+def wasm(body: str, *, imports: str = "") -> bytes:
+    """A core module with one function."""
+    return core(f"{F} {body})", imports=imports)
 
 
 def c(body: str, before: str = "") -> bytes:
@@ -96,23 +97,23 @@ class Paced:
         return self.host.call("plugin-manager", request, timeout=30)
 
     def run(self, attack: Attack) -> None:
-        """Load the plugin and call it."""
-        self.judge(attack, self.attack(attack))
+        """Load the plugin and call it, and once more after it has failed."""
+        self.judge(attack, self.attack(attack, calls=2))
 
-    def attack(self, attack: Attack, seconds: float = 0) -> list[dict[str, Any]]:
-        """Load the plugin and call it for so long, once at least; return the replies."""
+    def attack(self, attack: Attack, *, seconds: float = 0, calls: int = 1) -> list[dict[str, Any]]:
+        """Load the plugin and call it for so long and so many times at least; return the replies."""
         until = time.monotonic() + seconds
         loaded = self.load(attack)
         if not loaded["ok"]:
             assert attack.load_fails or "bad-request" in attack.errors, loaded
             return [loaded]
         assert not attack.load_fails, loaded
+        replies: list[dict[str, Any]] = []
         try:
-            replies = [self.invoke(attack.name, attack.function, attack.payload)]
-            while time.monotonic() < until:
+            while time.monotonic() < until or len(replies) < calls:
                 replies.append(self.invoke(attack.name, attack.function, attack.payload))
         finally:
-            self.host.data("plugin-manager", "unload", id=attack.name)
+            self.host.unload(attack.name)
         return replies
 
     def judge(self, attack: Attack, replies: list[dict[str, Any]]) -> None:
@@ -121,4 +122,8 @@ class Paced:
             assert re.search(r"[a-z]{3}", str(reply["message"])) or reply["ok"], reply
             assert reply.get("error") in attack.errors, reply
         assert any(attack.says in str(reply["message"]) for reply in replies), replies[:3]
-        assert [call["reply"] for call in self.calls if call["reply"] is not None] == [], "a well-behaved call failed"
+        assert self.failed() == []
+
+    def failed(self) -> list[str]:
+        """The replies of the well-behaved plugin that were not as they are to be."""
+        return [call["reply"] for call in self.calls if call["reply"] is not None]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.embedded_host import PROJECT, EmbeddedHost
+from tests.integration.embedded_host import EmbeddedHost
 
 LATER = ("pydantic", "libssl", "argon2", "wasmtime")
 
 
 @pytest.fixture(scope="module")
 def with_plugin(host: EmbeddedHost) -> EmbeddedHost:
-    host.data("plugin-manager", "load", path=str(PROJECT / "plugins/example.wasm"))
+    host.load("plugins/example.wasm")
     host.data("auth-service", "create", name="alice", password="a long enough one")
     return host
 
@@ -29,3 +29,10 @@ def test_a_first_list_needs_no_library_for_other_requests(with_plugin: EmbeddedH
     mapped = Path(f"/proc/{with_plugin.pid(service)}/maps").read_text()
     assert "_sqlite3" in mapped
     assert [name for name in LATER if name in mapped] == []
+
+
+def test_the_embedded_mode_does_without_openssl(host: EmbeddedHost) -> None:
+    assert host.process is not None
+    mapped = Path(f"/proc/{host.process.pid}/maps").read_text()
+    assert "_asyncio" in mapped
+    assert "libssl" not in mapped

@@ -16,6 +16,7 @@ from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost
 from tests.integration.made import ECHO, core, native, write
 from tests.native_source import native as handlers
+from tests.wasm_binary import padded
 
 TRAP = '(func $deep (unreachable)) (func (export "trap") (param i32) (result i64) (call $deep) (i64.const 0))'
 COMPLAIN = """(data (i32.const 64) "no such customer")
@@ -225,10 +226,7 @@ def test_limits_have_defaults_and_ceilings_of_the_host(new_host: NewHost, tmp_pa
 
 def test_a_host_may_allow_larger_artifacts(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_MAX_ARTIFACT": str(80 << 20)})
-    filler = b"\x04junk" + bytes(70 << 20)
-    size = len(filler)
-    length = bytes((size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14 & 0x7F | 0x80, size >> 21))
-    host.load(write(tmp_path, "large", core(ECHO) + b"\0" + length + filler))
+    host.load(write(tmp_path, "large", padded(core(ECHO), 70 << 20)))
     assert invoke(host, "large", "echo", "x")["data"] == "x"
 
 

@@ -191,7 +191,7 @@ def test_native_code_runs_only_signed_or_on_somebodys_word(signer: Signer, tmp_p
     refused = host.ctl("plugin", "load", str(path))
     assert refused.returncode == 4
     assert "--trust" in refused.stderr
-    host.load(path, trust=True)
+    host.ok("plugin", "load", str(path), "--trust")
     assert host.ok("plugin", "invoke", "greeter", "greet", "world") == "hello, world\n"
     host.unload("greeter")
     host.ok("plugin", "sign", str(path), "--key", str(signer.key))

@@ -15,6 +15,7 @@ import pytest
 from circleosd.worker import frames
 from tests.component_text import component
 from tests.wasi_text import ECHO, command
+from tests.wasm_binary import leb128
 from tests.worker_driver import ROOT, SPIN, CallFailed, WorkerEnded, core, fails, start, still_works, wat
 
 PAGE = 65536
@@ -235,18 +236,9 @@ def _with_data_segment(module: bytes, data: bytes) -> bytes:
     """The module with the text PLACE of its data section replaced by `data`."""
     at = module.index(b"PLACE")
     start_of_section = module.rindex(b"\x0b", 0, module.rindex(b"\x01\x00\x41", 0, at))
-    body = module[start_of_section + 2 : at - 1] + _leb(len(data)) + data
+    body = module[start_of_section + 2 : at - 1] + leb128(len(data)) + data
     rest = module[at + 5 :]
-    return module[:start_of_section] + b"\x0b" + _leb(len(body)) + body + rest
-
-
-def _leb(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return module[:start_of_section] + b"\x0b" + leb128(len(body)) + body + rest
 
 
 COMPILE = """

@@ -11,6 +11,7 @@ import pytest
 from tests.component_text import component
 from tests.integration.attacks import HOST_CALL, LOG, Attack, F, Paced, c, wasm
 from tests.integration.made import caller
+from tests.wasm_binary import padded
 from tests.worker_driver import core
 
 QUIET = 0.15  # seconds of quiet before each attack, to compare with
@@ -48,23 +49,13 @@ def memories() -> bytes:
 
 def huge() -> bytes:
     """A valid module of 50 MB: most of it is a custom section."""
-    body = b"\x04junk" + bytes(50_000_000)
-    return core() + b"\0" + _leb(len(body)) + body
+    return padded(core(), 50_000_000)
 
 
 def bomb() -> bytes:
     """A module that takes long to compile."""
     operations = "(local.set 0 (i64.mul (i64.add (local.get 0) (i64.const 7)) (local.get 0)))" * 12_000
     return core("".join(f"(func (param i64) (result i64) {operations} (local.get 0))" for _ in range(4)))
-
-
-def _leb(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 # They take time, memory, processes, descriptors, the log or the connection to the manager.
@@ -99,6 +90,13 @@ GREEDY = (
         ("limit", "plugin-failed", "timeout"),
         manifest={"limits": {"memory": 32 << 20, "time": 2}},
         function="handle",
+    ),
+    Attack(
+        "grows-table",
+        lambda: core(f"""(table $t 1 funcref) {F}
+          (loop $l (br_if $l (i32.ne (table.grow $t (ref.null func) (i32.const 1000)) (i32.const -1))))
+          unreachable)"""),
+        ("plugin-failed",),
     ),
     Attack("huge", huge, (None,), function="echo"),
     Attack("hard-to-compile", bomb, (None,), function="echo"),
@@ -152,7 +150,7 @@ class Measured:
         time.sleep(QUIET)  # what the loud time is compared with
         loud = time.monotonic()
         try:
-            replies = self.paced.attack(attack, LOUD)
+            replies = self.paced.attack(attack, seconds=LOUD)
         finally:
             self.quiet.append((began, loud))
             self.loud.append((loud, time.monotonic()))
