@@ -46,8 +46,13 @@ class Health:
         self.in_a_row = 0
         self.changed = True
 
-    def failed(self, message: str, now: float, wall: float) -> bool:
-        """A call failed; `wall` is the time to show. Returns whether the plugin should now be quarantined."""
+    @property
+    def quarantine_due(self) -> bool:
+        """Whether so many calls failed in a row that the plugin should be quarantined, and it is not set aside yet."""
+        return self.in_a_row >= self._quarantine_after and self.record.aside is None
+
+    def failed(self, message: str, now: float, wall: float) -> None:
+        """A call failed; `wall` is the time to show. A plugin to be quarantined is held back until it is."""
         record = self.record
         record.calls += 1
         record.failures += 1
@@ -55,10 +60,9 @@ class Health:
         record.last_failed = wall
         self.changed = True
         self.in_a_row += 1
-        if self.in_a_row >= self._back_off_after:
-            doublings = min(self.in_a_row - self._back_off_after, 16)
-            self._held_until = now + min(LONGEST_DELAY, FIRST_DELAY * 2.0**doublings)
-        return self.in_a_row >= self._quarantine_after and record.aside is None
+        doublings = self.in_a_row - min(self._back_off_after, self._quarantine_after)
+        if doublings >= 0:
+            self._held_until = now + min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(doublings, 16))
 
     def reset(self) -> None:
         """Begin anew: it was enabled, or is another version."""

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,8 @@ class Runners:
         self._settings = settings
         self._runners: dict[str, Runner] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.failing: Callable[[Plugin], None] = lambda plugin: None  # told when a plugin failed too often in a row
+        # Awaited before the answer to the call by which a plugin has failed too often in a row.
+        self.failing: Callable[[Plugin], Awaitable[None]]
 
     async def probe(self, plugin: Plugin, artifact: int, *, upgrade: bool) -> tuple[Runner, frames.Ready]:
         """Have a worker load an artifact that is not in the store yet. Raises `BadRequest` with the reason if it
@@ -216,16 +217,17 @@ class Runners:
             await self._units("stop", runner.instance)
         if fault:
             # Of all the calls that one worker took along, one counts.
-            if not (worker.lost and worker.counted):
-                self._failed(plugin, error)
-            worker.counted = worker.lost
+            counted, worker.counted = worker.counted, worker.lost
+            if not (worker.lost and counted):
+                await self._failed(plugin, error)
         else:
             plugin.health.succeeded()
         return error
 
-    def _failed(self, plugin: Plugin, error: CircleError) -> None:
-        if plugin.health.failed(str(error), time.monotonic(), time.time()):
-            self.failing(plugin)
+    async def _failed(self, plugin: Plugin, error: CircleError) -> None:
+        plugin.health.failed(str(error), time.monotonic(), time.time())
+        if plugin.health.quarantine_due:
+            await self.failing(plugin)
 
     async def watch_idle(self) -> None:
         """End workers without calls for `idle_worker` seconds; runs until cancelled."""
@@ -264,7 +266,7 @@ class Runners:
                         raise
                     why = await self._why_gone(runner, exc) if isinstance(exc, WorkerGone) else PluginFailed(str(exc))
                     if isinstance(why, PluginFailed):
-                        self._failed(runner.plugin, why)
+                        await self._failed(runner.plugin, why)
                     raise why from exc
                 finally:
                     os.close(artifact)

@@ -85,6 +85,7 @@ class PluginService(Handlers):
         self._loads = asyncio.Lock()
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._quarantines: set[asyncio.Task[None]] = set()
         self._runners: Runners
         self._closed = False
 
@@ -111,7 +112,7 @@ class PluginService(Handlers):
         self._events.close()
         for task in [*self._tasks]:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._quarantines, return_exceptions=True)
         await self._runners.close()
         await self._write_changed()
         self._kept.close()
@@ -353,31 +354,40 @@ class PluginService(Handlers):
         await self._database.write(work)
         record.aside, record.reason, record.since = changed.aside, changed.reason, changed.since
 
-    def _set_aside(self, plugin: Plugin) -> None:
-        """A plugin failed too often in a row: from now on it is quarantined."""
-        record = plugin.health.record
-        if record.aside is not None or self._plugins.get(plugin.name) is not plugin:
-            return
-        record.aside, record.since = "quarantined", time.time()
-        record.reason = f"{plugin.health.in_a_row} failures in a row, the last: {record.last_error}"
-        log.error("plugin %s is quarantined: %s", plugin.name, record.reason)
+    async def _set_aside(self, plugin: Plugin) -> None:
+        """A plugin failed too often in a row: quarantine it, which is on disk before anybody hears of it."""
         self._runners.retire(plugin.name)
-        self._later(self._record_quarantine(plugin))
+        task = asyncio.get_running_loop().create_task(self._quarantine(plugin))
+        self._quarantines.add(task)
+        task.add_done_callback(self._quarantines.discard)
+        await asyncio.shield(task)
 
-    async def _record_quarantine(self, plugin: Plugin) -> None:
-        record = plugin.health.record
-        entry = ledger.Entry(
-            "done", _self(plugin.name), "quarantine", plugin.name, before="ready", after=state_of(record)
-        )
+    async def _quarantine(self, plugin: Plugin) -> None:
+        async with self._changing:
+            if not plugin.health.quarantine_due or self._plugins.get(plugin.name) is not plugin:
+                return
+            record = plugin.health.record
+            reason = f"{plugin.health.in_a_row} failures in a row, the last: {record.last_error}"
+            changed = record.copy("quarantined", reason, time.time())
+            entry = ledger.Entry(
+                "done",
+                _self(plugin.name),
+                "quarantine",
+                plugin.name,
+                before=state_of(record),
+                after=state_of(changed),
+            )
 
-        def work(tx: Transaction) -> None:
-            store.put_record(tx, plugin.name, record)
-            self._ledger.append(tx, entry)
+            def work(tx: Transaction) -> None:
+                store.put_record(tx, plugin.name, changed)
+                self._ledger.append(tx, entry)
 
-        try:
-            await self._database.write(work)
-        except CircleError as error:
-            log.error("cannot record the quarantine of %s: %s", plugin.name, error)
+            try:
+                await self._database.write(work)
+            except CircleError as error:
+                log.error("cannot record the quarantine of %s: %s", plugin.name, error)
+            record.aside, record.reason, record.since = changed.aside, changed.reason, changed.since
+            log.error("plugin %s is quarantined: %s", plugin.name, reason)
 
     # records
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +164,23 @@ def test_a_plugin_that_keeps_failing_is_held_back_then_quarantined_and_can_be_br
     assert [row["action"] for row in rows] == ["load", "quarantine"]
     host.ok("plugin", "enable", "weak")
     assert invoke(host, "weak", "echo", "x")["data"] == "x"
+
+
+def test_a_quarantine_is_on_disk_before_anybody_hears_of_it(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "1"})
+    host.load(write(tmp_path, "weak", core(TRAP + ECHO)))
+    file = host.directory / "state/circleosd/plugins/plugins.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(invoke, host, "weak", "trap")
+            host.wait_for(lambda: details(host, "weak")["failures"] == 1)
+            assert details(host, "weak")["state"] == "ready"
+            assert not answer.done()
+            database.execute("ROLLBACK")
+            assert "unreachable" in answer.result()["message"]
+    os.kill(host.pid("plugin-manager"), signal.SIGKILL)
+    assert details(host, "weak")["state"] == "quarantined"
 
 
 def test_a_new_version_of_a_quarantined_plugin_begins_anew(new_host: NewHost, tmp_path: Path) -> None:

@@ -51,7 +51,13 @@ def test_a_plugin_that_is_held_back_says_why() -> None:
 
 def test_quarantine_is_due_after_so_many_failures_in_a_row() -> None:
     health = make()
-    assert [health.failed("trap", 0.0, 0.0) for _ in range(6)] == [False] * 5 + [True]
+    due = []
+    for _ in range(6):
+        health.failed("trap", 0.0, 0.0)
+        due.append(health.quarantine_due)
+    assert due == [False] * 5 + [True]
+    health.reset()
+    assert not health.quarantine_due
 
 
 def test_a_plugin_that_was_set_aside_says_why_and_how_to_bring_it_back() -> None:
