@@ -7,20 +7,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from types import MappingProxyType
+from typing import Any, Literal, dataclass_transform, get_args
 
 from circleosd.errors import BadRequest
 from circleosd.paths import config_dirs
 
 Trust = Literal["require", "warn", "off"]
 
-# Nobody changes settings. To have Python see to that (`frozen`) would more than double what these classes cost every
-# start of a service.
+
+@dataclass_transform(kw_only_default=True)
+class Table:
+    """Settings by name, with the defaults of their class.
+
+    To a type checker a dataclass; what `dataclasses` would generate at every start of a service took longer than to
+    read the settings. Nobody changes them.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update({name: getattr(self, name) for name in self.names()} | values)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The names of all settings, in order."""
+        return [*cls.__annotations__]
 
 
-@dataclass(eq=False, repr=False)
-class ServerSettings:
+class ServerSettings(Table):
     """Bounds that every service keeps. Times in seconds, sizes in bytes.
 
     idle_exit: without a connection for so long, a service exits (0: never). idle_connection: a connection without a
@@ -38,8 +51,7 @@ class ServerSettings:
     max_buffered: int = 64 * 1024 * 1024
 
 
-@dataclass(eq=False, repr=False)
-class AuthSettings:
+class AuthSettings(Table):
     """auth-service. Times in seconds.
 
     session_lifetime: a session ends so long after its login. session_idle: and so long after its last use.
@@ -61,24 +73,21 @@ class AuthSettings:
     hash_passes: int = 8
 
 
-@dataclass(eq=False, repr=False)
-class LedgerSettings:
+class LedgerSettings(Table):
     """What each service's ledger keeps: at most `keep_rows` rows (some 700 bytes each), none older than `keep_days`."""
 
     keep_rows: int = 200_000
     keep_days: float = 400.0
 
 
-@dataclass(eq=False, repr=False)
-class RegistrySettings:
+class RegistrySettings(Table):
     """service-registry. `unit_timeout`: seconds that a job may take."""
 
     max_line: int = 64 * 1024
     unit_timeout: float = 120.0
 
 
-@dataclass(eq=False, repr=False)
-class PluginSettings:
+class PluginSettings(Table):
     """plugin-manager. Memory, output, storage, artifacts and cache in bytes, times in seconds.
 
     memory, time, output, concurrency, storage: the most that a plugin may ask for; default_…: what it gets when it does
@@ -104,20 +113,19 @@ class PluginSettings:
     queue: int = 256
     cache: int = 512 * 1024 * 1024
     trust: Trust = "warn"
-    grants: dict[str, list[str]] = field(default_factory=dict)
+    grants: Mapping[str, list[str]] = MappingProxyType({})
     back_off_after: int = 3
     quarantine_after: int = 10
 
 
-@dataclass(eq=False, repr=False)
-class Settings:
+class Settings(Table):
     """All settings: a table for each service, and two that hold for all of them."""
 
-    server: ServerSettings = field(default_factory=ServerSettings)
-    ledger: LedgerSettings = field(default_factory=LedgerSettings)
-    auth: AuthSettings = field(default_factory=AuthSettings)
-    registry: RegistrySettings = field(default_factory=RegistrySettings)
-    plugins: PluginSettings = field(default_factory=PluginSettings)
+    server: ServerSettings = ServerSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    auth: AuthSettings = AuthSettings()
+    registry: RegistrySettings = RegistrySettings()
+    plugins: PluginSettings = PluginSettings()
 
 
 # The least that a number may be, where that is not 1, or 0.001 for one of seconds or days. A plugin's bounds are those
@@ -147,11 +155,11 @@ def _merge(into: dict[str, Any], table: Mapping[str, Any]) -> None:
 def _from_variables(env: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """The tables that CIRCLEOSD_<TABLE>_<KEY> variables set, values still text."""
     tables: dict[str, dict[str, str]] = {}
-    for table in fields(Settings):
-        prefix = f"CIRCLEOSD_{table.name.upper()}_"
+    for table in Settings.names():
+        prefix = f"CIRCLEOSD_{table.upper()}_"
         for key, value in env.items():
             if key.startswith(prefix):
-                tables.setdefault(table.name, {})[key.removeprefix(prefix).lower()] = value
+                tables.setdefault(table, {})[key.removeprefix(prefix).lower()] = value
     return tables
 
 
@@ -186,7 +194,7 @@ def load(env: Mapping[str, str]) -> Settings:
     defaults = Settings()
     try:
         return Settings(**{
-            table: _table(table, getattr(defaults, table, None), values) for table, values in merged.items()
+            table: _table(table, vars(defaults).get(table), values) for table, values in merged.items()
         })  # fmt: skip
     except ValueError as exc:
         raise BadRequest(f"{exc} (from {', '.join(sources)})") from exc
@@ -203,7 +211,7 @@ def _table(name: str, defaults: Any, values: Any) -> Any:
         raise ValueError(f"setting {name}: is a table, not {values!r}")
     found = {}
     for key, value in values.items():
-        if (default := getattr(defaults, key, None)) is None:
+        if (default := vars(defaults).get(key)) is None:
             raise ValueError(f"no such setting: {name}.{key}")
         least = _LEAST.get(f"{name}.{key}", 1 if isinstance(default, int) else 0.001)
         try:
@@ -211,14 +219,14 @@ def _table(name: str, defaults: Any, values: Any) -> Any:
         except (TypeError, ValueError):
             what = _KINDS[type(default)].format(least=least)
             raise ValueError(f"setting {name}.{key}: {value!r} is not {what}") from None
-    return replace(defaults, **found)
+    return type(defaults)(**found)
 
 
 _KINDS = {
     int: "a whole number from {least} on",
     float: "a number from {least} on",
     str: f"one of {', '.join(get_args(Trust))}",
-    dict: "a table of lists of capabilities",
+    MappingProxyType: "a table of lists of capabilities",
 }
 
 
@@ -235,7 +243,7 @@ def _value(default: Any, value: Any, least: float) -> Any:
         case str():
             if value not in get_args(Trust):
                 raise ValueError
-        case dict():
+        case Mapping():
             if not isinstance(value, dict):
                 raise TypeError
             for names in value.values():

@@ -7,7 +7,6 @@ a uid tries beyond its allowance; each count becomes one row when its window end
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -18,15 +17,15 @@ ALLOWANCE = 60.0  # rows at once for the refusals of one uid …
 REFILL = 1 / 30  # … and so many more a second. With the counts a uid adds at most 7,200 rows, some 5 MB, a day
 
 
-@dataclass
 class Counted(Generic[T]):
     """Refusals that have no row yet: how many, the last of them, and whether they differ among each other."""
 
-    key: Hashable
-    last: T
-    count: int
-    ends: float
-    mixed: bool
+    def __init__(self, key: Hashable, last: T, *, ends: float, mixed: bool) -> None:
+        self.key = key
+        self.last = last
+        self.count = 0
+        self.ends = ends
+        self.mixed = mixed
 
 
 class Flood(Generic[T]):
@@ -43,9 +42,10 @@ class Flood(Generic[T]):
             known.count += 1
             return False
         if self._take(uid, now):
-            self._windows[uid, kind] = Counted((uid, kind), refusal, 0, now + WINDOW, mixed=False)
+            self._windows[uid, kind] = Counted((uid, kind), refusal, ends=now + WINDOW, mixed=False)
             return True
-        rest = self._windows.setdefault((uid, None), Counted((uid, None), refusal, 0, now + MIXED_WINDOW, mixed=True))
+        new = Counted((uid, None), refusal, ends=now + MIXED_WINDOW, mixed=True)
+        rest = self._windows.setdefault((uid, None), new)
         rest.last = refusal
         rest.count += 1
         return False

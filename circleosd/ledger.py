@@ -15,8 +15,8 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, cast
 
 from circleosd import chain
@@ -72,25 +72,24 @@ TEXT_SHOWN = 256  # characters of a text parameter that a row keeps
 FOLLOWED_AT_ONCE = 200  # rows that a follower holds in memory
 
 
-@dataclass(eq=False, repr=False)
-class Entry:
+class Entry(NamedTuple):
     """What a row says, besides its number and time. `duration` is in seconds, `intent` the row this one completes.
 
-    `count` attempts are told by this one row. `actor` stands for what /proc would tell of the caller.
+    `attempts` is how many are told by this one row. `actor` stands for what /proc would tell of the caller.
     """
 
     phase: Phase
     caller: Caller
     action: str
     object: str | None
-    params: dict[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = MappingProxyType({})
     before: Any = None
     after: Any = None
     error: str | None = None
     message: str | None = None
     duration: float | None = None
     intent: int | None = None
-    count: int = 1
+    attempts: int = 1
     actor: dict[str, Any] | None = None
 
 
@@ -148,14 +147,14 @@ class Ledger:
             "actor": entry.actor or actor(entry.caller),
             "action": entry.action,
             "object": entry.object,
-            "params": entry.params,
+            "params": {**entry.params},
             "before": entry.before,
             "after": entry.after,
             "error": entry.error,
             "message": entry.message,
             "duration": entry.duration,
             "intent": entry.intent,
-            "count": entry.count,
+            "count": entry.attempts,
         }
         body = json.dumps(row, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
         digest = chain.linked(ends["last_hash"], body)
@@ -370,9 +369,9 @@ def _well_formed(row: Any, seq: int) -> bool:
 def _summary(window: Counted[Entry]) -> Entry:
     """The row for refusals that were counted."""
     if not window.mixed:
-        return replace(window.last, count=window.count)
+        return window.last._replace(attempts=window.count)
     message = f"{window.count} more refused attempts of this uid, of different kinds; the last: {window.last.message}"
-    return replace(window.last, count=window.count, object=None, params={}, message=message)
+    return window.last._replace(attempts=window.count, object=None, params={}, message=message)
 
 
 def _select(connection: sqlite3.Connection, query: Query, order: str, lines: int) -> list[sqlite3.Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from inspect import getdoc
 
 from circleosd.config import Settings
@@ -17,15 +16,13 @@ HEAD = """\
 def main() -> None:
     defaults = Settings()
     print(HEAD, end="")
-    for table in fields(defaults):
-        settings = getattr(defaults, table.name)
+    for table, settings in vars(defaults).items():
         print()
         for line in (getdoc(type(settings)) or "").splitlines():
             print(f"# {line}".rstrip())
-        print(f"[{table.name}]")
-        for item in fields(settings):
-            value = getattr(settings, item.name)
-            print(f"#{item.name} = {json.dumps(value, ensure_ascii=False)}" if value is not None else f"#{item.name} =")
+        print(f"[{table}]")
+        for name, value in vars(settings).items():
+            print(f"#{name} = {json.dumps(value, ensure_ascii=False, default=dict)}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from typing import (
     Annotated,
@@ -205,6 +204,11 @@ class Request:
         completed(type(self)).__init__(self, *args, **kwargs)
 
     @classmethod
+    def has_fields(cls) -> bool:
+        """Whether it has any; known before it is completed."""
+        return any(base.__annotations__ for base in cls.__mro__ if issubclass(base, Request) and base is not Request)
+
+    @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
         """Take a dict for the dataclass itself, while its fields stay strict: "5" is no number."""
         return {**handler(source), "strict": False}
@@ -220,6 +224,8 @@ def completed(request: type[Request]) -> type[Request]:
 
     Making one takes as long as importing a small module, and who starts, a service or circlectl, needs few of them.
     """
+    from dataclasses import dataclass  # with this the first start, too, does not wait for what it may not need
+
     for cls in reversed(request.__mro__):  # a contract may extend another's fields
         if issubclass(cls, Request) and cls is not Request and "__dataclass_fields__" not in vars(cls):
             dataclass(frozen=True, eq=False, repr=False)(cls)
@@ -228,6 +234,8 @@ def completed(request: type[Request]) -> type[Request]:
 
 def parameters(request: type[Request]) -> Iterator[Parameter]:
     """The fields of a contract in order. Modules with contracts do not postpone the evaluation of annotations."""
+    from dataclasses import MISSING, fields
+
     for item in fields(completed(request)):  # type: ignore[arg-type]  # a dataclass now
         hint: Any = item.type
         doc, word = "", item.name

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost
 
 LATER = ("pydantic", "libssl", "argon2", "wasmtime")
@@ -36,3 +37,13 @@ def test_the_embedded_mode_does_without_openssl(host: EmbeddedHost) -> None:
     mapped = Path(f"/proc/{host.process.pid}/maps").read_text()
     assert "_asyncio" in mapped
     assert "libssl" not in mapped
+
+
+def test_a_first_request_without_parameters_generates_no_dataclass(new_host: NewHost) -> None:
+    host = new_host({"PYTHONPROFILEIMPORTTIME": "1"})
+    assert host.data("auth-service", "health")
+    assert host.data("auth-service", "whoami")
+    prefix = "circleosd-auth: import time:"
+    imported = {line.rpartition("|")[2].strip() for line in host.log.splitlines() if line.startswith(prefix)}
+    assert "circleosd.auth.service" in imported
+    assert "dataclasses" not in imported

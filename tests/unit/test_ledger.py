@@ -8,7 +8,6 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -244,7 +243,7 @@ def test_a_repeated_refusal_is_one_row_and_a_count(opened: Open) -> None:
         refusal = Entry("denied", Caller(STRANGER), "stop", "nginx", error="denied", message="no")
         for _ in range(50):
             await opened.ledger.refuse(refusal)
-        await opened.ledger.refuse(replace(refusal, object="apache"))
+        await opened.ledger.refuse(refusal._replace(object="apache"))
         await opened.ledger.close()
 
     asyncio.run(scenario())

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
@@ -132,7 +132,7 @@ def size(value: float, name: str) -> str:
 
 
 def test_guide_has_the_limits_that_hold() -> None:
-    settings = asdict(PluginSettings())
+    settings = vars(PluginSettings())
     for name in (item.name for item in fields(Limits)):
         row = rows("The manifest")[f"limits.{name}"]
         assert row.startswith(f"{size(settings[f'default_{name}'], name)} |"), name
