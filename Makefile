@@ -44,7 +44,7 @@ test: setup  ## all tests; as root those on a booted systemd too
 	@scripts/test-packages
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test-systemd-newer: setup  ## the full-stack scenario on trixie's systemd, as root
+test-systemd-newer: setup  ## the tests of a booted systemd on trixie's, as root
 	@scripts/test-systemd-newer
 
 clean:  ## remove what the above made

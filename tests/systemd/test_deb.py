@@ -67,7 +67,8 @@ def newer(machine: Machine, deb: str) -> str:
 
 def files(machine: Machine) -> set[str]:
     found = machine.succeed(f"find {DIRECTORIES} -xdev -print0").split("\0")
-    return {path for path in found if not path.startswith(OTHERS)}
+    others = (*OTHERS, *(path for path in found if "/systemd-private-" in path and "circleosd" not in path))
+    return {path for path in found if not path.startswith(others)}
 
 
 def states(machine: Machine, units: list[str]) -> set[str]:
@@ -88,6 +89,7 @@ def test_what_the_package_brings_is_roots_and_everybody_may_read_it(package: Pat
         assert mode in ("drwxr-xr-x", "-rw-r--r--", "-rwxr-xr-x", "lrwxrwxrwx"), line
 
 
+@pytest.mark.skipif("CIRCLEOSD_TEST_DEB" in os.environ, reason="the package was built elsewhere")
 def test_the_same_sources_give_the_same_package(package: Path) -> None:
     assert build_package(TMPDIR="/var/tmp").read_bytes() == package.read_bytes()
 
