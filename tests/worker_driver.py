@@ -160,8 +160,6 @@ class Worker:
         self.answer: Callable[[str, dict[str, str]], bytes] = lambda call, args: frames.host_error_body(
             "unavailable", "nobody answers host calls here"
         )
-        self._decoder = frames.Decoder(frames.TO_MANAGER)
-        self._received: list[Frame] = []
         self._next_id = 1
         self._errors: int | None
         self._errors, writing = os.pipe()
@@ -235,15 +233,21 @@ class Worker:
 
     def receive(self) -> Frame:
         """The next frame. Raises `WorkerEnded`."""
-        while not self._received:
+        length, kind, call_id = frames.HEADER.unpack(self._exactly(frames.HEADER.size))
+        frames.check(kind, length, frames.TO_MANAGER)
+        return Frame(kind, call_id, self._exactly(length))
+
+    def _exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
             try:
-                data = self.connection.recv(1 << 18)
+                piece = self.connection.recv(size - len(data))
             except ConnectionResetError:
-                data = b""
-            if not data:
+                piece = b""
+            if not piece:
                 raise WorkerEnded(self.close(), self.errors)
-            self._received = self._decoder.feed(data)
-        return self._received.pop(0)
+            data += piece
+        return bytes(data)
 
     def status(self) -> dict[str, str]:
         """/proc/PID/status of the worker."""

@@ -142,38 +142,6 @@ def check(kind: int, length: int, bounds: dict[int, int]) -> None:
         raise FrameError(f"cannot take a frame of kind {kind} with {length} bytes: the bound is {bound}")
 
 
-class Decoder:
-    """Bytes in, frames out. Holds no more than one frame's bound and one piece of input."""
-
-    def __init__(self, bounds: dict[int, int]) -> None:
-        self._bounds = bounds
-        self._buffer = bytearray()
-
-    def feed(self, data: Buffer) -> list[Frame]:
-        """The frames that `data` completes. Raises `FrameError`, after which the decoder is spent."""
-        buffer = self._buffer
-        buffer += data
-        frames = []
-        start = 0
-        available = len(buffer)
-        while available - start >= HEADER.size:
-            length, kind, call_id = HEADER.unpack_from(buffer, start)
-            check(kind, length, self._bounds)
-            end = start + HEADER.size + length
-            if end > available:
-                break
-            frames.append(Frame(kind, call_id, bytes(memoryview(buffer)[start + HEADER.size : end])))
-            start = end
-        if start:
-            del buffer[:start]
-        return frames
-
-    @property
-    def clean(self) -> bool:
-        """Whether the input so far ends at the end of a frame."""
-        return not self._buffer
-
-
 def named_body(name: str, payload: Buffer) -> bytes:
     """The body of INVOKE (function, payload) and of EVENT (topic, payload): u16 length, name, payload."""
     encoded = name.encode()
