@@ -21,7 +21,8 @@ async def explain(
     `began` is in seconds since the epoch. What is known of a run of the unit is only told if the job made it run.
     """
     if verb == "reload" or result not in RUN:
-        return f"the job's result is {result}{await _logged_since(units, began, state.unit)}"
+        missing = await _missing(units, state) if result == "dependency" else ""
+        return f"the job's result is {result}{missing}{await _logged_since(units, began, state.unit)}"
     ended = [] if state.result in (None, "success", START_LIMIT) else [f"the unit's is {state.result}"]
     if state.exit_status:
         ended.append(f"exit status {state.exit_status}")
@@ -39,6 +40,13 @@ async def explain(
         why += "; as to its last run, " + ", ".join(ended)
     tail = await units.log_tail(state.unit, LOG_LINES)
     return why + (f"; it said: {' | '.join(tail)}" if tail else "")
+
+
+async def _missing(units: UnitManager, state: UnitState) -> str:
+    """Which of the units that this one requires are not there, as a part of a sentence."""
+    found = [item for item in await units.states(state.requires) if item.active != "active"]
+    named = [f"{item.unit}, which is {item.active if item.load == 'loaded' else item.load}" for item in found]
+    return f"; it requires {' and '.join(named)}" if named else ""
 
 
 async def _logged_since(units: UnitManager, began: float, unit: str) -> str:

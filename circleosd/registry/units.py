@@ -19,7 +19,8 @@ class UnitState:
     `load`: loaded, not-found, masked, …; `active`: active, inactive, failed, activating, deactivating. `since`: when it
     entered that state, seconds since the epoch. `memory` in bytes. `result`: success, exit-code, signal, timeout, ….
     `exit_status`: of the main process, if it ended by exiting; `signal`: the name of the one that ended it.
-    `triggered_by`: the sockets, timers and paths that start it; `listening`: whether one of them is active.
+    `triggered_by`: the sockets, timers and paths that start it; `listening`: whether one of them is active. `requires`:
+    the units without which it does not start (Requires=, Requisite=, BindsTo=).
     """
 
     unit: str
@@ -36,6 +37,7 @@ class UnitState:
     signal: str | None = None
     triggered_by: tuple[str, ...] = ()
     listening: bool = False
+    requires: tuple[str, ...] = ()
 
 
 def signal_name(number: int) -> str:

@@ -296,6 +296,7 @@ def state_of(unit: str, properties: Mapping[str, Any]) -> UnitState:
         exit_status=how if ended == _EXITED else None,
         signal=signal_name(how) if ended in _KILLED else None,
         triggered_by=tuple(properties["TriggeredBy"]),
+        requires=tuple(unit for kind in ("Requires", "Requisite", "BindsTo") for unit in properties[kind]),
     )
 
 

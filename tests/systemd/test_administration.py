@@ -76,7 +76,8 @@ def test_a_unit_whose_dependency_fails_is_not_said_to_be_held_back(machine: Mach
     machine.succeed("systemctl daemon-reload")
     said = refused(machine, "service start calm", 11)
     assert said.startswith(
-        "circlectl: cannot start calm (ct-calm.service): the job's result is dependency; the log says: "
+        "circlectl: cannot start calm (ct-calm.service): the job's result is dependency; "
+        "it requires ct-loop.service, which is failed; the log says: "
     )
     assert "Dependency failed for ct-calm.service" in said
     machine.succeed(f"rm {needs}", "systemctl daemon-reload")
