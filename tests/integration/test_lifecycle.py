@@ -39,10 +39,10 @@ def children(host: EmbeddedHost) -> list[int]:
 
 
 def test_nothing_runs_before_the_first_connection_and_after_the_last(new_host: NewHost) -> None:
-    host = new_host({"CIRCLEOSD_SERVER_IDLE_EXIT": "0.3", "CIRCLEOSD_PLUGINS_IDLE_WORKER": "0.2"})
+    host = new_host({"CIRCLEOSD_SERVER_IDLE_EXIT": "1", "CIRCLEOSD_PLUGINS_IDLE_WORKER": "0.5"})
     assert children(host) == []
     host.load("plugins/example.wasm")
-    assert host.ok("plugin", "invoke", "example", "upper", "abc") == "ABC\n"
+    assert host.data("plugin-manager", "invoke", id="example", func="upper", payload="abc") == "ABC"
     assert len(children(host)) >= 2
     host.wait_for(lambda: children(host) == [])
     assert host.ok("plugin", "invoke", "example", "upper", "abc") == "ABC\n"
