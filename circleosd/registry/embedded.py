@@ -77,4 +77,4 @@ def _last(items: list[dict[str, Any]], lines: int, since: float | None) -> list[
 
 
 def _state(item: dict[str, Any]) -> UnitState:
-    return UnitState(**{key: tuple(value) if isinstance(value, list) else value for key, value in item.items()})
+    return UnitState(**{**item, "triggered_by": tuple(item["triggered_by"]), "requires": tuple(item["requires"])})
