@@ -29,6 +29,9 @@ def properties(active: str, sub: str, at: int = 0, **more: Any) -> dict[str, Any
         "ActiveState": active,
         "SubState": sub,
         "TriggeredBy": [],
+        "Requires": [],
+        "Requisite": [],
+        "BindsTo": [],
         **{f"{stamp}Timestamp": at * 1_000_000 for stamp in stamps},
         **more,
     }
@@ -128,6 +131,13 @@ def test_a_question_is_asked_again_on_a_new_connection_but_not_forever() -> None
 )
 def test_since_is_when_the_unit_entered_its_state(active: str, stamp: str) -> None:
     assert state_of(UNIT, properties(active, "x", **{f"{stamp}Timestamp": 1_500_000})).since == 1.5
+
+
+def test_a_unit_requires_what_any_setting_says() -> None:
+    needs = properties(
+        "inactive", "dead", Requires=["sysinit.target"], Requisite=["db.service"], BindsTo=["disk.mount"]
+    )
+    assert state_of(UNIT, needs).requires == ("sysinit.target", "db.service", "disk.mount")
 
 
 def test_what_systemd_does_not_know_is_none() -> None:
