@@ -41,12 +41,15 @@ class _Known(Rule):
             raise ValueError(str(exc)) from None
 
 
-class _Few(Rule):
-    """Not more members than anybody would read."""
+class _Asked(Rule):
+    """Each capability once, and not more than anybody would read."""
 
-    def check(self, value: tuple[object, ...]) -> None:
+    def check(self, value: tuple[Capability, ...]) -> None:
         if len(value) > MAX_CAPABILITIES:
             raise ValueError(f"may have at most {MAX_CAPABILITIES}, not {len(value)}")
+        names = [item.name for item in value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"asks for {quoted(twice)} twice")
 
 
 class _Environment(Rule):
@@ -106,7 +109,7 @@ class Manifest:
     plugin_type: Literal["wasm", "native"] = "wasm"
     entry: Annotated[str | None, Length(1, 128)] = None
     abi: Literal["core", "component", "wasi", "native"] | None = None
-    capabilities: Annotated[tuple[Capability, ...], _Few()] = ()
+    capabilities: Annotated[tuple[Capability, ...], _Asked()] = ()
     limits: Limits = Limits()
     config: Annotated[dict[str, str], _Environment()] = field(default_factory=dict)
     instance: Literal["fresh", "shared"] = "fresh"
@@ -186,7 +189,7 @@ def derive(path: str, head: bytes) -> Manifest:
     """The manifest of an artifact that has none: named after its file, without capabilities."""
     stem = PurePath(path).stem
     name = re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-_")[:48]
-    if not re.fullmatch(PLUGIN_NAME, name):
+    if not stem.isascii() or not re.fullmatch(PLUGIN_NAME, name):
         raise BadRequest(f"cannot make a plugin name of {stem!r}; give a manifest with a name")
     return Manifest(name=name, plugin_type=type_of(head))
 

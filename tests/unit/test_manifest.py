@@ -82,6 +82,12 @@ def test_a_member_that_stands_twice_is_refused() -> None:
             manifest.parse(content)
 
 
+def test_a_capability_is_asked_for_once() -> None:
+    asked = ["kv", "log", {"name": "kv", "reason": "counts"}]
+    with pytest.raises(BadRequest, match="capabilities: asks for 'kv' twice"):
+        manifest.parse({"name": "a", "capabilities": asked})
+
+
 def test_lines_may_end_as_they_like_and_a_byte_order_mark_is_no_matter() -> None:
     assert manifest.parse(b'\xef\xbb\xbf{\r\n"name": "a"\r\n}\r\n').name == "a"
 
@@ -89,8 +95,9 @@ def test_lines_may_end_as_they_like_and_a_byte_order_mark_is_no_matter() -> None
 def test_a_name_is_derived_from_the_file() -> None:
     assert manifest.derive("/tmp/My Plugin.v2.wasm", WASM).name == "my-plugin-v2"
     assert manifest.derive("x.so", b"\x7fELF").plugin_type == "native"
-    with pytest.raises(BadRequest, match="cannot make a plugin name"):
-        manifest.derive("/tmp/….wasm", WASM)
+    for name in ("…", "ünï", "-"):
+        with pytest.raises(BadRequest, match=f"cannot make a plugin name of {name!r}"):
+            manifest.derive(f"/tmp/{name}.wasm", WASM)
     with pytest.raises(BadRequest, match="neither WebAssembly nor"):
         manifest.derive("README.md", b"# CircleOSD")
     for text in (b"(module", b"\n  (component", b";; a module"):
