@@ -38,8 +38,8 @@ def explained(doing: str, error: ErrorReply) -> CircleError:
     said = error.text.rstrip(".")
     if error.name in _REFUSALS:
         return Denied(
-            f"systemd refuses to {doing}: {said}; the polkit rule of CircleOSD does not cover this, "
-            "see as root: systemctl status circleosd-polkit"
+            f"systemd refuses to {doing}: {said}; the polkit rule of CircleOSD does not cover this, see as root: "
+            "/etc/polkit-1/rules.d/49-circleosd.rules, which circleosd-polkit.service or the NixOS module writes"
         )
     kind = _MEANINGS.get(error.name)
     if kind is None:
