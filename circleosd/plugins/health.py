@@ -52,7 +52,7 @@ class Health:
         return self.in_a_row >= self._quarantine_after and self.record.aside is None
 
     def failed(self, message: str, now: float, wall: float) -> None:
-        """A call failed; `wall` is the time to show. A plugin to be quarantined is held back until it is."""
+        """A call failed; `wall` is the time to show. A plugin that is due for quarantine is held back too."""
         record = self.record
         record.calls += 1
         record.failures += 1

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from circleosd import ledger
@@ -331,7 +331,7 @@ class PluginService(Handlers):
         async with self._changing:
             plugin = self._find(request.id)
             reason = request.reason or f"by {act.caller}"
-            await self._put_aside(plugin, "disabled", reason, act)
+            await self._put_aside(plugin, "disabled", reason, act.commit)
             self._runners.retire(plugin.name)
             return shown(plugin)
 
@@ -339,17 +339,20 @@ class PluginService(Handlers):
         """Handler of `enable`."""
         async with self._changing:
             plugin = self._find(request.id)
-            await self._put_aside(plugin, None, None, act)
+            await self._put_aside(plugin, None, None, act.commit)
             plugin.health.reset()
             return shown(plugin)
 
-    async def _put_aside(self, plugin: Plugin, aside: store.Aside, reason: str | None, act: Act) -> None:
+    async def _put_aside(
+        self, plugin: Plugin, aside: store.Aside, reason: str | None, note: Callable[..., None]
+    ) -> None:
+        """Set a plugin aside or bring it back; `note` adds the ledger's row, with the states `before` and `after`."""
         record = plugin.health.record
         changed = record.copy(aside, reason, time.time() if aside else None)
 
         def work(tx: Transaction) -> None:
             store.put_record(tx, plugin.name, changed)
-            act.commit(tx, before=state_of(record), after=state_of(changed))
+            note(tx, before=state_of(record), after=state_of(changed))
 
         await self._database.write(work)
         record.aside, record.reason, record.since = changed.aside, changed.reason, changed.since
@@ -363,31 +366,21 @@ class PluginService(Handlers):
         await asyncio.shield(task)
 
     async def _quarantine(self, plugin: Plugin) -> None:
+        def note(tx: Transaction, *, before: str, after: str) -> None:
+            entry = ledger.Entry("done", _self(plugin.name), "quarantine", plugin.name, before=before, after=after)
+            self._ledger.append(tx, entry)
+
         async with self._changing:
-            if not plugin.health.quarantine_due or self._plugins.get(plugin.name) is not plugin:
+            health = plugin.health
+            if not health.quarantine_due or self._plugins.get(plugin.name) is not plugin:
                 return
-            record = plugin.health.record
-            reason = f"{plugin.health.in_a_row} failures in a row, the last: {record.last_error}"
-            changed = record.copy("quarantined", reason, time.time())
-            entry = ledger.Entry(
-                "done",
-                _self(plugin.name),
-                "quarantine",
-                plugin.name,
-                before=state_of(record),
-                after=state_of(changed),
-            )
-
-            def work(tx: Transaction) -> None:
-                store.put_record(tx, plugin.name, changed)
-                self._ledger.append(tx, entry)
-
+            reason = f"{health.in_a_row} failures in a row, the last: {health.record.last_error}"
             try:
-                await self._database.write(work)
-            except CircleError as error:
-                log.error("cannot record the quarantine of %s: %s", plugin.name, error)
-            record.aside, record.reason, record.since = changed.aside, changed.reason, changed.since
-            log.error("plugin %s is quarantined: %s", plugin.name, reason)
+                await self._put_aside(plugin, "quarantined", reason, note)
+            except CircleError as error:  # it is held back, and its next failure tries again
+                log.error("cannot quarantine %s for %s: %s", plugin.name, reason, error)
+            else:
+                log.error("plugin %s is quarantined: %s", plugin.name, reason)
 
     # records
 

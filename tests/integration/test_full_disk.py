@@ -13,9 +13,11 @@ import pytest
 
 from tests.integration.conftest import running
 from tests.integration.embedded_host import CHEAP, PROJECT, EmbeddedHost
+from tests.integration.made import core, write
 
 SERVICES = ("auth-service", "service-registry", "plugin-manager")
 PASSWORD = "a long enough one"
+TRAP = '(func (export "trap") (param i32) (result i64) (unreachable))'
 EXAMPLE = str(PROJECT / "plugins/example.wasm")
 # The state is in a small file system that only this host sees.
 MOUNT = 'mkdir "$4/state" && mount -t tmpfs -o size=3m state "$4/state" && exec "$@"'
@@ -59,7 +61,7 @@ class SmallHost:
 def small() -> Iterator[SmallHost]:
     if os.geteuid() != 0:
         pytest.skip("needs root: it mounts a file system")
-    for host in running(CHEAP, SMALL):
+    for host in running({**CHEAP, "CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "1"}, SMALL):
         yield SmallHost(host)
 
 
@@ -105,6 +107,21 @@ def test_how_a_plugin_did_is_written_down_when_there_is_room_again(small: SmallH
     os.kill(small.host.pid("plugin-manager"), signal.SIGTERM)
     small.host.wait_for(lambda: small.host.data("plugin-manager", "show", id="example")["worker"] == "none")
     assert small.host.data("plugin-manager", "show", id="example")["calls"] == 1
+
+
+def test_a_failing_plugin_is_held_back_until_its_quarantine_can_be_kept(small: SmallHost, tmp_path: Path) -> None:
+    def trap() -> dict[str, Any]:
+        return small.host.call("plugin-manager", {"action": "invoke", "id": "weak", "func": "trap", "payload": ""})
+
+    small.host.load(write(tmp_path, "weak", core(TRAP)))
+    small.fill()
+    assert "unreachable" in trap()["message"]
+    small.host.wait_for(lambda: "held back" in trap()["message"])
+    assert "cannot quarantine weak" in small.host.log
+    assert small.host.data("plugin-manager", "show", id="weak")["state"] == "ready"
+    small.make_room()
+    small.host.wait_for(lambda: trap()["error"] == "conflict")
+    assert small.host.data("plugin-manager", "show", id="weak")["state"] == "quarantined"
 
 
 def test_an_artifact_that_does_not_fit_is_refused_as_that(small: SmallHost, tmp_path: Path) -> None:
