@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from typing import Any
 
 from circleosd import wire
@@ -19,7 +20,10 @@ log = logging.getLogger(__name__)
 
 
 class Control:
-    """The actions `job`, `matching`, `states` and `logs`; the last two go on, a list a reply, if asked to `follow`."""
+    """The actions `job`, `matching`, `states` and `logs`.
+
+    The last two go on, a list a reply, if asked to `follow`, then also for the units that match `pattern`.
+    """
 
     name = "supervisor"
     requests = 0
@@ -38,9 +42,11 @@ class Control:
                     return wire.success(await self._supervisor.job(verb, name))
                 case {"action": "matching", "pattern": pattern}:
                     return wire.success(self._supervisor.matching(pattern))
-                case {"action": "states" | "logs" as action, "units": names, "follow": follow}:
+                case {"action": "states" | "logs" as action, "units": names, "follow": follow, **more}:
                     kind = UnitState if action == "states" else LogLine
-                    return self._follow(kind, names) if follow else wire.success(self._now(kind, names))
+                    if follow:
+                        return self._follow(kind, names, more.get("pattern", ""))
+                    return wire.success(self._now(kind, names))
             raise BadRequest("the supervisor has no such action")
         except CircleError as error:
             return wire.failure(error)
@@ -53,19 +59,20 @@ class Control:
             return [asdict(self._supervisor.state(name)) for name in names]
         return [asdict(line) for name in names for line in self._supervisor.lines(name)]
 
-    async def _follow(self, kind: type, names: list[str]) -> AsyncGenerator[bytes, None]:
+    async def _follow(self, kind: type, names: list[str], pattern: str) -> AsyncGenerator[bytes, None]:
         """What there is of `kind` now, then what is new, until the connection ends. A slow reader loses the oldest."""
         queue = asyncio.Queue[UnitState | LogLine](LOG_LINES)
 
         def hear(name: str, event: UnitState | LogLine) -> None:
-            if name in names and isinstance(event, kind):
+            if isinstance(event, kind) and (name in names or fnmatchcase(name, pattern)):
                 if queue.full():
                     queue.get_nowait()
                 queue.put_nowait(event)
 
         self._supervisor.listeners.append(hear)
         try:
-            yield wire.success(self._now(kind, names), more=True)
+            there = [*names, *(name for name in self._supervisor.matching(pattern) if name not in names)]
+            yield wire.success(self._now(kind, there), more=True)
             while True:
                 yield wire.success([asdict(await queue.get())], more=True)
         finally:

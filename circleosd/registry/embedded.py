@@ -48,9 +48,10 @@ class SupervisedUnits:
         """See `UnitManager`."""
         raise Conflict(f"cannot tell whether {unit} is enabled: the embedded mode starts nothing at boot")
 
-    async def watch(self, units: Sequence[str]) -> AsyncIterator[UnitState]:
+    async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncIterator[UnitState]:
         """See `UnitManager`."""
-        async for states in upstream.follow(self._path, {"action": "states", "units": [*units], "follow": True}):
+        request = {"action": "states", "units": [*units], "pattern": pattern, "follow": True}
+        async for states in upstream.follow(self._path, request):
             for item in states:
                 yield _state(item)
 

@@ -126,17 +126,15 @@ class RegistryService(Handlers):
         catalog = self._read()
         if request.name is not None:
             return self._changes([catalog.find(request.name)])
-        workers = [plugin_entry(unit) for unit in await self._units.matching(PLUGIN_UNITS)]
-        return self._changes([*catalog.entries.values(), *workers])
+        return self._changes([*catalog.entries.values()], PLUGIN_UNITS)
 
-    async def _changes(self, entries: Sequence[Entry]) -> AsyncIterator[Service]:
-        """The state of each entry's unit, then each change of it."""
-        states = self._units.watch([*{entry.unit for entry in entries}])
+    async def _changes(self, entries: Sequence[Entry], workers: str = "") -> AsyncIterator[Service]:
+        """The state of each entry's unit, then each change of it; also of the plugins' units that match `workers`."""
+        states = self._units.watch([*{entry.unit for entry in entries}], workers)
         async with closing(states):
             async for state in states:
-                for entry in entries:
-                    if entry.unit == state.unit:
-                        yield _service(entry, state)
+                for entry in [entry for entry in entries if entry.unit == state.unit] or [plugin_entry(state.unit)]:
+                    yield _service(entry, state)
 
     async def resolve(self, intent: Event) -> Resolution:
         """See `Handlers`: what was wanted of a unit is compared with its state."""

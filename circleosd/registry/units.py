@@ -102,8 +102,10 @@ class UnitManager(Protocol):
         """The state of a unit file: enabled, disabled, static, … Raises `NotFound` if there is none, and like `job`."""
         ...
 
-    def watch(self, units: Sequence[str]) -> AsyncIterator[UnitState]:
+    def watch(self, units: Sequence[str], pattern: str = "") -> AsyncIterator[UnitState]:
         """The state of each of `units`, then the new state at every change, until the iterator is closed.
+
+        Also of each unit that matches the glob `pattern`, as in `matching`: those there are now and those that come.
 
         `memory` and `listening` are left unset. Raises `Unavailable` when the service manager is gone for good.
         """

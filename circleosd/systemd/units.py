@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
@@ -42,6 +43,7 @@ _UNIT = f"{_SYSTEMD}.Unit"
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 _FROM_SYSTEMD = f"type='signal',sender='{_SYSTEMD}'"
 _JOB_REMOVED = f"{_FROM_SYSTEMD},interface='{_SYSTEMD}.Manager',member='JobRemoved'"
+_UNIT_NEW = f"{_FROM_SYSTEMD},interface='{_SYSTEMD}.Manager',member='UnitNew'"
 _RELOADING = f"{_FROM_SYSTEMD},interface='{_SYSTEMD}.Manager',member='Reloading'"
 _CHANGED = f"{_FROM_SYSTEMD},interface='{_PROPERTIES}',path_namespace='{_UNITS}'"
 _UNKNOWN = 2**64 - 1  # how systemd says that it cannot tell a figure
@@ -133,13 +135,13 @@ class SystemdUnits:
         _check(unit)
         return str(await self._ask(_MANAGER, "GetUnitFileState", "s", unit))
 
-    async def watch(self, units: Sequence[str]) -> AsyncIterator[UnitState]:
+    async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncIterator[UnitState]:
         """See `UnitManager`. Nothing is polled."""
         shown: dict[str, UnitState] = {}
         while True:
             seen = 0
             try:
-                async with aclosing(_changes(await self._connected(), units)) as changes:
+                async with aclosing(_changes(await self._connected(), units, pattern)) as changes:
                     async for state in changes:
                         seen += 1
                         if _differs(state, shown.get(state.unit)):
@@ -241,34 +243,50 @@ async def _switch(connection: Connection, verb: Switch, unit: str) -> None:
     await connection.call(_MANAGER, "Reload")
 
 
-async def _changes(connection: Connection, units: Sequence[str]) -> AsyncGenerator[UnitState, None]:
-    """The states of `units`, and again after signals that concern them, also when a state stayed as it was."""
+async def _changes(connection: Connection, units: Sequence[str], pattern: str) -> AsyncGenerator[UnitState, None]:
+    """The states of `units` and of those that match `pattern`, and again after signals that concern them, also when a
+    state stayed as it was.
+    """
     names: dict[str, list[str]] = {}  # by object path; several when one is another's alias
+    known: dict[str, dict[str, Any]] = {}
+    serials: dict[str, int] = {}
+
+    async def read(path: str) -> None:
+        reply = await connection.call((_SYSTEMD, path, _PROPERTIES), "GetAll", "s", [""])
+        known[path], serials[path] = _plain(reply.body[0]), reply.serial
 
     def wanted(signal: Message) -> bool:
+        if signal.member == "UnitNew":
+            return fnmatchcase(signal.body[0], pattern)
         return signal.path in names or signal.member == "Reloading"
 
-    async with connection.signals([_CHANGED, _RELOADING], wanted) as signals:
+    async with connection.signals([_CHANGED, _RELOADING, *([_UNIT_NEW] if pattern else [])], wanted) as signals:
         while True:
             names.clear()
             valid = [unit for unit in units if UNIT_NAME.fullmatch(unit)]
+            if pattern:
+                found = (await connection.call(_MANAGER, "ListUnitsByPatterns", "asas", [[], [pattern]])).body[0]
+                valid += [row[0] for row in found if row[0] not in valid]
             rows = (await connection.call(_MANAGER, "ListUnitsByNames", "as", [valid])).body[0]
             for unit, row in zip(valid, rows, strict=True):
                 names.setdefault(row[6], []).append(unit)
             for unit in set(units).difference(valid):
                 yield _absent(unit)
-            known: dict[str, dict[str, Any]] = {}
-            serials: dict[str, int] = {}
             for path in names:
-                reply = await connection.call((_SYSTEMD, path, _PROPERTIES), "GetAll", "s", [""])
-                known[path], serials[path] = _plain(reply.body[0]), reply.serial
+                await read(path)
                 for unit in names[path]:
                     yield state_of(unit, known[path])
             while signal := await signals.get():
                 if signal.member == "Reloading":
                     if not signal.body[0]:  # the unit files were read anew
                         break
-                elif (path := signal.path or "") and signal.serial > serials[path]:  # later than what we read
+                elif signal.member == "UnitNew":
+                    unit, path = signal.body
+                    if path not in names:
+                        names[path] = [unit]
+                        await read(path)
+                        yield state_of(unit, known[path])
+                elif (path := signal.path or "") in names and signal.serial > serials[path]:  # later than what we read
                     interface, changed, _invalidated = signal.body
                     known[path] |= _plain(changed)
                     if interface == _UNIT:  # comes after the one of the unit's type, and completes it

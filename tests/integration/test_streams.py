@@ -39,7 +39,10 @@ def test_watch_without_a_name_tells_of_all(talking: EmbeddedHost) -> None:
     with talking.connect("service-registry") as sock, sock.makefile("rb") as replies:
         sock.sendall(b'{"action":"watch"}\n')
         names = {json.loads(replies.readline())["data"]["name"] for _ in range(4)}
-    assert names == {"auth-service", "service-registry", "plugin-manager", "talker"}
+        assert names == {"auth-service", "service-registry", "plugin-manager", "talker"}
+        talking.load("plugins/example.wasm")
+        later = (json.loads(line)["data"]["name"] for line in replies)
+        assert next(name for name in later if name not in names).startswith("plugin@example")
 
 
 def test_logs_show_the_last_lines_and_follow_goes_on(talking: EmbeddedHost) -> None:

@@ -110,8 +110,8 @@ class Units:
     async def enabled(self, unit: str) -> str:
         return self.boot.get(unit, "disabled")
 
-    async def watch(self, units: Sequence[str]) -> AsyncIterator[UnitState]:
-        for state in await self.states(units):
+    async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncIterator[UnitState]:
+        for state in await self.states([*units, *await self.matching(pattern)]):
             yield state
 
     async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:

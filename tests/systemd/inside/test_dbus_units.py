@@ -246,6 +246,25 @@ async def until(active: str, changes: Any) -> Any:
             return
 
 
+def test_watch_tells_of_units_that_match_and_come_later() -> None:
+    async def act(manager: SystemdUnits) -> None:
+        await manager.job("start", "ct-many@earlier.service")
+        async with aclosing(manager.watch(["ct-sleep.service"], "ct-many@*er.service")) as changes:  # type: ignore[type-var]
+            seen = {(await anext(changes)).unit for _ in range(2)}
+            assert seen == {"ct-sleep.service", "ct-many@earlier.service"}
+            run("systemctl", "start", "ct-brief.service", "ct-many@later.service")
+            came = [state async for state in until("active", changes)]
+            assert {state.unit for state in came} - seen == {"ct-many@later.service"}
+            run("systemctl", "stop", "ct-many@later.service")
+            went = [state async for state in until("inactive", changes)]
+            assert {state.unit for state in went} == {"ct-many@later.service"}
+            run("systemctl", "start", "ct-many@later.service")  # which systemd had forgotten meanwhile
+            again = [state async for state in until("active", changes)]
+            assert {state.unit for state in again} == {"ct-many@later.service"}
+
+    on_systemd(act)
+
+
 def test_watch_tells_that_a_failed_unit_failed_again() -> None:
     async def act(manager: SystemdUnits) -> list[tuple[str, str | None]]:
         await manager.job("start", "ct-fail.service")
