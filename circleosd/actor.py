@@ -1,4 +1,7 @@
-"""Who acted: the caller as policy knows it, and what the kernel tells of its process."""
+"""Who acted: the caller as policy knows it, and what the kernel tells of its process.
+
+Names of files and control groups need not be UTF-8, and whoever acts may choose them: bytes that are not are escaped.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def actor(caller: Caller) -> dict[str, Any]:
 
 def _link(path: str) -> str | None:
     try:
-        return os.readlink(path)
+        return os.readlink(os.fsencode(path)).decode("utf-8", "backslashreplace")
     except OSError:  # the process is gone, or not ours to look at
         return None
 
@@ -53,7 +56,7 @@ def _executable(pid: int) -> str | None:
 def _control_groups(pid: int) -> list[str]:
     """The names on a process's way down the control groups (cgroups(7)), outermost first."""
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as lines:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="backslashreplace") as lines:
             paths = [line.rstrip("\n").split(":", 2)[2] for line in lines]
     except OSError:
         return []

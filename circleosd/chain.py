@@ -38,9 +38,14 @@ def follow(rows: Iterable[Row], first: int, previous: bytes) -> Followed:
     return Followed(problems, previous, expected - 1)
 
 
-def audit(rows: Iterable[Row], ends: Row) -> list[str]:
-    """What is wrong with the whole chain: its rows, and the ends that the row of `ledger_ends` names."""
+def audit(rows: Iterable[Row], ends: Row, first_left: int | None) -> list[str]:
+    """What is wrong with the whole chain: its rows, and the ends that the row of `ledger_ends` names.
+
+    `first_left` is what the newest row about a removal of the oldest says is the first that was left; 1 without one.
+    """
     problems, digest, seen = follow(rows, ends["pruned_seq"] + 1, ends["pruned_hash"])
+    if first_left != ends["pruned_seq"] + 1:
+        problems.insert(0, f"no row says that those before row {ends['pruned_seq'] + 1} were removed")
     last = ends["last_seq"]
     if seen < last:
         problems.append(f"{_rows(seen + 1, last)} missing at the end")

@@ -69,6 +69,7 @@ SHAPE: dict[str, tuple[type, ...]] = {  # of a row's body
 }  # fmt: skip
 ACTOR = ("uid", "gid", "pid", "exe", "unit", "login", "user", "session", "plugin")
 TEXT_SHOWN = 256  # characters of a text parameter that a row keeps
+_PRUNED = '"action":"prune"'  # in the body of a row that says so; within a text its quotes would be escaped
 FOLLOWED_AT_ONCE = 200  # rows that a follower holds in memory
 
 
@@ -180,7 +181,7 @@ class Ledger:
         try:
             if self._flood.admit(peer.uid, kind, entry, time.monotonic()):
                 await self.record(entry)
-        except CircleError:
+        except Exception:
             self._flood.not_written(peer.uid, kind)
             raise
         finally:
@@ -196,6 +197,8 @@ class Ledger:
                     await self._write_counts(time.monotonic())
                 except CircleError as error:
                     log.error("cannot record refused attempts: %s", error)
+                except Exception:
+                    log.exception("cannot record refused attempts")
         finally:
             self._timer = None
 
@@ -204,7 +207,7 @@ class Ledger:
         if entries := [_summary(window) for window in counted]:
             try:
                 await self._database.write(lambda tx: [self.append(tx, entry) for entry in entries])
-            except CircleError:
+            except Exception:
                 self._flood.put_back(counted, time.monotonic())
                 raise
 
@@ -319,6 +322,8 @@ class Ledger:
 
     def _audit(self, connection: sqlite3.Connection) -> Audited:
         ends = connection.execute("SELECT * FROM ledger_ends").fetchone()
+        likely = connection.execute(f"SELECT body FROM ledger WHERE instr(body, '{_PRUNED}') ORDER BY seq DESC LIMIT 1")
+        newest = likely.fetchone()
         rows = connection.execute("SELECT seq, body, hash FROM ledger ORDER BY seq")
         return Audited(
             service=self._service,
@@ -326,7 +331,7 @@ class Ledger:
             first=ends["pruned_seq"] + 1,
             last=ends["last_seq"],
             hash=ends["last_hash"].hex(),
-            problems=chain.audit(rows, ends),
+            problems=chain.audit(rows, ends, _first_left(newest["body"]) if newest else 1),
         )
 
     def _event(self, seq: int, body: str) -> Event:
@@ -354,6 +359,14 @@ class Ledger:
             intent=None,
             count=1,
         )
+
+
+def _first_left(body: Any) -> int | None:
+    """What a row about pruning names as the first that was left; None if it names none."""
+    try:
+        return int(json.loads(body)["after"]["first"])
+    except (ValueError, TypeError, LookupError):
+        return None
 
 
 def _well_formed(row: Any, seq: int) -> bool:

@@ -118,6 +118,8 @@ class Service:
                 await close()
             except CircleError as error:
                 log.error("something is lost that was only in memory: %s", error)
+            except Exception:
+                log.exception("something is lost that was only in memory")
 
     async def dispatch(self, line: bytes, peer: Peer, files: Files) -> bytes | AsyncGenerator[bytes, None]:
         """Carry out the request in `line`; return the reply line, or an iterator of them for a stream. Never raises."""
