@@ -207,7 +207,7 @@ class Connection(asyncio.Protocol):
         if self._write_blocked is not None and now - self._write_blocked > settings.write_timeout:
             self._transport.abort()
         elif self._streaming:
-            if self._ended and self._hung_up():
+            if self._hung_up():  # its end is not read while more than a line waits behind the stream
                 self._transport.abort()
         elif self._draining:
             if now - self._since > LINGER:

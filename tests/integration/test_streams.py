@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -68,6 +69,17 @@ def test_a_stream_whose_reader_is_gone_ends_and_the_service_becomes_idle(talking
         sock.sendall(b'{"action":"watch","name":"talker"}\n')
         pid = talking.pid("service-registry")
         assert replies.readline()
+    talking.wait_for(lambda: pid not in talking.processes())
+
+
+def test_a_stream_whose_reader_has_sent_much_before_it_went_ends_too(talking: EmbeddedHost) -> None:
+    with talking.connect("service-registry") as sock:
+        sock.sendall(b'{"action":"watch","name":"talker"}\n')
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock.send(b"\n" * 65536)
+    pid = talking.pid("service-registry")
     talking.wait_for(lambda: pid not in talking.processes())
 
 
