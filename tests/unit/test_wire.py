@@ -52,7 +52,7 @@ def test_a_long_line_is_refused_also_when_its_end_is_there_already() -> None:
         (b'{"action":1e999}', "too large"),
         (b'{"action":"x","tag":[{"a":-1e309}]}', "too large"),
         (b'{"action":"x","v":"\\ud800"}', "not UTF-8"),
-        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 9_000, "nested too deeply"),
         (b'{"action":' + b"9" * 5000 + b"}", "a number that is too large$"),
         (b'{"action":"x","tag":' + b"[" * 100 + b"]" * 100 + b"}", "nested too deeply"),
         (b'{"action":"x","v":[1,' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"]}", "nested too deeply"),
@@ -66,6 +66,18 @@ def test_a_long_line_is_refused_also_when_its_end_is_there_already() -> None:
 def test_what_is_no_request_is_refused_with_the_reason(line: bytes, says: str) -> None:
     with pytest.raises(BadRequest, match=says):
         wire.envelope(wire.decode_request(line))
+
+
+TEXT = 'all of it, [text] {and} "quoted\\", '
+
+
+@pytest.mark.parametrize("value", ['""', "[]", "{}", "0", '"a\\\\"', '[{"a":1}]', '",[{"'])
+def test_the_values_of_a_line_are_bounded_and_its_texts_are_not(value: str) -> None:
+    few, many = (",".join([value] * number) for number in (wire.MAX_VALUES // 4, wire.MAX_VALUES + 1))
+    request = f'{{"action":"x","text":{json.dumps(TEXT * 10_000)},"tag":[%s]}}'
+    assert wire.decode_request((request % few).encode())["text"] == TEXT * 10_000
+    with pytest.raises(Limit, match="at most 10000 values"):
+        wire.decode_request((request % many).encode())
 
 
 def test_what_is_nested_as_deeply_as_allowed_is_a_request() -> None:
