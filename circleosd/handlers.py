@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, NamedTuple, Protocol
 
 from circleosd.actor import actor
@@ -63,6 +63,7 @@ class Act:
         contract: type[Request],
         object: str | None,
         files: Files,
+        authorize: Callable[[Caller, str | None], None],
     ) -> None:
         self.caller = caller
         self.token = token
@@ -71,7 +72,13 @@ class Act:
         self.files = files
         self.params: dict[str, Any] = {}
         self._ledger = ledger
+        self._authorize = authorize
         self._started = time.monotonic()
+
+    def go_on_as(self, caller: Caller) -> None:
+        """Take over what is known of the caller now. Raises `Denied` if who it is by now may not do this any more."""
+        self._authorize(caller, self.object)
+        self.caller = caller._replace(plugin=self.caller.plugin)
 
     def commit(self, tx: Transaction, *, before: Any = None, after: Any = None) -> None:
         """Record the change that `tx` makes, in `tx`. Every handler of an `Effect.STATE` action calls this."""

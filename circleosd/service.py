@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from circleosd import __version__, wire
@@ -149,9 +149,12 @@ class Service:
         contract = endpoint.contract
         value = envelope.params.get(contract.object_field) if contract.object_field else None
         name = value if isinstance(value, str) else None
-        act = Act(self._ledger, Caller(peer), envelope.token, contract, shown(name), files)
+        act = Act(
+            self._ledger, Caller(peer), envelope.token, contract, shown(name), files, partial(self._authorize, endpoint)
+        )
         try:
-            act.caller = _speaker(await self._identify(peer, envelope.token), envelope.params)
+            act.caller = await self._identify(peer, envelope.token)  # known also where the next line refuses
+            act.caller = _speaker(act.caller, envelope.params)
             if contract.own_object and value is None:
                 act.object = name = act.caller.user
             self._authorize(endpoint, act.caller, name)
@@ -250,8 +253,7 @@ class Service:
             async with closing(items):
                 async for item in items:
                     if time.monotonic() - checked >= RECHECK:
-                        act.caller = await self._identify(act.caller.peer, act.token)
-                        self._authorize(endpoint, act.caller, act.object)
+                        act.go_on_as(await self._identify(act.caller.peer, act.token))
                         checked = time.monotonic()
                     if self._shows(endpoint, act.caller, item):
                         yield wire.success(item, tag=tag, more=True)

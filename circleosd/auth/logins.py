@@ -54,8 +54,7 @@ class Logins:
     def attempt(self, keys: Sequence[Key], found: Sequence[Failures], now: float) -> Iterator[None]:
         """One attempt, while it is looked at. `found`: the failures under each of `keys`. Raises `Limit`.
 
-        Attempts that are looked at meanwhile count as failures once there was one, so that many at once are not more
-        guesses than one after another.
+        Attempts that are looked at meanwhile count as failures once there was one, so that they need not be looked at.
         """
         for key, failures in zip(keys, found, strict=True):
             count = backoff.in_force(failures, now, self._lockout)
@@ -74,11 +73,19 @@ class Logins:
                 if not self._in_hand[key]:
                     del self._in_hand[key]
 
-    def failed(self, tx: Transaction, keys: Sequence[Key], now: float) -> None:
-        """Count a failure."""
-        for kind, key in keys:
-            count = backoff.in_force(store.failures(tx, kind, key), now, self._lockout)
-            store.set_failures(tx, kind, key, Failures(count + 1, now))
+    def tell(self, tx: Transaction, keys: Sequence[Key], now: float, *, right: bool) -> None:
+        """Before it is told whether a password was `right`: count it if not. Raises `Limit`.
+
+        Others that were looked at meanwhile have counted by now, and nothing is told of who would have to wait: so many
+        at once are not more guesses than one after another.
+        """
+        found = [store.failures(tx, *key) for key in keys]
+        if seconds := max(self._wait(failures, now) for failures in found):
+            raise Limit(f"too many failed logins; try again in {math.ceil(seconds)} s")
+        if not right:
+            for (kind, key), failures in zip(keys, found, strict=True):
+                count = backoff.in_force(failures, now, self._lockout)
+                store.set_failures(tx, kind, key, Failures(count + 1, now))
 
     def succeeded(self, tx: Transaction, keys: Sequence[Key]) -> None:
         """Forget the failures."""

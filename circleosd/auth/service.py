@@ -73,17 +73,39 @@ class AuthService(Handlers):
 
     async def identify(self, peer: Peer, token: str | None) -> Caller:
         """The caller behind a connection to this service. Raises `Denied` for a token that names no session."""
-        role = role_of_uid(peer.uid, self._own_uid)
-        caller = Caller(peer, role, privileged=role is not None)
-        if token is not None:
-            session, grants = await self._sessions.find(token, peer.uid)
-            return caller._replace(
-                role=higher(role, session.role), user=session.user, session=session.id, grants=grants
-            )
-        if caller.privileged or peer.uid in self._services:
+        caller = self._by_uid(peer)
+        if token is None and (caller.privileged or peer.uid in self._services):
             return caller
-        account, grants = await self._database.read(lambda db: _of_uid(db, peer.uid))
+        found = await self._database.read(lambda db: self._known(db, caller, token))
+        if token is not None:
+            self._sessions.note(token)
+        return found
+
+    def _by_uid(self, peer: Peer) -> Caller:
+        """What the kernel's word alone makes of a peer."""
+        role = role_of_uid(peer.uid, self._own_uid)
+        return Caller(peer, role, privileged=role is not None)
+
+    def _known(self, db: sqlite3.Connection | Transaction, caller: Caller, token: str | None) -> Caller:
+        """A caller with what the store knows of the token, or without one of the uid. Raises `Denied`."""
+        if token is not None:
+            session = self._sessions.find(db, token, caller.peer.uid)
+            return caller._replace(
+                role=higher(caller.role, session.role),
+                user=session.user,
+                session=session.id,
+                grants=store.grants(db, session.user),
+            )
+        account, grants = _of_uid(db, caller.peer.uid)
         return caller._replace(role=account.role, user=account.name, grants=grants) if account else caller
+
+    def _still(self, tx: Transaction, act: Act) -> None:
+        """Raises `Denied` if the caller may not do this any more. The act may have waited since it was let in, for the
+        hash of a password above all, and who was disabled or deleted meanwhile changes nothing.
+        """
+        caller = self._by_uid(act.caller.peer)
+        if not caller.privileged:
+            act.go_on_as(self._known(tx, caller, act.token))
 
     async def verify(self, request: Verify, act: Act) -> Identity:
         """Handler of `verify`."""
@@ -102,7 +124,10 @@ class AuthService(Handlers):
                 expires=None,
                 grants=store.rules(grants),
             )
-        session, grants = await self._sessions.find(token, uid)
+        session, grants = await self._database.read(
+            lambda db: (session := self._sessions.find(db, token, uid), store.grants(db, session.user))
+        )
+        self._sessions.note(token)
         return Identity(
             user=session.user,
             role=session.role,
@@ -115,7 +140,8 @@ class AuthService(Handlers):
     async def whoami(self, request: WhoAmI, act: Act) -> Identity:
         """Handler of `whoami`."""
         caller = act.caller
-        session = (await self._sessions.find(act.token, caller.peer.uid))[0] if act.token is not None else None
+        token, uid = act.token, caller.peer.uid
+        session = await self._database.read(lambda db: self._sessions.find(db, token, uid)) if token else None
         return Identity(
             user=caller.user,
             role=caller.role,
@@ -142,6 +168,8 @@ class AuthService(Handlers):
         hashed = await self._passwords.hash(request.password) if request.password is not None else None
 
         def work(tx: Transaction) -> User:
+            self._still(tx, act)
+            self._within(act.caller, store.role_of(request.role), ())
             store.insert_user(tx, name, hashed, request.role, request.uid, time.time())
             user = store.shown(self._find(tx, name))
             act.commit(tx, after={"role": user["role"], "uid": user["uid"]})
@@ -216,10 +244,10 @@ class AuthService(Handlers):
 
     async def role(self, request: SetRole, act: Act) -> User:
         """Handler of `role`."""
-        self._within(act.caller, store.role_of(request.role), ())
 
         def work(tx: Transaction) -> User:
             before = self._target(tx, act, request.name)
+            self._within(act.caller, store.role_of(request.role), ())
             store.set_role(tx, request.name, request.role)
             act.commit(tx, before={"role": store.role_text(before.role)}, after={"role": request.role})
             return store.shown(self._find(tx, request.name))
@@ -285,9 +313,8 @@ class AuthService(Handlers):
             if rehashed is not None:
                 store.set_password(tx, account.name, rehashed)
             expires = now + lifetime
-            token, session = store.open_session(
-                tx, known, act.caller.peer.uid, now, expires, self._settings.max_sessions
-            )
+            self._sessions.make_room(tx, known.name)
+            token, session = store.open_session(tx, known, act.caller.peer.uid, now, expires)
             act.commit(tx, after={"session": session, "expires": expires})
             return Login(user=known.name, role=store.role_text(known.role), token=token, expires=expires)
 
@@ -298,11 +325,11 @@ class AuthService(Handlers):
         keys = self._logins.keys(name, caller, account)
         found = await self._database.read(lambda db: [store.failures(db, *key) for key in keys])
         with self._logins.attempt(keys, found, time.time()):
-            if await self._passwords.verify(account.password if account else None, password):
-                return
+            right = await self._passwords.verify(account.password if account else None, password)
             if keys:
-                await self._database.write(lambda tx: self._logins.failed(tx, keys, time.time()))
-        raise Denied("the name or the password is wrong")
+                await self._database.write(lambda tx: self._logins.tell(tx, keys, time.time(), right=right))
+        if not right:
+            raise Denied("the name or the password is wrong")
 
     async def logout(self, request: Logout, act: Act) -> None:
         """Handler of `logout`."""
@@ -332,8 +359,9 @@ class AuthService(Handlers):
         def work(tx: Transaction) -> Sequence[Session]:
             self._target(tx, act, name)
             ended = [self._shown(session) for session in store.close_sessions(tx, name, only=request.session)]
-            if request.session is not None and not ended:
-                raise NotFound(f"{name} has no session {request.session}; see: circlectl user sessions {name}")
+            if not ended:
+                one = f" {request.session}" if request.session is not None else ""
+                raise NotFound(f"{name} has no session{one}; see: circlectl user sessions {name}")
             act.commit(tx, before={"sessions": [session["id"] for session in ended]})
             return ended
 
@@ -355,10 +383,10 @@ class AuthService(Handlers):
         """Handler of `grant`."""
         given = Grant(request.verb, request.object, request.deny)
         _require_known(given)
-        self._within(act.caller, None, (given,))
 
         def work(tx: Transaction) -> Sequence[Rule]:
             self._target(tx, act, request.name)
+            self._within(act.caller, None, (given,))
             if len(store.grants(tx, request.name)) >= MAX_RULES:
                 raise Limit(f"a user may have at most {MAX_RULES} rules; globs need fewer")
             store.add_grant(tx, request.name, given)
@@ -373,11 +401,11 @@ class AuthService(Handlers):
     async def ungrant(self, request: RemoveGrant, act: Act) -> Sequence[Rule]:
         """Handler of `ungrant`."""
         given = Grant(request.verb, request.object, request.deny)
-        if given.deny:  # taking away what forbids gives what was forbidden
-            self._within(act.caller, None, (given._replace(deny=False),))
 
         def work(tx: Transaction) -> Sequence[Rule]:
             self._target(tx, act, request.name)
+            if given.deny:  # taking away what forbids gives what was forbidden
+                self._within(act.caller, None, (given._replace(deny=False),))
             if not store.remove_grant(tx, request.name, given):
                 raise NotFound(f"{request.name} has no rule: {given}; see: circlectl user show {request.name}")
             act.commit(tx, before={"rule": str(given)})
@@ -419,7 +447,10 @@ class AuthService(Handlers):
         return account
 
     def _target(self, tx: Transaction, act: Act, name: str) -> Account:
-        """The user that is acted on. Raises `NotFound`, and `Denied` if that is one who may more than the caller."""
+        """The user that is acted on, by a caller who is looked up again. Raises `NotFound`, and `Denied` if that is one
+        who may more than the caller.
+        """
+        self._still(tx, act)
         account = self._find(tx, name)
         if name != act.caller.user:
             self._within(act.caller, account.role, store.grants(tx, name))
@@ -434,7 +465,7 @@ class AuthService(Handlers):
             raise Denied(f"this needs a right that you do not have yourself: {lacking}")
 
 
-def _of_uid(db: sqlite3.Connection, uid: int) -> tuple[Account | None, tuple[Grant, ...]]:
+def _of_uid(db: sqlite3.Connection | Transaction, uid: int) -> tuple[Account | None, tuple[Grant, ...]]:
     """The user that a uid is without a login, and the rules."""
     account = store.account_of_uid(db, uid)
     return account, store.grants(db, account.name) if account else ()

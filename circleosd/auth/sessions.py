@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 
 from circleosd.auth import store
 from circleosd.auth.store import Session
 from circleosd.config import AuthSettings
-from circleosd.database import Database
+from circleosd.database import Database, Transaction
 from circleosd.errors import CircleError, Denied
-from circleosd.policy import Grant
 
 log = logging.getLogger(__name__)
 
@@ -27,24 +27,20 @@ class Sessions:
     def __init__(self, database: Database, settings: AuthSettings) -> None:
         self._database = database
         self._idle = settings.session_idle
+        self._most = settings.max_sessions
         self._every = min(FLUSH, settings.session_idle / 10)
         self._uses: dict[bytes, float] = {}
         self._being_written: dict[bytes, float] = {}
         self._written = time.monotonic()
         self._task: asyncio.Task[None] | None = None
 
-    async def find(self, token: str, uid: int) -> tuple[Session, tuple[Grant, ...]]:
-        """The session that `token` names and `uid` opened, and its user's rules. This is a use. Raises `Denied`."""
-        hashed = store.token_hash(token)
-        found = await self._database.read(
-            lambda db: (session, store.grants(db, session.user)) if (session := store.session(db, hashed)) else None
-        )
-        now = time.time()
-        if found is None or not self.in_force(found[0], now):
+    def find(self, db: sqlite3.Connection | Transaction, token: str, uid: int) -> Session:
+        """The session that `token` names and `uid` opened. Raises `Denied`."""
+        found = store.session(db, store.token_hash(token))
+        if found is None or not self.in_force(found, time.time()):
             raise Denied(NO_SESSION)
-        if found[0].uid != uid:
+        if found.uid != uid:
             raise Denied(f"the session was opened by another uid than {uid}")
-        self._note(hashed, now)
         return found
 
     def in_force(self, session: Session, now: float) -> bool:
@@ -59,8 +55,15 @@ class Sessions:
         """When a session ends if it is not used any more."""
         return min(session.expires, self.used(session) + self._idle)
 
-    def _note(self, hashed: bytes, now: float) -> None:
-        self._uses[hashed] = now
+    def make_room(self, tx: Transaction, user: str) -> None:
+        """Before another session of `user` begins: of those that would be too many the least recently used end."""
+        by_use = sorted(store.sessions(tx, user, -1), key=self.used, reverse=True)
+        for session in by_use[self._most - 1 :]:
+            store.close_session(tx, session)
+
+    def note(self, token: str) -> None:
+        """The session that `token` names, which there is, has just been used."""
+        self._uses[store.token_hash(token)] = time.time()
         due = time.monotonic() - self._written >= self._every or len(self._uses) >= MOST
         if due and self._task is None:
             self._task = asyncio.create_task(self._flush_logged())

@@ -147,7 +147,7 @@ def account(connection: sqlite3.Connection | Transaction, name: str) -> Account 
     return _account(row) if row else None
 
 
-def account_of_uid(connection: sqlite3.Connection, uid: int) -> Account | None:
+def account_of_uid(connection: sqlite3.Connection | Transaction, uid: int) -> Account | None:
     """The user that a Unix uid is without a login."""
     row = connection.execute("SELECT * FROM users WHERE uid = ? AND NOT disabled", (uid,)).fetchone()
     return _account(row) if row else None
@@ -225,19 +225,11 @@ def _session(row: sqlite3.Row) -> Session:
     return Session(hashed, number, user, role_of(role), *rest)
 
 
-def open_session(tx: Transaction, user: Account, uid: int, now: float, expires: float, most: int) -> tuple[str, str]:
-    """Begin a session of `user` for the process owner `uid`; return its token and its id.
-
-    Of sessions beyond `most` the least recently used end.
-    """
+def open_session(tx: Transaction, user: Account, uid: int, now: float, expires: float) -> tuple[str, str]:
+    """Begin a session of `user` for the process owner `uid`; return its token and its id."""
     tx.execute(
         "DELETE FROM sessions WHERE hash IN (SELECT hash FROM sessions WHERE expires <= ? LIMIT ?)",
         (now, SWEPT_AT_ONCE),
-    )
-    tx.execute(
-        "DELETE FROM sessions WHERE hash IN"
-        " (SELECT hash FROM sessions WHERE user = ? ORDER BY used DESC LIMIT -1 OFFSET ?)",
-        (user.name, most - 1),
     )
     tx.execute("UPDATE users SET last_login = ?, last_uid = ? WHERE name = ?", (now, uid, user.name))
     token = urlsafe_b64encode(os.urandom(TOKEN_BYTES)).rstrip(b"=").decode()
@@ -249,7 +241,7 @@ def open_session(tx: Transaction, user: Account, uid: int, now: float, expires: 
     return token, number
 
 
-def session(connection: sqlite3.Connection, hashed: bytes) -> Session | None:
+def session(connection: sqlite3.Connection | Transaction, hashed: bytes) -> Session | None:
     """The session with that token hash, if its user is enabled."""
     row = connection.execute(f"{_SESSIONS} s.hash = ? AND NOT u.disabled", (hashed,)).fetchone()
     return _session(row) if row else None
@@ -266,8 +258,13 @@ def close_sessions(tx: Transaction, user: str, *, only: str | None = None, but: 
     """End a user's sessions: all, `only` one, all `but` one; return those that were open."""
     ended = [item for item in sessions(tx, user, -1) if item.id != but and (only is None or item.id == only)]
     for item in ended:
-        tx.execute("DELETE FROM sessions WHERE hash = ?", (item.hash,))
+        close_session(tx, item)
     return ended
+
+
+def close_session(tx: Transaction, ended: Session) -> None:
+    """End a session."""
+    tx.execute("DELETE FROM sessions WHERE hash = ?", (ended.hash,))
 
 
 def note_uses(tx: Transaction, uses: dict[bytes, float]) -> None:

@@ -129,6 +129,32 @@ def test_a_present_password_counts_once_however_many_changes_it_confirms(new_hos
     ok(host, ALICE, AUTH, "login", name="twice", password=f"{PASSWORD} {new}")
 
 
+@pytest.mark.usefixtures("other_users")
+@pytest.mark.parametrize("taken", ["delete", "disable", "role", "revoke"])
+def test_what_waits_for_a_hash_is_not_done_for_who_lost_the_right_meanwhile(new_host: NewHost, taken: str) -> None:
+    host = new_host({})  # with hashes that take their time
+    host.open_to_everybody()
+    create(host, "adam", role="admin")
+    token = login(host, "adam", ALICE)
+    with contextlib.ExitStack() as stack:
+        ahead = [stack.enter_context(host.connect(AUTH)) for _ in range(20)]
+        with acting_as(ALICE):
+            sock = stack.enter_context(host.connect(AUTH))
+        for number, other in enumerate(ahead):
+            request = {"action": "create", "name": f"other{number}", "password": PASSWORD}
+            other.sendall(json.dumps(request).encode() + b"\n")
+        request = {"action": "create", "name": "evil", "password": PASSWORD, "role": "admin", "token": token}
+        sock.sendall(json.dumps(request).encode() + b"\n")
+        host.wait_for(lambda: host.data(AUTH, "health")["connections"] > 20)
+        host.data(AUTH, taken, name="adam", **({"role": "operator"} if taken == "role" else {}))
+        reply = read_reply(sock)
+        assert all(read_reply(other)["ok"] for other in ahead)
+    assert reply["error"] == "denied", reply
+    assert "evil" not in [user["name"] for user in host.data(AUTH, "list")]
+    row = host.data(AUTH, "history", object="evil")[-1]
+    assert (row["action"], row["phase"], row["actor"]["user"]) == ("create", "denied", "adam")
+
+
 def test_new_parameters_are_applied_at_the_next_login(new_host: NewHost) -> None:
     host = new_host(CHEAP)
     create(host, "alice")
@@ -260,6 +286,10 @@ def test_a_user_has_a_bounded_number_of_sessions(new_host: NewHost) -> None:
     assert len(host.data(AUTH, "sessions", name="many")) == 3
     replies = [ask(host, os.getuid(), AUTH, "whoami", token=token)["ok"] for token in tokens]
     assert replies == [False, False, True, True, True]
+    for token in tokens[2:4]:  # which stays in memory for now
+        ok(host, os.getuid(), AUTH, "whoami", token=token)
+    login(host, "many", os.getuid())
+    assert not ask(host, os.getuid(), AUTH, "whoami", token=tokens[4])["ok"], "the least recently used"
 
 
 @pytest.mark.usefixtures("other_users")
@@ -313,6 +343,23 @@ def test_failed_logins_make_a_peer_wait_and_the_wait_ends(new_host: NewHost) -> 
     let_pass(host, 31)
     login(host, "target", STRANGER)
     assert wrong(host, STRANGER, "target")["error"] == "denied", "a success begins anew"
+
+
+@pytest.mark.usefixtures("other_users")
+def test_guesses_at_once_are_not_more_than_one_after_another(new_host: NewHost) -> None:
+    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_LOGIN_TRIES": "5"})
+    host.open_to_everybody()
+    create(host, "guessed")
+    with contextlib.ExitStack() as stack:
+        with acting_as(STRANGER):
+            socks = [stack.enter_context(host.connect(AUTH)) for _ in range(40)]
+        for number, sock in enumerate(socks):
+            password = PASSWORD if number == 30 else f"certainly wrong {number}"
+            request = {"action": "login", "name": "guessed", "password": password}
+            sock.sendall(json.dumps(request).encode() + b"\n")
+        errors = [read_reply(sock).get("error") for sock in socks]
+    assert errors.count("denied") == 5
+    assert errors.count("limit") == 35
 
 
 @pytest.mark.usefixtures("other_users")

@@ -303,6 +303,7 @@ def test_only_circleosd_itself_acts_on_behalf_of_a_plugin(registry: Registry) ->
     assert registry.ask(request)["ok"]
     rows = registry.ask({"action": "history", "object": "nginx"})["data"]
     assert [row["actor"].get("plugin") for row in rows] == [None, "healer", "healer"]
+    assert rows[0]["actor"]["user"] == USERS["operator"].user
     assert registry.ask({"action": "status", "name": "nginx", "on_behalf": None})["ok"]
 
 

@@ -381,7 +381,7 @@ def test_the_actor_is_told_with_program_unit_and_login_session() -> None:
 
 
 def test_an_actor_whose_program_has_no_utf8_name_is_told_and_recorded(opened: Open, tmp_path: Path) -> None:
-    program = os.fsencode(tmp_path) + b"/pro\xffgram"
+    program = os.fsdecode(os.fsencode(tmp_path) + b"/pro\xffgram")
     shutil.copy("/bin/sleep", program)
     with subprocess.Popen([program, "60"]) as running:
         refusal = Entry("denied", Caller(Peer(os.getuid(), os.getgid(), running.pid)), "stop", "nginx", error="denied")
