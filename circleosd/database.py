@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -140,9 +141,18 @@ class Database:
         """Run `work` in one transaction and return its result once that is on disk.
 
         Whatever `work` raises rolls back and is passed on, sqlite3.IntegrityError too. Raises `Unavailable` when
-        SQLite fails (a full disk, say).
+        SQLite fails (a full disk, say). To cancel it is to forget it only as long as `work` has not begun. After that
+        it is as if it had not been cancelled: it happens, and whoever asked for it has to go by that.
         """
-        return await self._run(self._writer, lambda: self._write(work))
+        begun = self._writer.submit(lambda: self._write(work))
+        outcome = asyncio.wrap_future(begun)
+        with self._explained():
+            try:
+                return await asyncio.shield(outcome)
+            except asyncio.CancelledError:
+                if begun.cancel():
+                    raise
+                return await outcome
 
     def _write(self, work: Callable[[Transaction], T]) -> T:
         self._require_file()
@@ -162,8 +172,13 @@ class Database:
         self._connection.execute("COMMIT")
 
     async def _run(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-        try:
+        with self._explained():
             return await asyncio.get_running_loop().run_in_executor(thread, work)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.IntegrityError:  # the work broke a rule of its own tables, which is for it to explain
             raise
         except sqlite3.Error as exc:

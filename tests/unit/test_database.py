@@ -1,0 +1,68 @@
+"""What a transaction is when whoever asked for it does not wait for it any longer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from circleosd.database import Database, Transaction
+
+
+class Slow:
+    """Adds a number to a table, once it may."""
+
+    def __init__(self) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self, tx: Transaction) -> str:
+        self.begun.set()
+        assert self.may_end.wait(10)
+        tx.execute("INSERT INTO numbers VALUES (1)")
+        return "added"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database(tmp_path / "d.db", ("CREATE TABLE numbers (number INTEGER)",))
+    yield opened
+    opened.close()
+
+
+async def count(database: Database) -> int:
+    return await database.read(lambda db: int(db.execute("SELECT count(*) FROM numbers").fetchone()[0]))
+
+
+def test_a_transaction_that_has_begun_is_waited_for_and_its_outcome_told(database: Database) -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        asking = asyncio.create_task(database.write(slow))
+        await asyncio.to_thread(slow.begun.wait)
+        asking.cancel()
+        await asyncio.sleep(0.05)  # in which it would end, were it not to wait
+        assert not asking.done()
+        slow.may_end.set()
+        assert await asking == "added"
+        assert await count(database) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_transaction_that_still_waits_for_its_turn_can_be_cancelled(database: Database) -> None:
+    async def scenario() -> None:
+        slow, other = Slow(), Slow()
+        first = asyncio.create_task(database.write(slow))
+        await asyncio.to_thread(slow.begun.wait)
+        second = asyncio.create_task(database.write(other))
+        await asyncio.sleep(0)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        slow.may_end.set()
+        await first
+        assert (other.begun.is_set(), await count(database)) == (False, 1)
+
+    asyncio.run(scenario())
