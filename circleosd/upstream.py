@@ -117,9 +117,8 @@ class Identities:
         try:
             identity = await self._verified(peer, token)
         except Unavailable as exc:
-            if token is None:  # only a login could tell more about this uid: it is a stranger
-                return caller
-            raise Unavailable(f"cannot verify the session: {exc}") from exc
+            who = f"tell who uid {peer.uid} is" if token is None else "verify the session"
+            raise Unavailable(f"cannot {who}: {exc}") from exc
         return caller._replace(
             role=higher(role, Role(identity["role"]) if identity["role"] else None),
             user=identity["user"],

@@ -155,6 +155,19 @@ def test_what_waits_for_a_hash_is_not_done_for_who_lost_the_right_meanwhile(new_
     assert (row["action"], row["phase"], row["actor"]["user"]) == ("create", "denied", "adam")
 
 
+def test_what_was_begun_in_time_is_told_as_it_ends(new_host: NewHost) -> None:
+    host = new_host({**CHEAP, "CIRCLEOSD_SERVER_REQUEST_TIMEOUT": "1"})
+    create(host, "early")
+    with contextlib.closing(sqlite3.connect(host.directory / "state/circleosd/auth/auth.db")) as slow:
+        slow.execute("BEGIN IMMEDIATE")  # as a disk that takes its time
+        with host.connect(AUTH) as sock:
+            sock.sendall(b'{"action":"create","name":"late","uid":61400}\n')
+            time.sleep(2.0)  # longer than the request may take
+            slow.execute("ROLLBACK")
+            assert read_reply(sock)["ok"]
+    assert [row["phase"] for row in host.data(AUTH, "history", object="late")] == ["done"]
+
+
 def test_new_parameters_are_applied_at_the_next_login(new_host: NewHost) -> None:
     host = new_host(CHEAP)
     create(host, "alice")
@@ -306,6 +319,21 @@ def test_a_user_bound_to_a_uid_needs_no_login_at_any_service(host: EmbeddedHost)
     time.sleep(1.0)  # for so long the other services may believe what they know
     for service in (REGISTRY, PLUGINS):
         assert ask(host, 61200, service, "list")["error"] == "denied"
+
+
+@pytest.mark.usefixtures("other_users")
+def test_who_is_known_by_the_uid_is_not_denied_because_auth_service_cannot_start(new_host: NewHost) -> None:
+    host = new_host(CHEAP)
+    host.open_to_everybody()
+    create(host, "una", uid=61200, role="operator", password=None)
+    host.data(REGISTRY, "stop", name="auth-service")
+    store = host.directory / "state/circleosd/auth/auth.db"
+    store.unlink()
+    store.write_text("this is no database")
+    reply = ask(host, 61200, REGISTRY, "stop", name="plugin-manager")
+    assert (reply["error"], "cannot tell who uid 61200 is: " in reply["message"]) == ("unavailable", True), reply
+    assert "denied" not in [row["phase"] for row in host.data(REGISTRY, "history")]
+    assert ask(host, 0, REGISTRY, "stop", name="plugin-manager")["ok"]
 
 
 @pytest.mark.usefixtures("other_users")
