@@ -38,7 +38,8 @@ class ServerSettings(Table):
 
     idle_exit: without a connection for so long, a service exits (0: never). idle_connection: a connection without a
     request for so long is closed. read_timeout: a line begun must be complete by then. write_timeout: replies must be
-    taken by then. request_timeout: a request is given up by then. max_buffered: unfinished lines of all connections.
+    taken by then. request_timeout: a request is given up by then. max_buffered: requests and replies in hand of all
+    connections, of each what is beyond 64 KiB.
     """
 
     idle_exit: float = 30.0

@@ -141,6 +141,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        transport.set_write_buffer_limits(0)  # the time to take a reply begins with the first byte that is not taken
 
     def data_received(self, data: bytes) -> None:
         if self._ended:
@@ -249,17 +250,17 @@ class Connection(asyncio.Protocol):
             line = self._buffer.next_line()
             if self._descriptors.too_many:
                 raise Limit(f"at most {MAX_FILES} descriptors may wait on a connection")
-            self._book(0 if line is not None else len(self._buffer))
+            self._book(len(self._buffer) + (len(line) if line is not None else 0))
         except Limit as error:
             self.refuse(error)
             return None
         return line
 
     def _book(self, size: int) -> None:
-        """Account for `size` buffered bytes. Raises `Limit` when all connections together hold too much."""
+        """Account for `size` bytes of input or reply. Raises `Limit` when all connections together hold too much."""
         more = max(0, size - SMALL) - self._booked
         if more > 0 and self._server.booked + more > self._server.settings.max_buffered:
-            raise Limit("too much unfinished input at once; try again later")
+            raise Limit("too much at once is being sent to and fro here; try again later")
         self._server.booked += more
         self._booked += more
 
@@ -294,6 +295,8 @@ class Connection(asyncio.Protocol):
         while line is not None and not self._transport.is_closing():
             reply = await self._server.service.dispatch(line, self.peer, self._descriptors)
             if isinstance(reply, bytes):
+                if len(reply) > SMALL or self._booked:
+                    reply = self._affordable(reply)
                 self._transport.write(reply)
                 if not self._writable.is_set():
                     await self._writable.wait()
@@ -315,6 +318,14 @@ class Connection(asyncio.Protocol):
             self._end()
         else:
             self._transport.resume_reading()
+
+    def _affordable(self, reply: bytes) -> bytes:
+        """The reply, if it may be held until the peer takes it, else an error in its place."""
+        try:
+            self._book(len(self._buffer) + len(reply))
+        except Limit as error:
+            return wire.failure(Limit(f"it was done, but the answer cannot be kept for you: {error}"))
+        return reply
 
     async def _write(self, reply: bytes) -> None:
         """Write, and wait while the peer does not take what was written before."""

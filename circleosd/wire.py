@@ -15,6 +15,7 @@ from circleosd.errors import BadRequest, CircleError, Limit
 JSON = Any  # a value that json.loads may return
 MAX_TOKEN = 256  # characters; ours have 43
 MAX_VALUES = 10_000  # in one line; a megabyte of them takes a hundred times as long to read as one of text
+MAX_TAG = 1024  # characters; it is echoed with every reply
 MAX_DEPTH = 100  # objects and lists within one another in a request, whose tag is echoed one deeper
 _BOXES = (dict, list)
 
@@ -163,6 +164,14 @@ def _deeper(value: JSON, most: int) -> bool:
         if not level:
             return False
     return True
+
+
+def tag_of(request: dict[str, JSON]) -> JSON:
+    """The tag of a decoded request, or `ABSENT`. Raises `Limit` for one that is too long to be echoed."""
+    tag = request.get("tag", ABSENT)
+    if type(tag) in (str, *_BOXES) and len(tag if type(tag) is str else _print(tag)) > MAX_TAG:
+        raise Limit(f"a tag may have at most {MAX_TAG} characters")
+    return tag
 
 
 def envelope(request: dict[str, JSON]) -> Envelope:

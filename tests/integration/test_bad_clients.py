@@ -159,9 +159,42 @@ def test_unfinished_lines_of_all_connections_share_a_bound(new_host: NewHost) ->
         for sock in socks:
             sock.settimeout(0.5)
             with contextlib.suppress(TimeoutError):
-                refused += b"too much unfinished input" in sock.recv(4096)
+                refused += b"too much at once" in sock.recv(4096)
         assert 3 <= refused <= 6
         assert host.call("plugin-manager", {"action": "health"})["ok"]
+
+
+def test_replies_that_nobody_reads_share_the_bound(new_host: NewHost) -> None:
+    host = new_host({"CIRCLEOSD_SERVER_MAX_BUFFERED": str(1 << 20)})
+    script = host.directory / "wordy.sh"
+    script.write_text("for line in $(seq 200); do printf '%04000d\\n' $line; done; exec sleep 1000")
+    host.add_service("wordy", f"[Service]\nType=exec\nExecStart=/bin/sh {script}\n")
+    host.ok("service", "start", "wordy")
+    host.wait_for(lambda: host.logged("wordy")[-1:] == ["200".zfill(4000)])
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(host.connect("service-registry")) for _ in range(6)]
+        for sock in socks:
+            sock.sendall(b'{"action":"logs","name":"wordy","lines":200}\n')
+        host.wait_for(lambda: host.call("service-registry", {"action": "health"})["data"]["requests"] > 8)
+        replies = [read_reply(sock) for sock in socks]
+        kept = [len(reply["data"]) for reply in replies if reply["ok"]]
+        assert kept == [200] * len(kept)
+        assert 1 <= len(kept) <= 2
+        assert all("cannot be kept" in reply["message"] for reply in replies if not reply["ok"])
+        socks[0].sendall(b'{"action":"logs","name":"wordy","lines":200}\n')
+        assert read_reply(socks[0])["ok"], "who reads is served"
+
+
+def test_who_has_sent_all_and_reads_nothing_is_cut_off(new_host: NewHost) -> None:
+    host = new_host(HASTY)
+    line = json.dumps({"action": "nope", "tag": "t" * 1000}).encode() + b"\n"
+    with contextlib.ExitStack() as stack:
+        for number in range(100, 400, 10):  # so that of some what is left fits into the buffers on the way
+            sock = stack.enter_context(host.connect("auth-service"))
+            with contextlib.suppress(OSError):  # of some it is not taken any more
+                sock.sendall(line * number)
+                sock.shutdown(socket.SHUT_WR)
+        host.wait_for(lambda: host.data("auth-service", "health")["connections"] == 1, seconds=10)
 
 
 def test_descriptors_that_nobody_asked_for_are_closed(host: EmbeddedHost) -> None:
