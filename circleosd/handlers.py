@@ -25,6 +25,9 @@ class Files(Protocol):
 class Handlers:
     """What carries out the actions of one service: a method for each contract, named like the action."""
 
+    def check(self, request: Any, act: Act) -> None:
+        """Raises what stands against an act outside the database, as far as that is known without trying."""
+
     async def resolve(self, intent: Event) -> Resolution:
         """How an act ended of which only the intent is on record, because the service did."""
         return Resolution(after=None, error=Internal.code, found="nothing is known of its outcome")

@@ -127,7 +127,7 @@ class Service:
         self.requests += 1
         try:
             request = wire.decode_request(line)
-            tag = request.get("tag", wire.ABSENT)
+            tag = wire.tag_of(request)
             envelope = wire.envelope(request)
             endpoint = self._endpoints.get(envelope.action)
             if endpoint is None:
@@ -219,7 +219,14 @@ class Service:
     async def _carry_out(self, endpoint: Endpoint, parsed: Any, act: Act) -> Any:
         """Run the handler and see to it that the ledger knows."""
         effect = endpoint.contract.effect
-        intent = await act.record("intent") if effect is Effect.EXTERNAL else None
+        intent = None
+        if effect is Effect.EXTERNAL:
+            try:
+                self._handlers.check(parsed, act)
+            except CircleError as refusal:  # of which a flood is counted, while an intent always has its row
+                await act.refuse("denied" if isinstance(refusal, Denied) else "failed", refusal)
+                raise
+            intent = await act.record("intent")
         try:
             result = await endpoint.handler(parsed, act)
         except BaseException as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 from circleosd import ledger
 from circleosd.api.common import Event
@@ -136,6 +137,10 @@ class RegistryService(Handlers):
                 for entry in [entry for entry in entries if entry.unit == state.unit] or [plugin_entry(state.unit)]:
                     yield _service(entry, state)
 
+    def check(self, request: Any, act: Act) -> None:
+        """See `Handlers`."""
+        self._allowed(act.contract.action, request.name)
+
     async def resolve(self, intent: Event) -> Resolution:
         """See `Handlers`: what was wanted of a unit is compared with its state."""
         verb, name = intent["action"], str(intent["object"])
@@ -152,7 +157,7 @@ class RegistryService(Handlers):
         error = None if state.active in wanted else UnitFailed.code
         return Resolution(state.active, error, f"the unit {entry.unit} is {state.active} ({state.sub})")
 
-    def _allowed(self, verb: Verb | Switch, name: str) -> Entry:
+    def _allowed(self, verb: str, name: str) -> Entry:
         """The entry of `name`, if the catalog allows `verb` for it. Raises `NotFound`, `Denied`, `Conflict`."""
         entry = self._read().find(name)
         if entry.verbs is not None and verb not in entry.verbs:

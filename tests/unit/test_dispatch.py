@@ -114,6 +114,24 @@ def test_a_denied_look_is_not_recorded(registry: Registry) -> None:
     assert registry.history() == []
 
 
+@pytest.mark.parametrize(("verb", "name", "error"), [("stop", "readonly", "denied"), ("restart", "nope", "not-found")])
+def test_what_the_catalog_refuses_was_never_intended_and_a_flood_of_it_is_counted(
+    registry: Registry, verb: str, name: str, error: str
+) -> None:
+    async def flood() -> None:
+        for _ in range(50):
+            line = json.dumps({"action": verb, "name": name, "token": "operator"}).encode()
+            assert json.loads(await _bytes(registry.service, line, STRANGER))["error"] == error
+        await registry.service.close()
+
+    asyncio.run(flood())
+    rows = registry.ask({"action": "history"})["data"]
+    assert [(row["phase"] in ("denied", "failed"), row["error"], row["count"]) for row in rows] == [
+        (True, error, 1),
+        (True, error, 49),
+    ]
+
+
 def test_a_token_gives_its_users_rights_and_name(registry: Registry) -> None:
     assert registry.ask({"action": "stop", "name": "nginx", "token": "operator"}, STRANGER)["ok"]
     assert registry.ask({"action": "history"})["data"][0]["actor"]["user"] == "olga"
