@@ -22,7 +22,7 @@ from circleosd.api.plugins import PLUGIN_NAME
 from circleosd.errors import BadRequest, Denied
 from circleosd.registry import catalog
 from circleosd.registry.catalog import ALL_VERBS, Catalog, Entry
-from circleosd.systemd.units import UNIT_NAME, switch_unit
+from circleosd.systemd.units import RULE_MAKER, UNIT_NAME, switch_unit
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +70,10 @@ polkit.addRule(function (action, subject) {
 def rule(entries: Iterable[Entry]) -> str:
     """The JavaScript of the rule (polkit(8)): `USER` may do to the units of `entries` what these allow, and no more.
 
-    Also what it takes to enable them (`switch_unit`), and to run the plugins' workers. The same entries give the same
-    text, in whatever order. Raises `BadRequest` for what is no unit's name.
+    Also what it takes to enable them (`switch_unit`), to run the plugins' workers and to have this rule made anew. The
+    same entries give the same text, in whatever order. Raises `BadRequest` for what is no unit's name.
     """
-    listed = set()
+    listed = {f"start {RULE_MAKER}"}
     for entry in entries:
         if not UNIT_NAME.fullmatch(entry.unit):
             raise BadRequest(f"{entry.unit[:64]!r} is not the name of a unit")
@@ -86,7 +86,7 @@ def rule(entries: Iterable[Entry]) -> str:
         "user": json.dumps(USER),
         "switch": json.dumps(SWITCH_USER),
         "switching": json.dumps(SWITCHING),
-        "listed": json.dumps(sorted(listed), indent=8)[:-1] + ("    ]" if listed else "]"),
+        "listed": json.dumps(sorted(listed), indent=8)[:-1] + "    ]",
         "worker": json.dumps(rf"^circleosd-plugin@{PLUGIN_NAME}(\.staged)?\.(service|socket)$"),
         "verbs": json.dumps(WORKER_VERBS),
     }

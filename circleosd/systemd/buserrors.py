@@ -28,15 +28,24 @@ class ErrorReply(Exception):
         self.name = name
         self.text = text
 
+    @property
+    def refusal(self) -> bool:
+        """Whether polkit or the bus does not allow the call."""
+        return self.name in _REFUSALS
+
 
 class Lost(Exception):
     """The connection ended, or systemd left the bus, before the answer came."""
 
 
+class Unheard(Lost):
+    """So the job that systemd had taken on will not be told of any more."""
+
+
 def explained(doing: str, error: ErrorReply) -> CircleError:
     """The error to raise when systemd answered `error` to the wish of `doing`, such as: start nginx.service."""
     said = error.text.rstrip(".")
-    if error.name in _REFUSALS:
+    if error.refusal:
         return Denied(
             f"systemd refuses to {doing}: {said}; the polkit rule of CircleOSD does not cover this, see as root: "
             "/etc/polkit-1/rules.d/49-circleosd.rules, which circleosd-polkit.service or the NixOS module writes"

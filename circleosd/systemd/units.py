@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from urllib.parse import quote
 
 from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, Timeout, Unavailable
 from circleosd.registry.units import LogLine, Switch, UnitState, Verb, signal_name
-from circleosd.systemd.buserrors import ErrorReply, Lost, explained
+from circleosd.systemd.buserrors import ErrorReply, Lost, Unheard, explained
 
 if TYPE_CHECKING:  # dbus-fast is imported at the first call: a registry asked for its health needs none of it
     from dbus_fast import Message
@@ -24,6 +25,9 @@ if TYPE_CHECKING:  # dbus-fast is imported at the first call: a registry asked f
 Scope = Literal["system", "user"]
 
 MAX_FOLLOWERS = 32  # each holds a thread and an inotify instance, of which a user may have 128 by default
+RULE_MAKER = "circleosd-polkit.service"  # brings the polkit rule up to date; the registry may start it
+RULE_ARRIVAL = (0.0, 0.1, 0.2, 0.4)  # seconds from a rule's making until it is tried whether polkit has it
+LOOK = 0.1  # seconds between looks at a job that nobody tells of any more
 METHODS: dict[Verb, str] = {
     "start": "StartUnit",
     "stop": "StopUnit",
@@ -97,13 +101,36 @@ class SystemdUnits:
         _check(unit)
         try:
             async with asyncio.timeout(self._timeout):
-                return await _job(await self._connected(), METHODS[verb], unit)
+                return await self._allowed_job(verb, unit)
         except ErrorReply as error:
             raise await self._explained(verb, unit, error) from error
-        except Lost as exc:
-            raise Unavailable(f"cannot tell how the job to {verb} {unit} ends: {_GONE}") from exc
         except TimeoutError as exc:
             raise Timeout(f"the job to {verb} {unit} is not done after {self._timeout:g} s; it goes on") from exc
+
+    async def _allowed_job(self, verb: Verb, unit: str) -> str:
+        """Do a job, of a unit that has just been cataloged as soon as polkit has the new rule. Raises `ErrorReply`."""
+        for again in RULE_ARRIVAL:
+            try:
+                return await self._whole_job(verb, unit)
+            except ErrorReply as error:
+                if not error.refusal or self._scope == "user" or os.geteuid() == 0:
+                    raise
+                with contextlib.suppress(ErrorReply, Lost):  # there is none where the rule is made otherwise
+                    await _job(await self._connected(), METHODS["start"], RULE_MAKER)
+                await asyncio.sleep(again)
+        return await self._whole_job(verb, unit)
+
+    async def _whole_job(self, verb: Verb, unit: str) -> str:
+        """Do a job and tell its result, also when systemd was executed anew meanwhile, or the bus was."""
+        try:
+            return await _job(await self._connected(), METHODS[verb], unit)
+        except Unheard:
+            while (properties := await self._properties(unit))["Job"][0]:
+                await asyncio.sleep(LOOK)
+            wanted = ("inactive", "failed") if verb == "stop" else ("active", "reloading", "inactive")
+            return "done" if properties["ActiveState"] in wanted else "failed"
+        except Lost as exc:
+            raise Unavailable(f"cannot tell whether there is a job to {verb} {unit}: {_GONE}") from exc
 
     async def switch(self, verb: Switch, unit: str) -> str:
         """See `UnitManager`.
@@ -231,7 +258,7 @@ async def _job(connection: Connection, method: str, unit: str) -> str:
             _number, path, _unit, result = signal.body
             if path == job:
                 return str(result)
-    raise Lost
+    raise Unheard
 
 
 async def _switch(connection: Connection, verb: Switch, unit: str) -> None:

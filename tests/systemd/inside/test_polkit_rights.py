@@ -167,6 +167,26 @@ asyncio.run(main())
     assert [line.split()[0] for line in lines[3:]] == ["Denied", "Denied"]
 
 
+def test_what_has_just_been_cataloged_may_be_started_at_once() -> None:
+    code = """
+import asyncio
+from circleosd.systemd.units import SystemdUnits
+async def main():
+    manager = SystemdUnits("system", timeout=20)
+    print(await manager.job("start", UNIT))
+    await manager.close()
+asyncio.run(main())
+"""
+    more = CATALOG / "more.toml"
+    try:
+        for number in range(20, 24):
+            unit = f"ct-many@{number}.service"
+            more.write_text(f'[[service]]\nname = "many"\nunit = "{unit}"\n')
+            assert python_as(pwd.getpwnam(USER), code.replace("UNIT", repr(unit))) == "done\n"
+    finally:
+        more.unlink()
+
+
 def test_an_alias_in_the_catalog_is_explained() -> None:
     alias = UNIT_FILES / "ct-alias.service"
     alias.symlink_to(UNIT_FILES / "ct-brief.service")

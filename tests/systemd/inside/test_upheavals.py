@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import pytest
 
-from circleosd.errors import Unavailable
 from circleosd.systemd.units import SystemdUnits
 from tests.systemd.inside.conftest import on_systemd, run, watching
 
@@ -76,14 +75,15 @@ def test_a_job_is_done_though_the_bus_died_a_moment_ago(caplog: pytest.LogCaptur
     assert caplog.records == []
 
 
-def test_a_job_under_way_when_the_bus_dies_is_unavailable_and_not_a_hang() -> None:
+@UPHEAVALS
+@pytest.mark.parametrize(("unit", "result"), [("ct-long.service", "done"), ("ct-slow.service", "failed")])
+def test_how_a_job_under_way_ends_is_told(upheaval: Callable[[], None], unit: str, result: str) -> None:
     async def act(manager: SystemdUnits) -> None:
-        async with watching(manager, "ct-long.service") as next_change:
-            task = asyncio.create_task(manager.job("start", "ct-long.service"))
+        async with watching(manager, unit) as next_change:
+            task = asyncio.create_task(manager.job("start", unit))
             while (await next_change()).active != "activating":
                 pass
-        kill_the_bus()
-        with pytest.raises(Unavailable, match="cannot tell how the job to start"):
-            await task
+        upheaval()
+        assert await task == result
 
     on_systemd(act)
