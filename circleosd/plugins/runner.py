@@ -191,6 +191,9 @@ class Runners:
                 runner.leave()
         finally:
             runner.waiting -= 1
+            # Who retired it may have waited for less than its worker took to start.
+            if runner.retired and not runner.waiting and runner.worker:
+                runner.worker.close()
 
     def _of(self, plugin: Plugin) -> Runner:
         """The runner of this version with what it is granted now. Raises `Limit` when too many calls wait."""
@@ -255,9 +258,9 @@ class Runners:
                 await self._units("stop", path.stem + ".socket", path.stem)
 
     async def _ready(self, runner: Runner) -> Worker:
-        """The connected worker; started and loaded if there is none."""
+        """The connected worker; started and loaded if there is none. Raises `Superseded` if it comes too late."""
         async with runner.connecting:
-            if runner.worker is None or runner.worker.lost:
+            if not runner.retired and (runner.worker is None or runner.worker.lost):
                 artifact = self._open_artifact(runner.plugin.digest)
                 try:
                     await self._connect(runner, artifact)
@@ -270,6 +273,8 @@ class Runners:
                     raise why from exc
                 finally:
                     os.close(artifact)
+            if runner.retired:
+                raise Superseded
             assert runner.worker is not None
             return runner.worker
 

@@ -277,13 +277,13 @@ class PluginService(Handlers):
 
     async def _deliver(self, plugin: Plugin, topic: str, payload: str, depth: int) -> None:
         """Hand an event to a plugin. Raises `NotFound` when it takes none."""
-        if self._plugins.get(plugin.name) is not plugin or plugin.health.record.aside:
-            return
-        if plugin.loaded.abi != "component" and "on_event" not in plugin.functions:
-            raise NotFound(f"{plugin.name} takes no events")
-        try:
-            await self._runners.event(plugin, topic, payload, depth)
-        except Superseded:
+        while self._plugins.get(plugin.name) is plugin and plugin.health.record.aside is None:
+            if plugin.loaded.abi != "component" and "on_event" not in plugin.functions:
+                raise NotFound(f"{plugin.name} takes no events")
+            try:
+                await self._runners.event(plugin, topic, payload, depth)
+            except Superseded:
+                continue
             return
 
     # capabilities

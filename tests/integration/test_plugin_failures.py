@@ -225,6 +225,21 @@ def test_calls_in_hand_and_waiting_survive_an_upgrade(host: EmbeddedHost, tmp_pa
     host.unload("moving")
 
 
+def test_a_decision_while_a_worker_starts_leaves_none_behind(host: EmbeddedHost, tmp_path: Path) -> None:
+    slow = "__attribute__((constructor)) void slow(void) { usleep(500000); }"
+    asks: dict[str, Any] = {"plugin_type": "native", "capabilities": ["clock"], "limits": {"time": 0.3}}
+    host.load(write(tmp_path, "starting", handlers(slow), **asks), trust=True, grant="clock")
+    host.data("plugin-manager", "revoke", id="starting", capability="clock")
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(invoke, host, "starting", "echo", "1")
+        host.wait_for(lambda: details(host, "starting")["waiting"] == 1)
+        host.data("plugin-manager", "grant", id="starting", capability="clock")
+        assert starting.result()["data"] == "1"
+    assert invoke(host, "starting", "echo", "2")["data"] == "2"
+    assert details(host, "starting")["failures"] == 0
+    host.unload("starting")
+
+
 def test_limits_have_defaults_and_ceilings_of_the_host(new_host: NewHost, tmp_path: Path) -> None:
     settings = {"MEMORY": "33554432", "DEFAULT_TIME": "0.5", "CONCURRENCY": "2"}
     host = new_host({f"CIRCLEOSD_PLUGINS_{name}": value for name, value in settings.items()})
