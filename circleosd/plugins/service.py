@@ -394,22 +394,24 @@ class PluginService(Handlers):
                 log.error("cannot write down how the plugins do: %s", error)
 
     async def _write_changed(self) -> None:
-        changed = [plugin for plugin in self._plugins.values() if plugin.health.changed]
-        if not changed:
-            return
+        # Not between the commit of another change and its taking note: that would write what was before.
+        async with self._changing:
+            changed = [plugin for plugin in self._plugins.values() if plugin.health.changed]
+            if not changed:
+                return
 
-        def work(tx: Transaction) -> None:
-            for plugin in changed:
-                store.put_record(tx, plugin.name, plugin.health.record)
+            def work(tx: Transaction) -> None:
+                for plugin in changed:
+                    store.put_record(tx, plugin.name, plugin.health.record)
 
-        for plugin in changed:
-            plugin.health.changed = False
-        try:
-            await self._database.write(work)
-        except BaseException:
             for plugin in changed:
-                plugin.health.changed = True
-            raise
+                plugin.health.changed = False
+            try:
+                await self._database.write(work)
+            except BaseException:
+                for plugin in changed:
+                    plugin.health.changed = True
+                raise
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

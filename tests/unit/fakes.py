@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
+from circleosd.database import Database, Transaction
 from circleosd.errors import Denied, NotFound
 from circleosd.policy import Caller, Grant, Peer, Role
 from circleosd.registry.units import LogLine, Switch, UnitState, Verb
@@ -123,3 +125,17 @@ class Units:
 
     async def log_tail(self, unit: str, lines: int) -> list[str]:
         return ["cannot bind port 80"]
+
+
+class LateNews(Database):
+    """A database whose writer hears of a commit only some time after it, and after `meanwhile` if there is one."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    async def write(self, work: Callable[[Transaction], Any]) -> Any:
+        result = await super().write(work)
+        if meanwhile := self.meanwhile:
+            self.meanwhile = None
+            meanwhile()
+            await asyncio.sleep(0.2)
+        return result

@@ -1,0 +1,55 @@
+"""How plugins do and whether they are set aside, as the database has it. Nothing is loaded, and no worker runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from circleosd.api import plugins as contracts
+from circleosd.api.plugins import Disable
+from circleosd.config import PluginSettings
+from circleosd.database import Database
+from circleosd.handlers import Act
+from circleosd.ledger import Ledger
+from circleosd.plugins import service as plugin_service
+from circleosd.plugins import store
+from circleosd.plugins.compiled import Compiled
+from circleosd.plugins.manifest import Manifest
+from circleosd.plugins.runner import Runners
+from circleosd.plugins.service import HOST_MIGRATIONS, PluginService
+from circleosd.plugins.signatures import Signatures
+from circleosd.plugins.store import Artifacts, Loaded
+from tests.unit.fakes import ROOT, LateNews, NoFiles, identify
+
+
+def test_a_record_that_is_written_down_during_a_disable_leaves_the_plugin_disabled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin_service, "WRITE_DOWN", 0.01)
+    database = LateNews(tmp_path / "plugins.db", store.MIGRATIONS)
+    artifacts, settings = Artifacts(tmp_path / "store"), PluginSettings()
+    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
+
+    async def disabled() -> None:
+        loaded = Loaded(Manifest("p"), "0" * 64, "core", (), (), "", 0.0)
+        await database.write(lambda tx: store.put(tx, loaded))
+        kept = Database(tmp_path / "kept.db", HOST_MIGRATIONS)
+        service = PluginService(database, kept, artifacts, Signatures([], "off", os.environ), ledger, settings, "")
+        compiled = Compiled(tmp_path / "compiled", settings.cache)
+        await service.start(Runners("", tmp_path, compiled, artifacts.open, service.host.of, settings))
+        health = service._plugins["p"].health
+        database.meanwhile = health.succeeded  # and so it is to be written down
+        act = Act(ledger, await identify(ROOT, None), None, Disable, "p", NoFiles())
+        assert (await service.disable(Disable(id="p"), act))["state"] == "disabled"
+        while health.changed:
+            await asyncio.sleep(0.01)
+        await service.close()
+        await ledger.close()
+
+    asyncio.run(disabled())
+    record = asyncio.run(database.read(store.records))["p"]
+    assert (record.aside, record.calls) == ("disabled", 1)
+    database.close()
