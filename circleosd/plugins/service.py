@@ -101,8 +101,13 @@ class PluginService(Handlers):
             self._plugins[name] = plugin
         await self._sweep()
         await self._kv.forget(but=self._plugins)
-        for work in (runners.clean({*self._plugins}), runners.watch_idle(), self._write_down()):
+        for work in (self._clean(), runners.watch_idle(), self._write_down()):
             self._later(work)
+
+    async def _clean(self) -> None:
+        """Stop the workers of a manager that died; a load, which may be of the same name, waits for it."""
+        async with self._loads:
+            await self._runners.clean({*self._plugins})
 
     async def close(self) -> None:
         """End the workers and write down how the plugins did. A second call does nothing."""

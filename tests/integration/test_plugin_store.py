@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import pytest
 from tests.integration.conftest import NewHost
 from tests.integration.crashing_manager import STEPS
 from tests.integration.embedded_host import EmbeddedHost
-from tests.integration.made import caller, write
+from tests.integration.made import ECHO, caller, core, write
+from tests.native_source import native
 
 pytestmark = pytest.mark.timeout(300)  # dozens of starts of a manager and of workers in each test
 
@@ -180,6 +182,26 @@ def test_a_manager_killed_at_any_moment_has_a_whole_plugin(store: Store) -> None
         os.kill(pid, signal.SIGKILL)
         loading.join()
         assert store.check() in ("1", "2")
+
+
+def test_a_plugin_whose_load_died_with_the_manager_is_loaded_at_once(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host({})
+    slow = native("__attribute__((constructor)) void slow(void) { sleep(4); }")
+    path = write(tmp_path, "again", slow, plugin_type="native", limits={"time": 20})
+    manager, registry = host.pid("plugin-manager"), host.pid("service-registry")
+    with host.connect("plugin-manager") as sock:
+        sock.sendall(json.dumps({"action": "load", "path": str(path), "trust": True}).encode() + b"\n")
+        host.wait_for(lambda: any(host.runtime.rglob("again.sock")))
+        host.wait_for(lambda: host.data("service-registry", "status", name="plugin@again")["pid"])
+        os.kill(registry, signal.SIGSTOP)  # so that the next manager has not yet stopped the worker that is left
+        os.kill(manager, signal.SIGKILL)
+    host.wait_for(lambda: host.pid("plugin-manager") != manager)
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(host.load, write(tmp_path, "again", core(ECHO)))
+        time.sleep(0.5)  # in which a load that waits for nothing gets to that worker
+        os.kill(registry, signal.SIGCONT)
+        loading.result()
+    assert host.data("plugin-manager", "invoke", id="again", func="echo", payload="x") == "x"
 
 
 def test_every_step_is_tried() -> None:
