@@ -125,21 +125,33 @@ class Manifest:
 
 def parse(content: bytes | dict[str, Any]) -> Manifest:
     """Read a manifest, from the bytes of its file or as JSON that was sent inline. Raises `BadRequest`."""
-    value = content if isinstance(content, dict) else _json(content)
+    value = _within(content) if isinstance(content, dict) else _json(content)
     if isinstance(value, dict) and isinstance(asked := value.get("capabilities"), list):
         # A bare name is short for a capability without a reason.
         value = {**value, "capabilities": [{"name": item} if isinstance(item, str) else item for item in asked]}
     try:
         # As JSON, where a list is what a tuple is here.
-        return _reader()(json.dumps(value, ensure_ascii=False).encode())
-    except UnicodeEncodeError as exc:
-        raise BadRequest("the manifest is wrong: it has half a surrogate pair, which is no text") from exc
+        return _reader()(_text(value))
     except ValueError as exc:  # its ValidationError
         first = exc.errors(include_url=False, include_context=False)[0]  # type: ignore[attr-defined]
         where = ".".join(map(str, first["loc"])) or "the manifest"
         unknown = first["type"] == "unexpected_keyword_argument"
         what = "there is no such member" if unknown else first["msg"].removeprefix("Value error, ")
         raise BadRequest(f"the manifest is wrong: {where}: {what}") from exc
+
+
+def _within(value: dict[str, Any]) -> dict[str, Any]:
+    """A manifest that was sent inline, held to the bound of one that is a file."""
+    if len(_text(value)) > MAX_MANIFEST:
+        raise BadRequest(f"the manifest is larger than {MAX_MANIFEST} bytes")
+    return value
+
+
+def _text(value: Any) -> bytes:
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as exc:
+        raise BadRequest("the manifest is wrong: it has half a surrogate pair, which is no text") from exc
 
 
 @cache

@@ -82,6 +82,17 @@ def test_a_member_that_stands_twice_is_refused() -> None:
             manifest.parse(content)
 
 
+def test_one_that_was_sent_inline_is_bounded_like_a_file() -> None:
+    frame = len('{"name":"a","config":{"k":""}}')
+    text = "x" * (manifest.MAX_MANIFEST - frame)
+    assert manifest.parse({"name": "a", "config": {"k": text}}).config == {"k": text}
+    for more in (text + "x", text[:-1] + "ü"):
+        with pytest.raises(BadRequest, match="larger than 65536 bytes"):
+            manifest.parse({"name": "a", "config": {"k": more}})
+    with pytest.raises(BadRequest, match="surrogate"):
+        manifest.parse({"name": "a", "description": "\ud800"})
+
+
 def test_a_capability_is_asked_for_once() -> None:
     asked = ["kv", "log", {"name": "kv", "reason": "counts"}]
     with pytest.raises(BadRequest, match="capabilities: asks for 'kv' twice"):
