@@ -185,7 +185,7 @@ class Runners:
                 except CircleError as error:
                     raise await self._blame(runner, worker, error, began) from error
                 plugin.health.succeeded()
-                runner.used = began
+                runner.used = time.monotonic()
                 return reply
             finally:
                 runner.leave()

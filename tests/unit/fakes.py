@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from circleosd.database import Database, Transaction
 from circleosd.errors import Denied, NotFound
+from circleosd.plugins.workers import Worker
 from circleosd.policy import Caller, Grant, Peer, Role
 from circleosd.registry.units import LogLine, Switch, UnitState, Verb
 
@@ -139,3 +141,25 @@ class LateNews(Database):
             meanwhile()
             await asyncio.sleep(0.2)
         return result
+
+
+class SlowWorker(Worker):
+    """A worker without a process, which takes `seconds` to answer; `ended` and `closed` are moments."""
+
+    ended = 0.0
+
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__(name, self._no_host_call, 1)
+        self._seconds = seconds
+        self.closed: asyncio.Future[float] = self._loop.create_future()
+
+    async def _no_host_call(self, call: str, args: dict[str, str], depth: int) -> bytes:
+        raise AssertionError("it asks nothing")
+
+    async def call(self, kind: int, name: str, payload: bytes, timeout: float, depth: int) -> bytes:
+        await asyncio.sleep(self._seconds)
+        self.ended = time.monotonic()
+        return payload
+
+    def close(self) -> None:
+        self.closed.set_result(time.monotonic())

@@ -1,0 +1,39 @@
+"""When a worker is idle."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from circleosd.config import PluginSettings
+from circleosd.plugins.compiled import Compiled
+from circleosd.plugins.health import Health
+from circleosd.plugins.manifest import Manifest
+from circleosd.plugins.plugin import Plugin
+from circleosd.plugins.runner import Runners
+from circleosd.plugins.store import Record
+from tests.unit.fakes import SlowWorker
+
+IDLE = 0.2  # seconds
+
+
+def unused(*args: Any) -> Any:
+    raise AssertionError("no worker is started")
+
+
+def test_a_worker_is_idle_from_the_end_of_its_last_call(tmp_path: Path) -> None:
+    settings = PluginSettings(idle_worker=IDLE)
+    health = Health("p", Record(), back_off_after=3, quarantine_after=6)
+    plugin = Plugin(Manifest("p"), "", health, {}, settings)
+
+    async def idle_for() -> float:
+        runners = Runners("", tmp_path, Compiled(tmp_path, 0), unused, unused, settings)
+        worker = runners._of(plugin).worker = SlowWorker("p", 1.5 * IDLE)
+        watching = asyncio.get_running_loop().create_task(runners.watch_idle())
+        assert await runners.call(plugin, "f", "x") == "x"
+        closed = await worker.closed
+        watching.cancel()
+        return closed - worker.ended
+
+    assert asyncio.run(idle_for()) >= IDLE
