@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost, read_reply
-from tests.integration.made import caller, write
+from tests.integration.made import CALLER, HOST_CALLS, caller, core, write
 from tests.native_source import native as handlers
 
 SLEEPER = """
@@ -260,6 +260,32 @@ def test_an_event_is_kept_followed_and_delivered(host: EmbeddedHost, tmp_path: P
     assert refusal(host, "drain", "events.emit", topic="*", payload="").startswith("bad-request: ")
     assert refusal(host, "source", "events.emit", topic="deploy", payload="x" * 20_000).startswith("limit: ")
     for name in ("source", "drain"):
+        host.unload(name)
+
+
+LOG = '(import "circleosd" "log" (func $log (param i32 i32 i32)))'
+LOGS = """(func (export "on_event") (param $len i32) (result i64)
+    (call $log (i32.const 1) (i32.const 1024) (local.get $len)) (i64.const 0))"""
+
+
+def test_events_that_wait_are_not_delivered_after_a_revocation(host: EmbeddedHost, tmp_path: Path) -> None:
+    host.load(write(tmp_path, "source", caller(), capabilities=["events:news"]), grant="all")
+    listener = core(CALLER + LOGS, imports=HOST_CALLS + LOG)
+    path = write(tmp_path, "listener", listener, capabilities=["kv", "events:news"], limits={"time": 20})
+    host.load(path, grant="all")
+    with ThreadPoolExecutor(1) as threads:
+        busy = threads.submit(ask, host, "listener", "kv.get", "until_refused", key="a")
+        host.wait_for(lambda: host.data("plugin-manager", "show", id="listener")["waiting"] == 1)
+        for number in range(3):
+            answer(host, "source", "events.emit", topic="news", payload=f"secret {number}")
+        for capability in ("events:news", "kv"):
+            host.data("plugin-manager", "revoke", id="listener", capability=capability)
+        assert "the capability kv" in busy.result()["message"]
+    host.data("plugin-manager", "grant", id="listener", capability="events:news")
+    answer(host, "source", "events.emit", topic="news", payload="public")
+    host.wait_for(lambda: "public" in host.log)
+    assert "secret" not in host.log
+    for name in ("source", "listener"):
         host.unload(name)
 
 
