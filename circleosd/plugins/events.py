@@ -73,7 +73,7 @@ class Events:
         self._plugins = plugins
         self._deliver = deliver
         self._deaf: WeakSet[Plugin] = WeakSet()  # they have an events capability only to emit
-        self._waiting: dict[str, deque[_Waiting]] = {}
+        self._waiting: dict[Plugin, deque[_Waiting]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._followers: set[_Follower] = set()
 
@@ -131,21 +131,21 @@ class Events:
             task.cancel()
 
     def _queue(self, plugin: Plugin, event: _Waiting) -> None:
-        waiting = self._waiting.get(plugin.name)
+        waiting = self._waiting.get(plugin)
         if waiting is not None and len(waiting) >= WAITING:
             log.warning("plugin %s: an event of %s is lost: %d wait already", plugin.name, event.topic, WAITING)
             return
         if waiting is not None:
             waiting.append(event)
             return
-        self._waiting[plugin.name] = deque([event])
+        self._waiting[plugin] = deque([event])
         task = asyncio.get_running_loop().create_task(self._drain(plugin))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _drain(self, plugin: Plugin) -> None:
         """Deliver what waits for one plugin, in order."""
-        waiting = self._waiting[plugin.name]
+        waiting = self._waiting[plugin]
         try:
             while waiting:
                 event = waiting.popleft()
@@ -157,7 +157,7 @@ class Events:
                 except CircleError as error:
                     log.warning("plugin %s: cannot take an event of %s: %s", plugin.name, event.topic, error)
         finally:
-            del self._waiting[plugin.name]
+            del self._waiting[plugin]
 
 
 def _last(connection: sqlite3.Connection, count: int, topic: str | None) -> list[PluginEvent]:

@@ -34,11 +34,15 @@ class Health:
                 f"{self.name} is {record.aside}: {record.reason}; "
                 f"bring it back with: circlectl plugin enable {self.name}"
             )
-        if self._held_until > now:
+        if held := self.held_for(now):
             raise PluginFailed(
                 f"{self.name} failed {self.in_a_row} times in a row and is held back for "
-                f"{self._held_until - now:.1f} s; the last failure: {record.last_error}"
+                f"{held:.1f} s; the last failure: {record.last_error}"
             )
+
+    def held_for(self, now: float) -> float:
+        """Seconds until the back-off ends; 0.0 when there is none."""
+        return max(0.0, self._held_until - now)
 
     def succeeded(self) -> None:
         """A call ended with an answer."""

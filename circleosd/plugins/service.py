@@ -281,12 +281,15 @@ class PluginService(Handlers):
                 continue
 
     async def _deliver(self, plugin: Plugin, topic: str, payload: str, depth: int) -> None:
-        """Hand an event to a plugin. Raises `NotFound` when it takes none."""
+        """Hand an event to a plugin, once that is held back no more. Raises `NotFound` when it takes none."""
         while self._plugins.get(plugin.name) is plugin and plugin.health.record.aside is None:
             if not plugin.holds(f"events:{topic}"):
                 return
             if plugin.loaded.abi != "component" and "on_event" not in plugin.functions:
                 raise NotFound(f"{plugin.name} takes no events")
+            if held := plugin.health.held_for(time.monotonic()):
+                await asyncio.sleep(held)
+                continue
             try:
                 await self._runners.event(plugin, topic, payload, depth)
             except Superseded:

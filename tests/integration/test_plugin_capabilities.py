@@ -289,6 +289,25 @@ def test_events_that_wait_are_not_delivered_after_a_revocation(host: EmbeddedHos
         host.unload(name)
 
 
+def test_events_wait_while_their_plugin_is_held_back(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host({"CIRCLEOSD_PLUGINS_BACK_OFF_AFTER": "1"})
+    host.load(write(tmp_path, "source", caller(), capabilities=["events:news"]), grant="all")
+    trap = '(func (export "on_event") (param i32) (result i64) (unreachable))'
+    path = write(tmp_path, "weak", core(trap), capabilities=["events:news"])
+    host.load(path, grant="all")
+    began = time.monotonic()
+    for _ in range(5):
+        answer(host, "source", "events.emit", topic="news", payload="old")
+    host.wait_for(lambda: host.data("plugin-manager", "show", id="weak")["failures"] >= 3)
+    assert time.monotonic() - began >= 1.5  # half a second after the first failure, one after the second
+    write(tmp_path, "weak", core(LOGS, imports=LOG), version="2", capabilities=["events:news"])
+    host.load(path)
+    answer(host, "source", "events.emit", topic="news", payload="new")  # while the others wait for the old version
+    host.wait_for(lambda: '"new"' in host.log)
+    assert host.data("plugin-manager", "show", id="weak")["failures"] == 0
+    assert '"old"' not in host.log
+
+
 def test_events_that_follow_from_one_another_end(host: EmbeddedHost, tmp_path: Path) -> None:
     emit = '{"call":"events.emit","args":{"topic":"ball","payload":"to you"}}'
     escaped = emit.replace('"', '\\"')
