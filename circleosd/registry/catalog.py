@@ -71,13 +71,15 @@ class Catalog:
     entries: dict[str, Entry]
     problems: tuple[str, ...]
 
-    def find(self, name: str) -> Entry:
-        """The entry of that name; `plugin@X` and `plugin@X.socket` are the worker of the plugin X. Raises
-        `NotFound`.
+    def find(self, name: str, *, workers: bool = True) -> Entry:
+        """The entry of that name; with `workers`, `plugin@X` and `plugin@X.socket` are the worker of the plugin X.
+
+        Raises `NotFound`.
         """
         if entry := self.entries.get(name):
             return entry
-        if worker := re.fullmatch(rf"{PLUGIN_PREFIX}({PLUGIN_NAME}(?:\.staged)?)(\.socket)?", name):
+        worker = re.fullmatch(rf"{PLUGIN_PREFIX}({PLUGIN_NAME}(?:\.staged)?)(\.socket)?", name)
+        if worker and workers:
             unit = f"circleosd-plugin@{worker[1]}{worker[2] or '.service'}"
             return Entry(name, unit, f"worker of the plugin {worker[1]}")
         raise NotFound(f"no service {name} in the catalog; see: circlectl service list")

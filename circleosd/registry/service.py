@@ -58,8 +58,9 @@ class RegistryService(Handlers):
     async def list(self, request: ListServices, act: Act) -> Sequence[Service]:
         """Handler of `list`."""
         catalog = self._read()
-        workers = [plugin_entry(unit) for unit in await self._units.matching(PLUGIN_UNITS)]
-        entries = [*catalog.entries.values(), *workers]
+        entries = [*catalog.entries.values()]
+        if _sees_workers(act):
+            entries += [plugin_entry(unit) for unit in await self._units.matching(PLUGIN_UNITS)]
         states = await self._units.states([entry.unit for entry in entries])
         if catalog.problems:
             more = f" (and {len(catalog.problems) - 1} more)" if catalog.problems[1:] else ""
@@ -68,7 +69,7 @@ class RegistryService(Handlers):
 
     async def status(self, request: Status, act: Act) -> ServiceStatus:
         """Handler of `status`."""
-        entry = self._read().find(request.name)
+        entry = self._read().find(request.name, workers=_sees_workers(act))
         state = await self._units.detail(entry.unit)
         if state.load == "not-found" and entry.name.startswith(PLUGIN_PREFIX):
             raise NotFound(f"no service {request.name}; see: circlectl service list")
@@ -139,7 +140,7 @@ class RegistryService(Handlers):
 
     def check(self, request: Any, act: Act) -> None:
         """See `Handlers`."""
-        self._allowed(act.contract.action, request.name)
+        self._allowed(act.contract.action, request.name, act)
 
     async def resolve(self, intent: Event) -> Resolution:
         """See `Handlers`: what was wanted of a unit is compared with its state."""
@@ -157,9 +158,9 @@ class RegistryService(Handlers):
         error = None if state.active in wanted else UnitFailed.code
         return Resolution(state.active, error, f"the unit {entry.unit} is {state.active} ({state.sub})")
 
-    def _allowed(self, verb: str, name: str) -> Entry:
+    def _allowed(self, verb: str, name: str, act: Act) -> Entry:
         """The entry of `name`, if the catalog allows `verb` for it. Raises `NotFound`, `Denied`, `Conflict`."""
-        entry = self._read().find(name)
+        entry = self._read().find(name, workers=_sees_workers(act))
         if entry.verbs is not None and verb not in entry.verbs:
             allowed = ", ".join(entry.verbs) or "nothing"
             raise Denied(f"the catalog does not allow {verb} for {name}; its verbs there: {allowed}")
@@ -168,7 +169,9 @@ class RegistryService(Handlers):
         return entry
 
     async def _job(self, verb: Verb, name: str, act: Act) -> Job:
-        entry = self._allowed(verb, name)
+        entry = self._allowed(verb, name, act)
+        if verb in ("start", "restart") and name.startswith(PLUGIN_PREFIX) and not name.endswith(".socket"):
+            await self._check_loaded(entry)
         (before,) = await self._units.states([entry.unit])
         act.before = before.active
         if before.active == "failed":  # what it failed with must not be taken for the outcome of this job
@@ -190,8 +193,15 @@ class RegistryService(Handlers):
             act.message = f"{name} is stopped; {' '.join(stopped.triggered_by)} still listens and starts it on demand"
         return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub)
 
+    async def _check_loaded(self, worker: Entry) -> None:
+        """Raises `NotFound` if the worker has no socket: the template has a unit for every name, also of no plugin."""
+        (socket,) = await self._units.states([f"{worker.unit.removesuffix('.service')}.socket"])
+        if socket.active == "inactive":
+            why = "it is not loaded, or was not called yet; see: circlectl plugin list"
+            raise NotFound(f"there is no {worker.description}: {why}")
+
     async def _switch(self, verb: Switch, name: str, act: Act) -> Enabled:
-        entry = self._allowed(verb, name)
+        entry = self._allowed(verb, name, act)
         try:
             act.before = before = await self._units.enabled(entry.unit)
         except NotFound as exc:
@@ -203,6 +213,11 @@ class RegistryService(Handlers):
             raise Conflict(f"cannot enable {entry.unit}: it is masked; see: systemctl unmask {entry.unit}")
         act.after = enabled = await self._units.switch(verb, entry.unit)
         return Enabled(name=name, unit=entry.unit, enabled=enabled)
+
+
+def _sees_workers(act: Act) -> bool:
+    """Whether the plugins' workers are services to the caller: not to a plugin, which could break others by them."""
+    return act.caller.plugin is None
 
 
 def _no_unit(entry: Entry) -> NotFound:

@@ -229,6 +229,25 @@ def test_a_plugin_restarts_the_service_that_it_may_and_the_ledger_names_it(host:
     host.ok("service", "stop", "web")
 
 
+def test_a_plugin_that_may_restart_every_service_has_no_hold_on_workers(host: EmbeddedHost, tmp_path: Path) -> None:
+    host.load(write(tmp_path, "victim", caller(), capabilities=["clock"]), grant="clock")
+    host.load(write(tmp_path, "zealot", caller(), capabilities=["services:read", "services:restart:*"]), grant="all")
+    answer(host, "victim", "clock.now")
+    pid = host.data("service-registry", "status", name="plugin@victim")["pid"]
+    for name in ("plugin@victim", "plugin@victim.socket", "plugin@ghost"):
+        for call in ("services.restart", "services.status"):
+            assert refusal(host, "zealot", call, name=name).startswith("not-found: ")
+    assert not any(item["name"].startswith("plugin@") for item in answer(host, "zealot", "services.list"))
+    assert host.ctl("service", "start", "plugin@ghost").returncode == 5
+    answer(host, "victim", "clock.now")
+    assert host.data("service-registry", "status", name="plugin@victim")["pid"] == pid
+    assert "plugin@ghost" not in host.ok("service", "list")
+    host.ok("service", "restart", "plugin@victim")
+    assert host.data("service-registry", "status", name="plugin@victim")["pid"] != pid
+    for plugin in ("victim", "zealot"):
+        host.unload(plugin)
+
+
 def test_nothing_that_a_plugin_does_while_it_is_loaded_lasts(host: EmbeddedHost, tmp_path: Path) -> None:
     request = json.dumps({"call": "kv.set", "args": {"key": "early", "value": "x"}})
     escaped = request.replace('"', '\\"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import selectors
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -96,7 +97,7 @@ class Units:
         return state
 
     async def matching(self, pattern: str) -> list[str]:
-        return []
+        return fnmatch.filter(self.active, pattern)
 
     async def job(self, verb: Verb, unit: str) -> str:
         if unit not in self.active:

@@ -191,6 +191,31 @@ def test_a_worker_of_no_loaded_plugin_is_not_found(registry: Registry) -> None:
     assert registry.ask({"action": "stop", "name": "plugin@nothing"})["error"] == "not-found"
 
 
+def test_a_worker_is_started_where_its_socket_is(registry: Registry) -> None:
+    registry.units.active["circleosd-plugin@echo.service"] = "inactive"  # as systemd has it of every name
+    for action in ("start", "restart"):
+        reply = registry.ask({"action": action, "name": "plugin@echo"})
+        assert reply["error"] == "not-found"
+        assert "not loaded" in reply["message"]
+    assert registry.units.jobs == []
+    registry.units.active["circleosd-plugin@echo.socket"] = "inactive"
+    assert registry.ask({"action": "start", "name": "plugin@echo.socket"})["ok"]
+    assert registry.ask({"action": "start", "name": "plugin@echo"})["ok"]
+
+
+def test_workers_are_no_services_to_plugins(registry: Registry) -> None:
+    for unit in ("circleosd-plugin@echo.service", "circleosd-plugin@echo.socket"):
+        registry.units.active[unit] = "active"
+    healer = {"on_behalf": "healer"}
+    for name in ("plugin@echo", "plugin@echo.socket", "plugin@echo.staged", "plugin@nothing"):
+        for action in ("restart", "status"):
+            assert registry.ask({"action": action, "name": name, **healer})["error"] == "not-found"
+    assert registry.units.jobs == []
+    assert "plugin@echo" not in [row["name"] for row in registry.ask({"action": "list", **healer})["data"]]
+    assert "plugin@echo" in [row["name"] for row in registry.ask({"action": "list"})["data"]]
+    assert registry.ask({"action": "restart", "name": "plugin@echo"})["ok"]
+
+
 def test_a_rule_gives_one_verb_on_one_service_and_the_sight_of_it(registry: Registry) -> None:
     def ask(action: str, **parameters: object) -> dict[str, Any]:
         return registry.ask({"action": action, "token": "nginx only", **parameters}, STRANGER)
