@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from circleosd.errors import BadRequest
+from circleosd.worker.host import covers as covers
 
 KINDS = {
     "log": "writes to the host's log; every plugin may",
@@ -44,12 +45,6 @@ def check_topic(topic: str) -> None:
     """Raises `BadRequest` unless events can have this topic."""
     if topic == "*" or not re.fullmatch(_NAMED["events:"], topic):
         raise BadRequest(f"a topic has letters, digits and _ . @ -, at most 128, not {topic[:200]!r}")
-
-
-def covers(granted: str, capability: str) -> bool:
-    """Whether the granted capability is `capability`, or its kind with `*` for the name."""
-    kind, colon, _ = capability.rpartition(":")
-    return granted == capability or (bool(colon) and granted == f"{kind}:*")
 
 
 def holds(granted: Iterable[str], capability: str) -> bool:

@@ -54,10 +54,18 @@ CALLS: Final[dict[str, HostCall]] = {
 }
 
 
+# The capabilities with a name behind them, up to that: a name may have colons, too.
+_NAMED: Final = tuple(call.capability.partition("{")[0] for call in CALLS.values() if "{" in call.capability)
+
+
+def covers(granted: str, capability: str) -> bool:
+    """Whether the granted capability is `capability`, or its kind with `*` for the name."""
+    return granted == capability or any(capability.startswith(kind) and granted == f"{kind}*" for kind in _NAMED)
+
+
 def is_granted(capability: str, granted: tuple[str, ...]) -> bool:
-    """Whether the list holds the capability, or its kind with `*` as the name."""
-    kind, _, _ = capability.rpartition(":")
-    return capability in granted or (bool(kind) and f"{kind}:*" in granted)
+    """Whether any of the granted capabilities covers this one."""
+    return any(covers(item, capability) for item in granted)
 
 
 def needed_capability(call: str, args: dict[str, str]) -> str:

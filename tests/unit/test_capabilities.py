@@ -24,6 +24,8 @@ def test_an_unknown_capability_is_refused_with_the_ones_there_are(name: str) -> 
 
 def test_a_star_covers_every_name_of_its_kind_and_no_other_kind() -> None:
     assert capabilities.holds(["services:restart:*"], "services:restart:nginx")
+    assert capabilities.holds(["services:restart:*"], "services:restart:web@one:two")
+    assert not capabilities.holds(["services:restart:a:*"], "services:restart:a:b")
     assert not capabilities.holds(["services:restart:*"], "services:read")
     assert not capabilities.holds(["events:*"], "services:restart:nginx")
     assert not capabilities.holds(["services:restart:nginx"], "services:restart:*")
@@ -43,6 +45,9 @@ def test_a_decision_comes_before_the_configuration() -> None:
 def test_of_every_name_a_single_one_can_be_granted() -> None:
     assert capabilities.effective(["services:restart:*"], {"services:restart:nginx": True}, []) == (
         "services:restart:nginx",
+    )
+    assert capabilities.effective(["services:restart:*"], {"services:restart:a:b": True}, []) == (
+        "services:restart:a:b",
     )
     assert capabilities.effective(["events:*"], {}, ["events:deploy"]) == ("events:deploy",)
 

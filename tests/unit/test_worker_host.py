@@ -58,6 +58,7 @@ def test_a_capability_holds_for_the_named_object_only() -> None:
     assert not is_granted("services:restart:sshd", granted)
     assert not is_granted("services:read", granted)
     assert is_granted("events:mail", granted)
+    assert is_granted("services:restart:a:b", ("services:restart:*",))
     assert not is_granted("kv", ("*", "kv:*"))
 
 
