@@ -23,6 +23,7 @@ _HEAD = """
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #define HANDLER(name) \\
     static int32_t name(const circleosd_host *host, const char *payload, size_t length, circleosd_reply *reply)

@@ -4,7 +4,7 @@ landlock(7): no file can be written, made or removed, and only what the interpre
 libraries consist of can be read; no TCP; no signal and no abstract socket beyond the process. seccomp(2): no
 other process, no program, no socket, none of the calls that manage the machine, and what Landlock leaves to whoever
 has the same uid: no signal to, limit of or turn of another process, no mode, owner or time of a file, no memory that
-outlives the process. Both are left out, and reported so, where the kernel lacks them.
+outlives the process; nor asynchronous I/O, of which the machine has so much in all. Both are left out, and reported so, where the kernel lacks them.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ _REFUSED: Final[dict[str, tuple[int | None, int | None]]] = {
     "pidfd_send_signal": (424, 424),
     "pidfd_getfd": (438, 438),
     "socket": (41, 198),
+    "socketpair": (53, 199),
     "connect": (42, 203),
     "bind": (49, 200),
     "mount": (165, 40),
@@ -102,6 +103,7 @@ _REFUSED: Final[dict[str, tuple[int | None, int | None]]] = {
     "perf_event_open": (298, 241),
     "userfaultfd": (323, 282),
     "io_uring_setup": (425, 425),
+    "io_setup": (206, 0),
     "keyctl": (250, 219),
     "add_key": (248, 217),
     "request_key": (249, 218),

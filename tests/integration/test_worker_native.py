@@ -235,6 +235,9 @@ HANDLER(forks) { UNUSED; int n = 0; pid_t p; while (n < 50 && (p = fork()) != -1
   SAY("%d %d", n, errno); return 0; }
 HANDLER(executes) { UNUSED; execl("/bin/true", "true", (char *)0); SAY("%d", errno); return 0; }
 HANDLER(connects) { UNUSED; int s = socket(AF_UNIX, SOCK_STREAM, 0); SAY("%d", s < 0 ? errno : 0); return 0; }
+HANDLER(pairs) { UNUSED; int s[2]; SAY("%d", socketpair(AF_UNIX, SOCK_STREAM, 0, s) ? errno : 0); return 0; }
+HANDLER(queues) { UNUSED; unsigned long context = 0;
+  SAY("%d", syscall(SYS_io_setup, 1, &context) ? errno : 0); return 0; }
 HANDLER(signals) { UNUSED; SAY("%d", kill(atoi(payload), SIGKILL) ? errno : 0); return 0; }
 HANDLER(opens) { UNUSED; int fd, n = 0; while (n < 5000 && (fd = open("/dev/null", O_RDONLY)) >= 0) n++;
   SAY("%d %d", n, errno); int i; for (i = 3; i < 5003; i++) if (i > 8) close(i); return 0; }
@@ -253,6 +256,8 @@ NAMES = (
     "forks",
     "executes",
     "connects",
+    "pairs",
+    "queues",
     "signals",
     "opens",
     "reads",
@@ -274,6 +279,8 @@ def test_what_a_native_plugin_may_not_do_even_without_systemds_sandbox(tmp_path:
         assert worker.invoke("forks") == "0 1"
         assert worker.invoke("executes") == "1"
         assert worker.invoke("connects") == "1"
+        assert worker.invoke("pairs") == "1"
+        assert worker.invoke("queues") == "1"
         assert worker.invoke("signals", str(os.getpid())) == "1"
         opened, error = worker.invoke("opens").split()
         assert 0 < int(opened) < 64
