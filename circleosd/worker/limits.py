@@ -1,4 +1,4 @@
-"""What bounds the worker process itself, whatever runs in it: time, memory, descriptors, files.
+"""What bounds the worker process itself, whatever runs in it: time, memory, descriptors, files, timers.
 
 setrlimit(2), setitimer(2) and prctl(2). Memory is bounded by RLIMIT_DATA, which counts what is writable;
 RLIMIT_AS would count the address space that Wasmtime only reserves.
@@ -97,6 +97,14 @@ def bound_mappings(extra: int) -> None:
 def forbid_files() -> None:
     """No file can be extended any more: a write past its end fails with EFBIG (Python ignores SIGXFSZ)."""
     _lower(resource.RLIMIT_FSIZE, 0)
+
+
+def forbid_timers() -> None:
+    """No further timer (timer_create(2)), and no signal that waits in a queue.
+
+    The kernel counts them for each user, and those in a user namespace for its maker too: under systemd, for root.
+    """
+    _lower(resource.RLIMIT_SIGPENDING, 0)
 
 
 def forbid_processes() -> None:

@@ -12,7 +12,15 @@ from circleosd.worker.channel import Channel
 from circleosd.worker.failure import PluginFailure
 from circleosd.worker.frames import COMPILED, Abi, Buffer, FrameError, Load, Ready
 from circleosd.worker.host import Host
-from circleosd.worker.limits import SharedWatch, Watch, bound_mappings, bound_memory, forbid_files, forbid_processes
+from circleosd.worker.limits import (
+    SharedWatch,
+    Watch,
+    bound_mappings,
+    bound_memory,
+    forbid_files,
+    forbid_processes,
+    forbid_timers,
+)
 from circleosd.worker.sandbox import confine
 
 THREAD_STACK: Final = 2 << 20
@@ -90,6 +98,7 @@ def _load_wasm(
     bound_memory(load.limits.memory * (parallel + 1) + threads * THREAD_STACK)
     sandbox = confine()
     watch = _watch(load, parallel, engine.tick())
+    forbid_timers()
     watch.begin()
     try:
         plugin = plugin_class(engine, code, artifact, load, host)
@@ -126,6 +135,7 @@ def _load_native(load: Load, artifact: int, host: Host, parallel: int) -> Loaded
     if "seccomp" not in sandbox and parallel == 1:
         forbid_processes()
     watch = _watch(load, parallel, None)
+    forbid_timers()
     watch.begin()
     try:
         plugin = NativePlugin(artifact, load, host)

@@ -320,6 +320,7 @@ MEDDLING = """
 #include <sys/resource.h>
 #include <sys/shm.h>
 #include <sys/xattr.h>
+#include <time.h>
 HANDLER(limits) { UNUSED; struct rlimit none = {0, 0};
   SAY("%d", prlimit(atoi(payload), RLIMIT_NOFILE, &none, 0) ? errno : 0); return 0; }
 HANDLER(turns) { UNUSED; cpu_set_t one; CPU_ZERO(&one); CPU_SET(0, &one); struct sched_param p = {0};
@@ -331,6 +332,10 @@ HANDLER(files) { UNUSED; int a = chmod(payload, 0) ? errno : 0, b = utimensat(AT
 HANDLER(owns) { UNUSED; SAY("%d", fcntl(0, F_SETOWN, atoi(payload)) ? errno : 0); return 0; }
 HANDLER(keeps) { UNUSED; int a = shmget(IPC_PRIVATE, 4096, 0600) < 0 ? errno : 0;
   SAY("%d %d", a, msgget(IPC_PRIVATE, 0600) < 0 ? errno : 0); return 0; }
+HANDLER(timers) { UNUSED; timer_t timer; struct sigevent e = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR2};
+  int a = timer_create(CLOCK_MONOTONIC, &e, &timer) ? errno : 0; sigset_t queued; sigemptyset(&queued);
+  sigaddset(&queued, SIGRTMIN); sigprocmask(SIG_BLOCK, &queued, 0); SAY("%d %d", a, raise(SIGRTMIN) ? errno : 0);
+  return 0; }
 HANDLER(shares) { UNUSED; long got = 0; while (got < 4096 && mmap(0, 1 << 20, PROT_READ | PROT_WRITE,
   MAP_SHARED | MAP_ANONYMOUS, -1, 0) != MAP_FAILED) got++; SAY("%ld", got); return 0; }
 """
@@ -341,7 +346,7 @@ def test_a_native_plugin_meddles_with_no_process_and_no_file_of_its_own_uid(tmp_
     there.write_text("untouched")
     before = there.stat()
     me = str(os.getpid())
-    names = ("limits", "turns", "files", "owns", "keeps", "shares")
+    names = ("limits", "turns", "files", "owns", "keeps", "timers", "shares")
     with start(native(MEDDLING, *names), plugin_type="native", memory=64 << 20) as worker:
         if "seccomp" not in worker.ready().sandbox:
             pytest.skip("this kernel offers no seccomp")
@@ -353,5 +358,6 @@ def test_a_native_plugin_meddles_with_no_process_and_no_file_of_its_own_uid(tmp_
         assert worker.invoke("files", str(there)) == "1 1 1"
         assert worker.invoke("owns", me) == "1"
         assert worker.invoke("keeps") == "1 1"
+        assert worker.invoke("timers") == "11 11"
         assert 32 <= int(worker.invoke("shares")) < 512
     assert there.stat() == before
