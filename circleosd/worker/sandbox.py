@@ -4,7 +4,9 @@ landlock(7): no file can be written, made or removed, and only what the interpre
 libraries consist of can be read; no TCP; no signal and no abstract socket beyond the process. seccomp(2): no
 other process, no program, no socket, none of the calls that manage the machine, and what Landlock leaves to whoever
 has the same uid: no signal to, limit of or turn of another process, no mode, owner or time of a file, no memory that
-outlives the process; nor asynchronous I/O, of which the machine has so much in all. Both are left out, and reported so, where the kernel lacks them.
+outlives the process; nor what others have the less of: asynchronous I/O, of which the machine has so much in all, and
+watches of files, which with PrivateUsers= count as root's. Both are left out, and reported so, where the kernel lacks
+them.
 """
 
 from __future__ import annotations
@@ -104,6 +106,9 @@ _REFUSED: Final[dict[str, tuple[int | None, int | None]]] = {
     "userfaultfd": (323, 282),
     "io_uring_setup": (425, 425),
     "io_setup": (206, 0),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "fanotify_init": (300, 262),
     "keyctl": (250, 219),
     "add_key": (248, 217),
     "request_key": (249, 218),

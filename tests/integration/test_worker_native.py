@@ -231,6 +231,8 @@ def test_memory_is_bounded_and_the_worker_survives_a_plugin_that_checks() -> Non
 
 
 FORBIDDEN = """
+#include <sys/fanotify.h>
+#include <sys/inotify.h>
 HANDLER(forks) { UNUSED; int n = 0; pid_t p; while (n < 50 && (p = fork()) != -1) { if (p == 0) _exit(0); n++; }
   SAY("%d %d", n, errno); return 0; }
 HANDLER(executes) { UNUSED; execl("/bin/true", "true", (char *)0); SAY("%d", errno); return 0; }
@@ -238,6 +240,8 @@ HANDLER(connects) { UNUSED; int s = socket(AF_UNIX, SOCK_STREAM, 0); SAY("%d", s
 HANDLER(pairs) { UNUSED; int s[2]; SAY("%d", socketpair(AF_UNIX, SOCK_STREAM, 0, s) ? errno : 0); return 0; }
 HANDLER(queues) { UNUSED; unsigned long context = 0;
   SAY("%d", syscall(SYS_io_setup, 1, &context) ? errno : 0); return 0; }
+HANDLER(watches) { UNUSED; int a = inotify_init() < 0 ? errno : 0, b = inotify_init1(0) < 0 ? errno : 0;
+  SAY("%d %d %d", a, b, fanotify_init(FAN_REPORT_FID, 0) < 0 ? errno : 0); return 0; }
 HANDLER(signals) { UNUSED; SAY("%d", kill(atoi(payload), SIGKILL) ? errno : 0); return 0; }
 HANDLER(opens) { UNUSED; int fd, n = 0; while (n < 5000 && (fd = open("/dev/null", O_RDONLY)) >= 0) n++;
   SAY("%d %d", n, errno); int i; for (i = 3; i < 5003; i++) if (i > 8) close(i); return 0; }
@@ -258,6 +262,7 @@ NAMES = (
     "connects",
     "pairs",
     "queues",
+    "watches",
     "signals",
     "opens",
     "reads",
@@ -281,6 +286,7 @@ def test_what_a_native_plugin_may_not_do_even_without_systemds_sandbox(tmp_path:
         assert worker.invoke("connects") == "1"
         assert worker.invoke("pairs") == "1"
         assert worker.invoke("queues") == "1"
+        assert worker.invoke("watches") == "1 1 1"
         assert worker.invoke("signals", str(os.getpid())) == "1"
         opened, error = worker.invoke("opens").split()
         assert 0 < int(opened) < 64
