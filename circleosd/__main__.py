@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from circleosd.config import Settings
     from circleosd.database import Database
-    from circleosd.handlers import Handlers
+    from circleosd.handlers import Handlers, Identify
     from circleosd.ledger import Ledger
     from circleosd.registry.units import UnitManager
-    from circleosd.service import Identify, Service
+    from circleosd.service import Service
 
     Composed = tuple[Service, Database, int]
 

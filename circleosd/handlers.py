@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
 from circleosd.actor import actor
@@ -13,7 +13,9 @@ from circleosd.api.contract import Request
 from circleosd.database import Transaction
 from circleosd.errors import CircleError, Internal
 from circleosd.ledger import Entry, Ledger, Phase
-from circleosd.policy import Caller
+from circleosd.policy import Caller, Peer
+
+Identify = Callable[[Peer, str | None], Awaitable[Caller]]
 
 
 class Files(Protocol):
@@ -66,6 +68,7 @@ class Act:
         contract: type[Request],
         object: str | None,
         files: Files,
+        identify: Identify,
         authorize: Callable[[Caller, str | None], None],
     ) -> None:
         self.caller = caller
@@ -75,8 +78,13 @@ class Act:
         self.files = files
         self.params: dict[str, Any] = {}
         self._ledger = ledger
+        self._identify = identify
         self._authorize = authorize
         self._started = time.monotonic()
+
+    async def renew(self) -> None:
+        """Look at the caller again, after what has taken long. Raises as for a request that has just come."""
+        self.go_on_as(await self._identify(self.caller.peer, self.token))
 
     def go_on_as(self, caller: Caller) -> None:
         """Take over what is known of the caller now. Raises `Denied` if who it is by now may not do this any more."""

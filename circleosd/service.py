@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,13 +21,11 @@ from circleosd.api.common import EVERYWHERE, Audit, Audited, Event, Follow, Heal
 from circleosd.api.contract import Effect, Mark, Request, completed, parameters
 from circleosd.deadlines import Deadlines
 from circleosd.errors import BadRequest, CircleError, Denied, Internal, Limit, Timeout, UnknownAction
-from circleosd.handlers import Act, Files, Handlers, closing
+from circleosd.handlers import Act, Files, Handlers, Identify, closing
 from circleosd.ledger import Entry, Ledger, Phase, Query, shown
 from circleosd.policy import Access, Caller, Peer, authorize, sees
 
 log = logging.getLogger(__name__)
-
-Identify = Callable[[Peer, str | None], Awaitable[Caller]]
 
 RECHECK = 1.0  # seconds after which a stream asks again whether its caller may still have it
 RECOVERY = 10.0  # seconds that a start waits to learn how interrupted acts ended
@@ -149,9 +147,8 @@ class Service:
         contract = endpoint.contract
         value = envelope.params.get(contract.object_field) if contract.object_field else None
         name = value if isinstance(value, str) else None
-        act = Act(
-            self._ledger, Caller(peer), envelope.token, contract, shown(name), files, partial(self._authorize, endpoint)
-        )
+        gate = partial(self._authorize, endpoint)
+        act = Act(self._ledger, Caller(peer), envelope.token, contract, shown(name), files, self._identify, gate)
         try:
             act.caller = await self._identify(peer, envelope.token)  # known also where the next line refuses
             act.caller = _speaker(act.caller, envelope.params)
@@ -260,7 +257,7 @@ class Service:
             async with closing(items):
                 async for item in items:
                     if time.monotonic() - checked >= RECHECK:
-                        act.go_on_as(await self._identify(act.caller.peer, act.token))
+                        await act.renew()
                         checked = time.monotonic()
                     if self._shows(endpoint, act.caller, item):
                         yield wire.success(item, tag=tag, more=True)

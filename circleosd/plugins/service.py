@@ -182,6 +182,7 @@ class PluginService(Handlers):
 
         try:
             _require_entry(manifest, ready.functions)
+            await act.renew()  # all this has taken its time
             await asyncio.to_thread(self._artifacts.keep, staged)
             async with self._changing:
                 self._catch_up(plugin, before, grants)
@@ -213,6 +214,7 @@ class PluginService(Handlers):
     async def unload(self, request: Unload, act: Act) -> api.Plugin:
         """Handler of `unload`."""
         async with self._loads:
+            await act.renew()  # as long as loads took
             async with self._changing:
                 plugin = self._find(request.id)
 

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,10 +19,12 @@ from typing import Any
 
 import pytest
 
+from tests.door import acting_as
 from tests.integration.conftest import NewHost
 from tests.integration.crashing_manager import STEPS
-from tests.integration.embedded_host import EmbeddedHost
+from tests.integration.embedded_host import CHEAP, EmbeddedHost, read_reply
 from tests.integration.made import ECHO, caller, core, write
+from tests.integration.people import ALICE, create, login
 from tests.native_source import native
 
 pytestmark = pytest.mark.timeout(300)  # dozens of starts of a manager and of workers in each test
@@ -202,6 +205,29 @@ def test_a_plugin_whose_load_died_with_the_manager_is_loaded_at_once(new_host: N
         os.kill(registry, signal.SIGCONT)
         loading.result()
     assert host.data("plugin-manager", "invoke", id="again", func="echo", payload="x") == "x"
+
+
+@pytest.mark.usefixtures("other_users")
+def test_who_lost_the_right_while_a_plugin_is_loaded_loads_none(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host(CHEAP)
+    host.open_to_everybody()
+    create(host, "adam", role="admin")
+    slow = native("__attribute__((constructor)) void slow(void) { sleep(3); }")
+    path = write(tmp_path, "late", slow, plugin_type="native", limits={"time": 20})
+    request = {"action": "load", "path": str(path), "trust": True, "token": login(host, "adam", ALICE)}
+    request |= {"manifest": str(path.with_suffix(".json")), "files": ["path", "manifest"]}
+    with acting_as(ALICE):
+        sock = host.connect("plugin-manager")
+    with sock, path.open() as artifact, path.with_suffix(".json").open() as manifest:
+        line = json.dumps(request).encode() + b"\n"
+        socket.send_fds(sock, [line], [artifact.fileno(), manifest.fileno()])
+        host.wait_for(lambda: any(host.runtime.rglob("late.sock")))
+        host.data("auth-service", "revoke", name="adam")
+        reply = read_reply(sock)
+    assert reply["error"] == "denied", reply
+    assert host.data("plugin-manager", "list") == []
+    row = host.data("plugin-manager", "history", object="late")[-1]
+    assert (row["phase"], row["actor"]["user"]) == ("denied", "adam")
 
 
 def test_every_step_is_tried() -> None:

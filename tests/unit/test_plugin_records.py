@@ -42,7 +42,9 @@ def test_a_record_that_is_written_down_during_a_disable_leaves_the_plugin_disabl
         await service.start(Runners("", tmp_path, compiled, artifacts.open, service.host.of, settings))
         health = service._plugins["p"].health
         database.meanwhile = health.succeeded  # and so it is to be written down
-        act = Act(ledger, await identify(ROOT, None), None, Disable, "p", NoFiles(), lambda caller, name: None)
+        act = Act(
+            ledger, await identify(ROOT, None), None, Disable, "p", NoFiles(), identify, lambda caller, name: None
+        )
         assert (await service.disable(Disable(id="p"), act))["state"] == "disabled"
         while health.changed:
             await asyncio.sleep(0.01)
