@@ -26,8 +26,7 @@ GRACE: Final = 1.5  # seconds by which the manager's deadline is later than the 
 # What a call may log before its connection ends: the worker itself stops earlier, unless it was taken over.
 MOST_LOGGED: Final = 2 * LOG_BUDGET
 PIECE: Final = 64 * 1024  # bytes that are received at once; a longer body gets a buffer of its own
-LOADING: Final = 0  # the call id of everything that belongs to no call
-LAST_ID: Final = (1 << 32) - 1
+LOADING: Final = 0  # the call id of everything before READY
 
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 # Control characters of a plugin's log text could pass for other lines of the journal, or steer a terminal.
@@ -65,16 +64,25 @@ class WorkerGone(PluginFailed):
     """The worker's process ended while something was expected of it."""
 
 
-class _Call:
-    """A call in hand."""
+class _Work:
+    """What a worker may do under a call id: until when, following from how many events, logging how many bytes."""
 
-    __slots__ = ("deadline", "depth", "logged", "reply")
+    __slots__ = ("deadline", "depth", "may_log")
 
-    def __init__(self, reply: Handoff[tuple[int, bytes | bytearray]], deadline: float, depth: int) -> None:
-        self.reply = reply
+    def __init__(self, deadline: float, depth: int, may_log: int = MOST_LOGGED) -> None:
         self.deadline = deadline
         self.depth = depth
-        self.logged = 0
+        self.may_log = may_log
+
+
+class _Call(_Work):
+    """A call in hand."""
+
+    __slots__ = ("reply",)
+
+    def __init__(self, reply: Handoff[tuple[int, bytes | bytearray]], deadline: float, depth: int) -> None:
+        super().__init__(deadline, depth)
+        self.reply = reply
 
 
 class Worker(asyncio.BufferedProtocol):
@@ -86,6 +94,7 @@ class Worker(asyncio.BufferedProtocol):
     def __init__(self, name: str, host_calls: HostCalls, concurrency: int) -> None:
         self._name = name
         self._host_calls = host_calls
+        self._concurrency = concurrency
         self._most_asked = 2 * concurrency + 1
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -94,7 +103,8 @@ class Worker(asyncio.BufferedProtocol):
         self._names: dict[str, bytes] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._asked: set[asyncio.Task[None]] = set()
-        self._logged = 0  # under no call, since the last one
+        self._preparation_time = 0.0
+        self._preparing = _Work(0.0, 0)  # all preparations together: which calls they follow, the worker alone knows
         self._sink: Sink | None = None
         self.lost = False
         self.counted = False  # its end is on the plugin's record
@@ -115,6 +125,8 @@ class Worker(asyncio.BufferedProtocol):
         worker refuses the artifact, `WorkerGone`, `Timeout` after `timeout` seconds.
         """
         self._sink = sink
+        if load.plugin_type == "wasm":
+            self._preparation_time = load.limits.time + GRACE
         sock = await upstream.connect(path)
         try:
             frame = frames.encode(frames.LOAD, LOADING, frames.load_body(load))
@@ -146,11 +158,10 @@ class Worker(asyncio.BufferedProtocol):
             named = frames.named_body(name, b"")
             if kind == frames.INVOKE:  # of topics there may be any number
                 self._names[name] = named
-        number = self._number = self._number % LAST_ID + 1
+        number = self._number = self._number % frames.LAST_ID + 1
         length = len(named) + len(payload)
         if length > frames.TO_WORKER[kind]:
             raise Limit(f"a payload may have at most {frames.MAX_PAYLOAD} bytes")
-        self._logged = 0
         waiting = self._expect(number, timeout + GRACE, depth)
         head = HEADER.pack(length, kind, number) + named
         if length <= PIECE:
@@ -299,32 +310,45 @@ class Worker(asyncio.BufferedProtocol):
     def _take(self, kind: int, number: int, body: bytes | bytearray) -> None:
         call = self._calls.get(number)
         if kind == frames.LOG:
-            self._count_log(call, number, len(body))
+            self._count_log(call or self._preparation(number), len(body))
             level, text = frames.parse_log(body[:1] + body[1:].translate(_VISIBLE))
             log.log(_LEVELS[level], "plugin %s: %s", self._name, text)
         elif kind == frames.HOST_CALL:
-            if (call is None and number != LOADING) or len(self._asked) >= self._most_asked:
+            work = call or self._preparation(number)
+            if work is None or len(self._asked) >= self._most_asked:
                 raise FrameError("it asked its host outside a call, or too much at once")
-            task = self._loop.create_task(self._answer(number, *frames.parse_host_call(body), call))
+            task = self._loop.create_task(self._answer(number, *frames.parse_host_call(body), work.depth))
             self._asked.add(task)
             task.add_done_callback(self._asked.discard)
         elif call is None or call.reply.done() or kind not in (_OF_LOAD if number == LOADING else _OF_CALL):
             raise FrameError(f"it sent an answer of kind {kind} that nobody waits for")
         else:
+            if number != LOADING:
+                self._prepare(call.depth)
             call.reply.set_result((kind, body))
 
-    def _count_log(self, call: _Call | None, number: int, size: int) -> None:
-        if call is not None:
-            call.logged = logged = call.logged + size
-        elif number == LOADING:
-            self._logged = logged = self._logged + size
-        else:
-            raise FrameError("it logged for a call that has ended")
-        if logged > MOST_LOGGED:
-            raise FrameError(f"it logged more than {MOST_LOGGED} bytes in one call")
+    def _prepare(self, depth: int) -> None:
+        """A call of that depth has ended: the worker may now make the next one's instance, in a call's time."""
+        now = self._loop.time()
+        if now < self._preparing.deadline:  # an earlier preparation may go on
+            depth = max(depth, self._preparing.depth)
+        self._preparing = _Work(now + self._preparation_time, depth, self._concurrency * MOST_LOGGED)
 
-    async def _answer(self, number: int, call: str, args: dict[str, str], during: _Call | None) -> None:
-        body = await self._host_calls(call, args, during.depth if during else 0)
+    def _preparation(self, number: int) -> _Work | None:
+        """What the worker may do under a call id that is no call's."""
+        if number & frames.PREPARING and self._loop.time() < self._preparing.deadline:
+            return self._preparing
+        return None
+
+    def _count_log(self, work: _Work | None, size: int) -> None:
+        if work is None:
+            raise FrameError("it logged outside a call")
+        work.may_log -= size
+        if work.may_log < 0:
+            raise FrameError("it logged more than a call may")
+
+    async def _answer(self, number: int, call: str, args: dict[str, str], depth: int) -> None:
+        body = await self._host_calls(call, args, depth)
         if self._transport and not self._transport.is_closing():
             self._transport.write(frames.encode(frames.HOST_REPLY, number, body))
 

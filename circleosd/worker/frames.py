@@ -4,9 +4,9 @@ A frame is a header `!IBI` (body length, kind, call id) and a body, over a Unix 
 sends LOAD once, first, with the artifact's descriptor (SCM_RIGHTS, on the frame's first byte) and, if
 `precompiled`, that of its compilation. The worker of a wasm plugin answers with COMPILED once, before it runs any
 code of the plugin, empty if the given one fits; every worker with READY or FAILED; all under call id 0. Each INVOKE
-or EVENT has a call id of its own, not 0, and is answered under it by one RESULT or FAILED, before which any number
-of LOG and HOST_CALL frames may come under the same id; each HOST_CALL waits for its HOST_REPLY. LOG frames under id
-0 come from loading or from making an instance.
+or EVENT has a call id of its own, 1 to `LAST_ID`, and is answered under it by one RESULT or FAILED. LOG and HOST_CALL
+frames come before that under the same id: under 0 while the plugin is loaded, and after a call of wasm under its id
+with the bit `PREPARING`, when the instance of another call is made. Each HOST_CALL waits for its HOST_REPLY.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ RESULT: Final = 18
 FAILED: Final = 19
 LOG: Final = 20
 HOST_CALL: Final = 21
+
+PREPARING: Final = 1 << 31
+LAST_ID: Final = PREPARING - 1
 
 # A payload or reply of 16 MiB is four times the longest request line of the services, so that an
 # escaped payload never meets this bound first.

@@ -76,7 +76,7 @@ def needed_capability(call: str, args: dict[str, str]) -> str:
 
 
 class Call:
-    """One call as the host sees it: its id, 0 for what belongs to none, and what it may still log."""
+    """One call as the host sees it: its id, 0 while the plugin is loaded, and what it may still log."""
 
     __slots__ = ("budget", "call_id")
 
@@ -116,7 +116,7 @@ class Host:
         return self._config
 
     def begin(self, call_id: int) -> None:
-        """What this thread does from now on, it does for that call; 0 for none."""
+        """What this thread does from now on, it does under that call id."""
         self._current.call = Call(call_id)
 
     @property

@@ -17,6 +17,7 @@ from circleosd.worker.frames import (
     HOST_CALL,
     HOST_REPLY,
     INVOKE,
+    PREPARING,
     READY,
     RESULT,
     Buffer,
@@ -84,7 +85,7 @@ class _Serial:
         else:
             self.channel.send(RESULT, frame.call_id, reply)
         watch.extend()
-        self.host.begin(0)
+        self.host.begin(frame.call_id | PREPARING)
         plugin.prepare()
         watch.end()
 

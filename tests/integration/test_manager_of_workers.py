@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import pytest
 
 from circleosd.errors import PluginFailed
-from circleosd.plugins.workers import Worker
+from circleosd.plugins.workers import GRACE, HostCalls, Worker, WorkerGone
 from circleosd.worker import frames
-from circleosd.worker.frames import COMPILED, READY, Load, Ready
+from circleosd.worker.channel import Channel
+from circleosd.worker.frames import COMPILED, HOST_CALL, LOG, MAX_LOG, PREPARING, READY, RESULT, Limits, Load, Ready
+from circleosd.worker.host import LOG_BUDGET
+
+T = TypeVar("T")
 
 READY_FRAME = frames.encode(READY, 0, frames.ready_body(Ready("core", ["handle"], [], None, [])))
+QUESTION = frames.json_body({"call": "kv.keys", "args": {"prefix": ""}})
 
 
 class Sink:
@@ -31,23 +39,49 @@ class Sink:
         self.complete = True
 
 
-def load(directory: Path, sent: bytes, sink: Sink) -> Ready:
-    """What the manager makes of a worker that answers a load request with `sent`."""
+async def refuse(call: str, args: dict[str, str], depth: int) -> bytes:
+    """Answers no host call: none may come."""
+    raise AssertionError
+
+
+class Asked:
+    """Answers host calls with null, and remembers their depths."""
+
+    def __init__(self) -> None:
+        self.depths: list[int] = []
+
+    async def __call__(self, call: str, args: dict[str, str], depth: int) -> bytes:
+        self.depths.append(depth)
+        return frames.host_reply_body(None)
+
+
+def run(
+    directory: Path,
+    peer: Callable[[Channel], None],
+    manage: Callable[[Worker, str], Awaitable[T]],
+    host_calls: HostCalls = refuse,
+    concurrency: int = 1,
+) -> T:
+    """What `manage` makes of a worker, at the path that it is given too, whose process is played by `peer`."""
 
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
-            connection.sendall(sent)
-            while connection.recv(65536):
-                pass
+            channel = Channel(connection)
+            _, descriptors = channel.receive_first()
+            for descriptor in descriptors:
+                os.close(descriptor)
+            try:
+                peer(channel)
+                while channel.receive():
+                    pass
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the manager has had enough
 
-    async def refuse(call: str, args: dict[str, str], depth: int) -> bytes:
-        raise AssertionError
-
-    async def manage() -> Ready:
-        worker = Worker("example", refuse, 1)
+    async def managed() -> T:
+        worker = Worker("example", host_calls, concurrency)
         try:
-            return await worker.load(path, Load("example", "wasm"), [0], 10, sink)
+            return await manage(worker, path)
         finally:
             worker.close()
 
@@ -57,9 +91,18 @@ def load(directory: Path, sent: bytes, sink: Sink) -> Ready:
         listener.listen()
         served = threads.submit(serve)
         try:
-            return asyncio.run(manage())
+            return asyncio.run(managed())
         finally:
             served.result(10)
+
+
+def load(directory: Path, sent: bytes, sink: Sink) -> Ready:
+    """What the manager makes of a worker that answers a load request with `sent`."""
+    return run(
+        directory,
+        lambda channel: channel._socket.sendall(sent),
+        lambda worker, path: worker.load(path, Load("example", "wasm"), [0], 10, sink),
+    )
 
 
 @pytest.mark.parametrize("code", [b"native code", b"x" * 200_000])
@@ -85,3 +128,128 @@ def test_a_second_compilation_breaks_the_protocol_for_plugin_code_may_have_made_
     with pytest.raises(PluginFailed, match="a compilation that nobody waits for"):
         load(tmp_path, sent, sink)
     assert sink.data == first
+
+
+def loaded(channel: Channel) -> None:
+    """The worker's part of a load."""
+    channel.send(READY, 0, frames.ready_body(Ready("core", ["handle"], [], None, [])))
+
+
+def called(channel: Channel) -> int:
+    """The id of the next call."""
+    frame = channel.receive()
+    assert frame is not None
+    return frame.call_id
+
+
+async def call(worker: Worker, depth: int = 0) -> bytes:
+    return bytes(await worker.call(frames.INVOKE, "handle", b"", 5, depth))
+
+
+async def why_lost(worker: Worker) -> str:
+    """How a call fails with the connection; nothing if it succeeds."""
+    try:
+        await call(worker)
+    except WorkerGone as gone:
+        return str(gone)
+    return ""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("plugin_type", "number", "allowed"),
+    [
+        ("wasm", 0, False),
+        ("wasm", 1, False),
+        ("wasm", 1 | PREPARING, True),
+        ("native", 0, False),
+        ("native", 1 | PREPARING, False),
+    ],
+)
+@pytest.mark.parametrize(("kind", "body"), [(HOST_CALL, QUESTION), (LOG, b"\1text")], ids=["ask", "log"])
+def test_a_loaded_worker_asks_and_logs_for_a_call_or_to_prepare_the_next_of_wasm(
+    tmp_path: Path, plugin_type: Literal["wasm", "native"], number: int, allowed: bool, kind: int, body: bytes
+) -> None:
+    def peer(channel: Channel) -> None:
+        abi: Literal["core", "native"] = "core" if plugin_type == "wasm" else "native"
+        channel.send(READY, 0, frames.ready_body(Ready(abi, ["handle"], [], None, [])))
+        channel.send(RESULT, called(channel), b"")
+        channel.send(kind, number, body)
+        channel.send(RESULT, called(channel), b"")
+
+    async def manage(worker: Worker, path: str) -> str:
+        await worker.load(path, Load("example", plugin_type), [0], 10, None)
+        await call(worker)
+        return await why_lost(worker)
+
+    lost = run(tmp_path, peer, manage, Asked())
+    assert "outside a call" in lost if not allowed else not lost
+
+
+def test_a_worker_may_prepare_for_as_long_as_for_a_call(tmp_path: Path) -> None:
+    asked = Asked()
+
+    def peer(channel: Channel) -> None:
+        loaded(channel)
+        number = called(channel)
+        channel.send(RESULT, number, b"")
+        while True:
+            channel.send(HOST_CALL, number | PREPARING, QUESTION)
+            channel.receive()
+
+    async def manage(worker: Worker, path: str) -> float:
+        await worker.load(path, Load("example", "wasm", Limits(time=0.1)), [0], 10, None)
+        await call(worker)
+        began = asyncio.get_running_loop().time()
+        await until(lambda: worker.lost)
+        return asyncio.get_running_loop().time() - began
+
+    assert run(tmp_path, peer, manage, asked) >= GRACE
+    assert asked.depths
+
+
+def test_what_a_preparation_emits_follows_from_the_events_that_the_calls_before_it_followed_from(
+    tmp_path: Path,
+) -> None:
+    asked = Asked()
+
+    def peer(channel: Channel) -> None:
+        loaded(channel)
+        for _ in range(2):
+            channel.send(RESULT, called(channel), b"")
+        channel.send(HOST_CALL, 2 | PREPARING, QUESTION)
+
+    async def manage(worker: Worker, path: str) -> None:
+        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+        await call(worker, depth=3)
+        await call(worker)  # the one before may still be followed by its preparation
+        await until(lambda: bool(asked.depths))
+
+    run(tmp_path, peer, manage, asked)
+    assert asked.depths == [3]
+
+
+@pytest.mark.parametrize(("concurrency", "allowed"), [(1, False), (8, True)])
+def test_preparations_side_by_side_may_each_log_as_much_as_a_call(
+    tmp_path: Path, concurrency: int, allowed: bool
+) -> None:
+    def peer(channel: Channel) -> None:
+        loaded(channel)
+        channel.send(RESULT, called(channel), b"")
+        for number in range(8):
+            for _ in range(LOG_BUDGET // MAX_LOG):
+                channel.send(LOG, number | PREPARING, frames.log_body(0, "x" * MAX_LOG))
+        channel.send(RESULT, called(channel), b"")
+
+    async def manage(worker: Worker, path: str) -> str:
+        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+        await call(worker)
+        return await why_lost(worker)
+
+    lost = run(tmp_path, peer, manage, concurrency=concurrency)
+    assert "logged more than a call may" in lost if not allowed else not lost

@@ -305,6 +305,41 @@ def test_calls_run_side_by_side_when_the_limits_say_so() -> None:
         assert results == {**{call_id: b'["%d"]' % call_id for call_id in waiting}, late: b"late"}
 
 
+def test_instances_that_are_made_side_by_side_each_get_the_answers_to_their_own_host_calls() -> None:
+    body = r"""(data (i32.const 64) "{\"call\":\"kv.get\",\"args\":{\"key\":\"k\"}}")
+      (global $status (mut i32) (i32.const 0))
+      (func (export "_initialize")
+        (global.set $status (call $host_call (i32.const 64) (i32.const 36)))
+        (drop (call $host_answer (i32.const 4096) (i32.const 60000))))
+      (func (export "got") (param i32) (result i64)
+        (i64.or (i64.shl (i64.const 4096) (i64.const 32)) (i64.extend_i32_u (global.get $status))))"""
+    with start(core(body, imports=HOST), granted=("kv",), concurrency=2) as worker:
+        worker.answer = lambda call, args: frames.host_reply_body("loaded")
+
+        def asked() -> int:
+            frame = worker.receive()
+            assert frame.kind == frames.HOST_CALL
+            return frame.call_id
+
+        def give(call_id: int, value: str) -> None:
+            worker.connection.sendall(frames.encode(frames.HOST_REPLY, call_id, frames.host_reply_body(value)))
+
+        worker.ready()
+        assert worker.invoke("got") == '"loaded"'
+        first = asked()
+        call_id = worker.send("got")  # it comes to the other thread, and there is no instance for it
+        assert asked() == call_id
+        give(call_id, "in the call")
+        assert bytes(worker.wait_for(call_id).body) == b'"in the call"'
+        second = asked()
+        assert len({0, first, second}) == 3
+        give(second, "second")
+        assert worker.invoke("got") == '"second"'
+        asked()
+        give(first, "first")
+        assert worker.invoke("got") == '"first"'
+
+
 def test_a_call_that_takes_too_long_does_not_end_the_one_beside_it() -> None:
     spin = '(func (export "spin") (param i32) (result i64) (loop $l (br $l)) unreachable)'
     with start(core(spin + CALL, imports=HOST), granted=("kv",), concurrency=2, time=1.0) as worker:

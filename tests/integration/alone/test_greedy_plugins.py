@@ -122,7 +122,7 @@ GREEDY = (
     ),
     Attack(
         "floods-the-log",
-        lambda: c("""unsigned char frame[9 + 4096] = {0, 0, 16, 0, 20, 0, 0, 0, 0, 1};
+        lambda: c("""unsigned char frame[9 + 4096] = {0, 0, 16, 0, 20, 0, 0, 0, 1, 1};
             memset(frame + 10, 'x', 4095);
             for (;;) for (int fd = 3; fd < 16; fd++) send(fd, frame, sizeof frame, MSG_NOSIGNAL);"""),
         says="logged more than",
