@@ -136,7 +136,7 @@ class Worker(asyncio.BufferedProtocol):
         except BaseException:
             sock.close()
             raise
-        waiting = self._expect(LOADING, timeout)
+        waiting = self._expect(LOADING, self._loop.time() + timeout)
         await self._loop.create_unix_connection(lambda: self, sock=sock)
         kind, body = await self._reply(LOADING, waiting)
         self._sink = None
@@ -162,7 +162,8 @@ class Worker(asyncio.BufferedProtocol):
         length = len(named) + len(payload)
         if length > frames.TO_WORKER[kind]:
             raise Limit(f"a payload may have at most {frames.MAX_PAYLOAD} bytes")
-        waiting = self._expect(number, timeout + GRACE, depth)
+        begins = max(self._loop.time(), self._preparing.deadline)  # the latest: all its threads may still prepare
+        waiting = self._expect(number, begins + timeout + GRACE, depth)
         head = HEADER.pack(length, kind, number) + named
         if length <= PIECE:
             self._transport.write(head + payload)
@@ -187,8 +188,7 @@ class Worker(asyncio.BufferedProtocol):
 
     # calls and their deadlines
 
-    def _expect(self, number: int, timeout: float, depth: int = 0) -> _Call:
-        deadline = self._loop.time() + timeout
+    def _expect(self, number: int, deadline: float, depth: int = 0) -> _Call:
         call = self._calls[number] = _Call(Handoff(self._loop), deadline, depth)
         # One timer for all calls: a call that ends in time costs none.
         if self._timer is None or deadline < self._timer.when():

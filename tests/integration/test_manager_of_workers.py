@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -142,8 +143,8 @@ def called(channel: Channel) -> int:
     return frame.call_id
 
 
-async def call(worker: Worker, depth: int = 0) -> bytes:
-    return bytes(await worker.call(frames.INVOKE, "handle", b"", 5, depth))
+async def call(worker: Worker, seconds: float = 5, depth: int = 0) -> bytes:
+    return bytes(await worker.call(frames.INVOKE, "handle", b"", seconds, depth))
 
 
 async def why_lost(worker: Worker) -> str:
@@ -211,6 +212,24 @@ def test_a_worker_may_prepare_for_as_long_as_for_a_call(tmp_path: Path) -> None:
 
     assert run(tmp_path, peer, manage, asked) >= GRACE
     assert asked.depths
+
+
+def test_the_time_of_a_call_does_not_count_while_the_worker_prepares(tmp_path: Path) -> None:
+    limits = Limits(time=0.1)
+
+    def peer(channel: Channel) -> None:
+        loaded(channel)
+        channel.send(RESULT, called(channel), b"")
+        number = called(channel)
+        time.sleep(limits.time + GRACE + 0.4)
+        channel.send(RESULT, number, b"at last")
+
+    async def manage(worker: Worker, path: str) -> bytes:
+        await worker.load(path, Load("example", "wasm", limits), [0], 10, None)
+        await call(worker, limits.time)
+        return await call(worker, limits.time)
+
+    assert run(tmp_path, peer, manage) == b"at last"
 
 
 def test_what_a_preparation_emits_follows_from_the_events_that_the_calls_before_it_followed_from(
