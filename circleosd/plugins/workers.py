@@ -76,7 +76,7 @@ class _Work:
 
 
 class _Call(_Work):
-    """A call in hand."""
+    """A call in hand. Its reply is done while nobody waits for it any more."""
 
     __slots__ = ("reply",)
 
@@ -101,6 +101,8 @@ class Worker(asyncio.BufferedProtocol):
         self._calls: dict[int, _Call] = {}
         self._number = LOADING
         self._names: dict[str, bytes] = {}
+        self._room = asyncio.Event()  # there may be fewer calls in hand now
+        self._in_line = 0
         self._timer: asyncio.TimerHandle | None = None
         self._asked: set[asyncio.Task[None]] = set()
         self._preparation_time = 0.0
@@ -151,7 +153,11 @@ class Worker(asyncio.BufferedProtocol):
         `timeout` is the plugin's own limit in seconds, `depth` counts the events that this follows from. Raises
         `Trapped`, `Timeout` and `Exceeded` for what the plugin did, `PluginFailed` and `Limit` for what it reports,
         `NotFound` when it takes no events, `WorkerGone`.
+
+        Cancelled, the call is not taken back: while others want the worker, it goes on and keeps its place.
         """
+        if len(self._calls) >= self._concurrency:
+            await self._until_room()
         assert self._transport is not None
         named = self._names.get(name)
         if named is None:
@@ -212,14 +218,26 @@ class Worker(asyncio.BufferedProtocol):
             if not call.reply.done():
                 call.reply.set_exception(Timeout(f"{self._name} did not answer in time and was ended"))
 
+    async def _until_room(self) -> None:
+        """Wait for the end of a call that nobody waits for. Raises `WorkerGone`."""
+        self._in_line += 1
+        try:
+            while len(self._calls) >= self._concurrency and not self.lost:
+                self._room.clear()
+                await self._room.wait()
+        finally:
+            self._in_line -= 1
+        if self.lost:
+            raise WorkerGone(f"the worker of {self._name} ended before the call")
+
     async def _reply(self, number: int, call: _Call) -> tuple[int, bytes | bytearray]:
         try:
             return await call.reply
         except asyncio.CancelledError:
-            self.abort()  # nobody takes the answer any more, and the call cannot be taken back
+            unanswered = number in self._calls
+            if unanswered and not self._in_line and all(other.reply.done() for other in self._calls.values()):
+                self.abort()  # nobody wants the worker any more
             raise
-        finally:
-            self._calls.pop(number, None)
 
     def _checked(self, parse: Callable[[], T]) -> T:
         """What `parse` makes of a frame of this worker. Raises `WorkerGone`."""
@@ -320,12 +338,15 @@ class Worker(asyncio.BufferedProtocol):
             task = self._loop.create_task(self._answer(number, *frames.parse_host_call(body), work.depth))
             self._asked.add(task)
             task.add_done_callback(self._asked.discard)
-        elif call is None or call.reply.done() or kind not in (_OF_LOAD if number == LOADING else _OF_CALL):
+        elif call is None or kind not in (_OF_LOAD if number == LOADING else _OF_CALL):
             raise FrameError(f"it sent an answer of kind {kind} that nobody waits for")
         else:
+            del self._calls[number]
+            self._room.set()
             if number != LOADING:
                 self._prepare(call.depth)
-            call.reply.set_result((kind, body))
+            if not call.reply.done():
+                call.reply.set_result((kind, body))
 
     def _prepare(self, depth: int) -> None:
         """A call of that depth has ended: the worker may now make the next one's instance, in a call's time."""
@@ -354,6 +375,7 @@ class Worker(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
+        self._room.set()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Literal, TypeVar
 
 import pytest
 
-from circleosd.errors import PluginFailed
+from circleosd.errors import PluginFailed, Timeout
 from circleosd.plugins.workers import GRACE, HostCalls, Worker, WorkerGone
 from circleosd.worker import frames
 from circleosd.worker.channel import Channel
@@ -272,3 +274,74 @@ def test_preparations_side_by_side_may_each_log_as_much_as_a_call(
 
     lost = run(tmp_path, peer, manage, concurrency=concurrency)
     assert "logged more than a call may" in lost if not allowed else not lost
+
+
+async def in_hand(worker: Worker, *seconds: float) -> list[asyncio.Task[bytes]]:
+    """Calls that have been sent, unless they wait for room."""
+    tasks = [asyncio.create_task(call(worker, most)) for most in seconds]
+    await asyncio.sleep(0)
+    return tasks
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_call_that_is_given_up_leaves_the_others_alone_and_keeps_its_place_until_it_ends(
+    tmp_path: Path, both: bool
+) -> None:
+    go_on = Event()
+
+    def peer(channel: Channel) -> None:
+        loaded(channel)
+        given_up, other = called(channel), called(channel)
+        go_on.wait(10)
+        assert not select.select([channel._socket], [], [], 0)[0], "a third call came beside the two"
+        channel.send(RESULT, given_up, b"too late")
+        third = called(channel)
+        channel.send(RESULT, other, b"other")
+        channel.send(RESULT, third, b"third")
+
+    async def manage(worker: Worker, path: str) -> bytes:
+        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+        given_up, other = await in_hand(worker, 5, 5)
+        given_up.cancel()
+        [third] = await in_hand(worker, 5)
+        if both:
+            other.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        assert both or await other == b"other"
+        return await third
+
+    assert run(tmp_path, peer, manage, concurrency=2) == b"third"
+
+
+def test_a_worker_whose_calls_are_all_given_up_is_ended_at_once(tmp_path: Path) -> None:
+    async def manage(worker: Worker, path: str) -> list[bool]:
+        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+        lost = []
+        for task in await in_hand(worker, 60, 60):
+            task.cancel()
+            await asyncio.wait([task])
+            lost.append(worker.lost)
+        return lost
+
+    assert run(tmp_path, loaded, manage, concurrency=2) == [False, True]
+
+
+def test_a_call_that_was_given_up_and_never_ends_ends_the_worker(tmp_path: Path) -> None:
+    def peer(channel: Channel) -> None:
+        loaded(channel)
+        called(channel)
+        channel.send(RESULT, called(channel), b"other")
+
+    async def manage(worker: Worker, path: str) -> None:
+        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+        given_up, other = await in_hand(worker, 0.1, 0.1)
+        given_up.cancel()
+        assert await other == b"other"
+        assert not worker.lost
+        waiting = await in_hand(worker, 60, 60)  # one of them in the line
+        await until(lambda: worker.lost)
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(end) for end in ends] == [Timeout, WorkerGone]
+
+    run(tmp_path, peer, manage, concurrency=2)
