@@ -1,14 +1,14 @@
 """The host interfaces: what a plugin's host calls do, each behind its capability (ABI.md, «Host calls»).
 
 The worker refuses what was not granted too, but it may have been taken over: what counts is decided here, with what
-is granted at the moment of the call.
+is granted at the moment of the call. The clock and the plugin's configuration the worker gives itself, by what was
+granted when its call began.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -84,14 +84,6 @@ class Host:
                 return await self._kv.delete(plugin.name, args["key"])
             case "kv.keys":
                 return await self._kv.keys(plugin.name, args["prefix"])
-            case "config.get":
-                return plugin.manifest.config.get(args["key"])
-            case "config.keys":
-                return sorted(plugin.manifest.config)
-            case "clock.now":
-                return time.time_ns() // 1_000_000
-            case "clock.monotonic":
-                return time.monotonic_ns()
             case "services.list":
                 return [_service(item) for item in await self._ask(plugin, {"action": "list"})]
             case "services.status":
