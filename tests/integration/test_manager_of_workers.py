@@ -19,7 +19,19 @@ from circleosd.errors import PluginFailed, Timeout
 from circleosd.plugins.workers import GRACE, HostCalls, Worker, WorkerGone
 from circleosd.worker import frames
 from circleosd.worker.channel import Channel
-from circleosd.worker.frames import COMPILED, HOST_CALL, LOG, MAX_LOG, PREPARING, READY, RESULT, Limits, Load, Ready
+from circleosd.worker.frames import (
+    COMPILED,
+    HOST_CALL,
+    LOG,
+    MAX_LOG,
+    PREPARING,
+    READY,
+    RESULT,
+    Abi,
+    Limits,
+    Load,
+    Ready,
+)
 from circleosd.worker.host import LOG_BUDGET
 
 T = TypeVar("T")
@@ -192,6 +204,45 @@ def test_a_loaded_worker_asks_and_logs_for_a_call_or_to_prepare_the_next_of_wasm
 
     lost = run(tmp_path, peer, manage, Asked())
     assert "outside a call" in lost if not allowed else not lost
+
+
+def test_a_worker_that_asks_more_at_once_than_its_calls_and_preparations_can_is_ended(tmp_path: Path) -> None:
+    def peer(channel: Channel) -> None:
+        loaded(channel)
+        number = called(channel)
+        for _ in range(4):
+            channel.send(HOST_CALL, number, QUESTION)
+        channel.send(RESULT, number, b"")
+
+    async def never(call: str, args: dict[str, str], depth: int) -> bytes:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def manage(worker: Worker, path: str) -> str:
+        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+        return await why_lost(worker)
+
+    assert "too much at once" in run(tmp_path, peer, manage, never)
+
+
+@pytest.mark.parametrize(
+    ("asked", "abi"),
+    [
+        (Load("example", "wasm"), "native"),
+        (Load("example", "wasm", abi="wasi"), "core"),
+        (Load("example", "native"), "core"),
+    ],
+)
+def test_a_worker_that_reports_another_abi_than_it_was_to_load_is_ended(tmp_path: Path, asked: Load, abi: Abi) -> None:
+    def peer(channel: Channel) -> None:
+        channel.send(READY, 0, frames.ready_body(Ready(abi, ["handle"], [], None, [])))
+
+    async def manage(worker: Worker, path: str) -> None:
+        with pytest.raises(WorkerGone, match=f"reports the ABI {abi}"):
+            await worker.load(path, asked, [0], 10, None)
+        assert worker.lost
+
+    run(tmp_path, peer, manage)
 
 
 def test_a_worker_may_prepare_for_as_long_as_for_a_call(tmp_path: Path) -> None:

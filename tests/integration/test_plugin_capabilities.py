@@ -116,6 +116,24 @@ def test_a_revocation_is_effective_within_a_running_call(host: EmbeddedHost, tmp
     host.unload("busy")
 
 
+def test_a_call_that_waits_when_a_capability_is_revoked_begins_without_it(host: EmbeddedHost, tmp_path: Path) -> None:
+    host.load(write(tmp_path, "queue", caller(), capabilities=["kv", "clock"], limits={"time": 20}), grant="all")
+
+    def waiting() -> int:
+        return int(host.data("plugin-manager", "show", id="queue")["waiting"])
+
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(ask, host, "queue", "kv.get", "until_refused", key="a")
+        host.wait_for(lambda: waiting() == 1)
+        second = threads.submit(ask, host, "queue", "clock.now")
+        host.wait_for(lambda: waiting() == 2)
+        host.ok("plugin", "revoke", "queue", "clock")
+        host.ok("plugin", "revoke", "queue", "kv")
+        assert "the capability kv" in first.result(10)["message"]
+        assert "the capability clock" in second.result(10)["message"]
+    host.unload("queue")
+
+
 def test_only_what_a_plugin_asks_for_can_be_granted(host: EmbeddedHost, tmp_path: Path) -> None:
     path = write(tmp_path, "modest", caller(), capabilities=["clock"])
     refused = host.ctl("plugin", "load", str(path), "--grant", "kv")
