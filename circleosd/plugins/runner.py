@@ -268,7 +268,7 @@ class Runners:
                     if isinstance(exc, Unavailable):
                         raise
                     why = await self._why_gone(runner, exc) if isinstance(exc, WorkerGone) else PluginFailed(str(exc))
-                    if isinstance(why, PluginFailed):
+                    if isinstance(why, (PluginFailed, Timeout)):
                         await self._failed(runner.plugin, why)
                     raise why from exc
                 finally:
@@ -360,7 +360,12 @@ class Runners:
 
     async def _why_gone(self, runner: Runner, gone: WorkerGone) -> CircleError:
         """The error for a worker that ended before its plugin was loaded."""
-        return await self._held_back(runner) or PluginFailed(f"{gone}{await self._how_it_ended(runner)}")
+        if held_back := await self._held_back(runner):
+            return held_back
+        how = await self._how_it_ended(runner)
+        if how == " by SIGALRM":  # the worker ends itself when code of the plugin cannot be interrupted
+            return Timeout(f"{runner.plugin.name} cannot be loaded: took longer than {runner.plugin.bounds.time:g} s")
+        return PluginFailed(f"{gone}{how}")
 
     async def _held_back(self, runner: Runner) -> Unavailable | None:
         """The error to raise if systemd gave the worker's socket up, since it had to start workers too often.

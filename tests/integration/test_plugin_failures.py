@@ -119,6 +119,13 @@ def test_a_native_plugin_that_hangs_while_it_is_loaded_keeps_nobody_waiting_for_
     assert time.monotonic() - began < 30
 
 
+def test_code_that_does_not_end_while_it_is_loaded_took_too_long(host: EmbeddedHost, tmp_path: Path) -> None:
+    endless = "__attribute__((constructor)) void endless(void) { for (;;) pause(); }"
+    path = write(tmp_path, "endless", handlers(endless), plugin_type="native", limits={"time": 0.5})
+    reply = host.call("plugin-manager", {"action": "load", "path": str(path), "trust": True})
+    assert (reply["error"], reply["message"]) == ("timeout", "endless cannot be loaded: took longer than 0.5 s")
+
+
 @pytest.mark.parametrize(
     ("payload", "error", "words"),
     [("s", "plugin-failed", "SIGSEGV"), ("e", "plugin-failed", "exit status 7"), ("h", "timeout", "longer than 1 s")],
