@@ -295,7 +295,7 @@ def up(directory: str | None) -> int:
     environment = os.environ
     if directory is None:
         state = Path(paths.state_home(environment))
-        cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cache = Path(paths.cache_home(environment))
         given = environment.get("CIRCLEOSD_RUNTIME_DIR")
         runtime = Path(given or paths.user_runtime_dir(environment))
     else:

@@ -18,7 +18,7 @@ def config_dirs(env: Mapping[str, str]) -> list[str]:
         return [only]
     dirs = ["/etc/circleosd"]
     home = env.get("HOME")
-    if xdg := env.get("XDG_CONFIG_HOME") or (home and f"{home}/.config"):
+    if xdg := _xdg(env, "XDG_CONFIG_HOME") or (home and f"{home}/.config"):
         dirs.append(f"{xdg}/circleosd")
     if home:
         dirs.append(f"{home}/.circleosd")
@@ -34,7 +34,7 @@ def runtime_dir(env: Mapping[str, str], scope: str | None = None) -> str:
     if scope == "system":
         return SYSTEM_RUNTIME
     if scope == "user":
-        return f"{env.get('XDG_RUNTIME_DIR') or f'/run/user/{os.getuid()}'}/circleosd"
+        return f"{_xdg(env, 'XDG_RUNTIME_DIR') or f'/run/user/{os.getuid()}'}/circleosd"
     if scope is not None:
         raise BadRequest(f"--scope is system or user, not {scope[:64]!r}")
     if given := env.get("CIRCLEOSD_RUNTIME_DIR"):
@@ -44,26 +44,43 @@ def runtime_dir(env: Mapping[str, str], scope: str | None = None) -> str:
 
 def user_runtime_dir(env: Mapping[str, str]) -> str:
     """`$XDG_RUNTIME_DIR/circleosd`; without that variable /run/circleosd for root, else below the state directory."""
-    if xdg := env.get("XDG_RUNTIME_DIR"):
+    if xdg := _xdg(env, "XDG_RUNTIME_DIR"):
         return f"{xdg}/circleosd"
     return SYSTEM_RUNTIME if os.getuid() == 0 else f"{state_home(env)}/circleosd/run"
 
 
 def state_home(env: Mapping[str, str]) -> str:
-    """`$XDG_STATE_HOME`, by default ~/.local/state (XDG Base Directory Specification).
+    """`$XDG_STATE_HOME`, by default ~/.local/state. Raises `BadRequest` for one who has no home."""
+    return _xdg(env, "XDG_STATE_HOME") or _below_home(env, ".local/state", "XDG_STATE_HOME")
 
-    Raises `BadRequest` for one who has no home.
-    """
-    if given := env.get("XDG_STATE_HOME"):
+
+def cache_home(env: Mapping[str, str]) -> str:
+    """`$XDG_CACHE_HOME`, by default ~/.cache. Raises `BadRequest` for one who has no home."""
+    return _xdg(env, "XDG_CACHE_HOME") or _below_home(env, ".cache", "XDG_CACHE_HOME")
+
+
+def home(env: Mapping[str, str]) -> str | None:
+    """`$HOME`, by default what the user database says; None for one who has no home."""
+    if given := env.get("HOME"):
         return given
-    if home := env.get("HOME"):
-        return f"{home}/.local/state"
     import pwd  # as in a unit of the system's, which has no HOME
 
     try:
-        return f"{pwd.getpwuid(os.getuid()).pw_dir}/.local/state"
+        return pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:
-        raise BadRequest(f"uid {os.getuid()} has no home directory; set HOME or XDG_STATE_HOME") from None
+        return None
+
+
+def _below_home(env: Mapping[str, str], name: str, variable: str) -> str:
+    if own := home(env):
+        return f"{own}/{name}"
+    raise BadRequest(f"uid {os.getuid()} has no home directory; set HOME or {variable}")
+
+
+def _xdg(env: Mapping[str, str], variable: str) -> str | None:
+    """A variable of the XDG Base Directory Specification, which has relative paths ignored."""
+    given = env.get(variable, "")
+    return given if given.startswith("/") else None
 
 
 def socket_path(service: str, runtime: str) -> str:

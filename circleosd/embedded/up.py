@@ -17,7 +17,7 @@ from circleosd.embedded.control import Control
 from circleosd.embedded.sockets import bound
 from circleosd.embedded.supervisor import Supervisor
 from circleosd.errors import Conflict, UnitFailed
-from circleosd.paths import socket_path
+from circleosd.paths import home, socket_path
 from circleosd.server import Server
 from circleosd.systemd.notify import Notifier
 
@@ -48,8 +48,10 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
     # Our own programs are beside the interpreter.
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
     specifiers = {
-        "t/circleosd": str(runtime), "t": str(runtime.parent), "S": str(state), "C": str(cache), "h": str(Path.home()),
+        "t/circleosd": str(runtime), "t": str(runtime.parent), "S": str(state), "C": str(cache),
     }  # fmt: skip
+    if own := home(os.environ):
+        specifiers["h"] = own
     loop, told = asyncio.get_running_loop(), asyncio.Event()
     with bound(control_path, socket.SOCK_STREAM) as control, bound(notify_path, socket.SOCK_DGRAM) as notify:
         supervisor = Supervisor(specifiers, places)

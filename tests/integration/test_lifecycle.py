@@ -312,6 +312,31 @@ def test_a_start_is_given_up_when_the_supervisor_stops(new_host: NewHost) -> Non
     assert list(host.runtime.iterdir()) == []
 
 
+@pytest.mark.usefixtures("other_users")
+def test_who_has_no_home_is_told_what_to_set_and_then_runs(host_to_be: EmbeddedHost) -> None:
+    host_to_be.directory.chmod(0o777)
+    environment = {"PATH": os.environ["PATH"]}
+    said = ""
+    for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
+        done = subprocess.run(
+            [BIN / "circleosd", "up"], env=environment, user=4_000_000, group=4_000_000, extra_groups=[],
+            capture_output=True, text=True, timeout=20, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert done.stderr == f"circleosd: uid 4000000 has no home directory; set HOME or {variable}\n"
+        environment[variable] = str(host_to_be.directory / variable)
+    with subprocess.Popen(
+        [BIN / "circleosd", "up"], env=environment, user=4_000_000, group=4_000_000, extra_groups=[],
+        stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        assert running.stderr is not None
+        said = running.stderr.readline()
+        running.terminate()
+        said += running.stderr.read()
+    assert "listening below" in said
+    assert running.returncode == 0, said
+
+
 @pytest.mark.parametrize(
     ("place", "status", "says"),
     [

@@ -132,3 +132,13 @@ def test_a_scope_says_whose_sockets_are_meant() -> None:
     assert paths.runtime_dir({}, "user") == f"/run/user/{os.getuid()}/circleosd"
     with pytest.raises(BadRequest, match="--scope is system or user, not 'both'"):
         paths.runtime_dir(env, "both")
+
+
+def test_a_relative_path_in_a_variable_of_xdg_is_ignored() -> None:
+    env = {"HOME": "/h"} | dict.fromkeys(
+        ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"), "./x"
+    )
+    assert paths.state_home(env) == "/h/.local/state"
+    assert paths.cache_home(env) == "/h/.cache"
+    assert paths.config_dirs(env) == ["/etc/circleosd", "/h/.config/circleosd", "/h/.circleosd"]
+    assert paths.user_runtime_dir(env) == paths.user_runtime_dir({"HOME": "/h"})
