@@ -50,7 +50,12 @@ The directory of the sockets, unless
 is given.
 .It Ev XDG_RUNTIME_DIR
 Where the sockets of the user's own CircleOSD are, in the directory
-.Pa circleosd .
+.Pa circleosd ;
+by default
+.Pa /run/user/UID
+if there is one, else where
+.Ic circleosd up
+listens.
 .It Ev XDG_STATE_HOME
 Where a login is kept, by default
 .Pa ~/.local/state .

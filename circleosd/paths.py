@@ -9,6 +9,7 @@ from circleosd.errors import BadRequest
 
 SERVICES = ("auth-service", "service-registry", "plugin-manager")
 SYSTEM_RUNTIME = "/run/circleosd"
+USER_RUNTIMES = "/run/user"  # of systemd's user managers, each named by its uid
 SUN_PATH = 107  # bytes of a Unix socket's path, unix(7)
 
 
@@ -28,13 +29,17 @@ def config_dirs(env: Mapping[str, str]) -> list[str]:
 def runtime_dir(env: Mapping[str, str], scope: str | None = None) -> str:
     """The directory of the sockets.
 
-    `scope` says whose: "system" is /run/circleosd, "user" the one of the user's own systemd manager. By default it is
-    `$CIRCLEOSD_RUNTIME_DIR`, else /run/circleosd if there, else the user's own. Raises `BadRequest` for another scope.
+    `scope` says whose: "system" is /run/circleosd, "user" that of the user's own systemd manager, or else where the
+    user's `circleosd up` listens. By default it is `$CIRCLEOSD_RUNTIME_DIR`, else /run/circleosd if there, else where
+    `up` listens. Raises `BadRequest` for another scope.
     """
     if scope == "system":
         return SYSTEM_RUNTIME
     if scope == "user":
-        return f"{_xdg(env, 'XDG_RUNTIME_DIR') or f'/run/user/{os.getuid()}'}/circleosd"
+        managers = f"{USER_RUNTIMES}/{os.getuid()}/circleosd"  # there is no variable in a cron job, or behind su(1)
+        if not _xdg(env, "XDG_RUNTIME_DIR") and os.path.isdir(managers):
+            return managers
+        return user_runtime_dir(env)
     if scope is not None:
         raise BadRequest(f"--scope is system or user, not {scope[:64]!r}")
     if given := env.get("CIRCLEOSD_RUNTIME_DIR"):

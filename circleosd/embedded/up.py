@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from circleosd.config import ServerSettings
@@ -34,13 +35,8 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
     """
     os.umask(0o077)
     control_path, notify_path = socket_path("supervisor", str(runtime)), socket_path("notify", str(runtime))
-    for directory in (runtime, state, cache):
+    for directory in (state, cache):
         directory.mkdir(parents=True, exist_ok=True)
-    lock = os.open(runtime, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Conflict(f"CircleOSD already runs at {runtime}") from None
     ours = Notifier()
     for key in [key for key in os.environ if key.startswith(("LISTEN_", "WATCHDOG_"))]:
         del os.environ[key]
@@ -53,7 +49,11 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
     if own := home(os.environ):
         specifiers["h"] = own
     loop, told = asyncio.get_running_loop(), asyncio.Event()
-    with bound(control_path, socket.SOCK_STREAM) as control, bound(notify_path, socket.SOCK_DGRAM) as notify:
+    with (
+        _held(runtime),
+        bound(control_path, socket.SOCK_STREAM) as control,
+        bound(notify_path, socket.SOCK_DGRAM) as notify,
+    ):
         supervisor = Supervisor(specifiers, places)
         notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         loop.add_reader(notify, supervisor.notified, notify)
@@ -74,3 +74,27 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
             await serving
             loop.remove_reader(notify)
     return 0
+
+
+@contextlib.contextmanager
+def _held(runtime: Path) -> Iterator[None]:
+    """Keep other supervisors out of a directory. If it had to be made it is removed in the end, unless files are left.
+
+    A /run/circleosd that stayed would be taken for the system's (`paths.runtime_dir`). Raises `Conflict`.
+    """
+    made = not runtime.exists()
+    runtime.mkdir(parents=True, exist_ok=True)
+    lock = os.open(runtime, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise Conflict(f"CircleOSD already runs at {runtime}") from None
+    try:
+        yield
+    finally:
+        if made:
+            for directory, _, _ in os.walk(runtime, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+        os.close(lock)

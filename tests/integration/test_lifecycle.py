@@ -309,7 +309,18 @@ def test_a_start_is_given_up_when_the_supervisor_stops(new_host: NewHost) -> Non
         assert host.stop(signal.SIGINT) == 0
         assert time.monotonic() - begun < 5
         assert "canceled" in read_reply(sock)["message"]
-    assert list(host.runtime.iterdir()) == []
+    assert not host.runtime.exists()
+
+
+def test_a_runtime_directory_is_left_as_it_was_found(host_to_be: EmbeddedHost) -> None:
+    host_to_be.start()
+    host_to_be.load("plugins/example.wasm")
+    assert host_to_be.stop() == 0
+    assert not host_to_be.runtime.exists()
+    host_to_be.runtime.mkdir()
+    host_to_be.start()
+    assert host_to_be.stop() == 0
+    assert list(host_to_be.runtime.iterdir()) == []
 
 
 @pytest.mark.usefixtures("other_users")

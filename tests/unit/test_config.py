@@ -129,9 +129,20 @@ def test_a_scope_says_whose_sockets_are_meant() -> None:
     env = {"CIRCLEOSD_RUNTIME_DIR": "/x", "XDG_RUNTIME_DIR": "/y"}
     assert paths.runtime_dir(env, "system") == "/run/circleosd"
     assert paths.runtime_dir(env, "user") == "/y/circleosd"
-    assert paths.runtime_dir({}, "user") == f"/run/user/{os.getuid()}/circleosd"
     with pytest.raises(BadRequest, match="--scope is system or user, not 'both'"):
         paths.runtime_dir(env, "both")
+
+
+def test_without_a_variable_ones_own_sockets_are_the_managers_or_else_where_up_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "USER_RUNTIMES", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    managers = tmp_path / "1000/circleosd"
+    assert paths.runtime_dir({"HOME": "/h"}, "user") == "/h/.local/state/circleosd/run"
+    managers.mkdir(parents=True)
+    assert paths.runtime_dir({"HOME": "/h"}, "user") == str(managers)
+    assert paths.runtime_dir({"HOME": "/h", "XDG_RUNTIME_DIR": "/y"}, "user") == "/y/circleosd"
 
 
 def test_a_relative_path_in_a_variable_of_xdg_is_ignored() -> None:
