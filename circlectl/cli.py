@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import json
 import os
@@ -270,7 +271,9 @@ def _open_files(command: Command, request: dict[str, Any]) -> list[int]:
 def _show(command: Command, data: Any, *, as_json: bool) -> None:
     """Print a reply's data."""
     if as_json:
-        print(json.dumps(data, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+        # What the encoding lacks would be escaped by Python, not as JSON; and a terminal would obey control characters.
+        escaped = sys.stdout.isatty() or codecs.lookup(sys.stdout.encoding).name != "utf-8"
+        print(json.dumps(data, ensure_ascii=escaped, indent=2 if sys.stdout.isatty() else None))
         return
     from circlectl import views
 

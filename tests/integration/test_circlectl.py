@@ -306,3 +306,12 @@ def test_what_an_encoding_lacks_is_escaped(host: EmbeddedHost) -> None:
     done = host.ctl("plugin", "invoke", "example", "handle", "a→b", env={"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(": a\\u2192b\n")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf8", "UTF-8"])
+def test_json_is_json_in_every_encoding(host: EmbeddedHost, encoding: str) -> None:
+    done = subprocess.run(
+        [BIN / "circlectl", "plugin", "invoke", "--json", "example", "upper", "é→\N{GRINNING FACE}"],
+        env={**host.environment, "PYTHONIOENCODING": encoding}, capture_output=True, timeout=20, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout.decode(encoding)) == "é→\N{GRINNING FACE}"
