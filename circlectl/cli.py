@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from circlectl import commands
 from circlectl.commands import Command
+from circlectl.helptext import choices
 from circleosd import client, paths
 from circleosd.api.contract import Mark, Parameter, quoted
 from circleosd.errors import BadRequest, CircleError, Denied, NotFound, Unavailable
@@ -124,6 +125,8 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
     for item in command.secrets:
         if item.name == "old" and "name" in given:  # another's password is changed without knowing it
             continue
+        if item.name == "password" and "uid" in given and "--password-stdin" not in flags:  # the uid is the user
+            continue
         if (secret := _secret(item, stdin="--password-stdin" in flags)) is not None:
             request[item.name] = secret
     if any(Mark.FILE in item.marks for item in command.parameters):
@@ -194,6 +197,8 @@ def _convert(item: Parameter, text: str) -> Any:
         from circlectl import times
 
         return times.parse(text)
+    if (values := choices(item.type)) and text not in values:  # said before a password is asked for
+        raise BadRequest(f"{item.word}: {quoted(text)} is none of: {', '.join(values)}")
     types = set(get_args(item.type) or (item.type,))
     if bool in types:
         if text.lower() not in ("true", "false"):

@@ -117,7 +117,7 @@ class Create(Request, action="create", access=Access.ADMIN, reply=User, effect=E
 
     name: UserName
     password: Annotated[
-        NewPassword | None, Doc("the password; without one the user is known by the uid alone"), Mark.SECRET, Mark.NEW
+        NewPassword | None, Doc("the password; with --uid it is not asked for"), Mark.SECRET, Mark.NEW
     ] = None
     role: Annotated[RoleName, ROLE, Mark.OPTION] = "viewer"
     uid: Uid = None

@@ -163,6 +163,35 @@ def test_a_password_is_asked_for_without_echo(host: EmbeddedHost) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["ci", "--uid", "61005"], 0, b"uid:        61005"),
+        (["harry", "--role", "bogus"], 2, b"role: 'bogus' is none of: none, viewer, operator, admin [bad-request]"),
+    ],
+)
+def test_a_password_that_is_not_needed_is_not_asked_for(
+    host: EmbeddedHost, arguments: list[str], status: int, says: bytes
+) -> None:
+    master, slave = pty.openpty()
+    done = subprocess.run(
+        [BIN / "circlectl", "user", "create", *arguments], env=host.environment,
+        stdin=slave, stdout=slave, stderr=slave, start_new_session=True, timeout=10, check=False,
+    )  # fmt: skip
+    shown = os.read(master, 4096)
+    os.close(slave)
+    os.close(master)
+    assert done.returncode == status, shown
+    assert says in shown
+    assert b"assword:" not in shown
+
+
+def test_who_has_a_uid_has_a_password_too_if_it_is_given(host: EmbeddedHost) -> None:
+    host.ok("user", "create", "iris", "--uid", "61006", "--password-stdin", stdin="correct horse\n")
+    assert "as iris" in host.ok("user", "login", "iris", "--password-stdin", stdin="correct horse\n")
+    host.ok("user", "logout")
+
+
+@pytest.mark.parametrize(
     ("typed", "says"),
     [(b"\x04", b"no password was given"), (b"caf\xe9 au lait\n", b"the password is not UTF-8 text"), (b"\x03", b"")],
 )
