@@ -89,14 +89,17 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def _command(words: Sequence[str], flags: Mapping[str, str]) -> Command | int:
     """The command that the line names, or the exit status when help was all that was wanted. Raises `BadRequest`."""
     wants_help = "--help" in flags or "-h" in flags
-    group, verb = (*words, "", "")[:2]
-    if not group or group == "help":
+    if words[:1] == ["help"]:
+        wants_help, words = True, words[1:]
+    if not words:
         return _help("overview")
+    group, *rest = words
     if group not in commands.GROUPS:
         raise BadRequest(f"no command {group[:64]!r}; there are: {', '.join(commands.GROUPS)}")
     found = commands.of_group(group)
-    if not verb or verb == "--":
+    if rest[:1] in ([], ["--"]):
         return _help("of_group", group) if wants_help else _help("of_group", group, out=sys.stderr) or 2
+    verb = rest[0]
     if verb not in found:
         raise BadRequest(f"no command {group} {verb[:64]!r}; there are: {', '.join(found)}")
     return _help("of_command", found[verb]) if wants_help else found[verb]

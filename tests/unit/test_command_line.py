@@ -98,6 +98,40 @@ def test_help_does_nothing_else(line: str, capsys: pytest.CaptureFixture[str], m
     assert capsys.readouterr().out.startswith("usage: circlectl")
 
 
+@pytest.mark.parametrize(
+    ("words", "shows"),
+    [
+        ([], "usage: circlectl GROUP COMMAND"),
+        (["help"], "usage: circlectl GROUP COMMAND"),
+        (["help", "service"], "usage: circlectl service COMMAND"),
+        (["help", "service", "stop"], "usage: circlectl service stop NAME"),
+    ],
+)
+def test_help_is_of_what_stands_behind_it(words: list[str], shows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(words) == 0
+    assert capsys.readouterr().out.startswith(shows)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["help", "nonsense"], "no command 'nonsense'; there are: user,"),
+        (["help", "service", "nonsense"], "no command service 'nonsense'; there are: list,"),
+        ([""], "no command ''; there are: user,"),
+        (["", "service", "list"], "no command ''; there are: user,"),
+        (["service", ""], "no command service ''; there are: list,"),
+        (["service", "", "stop"], "no command service ''; there are: list,"),
+    ],
+)
+def test_a_word_that_is_empty_or_no_command_is_refused(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(words) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert says in err
+
+
 @pytest.mark.parametrize("line", ["-- --interactive", "service -- --interactive", "service list -- --interactive"])
 def test_fires_own_flags_cannot_be_reached(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(line.split()) == 2
