@@ -1,5 +1,6 @@
 """`circlectl`: start, run the command line, end. What costs time at every start is kept out of here."""
 
+import contextlib
 import gc
 import io
 import os
@@ -21,7 +22,8 @@ def main() -> NoReturn:
 
     try:
         status = run(sys.argv[1:])
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # what could not be written changes nothing about what was done
+            sys.stderr.flush()
     except KeyboardInterrupt:
         status = INTERRUPTED
     except BrokenPipeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import importlib
 import json
 import os
@@ -294,7 +295,7 @@ def _note(message: str) -> None:
     """What a service has to say to a request that it carried out."""
     from circlectl.render import printable
 
-    print(f"circlectl: {printable(message)}", file=sys.stderr)
+    _say(printable(message))
 
 
 def _complain(error: CircleError, command: str, scope: str | None = None) -> None:
@@ -306,4 +307,10 @@ def _complain(error: CircleError, command: str, scope: str | None = None) -> Non
     tail = f"; {step}" if step and "; " not in text else ""  # else the text names a step itself
     from circlectl.render import printable
 
-    print(f"circlectl: {printable(text)} [{error.code}]{tail}", file=sys.stderr)
+    _say(f"{printable(text)} [{error.code}]{tail}")
+
+
+def _say(text: str) -> None:
+    """A line on standard error. One that cannot be written there changes nothing about what was done."""
+    with contextlib.suppress(OSError):
+        print(f"circlectl: {text}", file=sys.stderr)

@@ -319,12 +319,15 @@ def test_a_closed_pipe_is_no_error_message(host: EmbeddedHost) -> None:
         ("system history --json >/dev/full", 12, "cannot write the output: No space left on device; "),
         ("--help >/dev/full", 12, "cannot write the output: No space left on device; "),
         ("--version >/dev/full", 12, "cannot write the output: No space left on device; "),
+        ("plugin load plugins/example.wasm 2>/dev/full", 0, ""),
+        ("service stop nothing 2>/dev/full", 5, ""),
+        ("service nope 2>/dev/full", 2, ""),
     ],
 )
 def test_a_stream_that_is_closed_or_full_is_no_traceback(host: EmbeddedHost, line: str, status: int, says: str) -> None:
     done = subprocess.run(
         f"'{BIN}/circlectl' {line}", shell=True, env=host.environment, capture_output=True, text=True, timeout=20,
-        check=False,
+        check=False, cwd=PROJECT,
     )  # fmt: skip
     assert done.returncode == status
     assert says in done.stderr
