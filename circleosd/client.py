@@ -42,7 +42,7 @@ def call(
             sock.connect(path)
             sock.settimeout(timeout)
             _send(sock, wire.encode(request), files)
-            yield from _replies(sock, said)
+            yield from _replies(sock, name, said)
         except (TimeoutError, BlockingIOError) as exc:
             raise Timeout(f"no reply from {name} in time") from exc
         except (FileNotFoundError, ConnectionRefusedError) as exc:
@@ -83,11 +83,14 @@ def _refusal(path: str) -> str:
     )
 
 
-def _replies(sock: socket.socket, said: Callable[[str], None]) -> Iterator[Any]:
+def _replies(sock: socket.socket, name: str, said: Callable[[str], None]) -> Iterator[Any]:
     buffer = wire.LineBuffer(1 << 30)  # the service is trusted; its own bounds are far below
+    streaming = False
     while True:
         while (line := buffer.next_line()) is None:
             data = sock.recv(CHUNK)
+            if not data and streaming:
+                raise Unavailable(f"{name} has ended, and this with it")
             if not data:
                 raise ConnectionResetError("it closed the connection without an answer")
             buffer.feed(data)
@@ -97,5 +100,5 @@ def _replies(sock: socket.socket, said: Callable[[str], None]) -> Iterator[Any]:
         if message := reply.get("message"):
             said(str(message))
         yield reply.get("data")
-        if not reply.get("more"):
+        if not (streaming := bool(reply.get("more"))):
             return

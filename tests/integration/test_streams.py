@@ -104,6 +104,19 @@ def test_a_stream_ends_when_the_service_is_told_to_stop(talking: EmbeddedHost) -
         assert time.monotonic() - begun < 5
 
 
+def test_who_watches_is_told_that_the_service_has_ended(talking: EmbeddedHost) -> None:
+    watcher = subprocess.Popen(
+        [BIN / "circlectl", "service", "watch", "talker"], env=talking.environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert watcher.stdout is not None
+    assert "inactive" in watcher.stdout.readline()
+    os.kill(talking.pid("service-registry"), signal.SIGTERM)
+    _, said = watcher.communicate(timeout=10)
+    assert watcher.returncode == 12
+    assert said.startswith("circlectl: service-registry has ended, and this with it [unavailable]; see the log: "), said
+
+
 def test_nobody_follows_what_is_not_cataloged(talking: EmbeddedHost) -> None:
     for action in ("watch", "logs"):
         assert talking.call("service-registry", {"action": action, "name": "sshd"})["error"] == "not-found"
