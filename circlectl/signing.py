@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
 from circleosd.api.contract import Doc, Mark, Request, contract
-from circleosd.errors import BadRequest, CircleError, Unavailable
+from circleosd.errors import BadRequest, CircleError, NotFound, Unavailable
 from circleosd.policy import Access
 
 NAMESPACE = "circleosd-plugin"
@@ -47,8 +47,8 @@ def sign(ask: Ask, request: dict[str, Any]) -> tuple[Any, CircleError | None]:
         raise BadRequest("plugin sign needs --key, the SSH key to sign with")
     path = request["path"]
     where = request.get("manifest") or os.path.splitext(path)[0] + ".json"
-    manifest = _manifest(where)
     digest, size = _measure(path)
+    manifest = _manifest(where)
     content = (json.dumps(manifest | {"sha256": digest, "size": size}, ensure_ascii=False, indent=2) + "\n").encode()
     signature = _signature(content, request["key"])
     _write(where, content)
@@ -62,7 +62,7 @@ def _manifest(path: str) -> dict[str, Any]:
             manifest = json.load(file)
         json.dumps(manifest, ensure_ascii=False, allow_nan=False).encode()
     except FileNotFoundError:
-        raise BadRequest(f"cannot sign without a manifest: there is no {path}; it needs at least a name") from None
+        raise NotFound(f"cannot sign without a manifest: there is no {path}; it needs at least a name") from None
     except (OSError, ValueError, RecursionError) as exc:
         raise BadRequest(f"cannot read the manifest {path}: {exc}") from exc
     if not isinstance(manifest, dict) or not isinstance(manifest.get("name"), str):
@@ -82,6 +82,8 @@ def _measure(path: str) -> tuple[str, int]:
                     raise BadRequest(f"{path} is no plugin: neither WebAssembly nor a shared object (ELF)")
                 digest.update(piece)
                 size += len(piece)
+    except FileNotFoundError:
+        raise NotFound(f"no file {path}") from None
     except OSError as exc:
         raise BadRequest(f"cannot read {path}: {exc.strerror}") from exc
     return digest.hexdigest(), size

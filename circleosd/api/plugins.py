@@ -114,9 +114,11 @@ class Load(Request, action="load", access=Access.ADMIN, reply=Plugin, effect=Eff
         Mark.OPTION,
     ] = ""
     sha256: Annotated[
-        str | None, Doc("the sha256 that the artifact must have, in hex"), Pattern("[0-9a-f]{64}", "64 hex digits"),
+        str | None,
+        Doc("the sha256 that the artifact must have, in hex"),
+        Pattern("[0-9a-f]{64}", "64 hex digits, in lower case"),
         Mark.OPTION,
-    ] = None  # fmt: skip
+    ] = None
     trust: Annotated[bool, Doc("load it although no trusted signer signed it"), Mark.OPTION] = False
     files: Annotated[
         list[Literal["path", "manifest", "signature"]],

@@ -329,7 +329,7 @@ class AuthService(Handlers):
             if keys:
                 await self._database.write(lambda tx: self._logins.tell(tx, keys, time.time(), right=right))
         if not right:
-            raise Denied("the name or the password is wrong")
+            raise Denied("the name or the password is wrong; an admin sets a new one: circlectl user passwd NAME")
 
     async def logout(self, request: Logout, act: Act) -> None:
         """Handler of `logout`."""

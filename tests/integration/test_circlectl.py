@@ -89,7 +89,9 @@ def test_a_login_is_kept_used_and_ended(host: EmbeddedHost) -> None:
     host.ok("user", "create", "alice", "--role", "operator", "--password-stdin", stdin="correct horse\n")
     wrong = host.ctl("user", "login", "alice", "--password-stdin", stdin="battery staple\n")
     assert wrong.returncode == 4
-    assert "the name or the password is wrong" in wrong.stderr
+    assert wrong.stderr == (
+        "circlectl: the name or the password is wrong; an admin sets a new one: circlectl user passwd NAME [denied]\n"
+    )
     assert "logged in as alice (operator)" in host.ok(
         "user", "login", "alice", "--password-stdin", stdin="correct horse\n"
     )
@@ -249,6 +251,7 @@ def test_without_a_terminal_a_password_needs_its_flag(host: EmbeddedHost) -> Non
         (["plugin", "load", "/dev/zero"], 2, "not a regular file"),
         (["plugin", "load", "plugins"], 2, "not a regular file"),
         (["plugin", "load", "plugins/example.wasm", "--manifest", "README.md"], 2, "the manifest is not JSON"),
+        (["plugin", "load", "plugins/example.wasm", "--sha256", "A" * 64], 2, "is not 64 hex digits, in lower case"),
         (["plugin", "unload", "none"], 5, "no plugin none is loaded"),
         (["user", "create", "x", "--uid", "abc", "--password-stdin"], 2, "'abc' is not a number"),
         (["user", "create", "x", "--role", "king", "--password-stdin"], 2, "role"),

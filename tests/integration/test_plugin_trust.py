@@ -209,15 +209,15 @@ def test_a_signature_is_found_beside_what_a_raw_request_names(signer: Signer) ->
 def test_signing_says_what_is_wrong(signer: Signer, tmp_path: Path) -> None:
     alone = tmp_path / "alone.wasm"
     shutil.copy(signer.path, alone)
-    for arguments, reason in (
-        ([str(alone), "--key", str(signer.key)], "without a manifest"),
-        ([str(signer.path), "--key", "/nonexistent"], "/nonexistent"),
-        ([str(tmp_path / "none.wasm"), "--key", str(signer.key)], "without a manifest"),
-        ([str(signer.path)], "needs --key"),
-        ([str(signer.manifest), "--key", str(signer.key)], "is no plugin"),
+    for arguments, status, reason in (
+        ([str(alone), "--key", str(signer.key)], 5, "without a manifest"),
+        ([str(signer.path), "--key", "/nonexistent"], 2, "/nonexistent"),
+        ([str(tmp_path / "none.wasm"), "--key", str(signer.key)], 5, f"no file {tmp_path}/none.wasm"),
+        ([str(signer.path)], 2, "needs --key"),
+        ([str(signer.manifest), "--key", str(signer.key)], 2, "is no plugin"),
     ):
         done = signer.host.ctl("plugin", "sign", *arguments)
-        assert done.returncode == 2, arguments
+        assert done.returncode == status, arguments
         assert reason in done.stderr
 
 
