@@ -29,6 +29,7 @@ class History(common.History, action="history", access=Access.ADMIN, reply=list[
     verify: Annotated[bool, Doc("only verify that no row was altered, deleted or inserted"), Mark.OPTION] = False
 
 
+MOST = 10_000  # rows that one service gives (common.History)
 # What may be wrong with one service, and not with the request, which is the same for all.
 _OF_ONE = (Unavailable, Timeout, Limit, Internal)
 
@@ -49,8 +50,8 @@ def status(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | N
 
 
 def history(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | None]:
-    """The rows of all ledgers by time, at most `lines`. Of a service that cannot be asked, the error is returned
-    beside. With `follow` an iterator that goes on with rows as they come, with `verify` what verifying found.
+    """The rows of the newest `lines` acts in all ledgers, by time. Of a service that cannot be asked, the error is
+    returned beside. With `follow` an iterator that goes on with rows as they come, with `verify` what verifying found.
     """
     query = dict(request)
     following, verifying = query.pop("follow", False), query.pop("verify", False)
@@ -61,6 +62,8 @@ def history(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | 
     group, colon, action = query.get("action_name", "").rpartition(":")
     if colon and group in GROUPS:  # as rules and `user can` name it
         services, query["action_name"] = (GROUPS[group],), action
+    count = query.pop("lines", History.lines)
+    query["lines"] = min(2 * count, MOST) if 0 < count < MOST else count  # an act has up to two rows
     rows: list[dict[str, Any]] = []
     known = dict.fromkeys(services, 0)
     first: CircleError | None = None
@@ -73,14 +76,23 @@ def history(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | 
             rows += found
             known[service] = found[-1]["seq"] if found else 0
     rows.sort(key=lambda row: row["time"])
-    rows = rows[-query.pop("lines", 100) :]
+    rows = _newest(rows, count)
     if not following:
         return rows, first
     if first:
         raise first
+    del query["lines"]
     from circlectl.following import follow
 
     return follow(ask, query, rows, known, started), None
+
+
+def _newest(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The rows of the newest `count` acts; an intent and its outcome are one."""
+    ended = {(row["service"], row["intent"]) for row in rows}
+    acts = [row for row in rows if (row["service"], row["seq"]) not in ended][-count:]
+    kept = {(row["service"], seq) for row in acts for seq in (row["seq"], row["intent"])}
+    return [row for row in rows if (row["service"], row["seq"]) in kept]
 
 
 def _verify(ask: "Asking") -> tuple[Any, CircleError | None]:

@@ -61,6 +61,22 @@ def test_who_stopped_this_and_when(host: EmbeddedHost) -> None:
     assert "active → inactive" in shown
 
 
+def test_so_many_lines_are_so_many_acts(host: EmbeddedHost) -> None:
+    host.add_service("busy", SLEEPER)
+    for _ in range(3):
+        host.ok("service", "start", "busy")
+        host.ok("service", "stop", "busy")
+    shown = host.ok("system", "history", "--object", "busy", "--lines", "4").splitlines()
+    assert [line.split()[4] for line in shown[1:]] == ["start", "stop", "start", "stop"]
+    rows = history(host, "--object", "busy", "--lines", "4")
+    assert [row["phase"] for row in rows] == ["intent", "outcome"] * 4
+    assert len(history(host, "--object", "busy", "--lines", "10000")) == 12
+    for wrong in ("-1", "0", "10001"):
+        done = host.ctl("system", "history", "--lines", wrong)
+        assert done.returncode == 2
+        assert f"{wrong} is not between 1 and 10000" in done.stderr
+
+
 @pytest.mark.usefixtures("other_users")
 def test_history_is_filtered_over_all_services_in_one_order(host: EmbeddedHost) -> None:
     for service, request in [
