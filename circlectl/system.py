@@ -4,8 +4,8 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 from circleosd.api import common
-from circleosd.api.contract import Doc, Mark, Request, contract
-from circleosd.errors import CircleError, Conflict, Internal, Limit, Timeout, Unavailable
+from circleosd.api.contract import Doc, Mark, Request, contract, quoted
+from circleosd.errors import BadRequest, CircleError, Conflict, Internal, Limit, Timeout, Unavailable
 from circleosd.paths import SERVICES
 from circleosd.policy import Access
 
@@ -29,6 +29,8 @@ class History(common.History, action="history", access=Access.ADMIN, reply=list[
     verify: Annotated[bool, Doc("only verify that no row was altered, deleted or inserted"), Mark.OPTION] = False
 
 
+# Actions of rows that tell of no request: what a ledger and the plugin manager do by themselves, and plugins try.
+OF_NO_REQUEST = ("prune", "quarantine", "services.restart")
 MOST = 10_000  # rows that one service gives (common.History)
 # What may be wrong with one service, and not with the request, which is the same for all.
 _OF_ONE = (Unavailable, Timeout, Limit, Internal)
@@ -59,9 +61,9 @@ def history(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | 
         return _verify(ask)
     started = time.time()
     services: tuple[str, ...] = SERVICES
-    group, colon, action = query.get("action_name", "").rpartition(":")
-    if colon and group in GROUPS:  # as rules and `user can` name it
-        services, query["action_name"] = (GROUPS[group],), action
+    if "action_name" in query:
+        group, action = _action(query["action_name"])
+        services, query["action_name"] = (GROUPS[group],) if group else SERVICES, action
     count = query.pop("lines", History.lines)
     query["lines"] = min(2 * count, MOST) if 0 < count < MOST else count  # an act has up to two rows
     rows: list[dict[str, Any]] = []
@@ -85,6 +87,19 @@ def history(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | 
     from circlectl.following import follow
 
     return follow(ask, query, rows, known, started), None
+
+
+def _action(name: str) -> tuple[str, str]:
+    """The group, "" for all of them, and the action of a name as rules have it (`service:stop`) or the record (`stop`).
+
+    Raises `BadRequest` for one that no row can have.
+    """
+    from circleosd.api.actions import BY_VERB
+
+    group, _, action = name.rpartition(":")
+    if name in BY_VERB or name in OF_NO_REQUEST or name in {contract.action for contract in BY_VERB.values()}:
+        return group, action
+    raise BadRequest(f"there is no action {quoted(name)}; there are: {', '.join([*BY_VERB, *OF_NO_REQUEST])}")
 
 
 def _newest(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -77,6 +77,15 @@ def test_so_many_lines_are_so_many_acts(host: EmbeddedHost) -> None:
         assert f"{wrong} is not between 1 and 10000" in done.stderr
 
 
+def test_an_action_that_no_row_can_have_is_refused(host: EmbeddedHost) -> None:
+    for wrong in ("service:halt", "halt", "system:status", "user:stop", "service:", ""):
+        done = host.ctl("system", "history", "--action", wrong)
+        assert (done.returncode, done.stdout) == (2, ""), wrong
+        assert f"there is no action {wrong!r}; there are: user:create, " in done.stderr
+    for right in ("service:stop", "stop", "prune", "quarantine", "services.restart"):
+        host.ok("system", "history", "--action", right)
+
+
 @pytest.mark.usefixtures("other_users")
 def test_history_is_filtered_over_all_services_in_one_order(host: EmbeddedHost) -> None:
     for service, request in [
