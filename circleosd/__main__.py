@@ -51,7 +51,7 @@ def main() -> NoReturn:
 def run(argv: list[str]) -> int:
     """Carry out a command line; return the exit status."""
     match argv:
-        case ["worker", name]:
+        case ["worker", name] if _is_name(name):
             from circleosd.scheduling import take_short_turns
             from circleosd.worker.main import main as worker
 
@@ -63,7 +63,7 @@ def run(argv: list[str]) -> int:
             from circleosd.polkit import main as polkit_rule
 
             return polkit_rule()
-        case ["polkit-rule", directory]:
+        case ["polkit-rule", directory] if _is_name(directory):
             from pathlib import Path
 
             from circleosd import polkit
@@ -71,7 +71,7 @@ def run(argv: list[str]) -> int:
             return polkit.show(Path(directory))
         case ["up"]:
             return up(None)
-        case ["up", "--dir", directory]:
+        case ["up", "--dir", directory] if _is_name(directory):
             return up(directory)
         case ["--version"]:
             print(f"circleosd {__version__}")
@@ -82,6 +82,11 @@ def run(argv: list[str]) -> int:
         case _:
             print(USAGE, end="", file=sys.stderr)
             return 2
+
+
+def _is_name(word: str) -> bool:
+    """Whether it can be meant for a name: it is not empty, and no flag."""
+    return word != "" and not word.startswith("-")
 
 
 def serve(name: str) -> int:

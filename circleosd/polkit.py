@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from circleosd.api.plugins import PLUGIN_NAME
-from circleosd.errors import BadRequest, Denied
+from circleosd.errors import BadRequest, Denied, NotFound
 from circleosd.registry import catalog
 from circleosd.registry.catalog import ALL_VERBS, Catalog, Entry
 from circleosd.systemd.units import RULE_MAKER, UNIT_NAME, switch_unit
@@ -162,7 +162,12 @@ def _fingerprint(directory: Path) -> list[tuple[str, int, int]]:
 
 
 def show(directory: Path) -> int:
-    """Print the rule for a catalog of the caller's own; return the exit status, 1 when a part of it is refused."""
+    """Print the rule for a catalog of the caller's own; return the exit status, 1 when a part of it is refused.
+
+    Raises `NotFound` when there is no such directory.
+    """
+    if not directory.is_dir():
+        raise NotFound(f"no directory {directory}")
     found = trusted(directory, os.geteuid())
     for problem in found.problems:
         print(f"circleosd: {problem}", file=sys.stderr)

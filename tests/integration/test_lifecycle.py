@@ -351,7 +351,7 @@ def test_who_has_no_home_is_told_what_to_set_and_then_runs(host_to_be: EmbeddedH
 @pytest.mark.parametrize(
     ("place", "status", "says"),
     [
-        ("/tmp/" + "d" * 90, 2, "a path may have 107 bytes"),
+        ("/tmp/" + "d" * 90, 2, "a path may have 107 bytes; choose a shorter directory"),
         ("/dev/null", 12, "cannot run CircleOSD at /dev/null/run: Not a directory"),
     ],
 )
@@ -362,6 +362,26 @@ def test_a_place_that_does_not_do_is_refused(place: str, status: int, says: str)
     assert (done.returncode, done.stderr.count("\n")) == (status, 1)
     assert says in done.stderr
     assert not Path(place).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["polkit-rule", "--help"], 2, "usage: circleosd COMMAND"),
+        (["polkit-rule", ""], 2, "usage: circleosd COMMAND"),
+        (["polkit-rule", "/nonexistent"], 5, "circleosd: no directory /nonexistent\n"),
+        (["worker", "--help"], 2, "usage: circleosd COMMAND"),
+        (["up", "--dir", ""], 2, "usage: circleosd COMMAND"),
+        (["up", "--dir", "--help"], 2, "usage: circleosd COMMAND"),
+    ],
+)
+def test_a_flag_or_nothing_is_no_name(arguments: list[str], status: int, says: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [BIN / "circleosd", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(says)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_service_that_gives_no_sign_of_life_is_ended_by_the_watchdog(host: EmbeddedHost) -> None:
