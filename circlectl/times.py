@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from circleosd.api.contract import quoted
 from circleosd.errors import BadRequest
@@ -12,22 +12,26 @@ from circleosd.errors import BadRequest
 EXAMPLES = "10min, 2h, 1d, yesterday, 2026-11-22 or '2026-11-22 09:30'"
 
 _UNITS = {  # in seconds, by the names of systemd.time(7)
+    1e-6: ("us", "usec"),
+    1e-3: ("ms", "msec"),
     1: ("s", "sec", "second", "seconds"),
     60: ("m", "min", "minute", "minutes"),
     3600: ("h", "hr", "hour", "hours"),
     86400: ("d", "day", "days"),
     604800: ("w", "week", "weeks"),
+    2629800: ("M", "month", "months"),
+    31557600: ("y", "year", "years"),
 }
 _LENGTHS = {name: length for length, names in _UNITS.items() for name in names}
-_SPAN = r"[0-9]+ ?[a-z]+"
+_SPAN = r"[0-9]+(?:\.[0-9]+)? ?[a-zM]+"
 _DAYS_AGO = {"today": 0, "yesterday": 1}
 
 
 def parse(text: str) -> float:
     """Seconds since the epoch from such a number, a span ago (`10min`, `-2h`, `1d 6h ago`), `now`, `today` or
-    `yesterday`, or a date and time (ISO 8601).
+    `yesterday`, or a date and time (ISO 8601, or as systemd prints them: `Thu 2026-11-26 09:30:00 UTC`).
 
-    A date without a zone is in local time. Raises `BadRequest`.
+    A time without a date is today's, one without a zone local. Raises `BadRequest`.
     """
     try:
         if re.fullmatch(r"@?[0-9]{1,15}(\.[0-9]+)?", text):
@@ -38,8 +42,23 @@ def parse(text: str) -> float:
             midnight = datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
             return (midnight - timedelta(days=days)).timestamp()
         if span := re.fullmatch(rf"-?({_SPAN}(?: ?{_SPAN})*)( ago)?", text):
-            parts = re.findall(r"([0-9]+) ?([a-z]+)", span[1])
-            return time.time() - sum(int(number) * _LENGTHS[unit] for number, unit in parts)
-        return datetime.fromisoformat(text).timestamp()
+            parts = re.findall(r"([0-9.]+) ?([a-zM]+)", span[1])
+            ago = timedelta(seconds=sum(float(number) * _LENGTHS[unit] for number, unit in parts))
+            return time.time() - ago.total_seconds()
+        return _timestamp(text)
     except (ValueError, KeyError, OverflowError):
         raise BadRequest(f"{quoted(text)} is no time; give {EXAMPLES}") from None
+
+
+def _timestamp(text: str) -> float:
+    """Raises ValueError, also for a day of the week that is not the date's."""
+    zone = UTC if text.endswith(" UTC") else None
+    text = text.removesuffix(" UTC")
+    if weekday := re.match(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun) ", text):
+        text = text[weekday.end() :]
+    if re.fullmatch(r"[0-9]{2}:[0-9:.]+", text):
+        text = f"{datetime.now(zone):%Y-%m-%d} {text}"
+    when = datetime.fromisoformat(text)
+    if (weekday and when.strftime("%a") != weekday[1]) or (zone and when.tzinfo):
+        raise ValueError
+    return (when.replace(tzinfo=zone) if zone else when).timestamp()

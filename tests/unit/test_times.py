@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import time
 from datetime import datetime
 
@@ -12,7 +15,7 @@ from circleosd.errors import BadRequest
 
 SPANS = {
     "10min": 600, "-10min": 600, "10 minutes ago": 600, "90s": 90, "1h30min": 5400, "1d 6h": 108000, "2 weeks": 1209600,
-    "1hour": 3600, "now": 0,
+    "1hour": 3600, "now": 0, "1.5h": 5400, "500ms": 0.5, "1month": 2629800, "2M 1m": 5259660, "1y": 31557600,
 }  # fmt: skip
 
 
@@ -41,6 +44,44 @@ def test_a_date_is_iso_8601() -> None:
     assert times.parse("2026-11-22") == datetime(2026, 11, 22).timestamp()
     assert times.parse("2026-11-22 09:30") == datetime(2026, 11, 22, 9, 30).timestamp()
     assert times.parse("2026-11-22T09:30:00Z") == 1795339800.0
+
+
+DATES = [
+    "2026-11-22", "2026-11-22 09:30", "2026-11-22 09:30 UTC", "2026-11-22 UTC", "Thu 2026-11-26 09:30",
+    "Thu 2026-11-26 09:30:15 UTC", "09:30", "09:30:15", "09:30 UTC",
+]  # fmt: skip
+
+
+def analyzed(verb: str, text: str, line: str) -> str:
+    """What `systemd-analyze VERB TEXT` says in its line of that name."""
+    env = {**os.environ, "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(["systemd-analyze", verb, "--", text], env=env, capture_output=True, text=True, check=True)
+    return next(said.partition(line)[2].strip() for said in done.stdout.splitlines() if line in said)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze, to compare with")
+def test_times_are_what_systemd_takes_them_for() -> None:
+    for text in DATES:
+        assert times.parse(text) == float(analyzed("timestamp", text, "UNIX seconds: @")), text
+    for text in ("1.5h", "500ms", "1month", "2M 1m", "1y", "1h30min"):
+        assert int(analyzed("timespan", text, "μs: ")) / 1e6 == SPANS.get(text, 5400), text
+
+
+def test_a_time_may_have_the_day_of_the_week_and_utc() -> None:
+    assert times.parse("2026-11-22 09:30 UTC") == times.parse("Sun 2026-11-22 09:30 UTC") == 1795339800.0
+    assert times.parse("09:30") == datetime.now().replace(hour=9, minute=30, second=0, microsecond=0).timestamp()
+    for wrong in (
+        "Mon 2026-11-22 09:30",
+        "2026-11-22T09:30:00+02:00 UTC",
+        "UTC",
+        " UTC",
+        "Thu ",
+        "09:",
+        "1.h",
+        "1..5h",
+    ):
+        with pytest.raises(BadRequest, match="is no time"):
+            times.parse(wrong)
 
 
 WRONG = ["", "soon", "-5", "5 parsecs", "10min 3", "1e9", "nan", "inf", "0001-01-01", "2026-13-01", "\n", "١٠min", "--"]
