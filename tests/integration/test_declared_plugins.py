@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -95,6 +96,44 @@ def test_what_is_declared_is_loaded_and_what_no_longer_is_unloaded(host: Embedde
     assert done.returncode == 0, done.stderr
     assert loaded(host) == {"wordcount"}
     assert (state / "names").read_text() == ""
+
+
+def granted(host: EmbeddedHost, plugin: str) -> set[str]:
+    asked = host.data("plugin-manager", "show", id=plugin)["capabilities"]
+    return {capability["name"] for capability in asked if capability["granted"]}
+
+
+def test_what_is_no_longer_granted_is_revoked(host: EmbeddedHost, tmp_path: Path) -> None:
+    manifest = json.loads((EXAMPLES / "counter/counter.json").read_text())
+    manifest["capabilities"] = [{"name": name} for name in ("log", "kv", "clock", "events:a", "events:*")]
+    path = tmp_path / "asking.json"
+    path.write_text(json.dumps(manifest))
+    host.load(EXAMPLES / "counter/counter.wasm", manifest=str(path), grant="all")
+    counter = bundle(host, tmp_path / "counter", "counter", manifest=str(path))
+
+    def sync_with(*grants: str) -> set[str]:
+        (counter / "grants").write_text("".join(f"{name}\n" for name in grants))
+        done = sync(host, tmp_path / "state", counter)
+        assert done.returncode == 0, done.stderr
+        return granted(host, "counter") - {"log"}
+
+    assert sync_with("kv", "events:*") == {"kv", "events:a", "events:*"}
+    assert sync_with("kv", "events:b") == {"kv", "events:b"}
+    assert sync_with("kv", "events:*") == {"kv", "events:b", "events:*"}
+    assert sync_with("all") == {"kv", "clock", "events:a", "events:b", "events:*"}
+    assert sync_with() == set()
+
+
+def test_what_is_no_longer_granted_is_revoked_from_a_plugin_that_cannot_be_loaded_again(
+    host: EmbeddedHost, tmp_path: Path
+) -> None:
+    counter = bundle(host, tmp_path / "counter", "counter", grants="kv\n")
+    assert sync(host, tmp_path / "state", counter).returncode == 0
+    assert granted(host, "counter") == {"kv"}
+    (counter / "sha256").write_text("0" * 64 + "\n")
+    (counter / "grants").write_text("")
+    assert sync(host, tmp_path / "state", counter).returncode == 1
+    assert granted(host, "counter") == set()
 
 
 def test_one_plugin_that_fails_does_not_keep_back_the_others(host: EmbeddedHost, tmp_path: Path) -> None:

@@ -3,6 +3,26 @@
 names=$STATE_DIRECTORY/names
 declared=" "
 failed=0
+
+# revoke_others NAME GRANTS: take from a plugin what the file GRANTS does not list, which a load leaves to it.
+revoke_others() {
+    local shown others capability status=0
+    shown=$(circlectl plugin show "$1" --json) || return
+    # While a kind is granted with `*`, no single name of it can be revoked, nor `log` ever.
+    others=$(jq --raw-output --rawfile grants "$2" '
+        ($grants | split("\n")) as $declared
+        | [.capabilities[] | select(.granted).name
+            | select(IN("log", $declared[]) or (sub("[^:]*$"; "*") | IN($declared[])) | not)]
+        | if IN("all"; $declared[]) then empty else sort_by(endswith(":*") | not)[] end
+    ' <<<"$shown") || return
+    while IFS= read -r capability; do
+        if [[ -n $capability ]]; then
+            circlectl plugin revoke "$1" "$capability" || status=$?
+        fi
+    done <<<"$others"
+    return "$status"
+}
+
 touch "$names"
 : >"$names.new"
 
@@ -16,6 +36,7 @@ for bundle in "$@"; do
     echo "$name" | tee -a "$names.new" >>"$names"
     circlectl plugin load "$bundle/$(<"$bundle/artifact")" --manifest "$bundle/$name.json" \
         --sha256 "$(<"$bundle/sha256")" "${options[@]}" || failed=1
+    revoke_others "$name" "$bundle/grants" || failed=1
 done
 
 while IFS= read -r name; do

@@ -130,7 +130,10 @@ let
             "kv"
             "services:restart:nginx"
           ];
-          description = "The capabilities granted to the plugin, among those its manifest asks for.";
+          description = ''
+            The capabilities granted to the plugin, among those its manifest asks for. Any others that it was granted
+            are revoked.
+          '';
         };
 
         sha256 = mkOption {

@@ -35,6 +35,7 @@ let
     runtimeInputs = [
       cfg.package
       pkgs.coreutils
+      pkgs.jq
     ];
     text = builtins.readFile ./declared-plugins.sh;
   };
