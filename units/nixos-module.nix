@@ -82,7 +82,6 @@ in
       "circleosd/config.toml".source = configFile;
       "circleosd/services.d/nixos.toml".source = catalog;
       "polkit-1/rules.d/49-circleosd.rules".source = polkitRule;
-      "systemd/catalog/circleosd.catalog".source = "${cfg.package}/lib/systemd/catalog/circleosd.catalog";
     }
     # Where no signers are declared an administrator may keep the file.
     // lib.optionalAttrs (cfg.trustedSigners != [ ]) {
@@ -113,9 +112,20 @@ in
       })
       // {
         polkit.restartTriggers = [ polkitRule ];
-        systemd-journal-catalog-update.restartTriggers = [
-          config.environment.etc."systemd/catalog/circleosd.catalog".source
-        ];
+        # journalctl reads this directory and systemd's own, which is in the Nix store. It is a copy because a link would
+        # dangle once the module is gone, and fail every later update.
+        circleosd-journal-catalog = {
+          description = "Entries of CircleOSD in the journal's catalog";
+          wantedBy = [ "multi-user.target" ];
+          serviceConfig = {
+            Type = "oneshot";
+            RemainAfterExit = true;
+            ExecStart = [
+              "${pkgs.coreutils}/bin/install -D -m 444 -t /usr/local/lib/systemd/catalog ${cfg.package}/lib/systemd/catalog/circleosd.catalog"
+              "${config.systemd.package}/bin/journalctl --update-catalog"
+            ];
+          };
+        };
       };
   };
 }

@@ -111,10 +111,15 @@ in
         full.systemd.services.circleosd-registry.restartTriggers
     &&
       lib.elem full.environment.etc."circleosd/trusted-signers".source
-        full.systemd.services.circleosd-declared-plugins.restartTriggers
-    &&
-      plain.systemd.services.systemd-journal-catalog-update.restartTriggers
-      == [ plain.environment.etc."systemd/catalog/circleosd.catalog".source ];
+        full.systemd.services.circleosd-declared-plugins.restartTriggers;
+  "the journal's catalog is put where journalctl looks for it" =
+    plain.systemd.services.circleosd-journal-catalog.serviceConfig.ExecStart == [
+      (
+        "/made/coreutils/bin/install -D -m 444 -t /usr/local/lib/systemd/catalog"
+        + " /made/circleosd/lib/systemd/catalog/circleosd.catalog"
+      )
+      "/made/systemd/bin/journalctl --update-catalog"
+    ];
   "declared services become the catalog" =
     full.environment.etc."circleosd/services.d/nixos.toml".source.value.service == [
       {

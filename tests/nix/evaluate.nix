@@ -42,6 +42,7 @@ lib.evalModules {
         };
         security.polkit.enable = lib.mkEnableOption "polkit";
         systemd = {
+          package = anything "/made/systemd";
           packages = list;
           tmpfiles.packages = list;
           paths = anything { };
