@@ -33,6 +33,7 @@ USAGE = """usage: circleosd COMMAND
   plugin-manager      loads and invokes plugins      }
   worker NAME         runs the code of one plugin; started for plugin-manager
   polkit-rule [DIR]   write the polkit rule for the cataloged units; started by systemd, as root
+  check-settings      say whether services would start with the settings here
   --version
 """
 
@@ -69,6 +70,11 @@ def run(argv: list[str]) -> int:
             from circleosd import polkit
 
             return polkit.show(Path(directory))
+        case ["check-settings"]:
+            from circleosd import config
+
+            config.load(os.environ)
+            return 0
         case ["up"]:
             return up(None)
         case ["up", "--dir", directory] if _is_name(directory):

@@ -10,9 +10,20 @@ let
   names = import ./nixos/names.nix;
   toml = pkgs.formats.toml { };
 
-  configFile = toml.generate "circleosd.toml" (
-    lib.filterAttrsRecursive (_: value: value != null) cfg.settings
-  );
+  # A service does not start with a wrong setting, so no system is built with one.
+  configFile =
+    pkgs.runCommand "circleosd.toml"
+      {
+        nativeBuildInputs = [ cfg.package ];
+        settings = toml.generate "circleosd.toml" (
+          lib.filterAttrsRecursive (_: value: value != null) cfg.settings
+        );
+      }
+      ''
+        cp $settings config.toml
+        CIRCLEOSD_CONFIG_DIR=$PWD circleosd check-settings
+        cp config.toml $out
+      '';
 
   catalog = toml.generate "circleosd-services.toml" {
     service = lib.mapAttrsToList (name: service: {

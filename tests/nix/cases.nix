@@ -50,8 +50,8 @@ let
     plugins.counter.artifact = "/plugins/counter.so";
     plugins.counter.manifest.version = "1";
     settings.plugins.trust = "warn";
-    settings.plugins.ceiling.memory = 64;
-    settings.registry.lines = 20;
+    settings.plugins.time = 10;
+    settings.registry.unit_timeout = 20;
     trustedSigners = [ key ];
   };
   wheel = evaluate {
@@ -63,6 +63,7 @@ let
     users.users.bob.group = "wheel";
     users.users.carol.extraGroups = [ "users" ];
   };
+  settingsOf = configuration: configuration.environment.etc."circleosd/config.toml".source.environment.settings;
   start = full.systemd.services.circleosd-declared-plugins.serviceConfig.ExecStart;
 in
 {
@@ -140,13 +141,13 @@ in
       }
     ];
   "settings keep what has no option of its own" =
-    full.environment.etc."circleosd/config.toml".source.value == {
-      plugins.ceiling.memory = 64;
+    (settingsOf full).value == {
+      plugins.time = 10;
       plugins.trust = "warn";
-      registry.lines = 20;
+      registry.unit_timeout = 20;
     };
   "signatures are required once there are signers" =
-    plain.environment.etc."circleosd/config.toml".source.value == {
+    (settingsOf plain).value == {
       plugins = { };
     }
     && (enabled { trustedSigners = [ key ]; }).services.circleosd.settings.plugins.trust == "require";

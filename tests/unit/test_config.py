@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,22 @@ def test_a_wrong_setting_is_named_with_its_file(tmp_path: Path, text: str, says:
     with pytest.raises(BadRequest, match=says) as caught:
         config.load({"CIRCLEOSD_CONFIG_DIR": str(tmp_path)})
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "says"),
+    [
+        ("[server]\nidle_exit = 5\n", 0, ""),
+        ("[server]\nidle_exti = 5\n", 2, "circleosd: no such setting: server.idle_exti (from {path})\n"),
+    ],
+)
+def test_a_command_checks_the_settings(tmp_path: Path, text: str, status: int, says: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    command = [sys.executable, "-m", "circleosd", "check-settings"]
+    env = {"CIRCLEOSD_CONFIG_DIR": str(tmp_path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", says.format(path=path))
 
 
 def test_values_of_all_kinds(tmp_path: Path) -> None:

@@ -94,6 +94,30 @@ def test_the_module_keeps_each_promise(nixpkgs_lib: str) -> None:
 
 
 @nix
+@pytest.mark.parametrize(("setting", "status"), [("idle_exit = 5", 0), ("idle_exti = 5", 2)])
+def test_no_system_is_built_with_settings_that_services_refuse(
+    nixpkgs_lib: str, tmp_path: Path, setting: str, status: int
+) -> None:
+    module = f"import {ROOT}/tests/nix/evaluate.nix {{ lib = import {nixpkgs_lib}; }}"
+    script = evaluated(
+        f"({module} {{ services.circleosd.enable = true; }})"
+        '.config.environment.etc."circleosd/config.toml".source.script'
+    )
+    settings, out = tmp_path / "settings", tmp_path / "out"
+    settings.write_text(f"[server]\n{setting}\n")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        env={"settings": str(settings), "out": str(out), "PATH": path},
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == status, done.stderr
+    assert out.exists() == (status == 0)
+
+
+@nix
 def test_the_module_and_the_services_agree_on_names(names: Any) -> None:
     sockets = {path.stem for path in UNITS.glob("*.socket") if "@" not in path.name}
     assert set(names["daemons"]) == sockets

@@ -199,8 +199,8 @@ in
         plugins.trust = "require";
       };
       description = ''
-        The contents of `/etc/circleosd/config.toml`. The file is readable by everybody, in the Nix store too: put no
-        secrets into it.
+        The contents of `/etc/circleosd/config.toml`. The system does not build with settings that the services would
+        refuse. The file is readable by everybody, in the Nix store too: put no secrets into it.
       '';
     };
 
