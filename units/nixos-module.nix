@@ -39,10 +39,9 @@ let
     circleosd polkit-rule services.d >$out
   '';
 
-  # The members of adminGroup that this configuration knows.
-  adminUsers = lib.filter (
-    user: user.group == cfg.adminGroup || lib.elem cfg.adminGroup user.extraGroups
-  ) (lib.attrValues config.users.users);
+  # NixOS counts among a group's members who names it in extraGroups, and leaves out whose primary group it is.
+  primaryUsers = lib.filter (user: user.group == cfg.adminGroup) (lib.attrValues config.users.users);
+  admins = config.users.groups.${cfg.adminGroup}.members ++ map (user: user.name) primaryUsers;
 
   refuse = import ./nixos/refuse.nix lib;
   services = lib.attrNames cfg.services;
@@ -72,11 +71,14 @@ in
       (refuse (lib.unique (lib.filter (unit: lib.count (other: other == unit) units > 1) units)) (
         quoted: "cannot declare the units ${quoted} under more than one name. Keep one name for each."
       ))
+      (refuse (lib.optional (!config.users.groups ? ${cfg.adminGroup}) cfg.adminGroup) (
+        quoted: "cannot use ${quoted} as adminGroup: users.groups does not have it."
+      ))
     ];
 
     users.groups = lib.genAttrs names.daemons (_: { }) // {
       ${names.socketGroup}.members = lib.optionals (cfg.adminGroup != names.socketGroup) (
-        map (user: user.name) adminUsers
+        lib.unique admins
       );
     };
 

@@ -59,11 +59,16 @@ let
       enable = true;
       adminGroup = "wheel";
     };
+    users.groups.wheel.members = [
+      "alice"
+      "dave"
+    ];
     users.users.alice.extraGroups = [ "wheel" ];
     users.users.bob.group = "wheel";
     users.users.carol.extraGroups = [ "users" ];
   };
-  settingsOf = configuration: configuration.environment.etc."circleosd/config.toml".source.environment.settings;
+  settingsOf =
+    configuration: configuration.environment.etc."circleosd/config.toml".source.environment.settings;
   start = full.systemd.services.circleosd-declared-plugins.serviceConfig.ExecStart;
 in
 {
@@ -165,10 +170,14 @@ in
     plain.systemd.services.circleosd-declared-plugins.unitConfig ? ConditionPathExists
     && !(full.systemd.services.circleosd-declared-plugins.unitConfig ? ConditionPathExists);
   "members of another admin group may connect" =
-    wheel.users.groups.circleosd.members == [
+    lib.naturalSort wheel.users.groups.circleosd.members == [
       "alice"
       "bob"
+      "dave"
     ];
+  "an admin group that is nowhere is refused" = refusedBecause "does not have it" {
+    adminGroup = "whele";
+  };
   "its own users are in no group but their own" = lib.all (
     daemon:
     wheel.users.users.${daemon}.group == daemon && wheel.users.users.${daemon}.extraGroups == [ ]

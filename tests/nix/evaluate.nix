@@ -21,70 +21,79 @@ lib.evalModules {
   modules = [
     ../../units/nixos-module.nix
     configuration
-    {
-      options = {
-        assertions = list;
-        environment.systemPackages = list;
-        environment.etc = mkOption {
-          default = { };
-          type = types.attrsOf (
-            types.submodule (
-              { config, name, ... }:
-              {
-                options.text = mkOption {
-                  type = types.nullOr types.lines;
-                  default = null;
-                };
-                options.source = anything "/made/${name}";
-              }
-            )
-          );
+    (
+      { config, ... }:
+      {
+        options = {
+          assertions = list;
+          environment.systemPackages = list;
+          environment.etc = mkOption {
+            default = { };
+            type = types.attrsOf (
+              types.submodule (
+                { config, name, ... }:
+                {
+                  options.text = mkOption {
+                    type = types.nullOr types.lines;
+                    default = null;
+                  };
+                  options.source = anything "/made/${name}";
+                }
+              )
+            );
+          };
+          security.polkit.enable = lib.mkEnableOption "polkit";
+          systemd = {
+            package = anything "/made/systemd";
+            packages = list;
+            tmpfiles.packages = list;
+            paths = anything { };
+            services = anything { };
+            sockets = anything { };
+            targets = anything { };
+          };
+          users.groups = mkOption {
+            default = { };
+            type = types.attrsOf (
+              types.submodule (
+                { name, ... }:
+                {
+                  options.members = mkOption {
+                    type = types.listOf types.str;
+                    default = [ ];
+                  };
+                  config.members = map (user: user.name) (
+                    lib.filter (user: lib.elem name user.extraGroups) (lib.attrValues config.users.users)
+                  );
+                }
+              )
+            );
+          };
+          users.users = mkOption {
+            default = { };
+            type = types.attrsOf (
+              types.submodule (
+                { name, ... }:
+                {
+                  freeformType = attributes;
+                  options.name = mkOption {
+                    type = types.str;
+                    default = name;
+                  };
+                  options.group = mkOption {
+                    type = types.str;
+                    default = "";
+                  };
+                  options.extraGroups = mkOption {
+                    type = types.listOf types.str;
+                    default = [ ];
+                  };
+                }
+              )
+            );
+          };
         };
-        security.polkit.enable = lib.mkEnableOption "polkit";
-        systemd = {
-          package = anything "/made/systemd";
-          packages = list;
-          tmpfiles.packages = list;
-          paths = anything { };
-          services = anything { };
-          sockets = anything { };
-          targets = anything { };
-        };
-        users.groups = mkOption {
-          default = { };
-          type = types.attrsOf (
-            types.submodule {
-              options.members = mkOption {
-                type = types.listOf types.str;
-                default = [ ];
-              };
-            }
-          );
-        };
-        users.users = mkOption {
-          default = { };
-          type = types.attrsOf (
-            types.submodule (
-              { name, ... }:
-              {
-                freeformType = attributes;
-                options.name = mkOption {
-                  type = types.str;
-                  default = name;
-                };
-                options.group = mkOption {
-                  type = types.str;
-                  default = "";
-                };
-                options.extraGroups = mkOption {
-                  type = types.listOf types.str;
-                  default = [ ];
-                };
-              }
-            )
-          );
-        };
-      };
-    }
+      }
+    )
   ];
 }
