@@ -200,6 +200,17 @@ def test_what_the_administrator_disabled_stays_disabled_over_an_upgrade(machine:
     assert states(machine, [*SOCKETS, *SERVICES]) == {"inactive"}
 
 
+def test_purge_says_which_users_and_groups_it_could_not_remove(machine: Machine, deb: str) -> None:
+    install(machine, deb)
+    machine.succeed("useradd --gid circleosd primary", "systemd-run --unit=busy --uid=circleosd-auth sleep infinity")
+    said = machine.succeed("dpkg --purge circleosd 2>&1")
+    assert "remove it with: userdel circleosd-auth\n" in said
+    assert "remove it with: groupdel circleosd\n" in said
+    assert machine.execute("dpkg --status circleosd 2>&1")[0] == 1
+    assert machine.succeed("getent passwd | cut -d: -f1 | grep circleosd") == "circleosd-auth\n"
+    machine.succeed("systemctl stop busy", "userdel primary", "userdel circleosd-auth", "groupdel circleosd")
+
+
 def test_where_no_systemd_runs_it_is_prepared_and_not_started(machine: Machine, deb: str) -> None:
     """As in the build of a container: /run is empty."""
     script = f"mount -t tmpfs tmpfs /run && dpkg --install {deb} && ! systemctl is-system-running"
