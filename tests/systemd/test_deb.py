@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -19,6 +20,8 @@ OTHERS = ("/run/systemd/", "/run/user", "/var/cache/", "/var/lib/PackageKit/", "
 # Packages may start services, and the index of manual pages, which takes seconds each time, stays as it is.
 PREPARE = "rm -f /usr/sbin/policy-rc.d /var/lib/man-db/auto-update"
 ENABLED = "circleosd.target circleosd-polkit.path circleosd-polkit.service"
+# What is enabled stays so, for another installation (deb-systemd-helper(1p)).
+ENABLEMENT = re.compile(r"^/etc/systemd/system/[^/]+\.wants|^/var/lib/systemd/deb-systemd-helper-enabled")
 SOCKETS = [f"circleosd-{name}.socket" for name in ("auth", "registry", "plugins")]
 SERVICES = [f"circleosd-{name}.service" for name in ("auth", "registry", "plugins")]
 # A client other than circlectl, whose files an upgrade replaces.
@@ -156,14 +159,14 @@ def test_removal_leaves_state_and_settings_and_purge_leaves_nothing(machine: Mac
     machine.succeed("circlectl plugin invoke example upper hello")
 
     machine.succeed("dpkg --remove circleosd 2>&1")
-    assert machine.succeed("systemctl list-units --all --no-legend 'circleosd*'") == ""
+    assert machine.succeed("systemctl list-units --all --no-legend --state=loaded 'circleosd*'") == ""
     assert machine.execute("pgrep --full --list-full [/]usr/lib/circleosd/bin") == (1, "")
     left = files(machine) - before
     state = {path for path in left if path.startswith("/var/lib/circleosd")}
     assert "/var/lib/circleosd/auth/auth.db" in state
     own = {"/etc/circleosd", "/etc/circleosd/config.toml"}
     dpkgs = {"/var/lib/dpkg/info/circleosd.list", "/var/lib/dpkg/info/circleosd.postrm"}
-    assert left - state == own | dpkgs
+    assert left - state - {path for path in left if ENABLEMENT.search(path)} == own | dpkgs
 
     install(machine, deb)
     assert "alice" in machine.succeed("circlectl user list")
@@ -171,6 +174,7 @@ def test_removal_leaves_state_and_settings_and_purge_leaves_nothing(machine: Mac
     assert machine.succeed("systemctl is-enabled circleosd.target").strip() == "enabled"
 
     machine.succeed("dpkg --purge circleosd 2>&1")
+    assert machine.succeed("systemctl list-units --all --no-legend 'circleosd*'") == ""
     assert files(machine) - before == set()
     assert machine.execute("getent passwd | grep circleosd")[0] == 1
     assert machine.execute("getent group | grep circleosd")[0] == 1
@@ -198,6 +202,20 @@ def test_what_the_administrator_disabled_stays_disabled_over_an_upgrade(machine:
     install(machine, deb)
     assert machine.execute("systemctl is-enabled circleosd.target")[1].strip() == "disabled"
     assert states(machine, [*SOCKETS, *SERVICES]) == {"inactive"}
+
+
+def test_what_the_administrator_disabled_stays_disabled_over_removal_but_not_over_purge(
+    machine: Machine, deb: str
+) -> None:
+    install(machine, deb)
+    machine.succeed("systemctl disable --now circleosd.target circleosd-polkit.path 2>&1")
+    machine.succeed("dpkg --remove circleosd 2>&1")
+    install(machine, deb)
+    assert machine.execute(f"systemctl is-enabled {ENABLED}")[1].split() == ["disabled", "disabled", "enabled"]
+    assert states(machine, [*SOCKETS, *SERVICES]) == {"inactive"}
+    machine.succeed("dpkg --purge circleosd 2>&1")
+    install(machine, deb)
+    assert machine.succeed(f"systemctl is-enabled {ENABLED}").split() == ["enabled"] * 3
 
 
 def test_purge_says_which_users_and_groups_it_could_not_remove(machine: Machine, deb: str) -> None:
