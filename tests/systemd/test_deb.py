@@ -240,6 +240,12 @@ def test_where_no_systemd_runs_it_is_prepared_and_not_started(machine: Machine, 
     machine.succeed(f"unshare --mount --propagation private bash -ec {shlex.quote(script)} 2>&1")
 
 
+def test_a_chroot_without_proc_is_enough_to_install(machine: Machine, deb: str) -> None:
+    script = f"mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /proc && dpkg --install {deb}"
+    machine.succeed(f"unshare --mount --propagation private bash -ec {shlex.quote(script)} 2>&1")
+    assert "install ok installed" in machine.succeed("dpkg --status circleosd")
+
+
 def test_a_policy_not_to_start_services_is_obeyed(machine: Machine, deb: str) -> None:
     machine.succeed("printf '#!/bin/sh\\nexit 101\\n' >/usr/sbin/policy-rc.d", "chmod 755 /usr/sbin/policy-rc.d")
     install(machine, deb)
