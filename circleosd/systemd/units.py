@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, Timeout, Unavailable
+from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, NotFound, Timeout, Unavailable
 from circleosd.registry.units import LogLine, Switch, UnitState, Verb, signal_name
 from circleosd.systemd.buserrors import ErrorReply, Lost, Unheard, explained
 
@@ -137,11 +137,18 @@ class SystemdUnits:
 
         polkit is not told which unit file a request is about (systemd 252), and the right to enable any unit file is
         as good as root. So whoever is not root starts a unit that does just this one thing for him: `switch_unit`.
+        NixOS has no such unit.
         """
         _check(unit)
         if self._scope == "system" and os.geteuid() != 0:
             switch = switch_unit(verb, unit)
-            result = await self.job("start", switch)
+            try:
+                result = await self.job("start", switch)
+            except NotFound as exc:
+                template = f"circleosd-{verb}@.service"
+                raise Conflict(
+                    f"cannot {verb} {unit}: this host has no {template}; its configuration says what starts at boot"
+                ) from exc
             if result != "done":
                 said = " | ".join(await self.log_tail(switch, 3)) or f"the result of {switch} is {result}"
                 raise Conflict(f"cannot {verb} {unit}: {said}")

@@ -118,6 +118,25 @@ def test_a_question_is_asked_again_on_a_new_connection_but_not_forever() -> None
         asyncio.run(main([dying, dying, alive]))
 
 
+def test_where_the_configuration_enables_units_nobody_else_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bare(Bus):
+        @asynccontextmanager
+        async def signals(self, *_: Any, **__: Any) -> AsyncIterator[asyncio.Queue[Message | None]]:
+            yield asyncio.Queue()
+
+        async def call(self, *_: Any) -> Message:
+            raise ErrorReply("org.freedesktop.systemd1.NoSuchUnit", f"Unit {switch_unit('enable', UNIT)} not found.")
+
+    async def main() -> None:
+        manager = SystemdUnits("system", timeout=1)
+        manager._connection = Bare((1, {}), [])  # type: ignore[assignment]  # what a job needs of one
+        await manager.switch("enable", UNIT)
+
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(Conflict, match=r"this host has no circleosd-enable@\.service"):
+        asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("active", "stamp"),
     [
