@@ -248,9 +248,13 @@ in
       manifest.name = "other";
     };
   };
-  "required signatures need signers" = refusedBecause "trustedSigners is empty" {
-    settings.plugins.trust = "require";
-  };
+  "without declared signers, required ones are said to be the administrator's" =
+    accepted { settings.plugins.trust = "require"; }
+    && lib.any (lib.hasInfix "/etc/circleosd/trusted-signers") (
+      (enabled { settings.plugins.trust = "require"; }).warnings
+    )
+    && plain.warnings == [ ]
+    && (enabled { trustedSigners = [ key ]; }).warnings == [ ];
   "required signatures need a signed manifest" = refusedBecause "has no signature" {
     trustedSigners = [ key ];
     plugins.reverse = plugin // {

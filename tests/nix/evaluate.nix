@@ -26,6 +26,7 @@ lib.evalModules {
       {
         options = {
           assertions = list;
+          warnings = list;
           environment.systemPackages = list;
           environment.etc = mkOption {
             default = { };
