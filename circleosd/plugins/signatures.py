@@ -25,7 +25,8 @@ REVOKED = "revoked-signers"
 MAX_SIGNATURE = 16 * 1024  # bytes; one of the largest RSA keys with a certificate has 10 KiB
 MAX_SIGNERS = 256 * 1024
 MAX_SAID = 64 * 1024  # bytes of ssh-keygen's output that are looked at
-SECONDS = 10.0  # for one run of ssh-keygen, which takes some 10 ms
+SECONDS = 10.0  # for one signature; a run of ssh-keygen takes some 10 ms
+MAX_LINES = 16  # of trusted-signers that are tried for one key; each takes two runs
 
 Policy = Literal["require", "warn", "off"]
 
@@ -95,7 +96,7 @@ class Signatures:
         self._environment = {name: environment[name] for name in ("PATH", "TZ", "HOME") if name in environment} | {
             "LC_ALL": "C"
         }
-        self._places = asyncio.Semaphore(2)
+        self._places = asyncio.Semaphore(2)  # for whoever may ask; loads come one at a time and do not wait for them
 
     async def judge(self, manifest: bytes, signature: bytes | None, *, native: bool, explicit: bool) -> Trust:
         """Decide whether a plugin may be loaded. `explicit`: whoever loads it says that they trust it.
@@ -107,7 +108,7 @@ class Signatures:
         if signature is None:
             return self._unsigned("nobody signed it", None, native=native, explicit=explicit)
         try:
-            signer = await self.verify(manifest, signature)
+            signer = await self._verify(manifest, signature, None)
         except BadSignature as error:
             if not (explicit and error.problem in OPEN_TO_TRUST and self._policy != "require"):
                 raise
@@ -135,23 +136,30 @@ class Signatures:
 
         Raises `BadSignature`, `Unavailable` when ssh-keygen or a list of keys cannot be used, `Timeout`.
         """
+        async with self._places:
+            return await self._verify(manifest, signature, signers)
+
+    async def _verify(self, manifest: bytes, signature: bytes, signers: bytes | None) -> Signer:
         if len(signature) > MAX_SIGNATURE:
             raise BadSignature(Problem.MALFORMED, f"the signature is larger than {MAX_SIGNATURE} bytes; get it again")
-        with contextlib.ExitStack() as files:
-            armored = files.enter_context(_in_memory(signature))
-            trusted = files.enter_context(_in_memory(signers)) if signers is not None else self._found(SIGNERS)
-            async with self._places:
-                key = await self._whole(manifest, armored)
-                await self._not_revoked(manifest, armored, key)
-                if trusted is None:
-                    return Signer(None, key)
-                return Signer(await self._trusted(manifest, armored, trusted, key), key)
+        try:
+            async with asyncio.timeout(SECONDS):
+                with contextlib.ExitStack() as files:
+                    armored = files.enter_context(_in_memory(signature))
+                    trusted = files.enter_context(_in_memory(signers)) if signers is not None else self._found(SIGNERS)
+                    key = await self._whole(manifest, armored)
+                    await self._not_revoked(manifest, armored, key)
+                    if trusted is None:
+                        return Signer(None, key)
+                    return Signer(await self._trusted(manifest, armored, trusted, key), key)
+        except TimeoutError as exc:
+            raise Timeout(f"ssh-keygen did not answer within {SECONDS:g} s") from exc
 
     async def _trusted(self, manifest: bytes, signature: str, trusted: str, key: str) -> str:
         """Whom trusted-signers names for a key that it trusts for plugins."""
         refusal: BadSignature | None = None
-        with contextlib.ExitStack() as files:
-            while True:
+        with contextlib.ExitStack() as file:
+            for _ in range(MAX_LINES):
                 try:
                     principal = await self._principal(signature, trusted, key)
                     await self._valid(manifest, signature, trusted, principal, key)
@@ -159,11 +167,17 @@ class Signatures:
                     # ssh-keygen names whom the key belongs to by the first line that has it, whatever that is for.
                     refusal = refusal or error
                     rest = b"".join(Path(trusted).read_bytes().splitlines(keepends=True)[error.line :])
-                    trusted = files.enter_context(_in_memory(rest))
+                    file.close()
+                    trusted = file.enter_context(_in_memory(rest))
                 except BadSignature as error:
                     raise refusal or error from None
                 else:
                     return principal
+        raise BadSignature(
+            Problem.UNKNOWN,
+            f"{SIGNERS} has {MAX_LINES} lines with the key {key} that are not for {NAMESPACE}; "
+            "put the one that is before them",
+        )
 
     async def _whole(self, manifest: bytes, signature: str) -> str:
         """The key whose signature of the manifest this is, whoever that belongs to."""
@@ -254,7 +268,7 @@ class Signatures:
         return next((str(path / name) for path in reversed(self._directories) if (path / name).exists()), None)
 
     async def _run(self, arguments: Sequence[str], given: bytes) -> _Ran:
-        """Run ssh-keygen with `given` on its standard input. Raises `Unavailable`, `Timeout`."""
+        """Run ssh-keygen with `given` on its standard input. Raises `Unavailable`."""
         files = [int(item.rpartition("/")[2]) for item in arguments if item.startswith("/proc/self/fd/")]
         try:
             process = await asyncio.create_subprocess_exec(
@@ -270,10 +284,7 @@ class Signatures:
         except OSError as exc:
             raise Unavailable(f"cannot run ssh-keygen, which verifies signatures: {exc.strerror or exc}") from exc
         try:
-            async with asyncio.timeout(SECONDS):
-                out, err = await process.communicate(given)
-        except TimeoutError as exc:
-            raise Timeout(f"ssh-keygen did not answer within {SECONDS:g} s") from exc
+            out, err = await process.communicate(given)
         finally:
             if process.returncode is None:
                 process.kill()

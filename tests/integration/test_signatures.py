@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from circleosd.errors import Denied, Unavailable
-from circleosd.plugins.signatures import BadSignature, Policy, Problem, Signatures, Trust
+from circleosd.errors import Denied, Timeout, Unavailable
+from circleosd.plugins.signatures import MAX_LINES, BadSignature, Policy, Problem, Signatures, Trust
 from tests.integration.keys import NAMESPACE, new_key, public, sign
 
 MANIFEST = b'{"name": "example", "sha256": "00"}\n'
@@ -93,6 +95,57 @@ def test_a_key_may_have_a_line_for_each_purpose(signers: Host, others: int) -> N
     refused = signers.refusal(sign(signers.alice, MANIFEST))
     assert refused.problem is Problem.UNKNOWN
     assert "of git0@example.org, but not for circleosd-plugin" in str(refused)
+
+
+def slowed(host: Host, before: str) -> Mapping[str, str]:
+    """An environment with an ssh-keygen that runs `before` (sh(1)), in the host's directory, and then the real one."""
+    tools = host.directory / "tools"
+    tools.mkdir()
+    script = tools / "ssh-keygen"
+    script.write_text(f'#!/bin/sh\ncd {host.directory}\n{before}\nexec {shutil.which("ssh-keygen")} "$@"\n')
+    script.chmod(0o755)
+    return {"PATH": f"{tools}:{os.environ['PATH']}"}
+
+
+def for_other_purposes(host: Host) -> bytes:
+    return f'a namespaces="x" {public(host.alice)}\n'.encode() * 1000
+
+
+def test_a_key_with_endless_lines_for_other_purposes_costs_few_runs_and_no_memory(signers: Host) -> None:
+    environment = slowed(signers, "ls -l /proc/$PPID/fd | grep -c memfd: >> runs")
+    signatures = Signatures([signers.directory], "require", environment)
+    with pytest.raises(BadSignature, match="put the one that is before them"):
+        asyncio.run(signatures.verify(MANIFEST, sign(signers.alice, MANIFEST), for_other_purposes(signers)))
+    files = (signers.directory / "runs").read_text().split()
+    assert len(files) == 1 + 2 * MAX_LINES
+    assert max(files) == "3"  # the signature, the list and what is left of it
+
+
+def test_a_verification_has_one_deadline_for_all_its_runs(signers: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circleosd.plugins.signatures.SECONDS", 1.0)
+    slow = Signatures([signers.directory], "require", slowed(signers, "sleep 0.2"))
+    with pytest.raises(Timeout, match="ssh-keygen did not answer"):
+        asyncio.run(slow.verify(MANIFEST, sign(signers.alice, MANIFEST), for_other_purposes(signers)))
+
+
+def test_a_load_does_not_wait_for_the_verifications_of_others(signers: Host) -> None:
+    before = 'if grep -q "so slow" "$6"; then echo >> waiting; exec sleep 60; fi'
+    signatures = Signatures([signers.directory], "require", slowed(signers, before))
+    waiting = signers.directory / "waiting"
+
+    async def load() -> Trust:
+        async with asyncio.timeout(10):
+            others = [asyncio.create_task(signatures.verify(MANIFEST, b"so slow")) for _ in range(8)]
+            while not waiting.exists() or len(waiting.read_bytes()) < 2:
+                await asyncio.sleep(0.01)
+            trust = await signatures.judge(MANIFEST, sign(signers.alice, MANIFEST), native=False, explicit=False)
+            assert not any(task.done() for task in others)
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            return trust
+
+    assert asyncio.run(load()).signer == "alice@example.org"
 
 
 def test_an_expired_key_is_refused_with_its_date(signers: Host) -> None:
