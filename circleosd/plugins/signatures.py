@@ -264,8 +264,18 @@ class Signatures:
         )
 
     def _found(self, name: str) -> str | None:
-        """The file of that name in the most important directory that has it."""
-        return next((str(path / name) for path in reversed(self._directories) if (path / name).exists()), None)
+        """The file of that name in the most important directory that has it, were it a link to nowhere: whoever reads
+        it then finds out. Raises `Unavailable` where that cannot be told.
+        """
+        for directory in reversed(self._directories):
+            try:
+                (directory / name).lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as exc:
+                raise Unavailable(f"cannot read {name}: {exc.strerror}") from exc
+            return str(directory / name)
+        return None
 
     async def _run(self, arguments: Sequence[str], given: bytes) -> _Ran:
         """Run ssh-keygen with `given` on its standard input. Raises `Unavailable`."""

@@ -295,3 +295,20 @@ def test_a_list_of_revoked_keys_that_cannot_be_read_lets_nobody_pass(signers: Ho
     (signers.directory / "revoked-signers").write_text("no key\n")
     with pytest.raises(Unavailable, match="cannot read revoked-signers"):
         signers.judge(sign(signers.alice, MANIFEST), policy="warn", explicit=True)
+
+
+@pytest.mark.parametrize("name", ["revoked-signers", "trusted-signers"])
+@pytest.mark.parametrize("target", ["/nonexistent", "x" * 300])
+def test_a_list_of_keys_that_is_there_and_leads_nowhere_lets_nobody_pass(signers: Host, name: str, target: str) -> None:
+    (signers.directory / name).unlink(missing_ok=True)
+    (signers.directory / name).symlink_to(target)
+    with pytest.raises(Unavailable, match=f"cannot read {name}"):
+        signers.judge(sign(signers.alice, MANIFEST), policy="warn", explicit=True)
+
+
+def test_a_list_of_keys_that_cannot_be_looked_for_lets_nobody_pass(signers: Host) -> None:
+    loop = signers.directory / "loop"
+    loop.symlink_to("loop")
+    signatures = Signatures([signers.directory, loop], "warn", os.environ)
+    with pytest.raises(Unavailable, match="cannot read"):
+        asyncio.run(signatures.verify(MANIFEST, sign(signers.alice, MANIFEST)))
