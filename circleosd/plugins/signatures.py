@@ -218,7 +218,10 @@ class Signatures:
         """Whom trusted-signers names for the key of the signature."""
         ran = await self._run(["-Y", "find-principals", "-s", signature, "-f", trusted], b"")
         if ran.status == 0 and ran.out.strip():
-            return ran.out.splitlines()[0].split(",")[0].strip()
+            # A pattern with ! in front says whose key it is not (PATTERNS, ssh_config(5)).
+            patterns = (pattern.strip() for pattern in re.split("[,\n]", ran.out.strip()))
+            if named := next((pattern for pattern in patterns if not pattern.startswith("!")), None):
+                return named
         if reason := re.search(r"key has expired.*valid-before (\S+)", ran.err):
             raise BadSignature(
                 Problem.EXPIRED, f"the signer's key {key} was valid only until {reason[1]}; have it signed anew"
