@@ -1,16 +1,20 @@
-"""The files of a request: passed as descriptors, or opened here under the names that it gives."""
+"""The files of a request: passed as descriptors, or opened here under the names that it gives.
+
+The service opens a named file with its own rights, so only for who could do so too: root and its own user.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Protocol
 
-from circleosd.api.contract import quoted
+from circleosd.api.contract import Mark, parameters, quoted
 from circleosd.api.plugins import Load, Verify
 from circleosd.errors import BadRequest, NotFound
+from circleosd.policy import Caller
 
 
 class Passed(Protocol):
@@ -20,11 +24,7 @@ class Passed(Protocol):
 
 
 class Given:
-    """The files of one request. A name is relative to the directory that process `pid` works in.
-
-    The service opens a named file with its own rights; a client that can read what the service cannot passes a
-    descriptor.
-    """
+    """The files of one request. A name is relative to the directory that process `pid` works in."""
 
     def __init__(self, passed: dict[str, int], pid: int) -> None:
         self._passed = passed
@@ -52,8 +52,11 @@ class Given:
 
 
 @contextlib.contextmanager
-def given(request: Load | Verify, passed: Passed, pid: int) -> Iterator[Given]:
-    """Take the passed descriptors, which are those of the parameters in `files`, and close them in the end."""
+def given(request: Load | Verify, passed: Passed, caller: Caller) -> Iterator[Given]:
+    """Take the passed descriptors, which are those of the parameters in `files`, and close them in the end.
+
+    Raises `BadRequest` for a file that is no regular one, or that `caller` has to pass and does not.
+    """
     taken: dict[str, int] = {}
     try:
         for name in request.files:
@@ -64,10 +67,18 @@ def given(request: Load | Verify, passed: Passed, pid: int) -> Iterator[Given]:
             taken[name] = descriptor
             path = getattr(request, name)
             _require_file(descriptor, path if isinstance(path, str) else name)
-        yield Given(taken, pid)
+        if not caller.privileged:
+            _require_passed(request, taken)
+        yield Given(taken, caller.peer.pid)
     finally:
         for descriptor in taken.values():
             os.close(descriptor)
+
+
+def _require_passed(request: Load | Verify, taken: Container[str]) -> None:
+    for item in parameters(type(request)):
+        if Mark.FILE in item.marks and isinstance(getattr(request, item.name), str) and item.name not in taken:
+            raise BadRequest(f"{item.name} names a file that this service does not open for you: pass its descriptor")
 
 
 def _open(path: str, directory: str) -> int:

@@ -142,7 +142,7 @@ class PluginService(Handlers):
 
     async def load(self, request: Load, act: Act) -> api.Plugin:
         """Handler of `load`."""
-        with given(request, act.files, act.caller.peer.pid) as files:
+        with given(request, act.files, act.caller) as files:
             async with self._loads, self._loading.candidate(files, request) as candidate:
                 act.object = candidate.manifest.name
                 return await self._load(request, candidate, act)
@@ -208,7 +208,7 @@ class PluginService(Handlers):
 
     async def verify(self, request: Verify, act: Act) -> Verified:
         """Handler of `verify`."""
-        with given(request, act.files, act.caller.peer.pid) as files:
+        with given(request, act.files, act.caller) as files:
             return await self._loading.verify(files, request)
 
     async def unload(self, request: Unload, act: Act) -> api.Plugin:

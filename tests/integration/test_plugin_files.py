@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
+from array import array
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.integration.embedded_host import EmbeddedHost
+from tests.door import acting_as
+from tests.integration.embedded_host import EmbeddedHost, read_reply
 from tests.integration.made import ECHO, core, write
+from tests.integration.people import ALICE, PLUGINS, ask, create, login
 
 
 @pytest.mark.parametrize(
@@ -52,3 +58,32 @@ def test_a_webassembly_plugin_has_the_function_that_its_manifest_names(host: Emb
     assert host.data("plugin-manager", "list") == []
     host.load(write(tmp_path, "entered", core(ECHO), entry="echo"))
     host.unload("entered")
+
+
+def test_nobody_reads_files_with_the_rights_of_the_service(
+    cheap_host: EmbeddedHost, tmp_path: Path, other_users: None
+) -> None:
+    path = write(tmp_path, "secret", core(ECHO))
+    create(cheap_host, "alice", role="admin")
+    token = login(cheap_host, "alice", ALICE)
+    messages = set()
+    for name in (path, tmp_path / "nothing.wasm", tmp_path):
+        for action, manifest in (("verify", str(path.with_suffix(".json"))), ("load", {"name": "secret"})):
+            for more in ({}, {"manifest": manifest}):
+                reply = ask(cheap_host, ALICE, PLUGINS, action, path=str(name), token=token, **more)
+                assert reply["error"] == "bad-request", reply
+                messages.add(reply["message"])
+    assert messages == {"path names a file that this service does not open for you: pass its descriptor"}
+
+    def passing(**more: Any) -> dict[str, Any]:
+        request = {"action": "load", "path": str(path), "files": ["path"], "token": token, **more}
+        with acting_as(ALICE):
+            sock = cheap_host.connect(PLUGINS)
+        with sock, path.open("rb") as file:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [file.fileno()]))
+            sock.sendmsg([json.dumps(request).encode() + b"\n"], [rights])
+            return read_reply(sock)
+
+    assert "manifest names a file" in passing(manifest=str(path.with_suffix(".json")))["message"]
+    assert passing(manifest={"name": "secret"})["ok"]
+    cheap_host.unload("secret")
