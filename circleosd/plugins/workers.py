@@ -29,8 +29,6 @@ PIECE: Final = 64 * 1024  # bytes that are received at once; a longer body gets 
 LOADING: Final = 0  # the call id of everything before READY
 
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
-# Control characters of a plugin's log text could pass for other lines of the journal, or steer a terminal.
-_VISIBLE = bytes.maketrans(bytes((*range(0x20), 0x7F)), b"?" * 9 + b"\t " + b"?" * 22)
 # How a load and a call end.
 _OF_LOAD = (frames.READY, frames.FAILED)
 _OF_CALL = (frames.RESULT, frames.FAILED)
@@ -329,7 +327,7 @@ class Worker(asyncio.BufferedProtocol):
         call = self._calls.get(number)
         if kind == frames.LOG:
             self._count_log(call or self._preparation(number), len(body))
-            level, text = frames.parse_log(body[:1] + body[1:].translate(_VISIBLE))
+            level, text = frames.parse_log(body)
             log.log(_LEVELS[level], "plugin %s: %s", self._name, text)
         elif kind == frames.HOST_CALL:
             work = call or self._preparation(number)

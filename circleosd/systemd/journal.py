@@ -19,7 +19,20 @@ MESSAGE_IDS = {
 }
 
 
-class _Prefixed(logging.Formatter):
+# A message may hold what a plugin or a client said. Of that no character ends the line and begins one that looks like
+# another's, steers a terminal (C0 but the tab, DEL, C1) or reorders the text (UAX #9).
+_STEERING = (*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F))
+_VISIBLE = dict.fromkeys((*_STEERING, *range(0x2066, 0x206A)), "?") | {ord("\n"): " "}
+
+
+class _OneLine(logging.Formatter):
+    """A message is one line, whatever it holds; only a traceback behind it has more."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name for it
+        return super().formatMessage(record).translate(_VISIBLE)
+
+
+class _Prefixed(_OneLine):
     """Each line with its priority in front, as the journal reads it from standard error (sd-daemon(3))."""
 
     _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
@@ -32,14 +45,17 @@ class _Prefixed(logging.Formatter):
 def set_up() -> None:
     """Log to standard error, with priorities where that is the journal (JOURNAL_STREAM, systemd.exec(5))."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Prefixed() if _is_the_journal(sys.stderr.fileno()) else _OneLine())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _is_the_journal(descriptor: int) -> bool:
     try:
         device, inode = os.environ.get("JOURNAL_STREAM", "").split(":")
-        status = os.fstat(sys.stderr.fileno())
-        if (status.st_dev, status.st_ino) == (int(device), int(inode)):
-            handler.setFormatter(_Prefixed())
+        status = os.fstat(descriptor)
+        return (status.st_dev, status.st_ino) == (int(device), int(inode))
     except (OSError, ValueError):
-        handler.setFormatter(None)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+        return False
 
 
 def mirror(event: Event) -> None:
