@@ -260,9 +260,9 @@ def _open_files(command: Command, request: dict[str, Any]) -> list[int]:
         item.name: request[item.name] for item in command.parameters if item.name in request and Mark.FILE in item.marks
     }
     beside = os.path.splitext(named["path"])[0] + ".json"
-    if "manifest" not in named and os.path.isfile(beside):
+    if "manifest" not in named and os.path.lexists(beside):
         named["manifest"] = beside
-    if "manifest" in named and "signature" not in named and os.path.isfile(beside := named["manifest"] + ".sig"):
+    if "manifest" in named and "signature" not in named and os.path.lexists(beside := named["manifest"] + ".sig"):
         named["signature"] = beside
     opened = []
     for name, path in named.items():

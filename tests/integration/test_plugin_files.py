@@ -51,6 +51,27 @@ def test_what_is_no_artifact_is_refused_with_the_reason(
         assert "'path'" not in done.stderr
 
 
+@pytest.mark.parametrize("beside", ["odd.json", "odd.json.sig"])
+@pytest.mark.parametrize("kind", ["pipe", "directory", "link"])
+def test_what_lies_beside_an_artifact_is_not_passed_over(
+    host: EmbeddedHost, tmp_path: Path, beside: str, kind: str
+) -> None:
+    path = write(tmp_path, "odd", core(ECHO))
+    other = tmp_path / beside
+    other.unlink(missing_ok=True)
+    match kind:
+        case "pipe":
+            os.mkfifo(other)
+        case "directory":
+            other.mkdir()
+        case _:
+            other.symlink_to("nowhere")
+    refused = host.ctl("plugin", "load", str(path))
+    what = "no file" if kind == "link" else "not a regular file"
+    assert (refused.returncode, what in refused.stderr) == (5 if kind == "link" else 2, True), refused.stderr
+    assert host.data(PLUGINS, "list") == []
+
+
 def test_a_webassembly_plugin_has_the_function_that_its_manifest_names(host: EmbeddedHost, tmp_path: Path) -> None:
     refused = host.ctl("plugin", "load", str(write(tmp_path, "entered", core(ECHO), entry="handle")))
     assert refused.returncode == 2
