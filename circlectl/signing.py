@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
@@ -107,12 +108,15 @@ def _signature(content: bytes, key: str) -> bytes:
 
 
 def _write(path: str, content: bytes) -> None:
-    """Replace a file by a whole new one."""
-    new = f"{path}.{os.getpid()}"
+    """Replace a file, were it behind a link, by a whole new one of the same mode."""
+    target = os.path.realpath(path)
+    new = f"{target}.{os.getpid()}"
     try:
         with open(new, "wb") as file:
             file.write(content)
-        os.replace(new, path)
+            if os.path.exists(target):
+                os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode))
+        os.replace(new, target)
     except OSError as exc:
         with contextlib.suppress(OSError):
             os.unlink(new)

@@ -92,6 +92,11 @@ def test_signing_keeps_what_the_author_wrote_and_fills_in_the_artifact(signer: S
     before = signer.manifest.read_bytes()
     signer.sign()
     assert signer.manifest.read_bytes() == before
+    elsewhere = signer.manifest.rename(signer.manifest.parent / "elsewhere")
+    elsewhere.chmod(0o640)
+    signer.manifest.symlink_to("elsewhere")
+    signer.sign()
+    assert (signer.manifest.is_symlink(), elsewhere.stat().st_mode & 0o777) == (True, 0o640)
 
 
 def test_a_changed_artifact_is_refused(signer: Signer) -> None:
