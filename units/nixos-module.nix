@@ -125,6 +125,8 @@ in
       })
       // {
         polkit.restartTriggers = [ polkitRule ];
+        # A worker that nobody connects to does not end: it is the plugin manager that starts one.
+        "circleosd-plugin@".restartIfChanged = false;
         # journalctl reads this directory and systemd's own, which is in the Nix store. It is a copy because a link would
         # dangle once the module is gone, and fail every later update.
         circleosd-journal-catalog = {

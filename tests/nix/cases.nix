@@ -118,6 +118,8 @@ in
     &&
       lib.elem full.environment.etc."circleosd/trusted-signers".source
         full.systemd.services.circleosd-declared-plugins.restartTriggers;
+  "no worker is started that nobody connects to" =
+    !plain.systemd.services."circleosd-plugin@".restartIfChanged;
   "the journal's catalog is put where journalctl looks for it" =
     plain.systemd.services.circleosd-journal-catalog.serviceConfig.ExecStart == [
       (
