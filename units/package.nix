@@ -23,10 +23,21 @@ python3Packages.buildPythonApplication {
       fileset.toSource {
         root = ../.;
         fileset = fileset.unions [
-          ../completions
-          ../man
-          ../pyproject.toml
+          ../ARCHITECTURE.md
+          ../CHANGELOG.md
+          ../HACKING.md
           ../README.md
+          ../SECURITY.md
+          ../completions
+          ../docs
+          ../man
+          ../plugins/ABI.md
+          ../plugins/README.md
+          ../plugins/example.json
+          ../plugins/example.wat
+          ../plugins/include
+          ../plugins/wit
+          ../pyproject.toml
           ../scripts/user-unit-files
           (without "pyc" ../circlectl)
           (without "pyc" ../circleosd)
@@ -70,6 +81,12 @@ python3Packages.buildPythonApplication {
     fi
     install -Dm444 units/circleosd.tmpfiles.conf $out/lib/tmpfiles.d/circleosd.conf
     install -Dm444 units/circleosd.catalog $out/lib/systemd/catalog/circleosd.catalog
+
+    for page in *.md docs/*.md plugins/*.md; do
+      install -Dm444 "$page" "$out/share/doc/circleosd/$page"
+    done
+    install -Dm444 -t $out/share/circleosd/plugins plugins/example.{wat,json}
+    cp -r --no-preserve=mode plugins/include plugins/wit $out/share/circleosd/plugins
 
     python -m circlectl.manual >circlectl.1
     installManPage circlectl.1 man/*

@@ -139,8 +139,10 @@ def test_the_package_depends_on_what_the_project_does() -> None:
 def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_path: Path) -> None:
     out = tmp_path / "out"
     source = tmp_path / "source"
-    for name in ("circlectl", "circleosd", "completions", "man", "scripts", "units"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("circlectl", "circleosd", "completions", "docs", "man", "plugins", "scripts", "units"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "examples"))
+    for page in ROOT.glob("*.md"):
+        shutil.copy(page, source)
     # The hook installShellFiles, as far as it goes: where a page and a completion are put is its business.
     hook = 'installManPage() { install -Dm444 -t "$out/man" "$@"; }; installShellCompletion() { ls "$@" >/dev/null; }'
     done = subprocess.run(
@@ -167,6 +169,9 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
     assert {
         path.name: [file.name for file in path.iterdir()] for path in (out / "lib/systemd/system").glob("*.d")
     } == dropins
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert [link for link in links if not (out / "share/doc/circleosd" / link).is_file()] == []
+    assert (out / "share/circleosd/plugins/include/circleosd_plugin.h").is_file()
     assert {path.name for path in (out / "man").iterdir()} == {"circlectl.1", "circleosd.8", "circleosd.toml.5"}
     left = {path.name for path in UNITS.iterdir() if path.is_file() and path.suffix != ".nix"} - NOT_ON_NIXOS
     assert left == set(installed) | {"circleosd.catalog", "circleosd.tmpfiles.conf"}
