@@ -34,7 +34,7 @@ class Given:
         """A descriptor of the file of a parameter, to be closed. Raises `NotFound`, `BadRequest`."""
         if field in self._passed:
             return os.dup(self._passed[field])
-        return _open(name, self._directory)
+        return _open(field, name, self._directory)
 
     def read(self, field: str, name: str, most: int) -> bytes:
         """The content of a small file. Raises `NotFound`, `BadRequest` for one of more than `most` bytes."""
@@ -46,7 +46,7 @@ class Given:
 
     def beside(self, field: str, name: str, most: int) -> bytes | None:
         """The same for a file that need not be there, and is not looked for when other files were passed."""
-        if field not in self._passed and (self._passed or not os.path.exists(os.path.join(self._directory, name))):
+        if field not in self._passed and (self._passed or not os.path.lexists(os.path.join(self._directory, name))):
             return None
         return self.read(field, name, most)
 
@@ -66,7 +66,7 @@ def given(request: Load | Verify, passed: Passed, caller: Caller) -> Iterator[Gi
                 raise BadRequest(f"files names {name} twice")
             taken[name] = descriptor
             path = getattr(request, name)
-            _require_file(descriptor, path if isinstance(path, str) else name)
+            _require_file(descriptor, name, path if isinstance(path, str) else "")
         if not caller.privileged:
             _require_passed(request, taken)
         yield Given(taken, caller.peer.pid)
@@ -81,7 +81,7 @@ def _require_passed(request: Load | Verify, taken: Container[str]) -> None:
             raise BadRequest(f"{item.name} names a file that this service does not open for you: pass its descriptor")
 
 
-def _open(path: str, directory: str) -> int:
+def _open(field: str, path: str, directory: str) -> int:
     try:
         # O_NONBLOCK: opening a FIFO must not wait for its writer.
         fd = os.open(os.path.join(directory, path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -90,17 +90,17 @@ def _open(path: str, directory: str) -> int:
     except (OSError, ValueError) as exc:
         raise BadRequest(f"cannot open {quoted(path)}: {getattr(exc, 'strerror', None) or exc}") from exc
     try:
-        _require_file(fd, path)
+        _require_file(fd, field, path)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _require_file(fd: int, what: str) -> None:
+def _require_file(fd: int, field: str, path: str) -> None:
     """Raises `BadRequest` for a directory, a pipe or a device, whose reading might never end."""
     if not stat.S_ISREG(os.fstat(fd).st_mode):
-        raise BadRequest(f"cannot read {quoted(what)}: it is not a regular file")
+        raise BadRequest(f"cannot read {field} {quoted(path)}: it is not a regular file")
 
 
 def _read(fd: int, what: str, most: int) -> bytes:

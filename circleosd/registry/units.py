@@ -48,11 +48,11 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def plain(text: str) -> str:
-    """`text` with each control character but the tab replaced."""
+    """`text` with each control character but the tab replaced, those that reorder text (UAX #9) among them."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 

@@ -45,7 +45,7 @@ class _Prefixed(_OneLine):
 def set_up() -> None:
     """Log to standard error, with priorities where that is the journal (JOURNAL_STREAM, systemd.exec(5))."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Prefixed() if _is_the_journal(sys.stderr.fileno()) else _OneLine())
+    handler.setFormatter(_Prefixed() if _is_the_journal(sys.stderr.fileno()) else _OneLine(logging.BASIC_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
