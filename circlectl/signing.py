@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
 from circleosd.api.contract import Doc, Mark, Request, contract
+from circleosd.api.plugins import ELF, NAMESPACE, WASM
 from circleosd.errors import BadRequest, CircleError, NotFound, Unavailable
 from circleosd.policy import Access
 
-NAMESPACE = "circleosd-plugin"
-ARTIFACTS = (b"\0asm", b"\x7fELF")
 PIECE = 1 << 20
 
 Ask = Callable[[str, dict[str, Any]], Any]
@@ -79,7 +78,7 @@ def _measure(path: str) -> tuple[str, int]:
     try:
         with open(path, "rb") as file:
             while piece := file.read(PIECE):
-                if size == 0 and not piece.startswith(ARTIFACTS):
+                if size == 0 and not piece.startswith((WASM, ELF)):
                     raise BadRequest(f"{path} is no plugin: neither WebAssembly nor a shared object (ELF)")
                 digest.update(piece)
                 size += len(piece)

@@ -10,6 +10,11 @@ from circleosd.policy import Access
 SERVICE = "plugin-manager"
 GROUP = "plugin"
 
+NAMESPACE = "circleosd-plugin"  # what a manifest is signed for (ssh-keygen(1), -n)
+# How artifacts begin.
+ELF = b"\x7fELF"
+WASM = b"\0asm"
+
 PLUGIN_NAME = r"[a-z0-9][a-z0-9_-]{0,47}"
 PluginName = Annotated[
     str,

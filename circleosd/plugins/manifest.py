@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Annotated, Any, Literal, NamedTuple
 
 from circleosd.api.contract import Between, Length, Pattern, Rule, quoted
-from circleosd.api.plugins import PLUGIN_NAME, PluginName
+from circleosd.api.plugins import ELF, PLUGIN_NAME, WASM, PluginName
 from circleosd.config import PluginSettings
 from circleosd.errors import BadRequest, Limit
 from circleosd.plugins import capabilities
@@ -23,10 +23,6 @@ MAX_CAPABILITIES = 64
 
 # What manager and worker can say to each other at all (circleosd/worker/frames.py).
 PROTOCOL = {"output": MAX_PAYLOAD, "concurrency": 64}
-
-ELF = b"\x7fELF"
-WASM = b"\0asm"
-
 
 STRICT = {"extra": "forbid", "strict": True}  # what is read from JSON is of the types below and nothing else
 
@@ -120,7 +116,7 @@ class Manifest:
     @property
     def asked(self) -> tuple[str, ...]:
         """The capabilities that it asks for, by name."""
-        return tuple(dict.fromkeys(item.name for item in self.capabilities))
+        return tuple(item.name for item in self.capabilities)
 
 
 def parse(content: bytes | dict[str, Any]) -> Manifest:

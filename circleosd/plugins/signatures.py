@@ -16,9 +16,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from circleosd.api.plugins import NAMESPACE
 from circleosd.errors import Denied, Timeout, Unavailable
 
-NAMESPACE = "circleosd-plugin"
 SIGNERS = "trusted-signers"
 REVOKED = "revoked-signers"
 
