@@ -36,6 +36,7 @@ python3Packages.buildPythonApplication {
           ../plugins/example.json
           ../plugins/example.wat
           ../plugins/include
+          ../plugins/wat2wasm.py
           ../plugins/wit
           ../pyproject.toml
           ../scripts/user-unit-files
@@ -85,7 +86,8 @@ python3Packages.buildPythonApplication {
     for page in *.md docs/*.md plugins/*.md; do
       install -Dm444 "$page" "$out/share/doc/circleosd/$page"
     done
-    install -Dm444 -t $out/share/circleosd/plugins plugins/example.{wat,json}
+    python plugins/wat2wasm.py plugins/example.wat plugins/example.wasm
+    install -Dm444 -t $out/share/circleosd/plugins plugins/example.{wasm,wat,json}
     cp -r --no-preserve=mode plugins/include plugins/wit $out/share/circleosd/plugins
 
     python -m circlectl.manual >circlectl.1
@@ -107,7 +109,6 @@ python3Packages.buildPythonApplication {
   # The linters are the development shell's; test_nix.py would have Nix run in Nix.
   checkPhase = ''
     runHook preCheck
-    python plugins/wat2wasm.py plugins/example.wat plugins/example.wasm
     HOME=$(mktemp -d) python -m pytest -p no:cacheprovider tests/unit \
       --ignore=tests/unit/test_linters.py --ignore=tests/unit/test_nix.py
     runHook postCheck

@@ -140,7 +140,7 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
     out = tmp_path / "out"
     source = tmp_path / "source"
     for name in ("circlectl", "circleosd", "completions", "docs", "man", "plugins", "scripts", "units"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "examples"))
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "examples", "*.wasm"))
     for page in ROOT.glob("*.md"):
         shutil.copy(page, source)
     # The hook installShellFiles, as far as it goes: where a page and a completion are put is its business.
@@ -172,6 +172,7 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert [link for link in links if not (out / "share/doc/circleosd" / link).is_file()] == []
     assert (out / "share/circleosd/plugins/include/circleosd_plugin.h").is_file()
+    assert (out / "share/circleosd/plugins/example.wasm").is_file()
     assert {path.name for path in (out / "man").iterdir()} == {"circlectl.1", "circleosd.8", "circleosd.toml.5"}
     left = {path.name for path in UNITS.iterdir() if path.is_file() and path.suffix != ".nix"} - NOT_ON_NIXOS
     assert left == set(installed) | {"circleosd.catalog", "circleosd.tmpfiles.conf"}
