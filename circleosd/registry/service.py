@@ -69,7 +69,7 @@ class RegistryService(Handlers):
 
     async def status(self, request: Status, act: Act) -> ServiceStatus:
         """Handler of `status`."""
-        entry = self._read().find(request.name, workers=_sees_workers(act))
+        entry = self._entry(request.name, act)
         state = await self._units.detail(entry.unit)
         if state.load == "not-found" and entry.name.startswith(PLUGIN_PREFIX):
             raise NotFound(f"no service {request.name}; see: circlectl service list")
@@ -139,8 +139,14 @@ class RegistryService(Handlers):
                     yield _service(entry, state)
 
     def check(self, request: Any, act: Act) -> None:
-        """See `Handlers`."""
-        self._allowed(act.contract.action, request.name, act)
+        """See `Handlers`. What it lets pass, the handlers of these actions need not look at again."""
+        verb, name = act.contract.action, request.name
+        entry = self._entry(name, act)
+        if entry.verbs is not None and verb not in entry.verbs:
+            allowed = ", ".join(entry.verbs) or "nothing"
+            raise Denied(f"the catalog does not allow {verb} for {name}; its verbs there: {allowed}")
+        if entry.name == OWN_NAME and verb in ("stop", "restart"):
+            raise Conflict(f"the registry cannot {verb} itself; it exits by itself when idle")
 
     async def resolve(self, intent: Event) -> Resolution:
         """See `Handlers`: what was wanted of a unit is compared with its state."""
@@ -158,18 +164,12 @@ class RegistryService(Handlers):
         error = None if state.active in wanted else UnitFailed.code
         return Resolution(state.active, error, f"the unit {entry.unit} is {state.active} ({state.sub})")
 
-    def _allowed(self, verb: str, name: str, act: Act) -> Entry:
-        """The entry of `name`, if the catalog allows `verb` for it. Raises `NotFound`, `Denied`, `Conflict`."""
-        entry = self._read().find(name, workers=_sees_workers(act))
-        if entry.verbs is not None and verb not in entry.verbs:
-            allowed = ", ".join(entry.verbs) or "nothing"
-            raise Denied(f"the catalog does not allow {verb} for {name}; its verbs there: {allowed}")
-        if entry.name == OWN_NAME and verb in ("stop", "restart"):
-            raise Conflict(f"the registry cannot {verb} itself; it exits by itself when idle")
-        return entry
+    def _entry(self, name: str, act: Act) -> Entry:
+        """The entry of `name`, for who acts. Raises `NotFound`."""
+        return self._read().find(name, workers=_sees_workers(act))
 
     async def _job(self, verb: Verb, name: str, act: Act) -> Job:
-        entry = self._allowed(verb, name, act)
+        entry = self._entry(name, act)
         if verb in ("start", "restart") and name.startswith(PLUGIN_PREFIX) and not name.endswith(".socket"):
             await self._check_loaded(entry)
         (before,) = await self._units.states([entry.unit])
@@ -201,7 +201,7 @@ class RegistryService(Handlers):
             raise NotFound(f"there is no {worker.description}: {why}")
 
     async def _switch(self, verb: Switch, name: str, act: Act) -> Enabled:
-        entry = self._allowed(verb, name, act)
+        entry = self._entry(name, act)
         try:
             act.before = before = await self._units.enabled(entry.unit)
         except NotFound as exc:
