@@ -58,8 +58,8 @@ class Logins:
         """
         for key, failures in zip(keys, found, strict=True):
             count = backoff.in_force(failures, now, self._lockout)
-            if seconds := self._wait(Failures(count, failures.last), now):
-                raise Limit(f"too many failed logins; try again in {math.ceil(seconds)} s")
+            if seconds := self._wait(failures, now):
+                raise _too_many(seconds)
             if count and self._in_hand[key] and count + self._in_hand[key] >= self._tries:
                 raise Limit("too many logins at once after failed ones; try again in 1 s")
             if key[0] == "peer" and self._in_hand[key] >= MOST_AT_ONCE:
@@ -81,7 +81,7 @@ class Logins:
         """
         found = [store.failures(tx, *key) for key in keys]
         if seconds := max(self._wait(failures, now) for failures in found):
-            raise Limit(f"too many failed logins; try again in {math.ceil(seconds)} s")
+            raise _too_many(seconds)
         if not right:
             for (kind, key), failures in zip(keys, found, strict=True):
                 count = backoff.in_force(failures, now, self._lockout)
@@ -91,3 +91,7 @@ class Logins:
         """Forget the failures."""
         for kind, key in keys:
             store.forget_failures(tx, kind, key)
+
+
+def _too_many(seconds: float) -> Limit:
+    return Limit(f"too many failed logins; try again in {math.ceil(seconds)} s")

@@ -162,7 +162,7 @@ class AuthService(Handlers):
             raise BadRequest("a user needs a password or a uid")
         if request.uid in {self._own_uid, *self._services}:
             raise BadRequest(f"uid {request.uid} is CircleOSD's own; it needs no user")
-        self._within(act.caller, store.role_of(request.role), ())
+        self._within(act.caller, store.role_of(request.role), ())  # before the hash, which takes long, and after it
         if request.password is not None:
             passwords.check(request.password, name)
         hashed = await self._passwords.hash(request.password) if request.password is not None else None

@@ -108,7 +108,10 @@ class SystemdUnits:
             raise Timeout(f"the job to {verb} {unit} is not done after {self._timeout:g} s; it goes on") from exc
 
     async def _allowed_job(self, verb: Verb, unit: str) -> str:
-        """Do a job, of a unit that has just been cataloged as soon as polkit has the new rule. Raises `ErrorReply`."""
+        """Do a job, of a unit that has just been cataloged as soon as polkit has the new rule. Raises `ErrorReply`.
+
+        The rule is asked for each time: a maker that runs already may have looked at the catalog before it changed.
+        """
         for again in RULE_ARRIVAL:
             try:
                 return await self._whole_job(verb, unit)

@@ -1,4 +1,4 @@
 """The process that runs plugin code: one for each plugin, started by its socket.
 
-`frames`, `inspect` and `cachekey` are pure and free of Wasmtime: the manager imports them too.
+`frames`, `host`, `limits` and `cachekey` are free of Wasmtime: the manager imports them too.
 """

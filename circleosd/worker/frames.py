@@ -33,7 +33,7 @@ HOST_CALL: Final = 21
 PREPARING: Final = 1 << 31
 LAST_ID: Final = PREPARING - 1
 
-# A payload or reply of 16 MiB is four times the longest request line of the services, so that an
+# A payload or reply of 16 MiB is twice the longest request line of the services (plugins.max_line), so that an
 # escaped payload never meets this bound first.
 MAX_PAYLOAD: Final = 16 << 20
 MAX_HOST_CALL: Final = 1 << 20

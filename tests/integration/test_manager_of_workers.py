@@ -274,7 +274,7 @@ def test_the_time_of_a_call_does_not_count_while_the_worker_prepares(tmp_path: P
         loaded(channel)
         channel.send(RESULT, called(channel), b"")
         number = called(channel)
-        time.sleep(limits.time + GRACE + 0.4)
+        time.sleep(limits.time + GRACE + 0.4)  # beyond a call's own time, within that of a preparation and a call
         channel.send(RESULT, number, b"at last")
 
     async def manage(worker: Worker, path: str) -> bytes:
