@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 STAGED = ".staged"  # what an upgrade's instance has behind the plugin's name, so that the old version goes on meanwhile
 NATIVE_START = 10.0  # seconds for a worker to start, where nothing is compiled
 SWEEP = 2.0  # seconds between looks for idle workers
+OVERDUE = " by SIGALRM"  # how a worker ends itself when code of the plugin cannot be interrupted
 
 
 class Superseded(Exception):
@@ -179,11 +180,10 @@ class Runners:
                 worker = runner.worker
                 if worker is None or worker.lost:
                     worker = await self._ready(runner)
-                began = time.monotonic()
                 try:
                     reply = await worker.call(kind, name, payload, plugin.bounds.time, depth)
                 except CircleError as error:
-                    raise await self._blame(runner, worker, error, began) from error
+                    raise await self._blame(runner, worker, error) from error
                 plugin.health.succeeded()
                 runner.used = time.monotonic()
                 return reply
@@ -205,17 +205,17 @@ class Runners:
             raise Limit(f"{runner.waiting} calls of {plugin.name} are waiting already (plugins.queue); try again later")
         return runner
 
-    async def _blame(self, runner: Runner, worker: Worker, error: CircleError, began: float) -> CircleError:
+    async def _blame(self, runner: Runner, worker: Worker, error: CircleError) -> CircleError:
         """What the caller gets for an error of a call; the plugin's record gets it too if it is the plugin's fault."""
         plugin = runner.plugin
         runner.used = time.monotonic()
         fault = is_fault(error)
         if isinstance(error, WorkerGone):
-            if runner.used - began >= hard_deadline(plugin.bounds.time) - 0.1:
-                # The worker ends itself when a call cannot be interrupted.
+            how = await self._how_it_ended(runner)
+            if how == OVERDUE:
                 error = Timeout(f"took longer than {plugin.bounds.time:g} s, and its worker was ended")
             else:
-                error = WorkerGone(f"{error}{await self._how_it_ended(runner)}")
+                error = WorkerGone(f"{error}{how}")
         elif isinstance(error, Timeout) and worker.lost:  # it did not even end itself
             await self._units("stop", runner.instance)
         if fault:
@@ -363,7 +363,7 @@ class Runners:
         if held_back := await self._held_back(runner):
             return held_back
         how = await self._how_it_ended(runner)
-        if how == " by SIGALRM":  # the worker ends itself when code of the plugin cannot be interrupted
+        if how == OVERDUE:
             return Timeout(f"{runner.plugin.name} cannot be loaded: took longer than {runner.plugin.bounds.time:g} s")
         return PluginFailed(f"{gone}{how}")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from circleosd.worker.limits import hard_deadline
 from tests.component_text import component
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost
@@ -69,6 +70,24 @@ def test_a_trap_is_told_with_its_backtrace_and_a_plugins_own_error_with_its_word
     assert (shown["calls"], shown["failures"]) == (3, 1)
     assert "unreachable" in shown["last_error"]
     host.unload("weak")
+
+
+def test_a_worker_that_ends_late_in_a_call_is_not_said_to_have_been_ended_for_its_time(
+    host: EmbeddedHost, tmp_path: Path
+) -> None:
+    artifact = native(CRASH, tmp_path / "build.so")
+    host.load(write(tmp_path, "crasher", artifact, plugin_type="native", limits={"time": 0.3}), trust=True)
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(invoke, host, "crasher", "crash", "h")
+        host.wait_for(lambda: details(host, "crasher")["waiting"] == 1)
+        worker = host.data("service-registry", "status", name="plugin@crasher")["pid"]
+        os.kill(worker, signal.SIGSTOP)  # so that its own alarm waits, too
+        time.sleep(hard_deadline(0.3) + 0.2)
+        os.kill(worker, signal.SIGKILL)
+        reply = hanging.result()
+    assert reply["error"] == "plugin-failed"
+    assert "by SIGKILL" in reply["message"]
+    host.unload("crasher")
 
 
 @pytest.mark.parametrize("words", ["gave a hint", "trap: none"])
