@@ -35,6 +35,7 @@ python3Packages.buildPythonApplication {
           ../plugins/README.md
           ../plugins/example.json
           ../plugins/example.wat
+          (without "so" ../plugins/examples)
           ../plugins/include
           ../plugins/wat2wasm.py
           ../plugins/wit
@@ -88,7 +89,8 @@ python3Packages.buildPythonApplication {
     done
     python plugins/wat2wasm.py plugins/example.wat plugins/example.wasm
     install -Dm444 -t $out/share/circleosd/plugins plugins/example.{wasm,wat,json}
-    cp -r --no-preserve=mode plugins/include plugins/wit $out/share/circleosd/plugins
+    cp -r --no-preserve=mode plugins/{examples,include,wit} $out/share/circleosd/plugins
+    ln -s ../../../circleosd/plugins/{examples,include,wit} $out/share/doc/circleosd/plugins
 
     python -m circlectl.manual >circlectl.1
     installManPage circlectl.1 man/*

@@ -92,11 +92,14 @@ def test_what_the_package_brings_is_roots_and_everybody_may_read_it(package: Pat
         assert mode in ("drwxr-xr-x", "-rw-r--r--", "-rwxr-xr-x", "lrwxrwxrwx"), line
 
 
-def test_the_documents_that_readme_names_are_in_the_package(package: Path) -> None:
-    listing = subprocess.run(["dpkg-deb", "--contents", package], capture_output=True, text=True, check=True).stdout
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", (PROJECT / "README.md").read_text(encoding="utf-8"))
-    assert "docs/accounts.md" in links
-    assert [link for link in links if f"/usr/share/doc/circleosd/{link}\n" not in listing] == []
+def test_what_the_documents_link_to_is_in_the_package(package: Path, tmp_path: Path) -> None:
+    subprocess.run(["dpkg-deb", "--extract", package, tmp_path], check=True)
+    for page in ("README.md", "plugins/README.md"):
+        installed = tmp_path / "usr/share/doc/circleosd" / page
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", installed.read_text(encoding="utf-8"))
+        assert links, page
+        assert [link for link in links if not (installed.parent / link).exists()] == [], page
+    assert not [*tmp_path.glob("usr/share/circleosd/plugins/**/*.so")]  # what was built here stays here
 
 
 @pytest.mark.skipif("CIRCLEOSD_TEST_DEB" in os.environ, reason="the package was built elsewhere")

@@ -139,8 +139,9 @@ def test_the_package_depends_on_what_the_project_does() -> None:
 def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_path: Path) -> None:
     out = tmp_path / "out"
     source = tmp_path / "source"
+    built = shutil.ignore_patterns("__pycache__", "node_modules", "example.wasm")
     for name in ("circlectl", "circleosd", "completions", "docs", "man", "plugins", "scripts", "units"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "examples", "*.wasm"))
+        shutil.copytree(ROOT / name, source / name, ignore=built)
     for page in ROOT.glob("*.md"):
         shutil.copy(page, source)
     # The hook installShellFiles, as far as it goes: where a page and a completion are put is its business.
@@ -169,8 +170,11 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
     assert {
         path.name: [file.name for file in path.iterdir()] for path in (out / "lib/systemd/system").glob("*.d")
     } == dropins
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert [link for link in links if not (out / "share/doc/circleosd" / link).is_file()] == []
+    for document in ("README.md", "plugins/README.md"):
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / document).read_text(encoding="utf-8"))
+        directory = (out / "share/doc/circleosd" / document).parent
+        assert links, document
+        assert [link for link in links if not (directory / link).exists()] == [], document
     assert (out / "share/circleosd/plugins/include/circleosd_plugin.h").is_file()
     assert (out / "share/circleosd/plugins/example.wasm").is_file()
     assert {path.name for path in (out / "man").iterdir()} == {"circlectl.1", "circleosd.8", "circleosd.toml.5"}
