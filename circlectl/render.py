@@ -7,10 +7,11 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from circleosd.steering import STEERING
+
 _TIMES = {"created", "last_login", "last_used", "locked_until", "expires", "since", "loaded", "time", "last_failed"}
 _SIZES = {"memory", "size", "stored"}
 _SPANS = {"uptime", "duration"}
-_STEERING = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _WIDE = 64  # columns of a table cell before it is cut; a sha256 in hex has so many
 
 
@@ -53,12 +54,8 @@ def value(name: str, item: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without characters that would steer a terminal (C0, C1, DEL), end its line (U+2028, U+2029) or reorder it
-    (UAX #9's embeddings, overrides and isolates), shown as escapes instead.
-    """
-    return "".join(
-        repr(char)[1:-1] if char in _STEERING or unicodedata.category(char) == "Cc" else char for char in text
-    )
+    """`text` with its steering characters shown as escapes."""
+    return "".join(repr(char)[1:-1] if char in STEERING else char for char in text)
 
 
 def _size(count: float) -> str:

@@ -26,7 +26,8 @@ from circleosd.embedded.sockets import bound, readable
 from circleosd.embedded.unitfile import UnitFile
 from circleosd.errors import BadRequest, CircleError, Conflict, NotFound, Unavailable, UnitFailed
 from circleosd.refusal import refuse
-from circleosd.registry.units import LogLine, UnitState, plain
+from circleosd.registry.units import LogLine, UnitState
+from circleosd.steering import plain
 
 LOG_LINES = 200  # kept of each unit
 LONGEST_DELAY = 30.0  # seconds between starts of a service that fails

@@ -8,6 +8,7 @@ import os
 import sys
 
 from circleosd.api.common import Event
+from circleosd.steering import plain
 
 # One identifier for each kind of row, explained in the shipped catalog (units/circleosd.catalog).
 MESSAGE_IDS = {
@@ -19,17 +20,11 @@ MESSAGE_IDS = {
 }
 
 
-# A message may hold what a plugin or a client said. Of that no character ends the line and begins one that looks like
-# another's, steers a terminal (C0 but the tab, DEL, C1) or reorders the text (UAX #9).
-_STEERING = (*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F))
-_VISIBLE = dict.fromkeys((*_STEERING, *range(0x2066, 0x206A)), "?") | {ord("\n"): " "}
-
-
 class _OneLine(logging.Formatter):
-    """A message is one line, whatever it holds; only a traceback behind it has more."""
+    """A message is one line, whatever a plugin or a client said in it; only a traceback behind it has more."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name for it
-        return super().formatMessage(record).translate(_VISIBLE)
+        return plain(super().formatMessage(record).replace("\n", " "))
 
 
 class _Prefixed(_OneLine):

@@ -18,7 +18,8 @@ from systemd import journal
 
 from circleosd.api.registry import MAX_LINES
 from circleosd.errors import Denied, Limit, Unavailable
-from circleosd.registry.units import LogLine, plain
+from circleosd.registry.units import LogLine
+from circleosd.steering import plain
 
 Scope = Literal["system", "user"]
 

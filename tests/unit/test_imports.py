@@ -26,6 +26,7 @@ ALLOWED = {
     "database": {"errors"},
     "flood": set[str](),
     "scheduling": set[str](),
+    "steering": set[str](),
     "actor": {"policy"},
     "chain": set[str](),
     "ledger": {"actor", "api", "chain", "config", "database", "errors", "flood", "policy"},
@@ -34,7 +35,7 @@ ALLOWED = {
     "connection": {"config", "errors", "handoff", "policy", "wire"},
     "server": {"config", "connection", "errors", "policy", "wire"},
     "upstream": {"errors", "policy", "wire"},
-    "systemd": {"api", "errors", "registry.units"},
+    "systemd": {"api", "errors", "registry.units", "steering"},
     "activation": set[str](),
     "worker": {"activation"},
     "auth": {"api", "config", "database", "errors", "handlers", "ledger", "policy"},
@@ -45,9 +46,10 @@ ALLOWED = {
     },
     "polkit": {"api", "errors", "registry.catalog", "systemd.units"},
     "embedded": {
-        "activation", "config", "errors", "paths", "policy", "refusal", "registry.units", "server", "systemd", "wire",
+        "activation", "config", "errors", "paths", "policy", "refusal", "registry.units", "server", "steering",
+        "systemd", "wire",
     },
-    "circlectl": {"api", "client", "errors", "paths", "policy"},
+    "circlectl": {"api", "client", "errors", "paths", "policy", "steering"},
 }  # fmt: skip
 ONLY_HERE = {"dbus_fast": "systemd", "sdnotify": "systemd", "wasmtime": "worker", "argon2": "auth", "fire": "circlectl"}
 
