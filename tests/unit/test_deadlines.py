@@ -16,9 +16,11 @@ async def work(deadlines: Deadlines, seconds: float) -> str:
         await asyncio.sleep(seconds)
         outcome = "done"
     except asyncio.CancelledError:
+        late = deadlines.late(task)
         outcome = "late" if deadlines.end(task) else "cancelled"
+        assert late == (outcome == "late")
     finally:
-        deadlines.end(task)
+        assert not deadlines.end(task)
     assert task.cancelling() == (outcome == "cancelled")
     return outcome
 
@@ -45,3 +47,16 @@ def test_who_is_cancelled_by_somebody_else_is_not_late() -> None:
 
     with asyncio.Runner(loop_factory=TimelessLoop) as runner:
         assert runner.run(main()) == "cancelled"
+
+
+def test_each_piece_of_work_of_a_task_has_a_time_of_its_own() -> None:
+    async def main() -> list[str]:
+        deadlines = Deadlines(0.1)
+        outcomes = []
+        for seconds in (0.05, 5.0, 0.05):
+            outcomes.append(await work(deadlines, seconds))
+            await asyncio.sleep(1.0)  # no work, so no time that could run out
+        return outcomes
+
+    with asyncio.Runner(loop_factory=TimelessLoop) as runner:
+        assert runner.run(main()) == ["done", "late", "done"]

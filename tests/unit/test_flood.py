@@ -42,6 +42,19 @@ def test_beyond_its_allowance_a_uid_gets_one_count_for_everything() -> None:
     assert (counted.count, counted.mixed) == (1000 - ALLOWANCE, True)
 
 
+def test_an_allowance_that_is_used_up_comes_back_with_time_and_never_grows_beyond_its_size() -> None:
+    flood: Flood[str] = Flood()
+    kinds = iter(range(10000))
+
+    def written(now: float) -> int:
+        return sum(flood.admit(UID, f"kind {next(kinds)}", "", now) for _ in range(int(ALLOWANCE) + 5))
+
+    now = 0.0
+    assert written(now) == ALLOWANCE
+    assert written(now := now + 3 / REFILL) == 3
+    assert written(now + 100 * ALLOWANCE / REFILL) == ALLOWANCE
+
+
 def test_what_could_not_be_written_is_tried_anew_and_a_count_waits_for_the_next_window() -> None:
     flood: Flood[str] = Flood()
     assert flood.admit(UID, "stop", "first", 0.0)
