@@ -125,7 +125,8 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
     opened: list[int] = []
     for item in command.parameters:
         if item.name in given:
-            request[item.name] = _convert(item, given[item.name])
+            request[item.name] = value = _convert(item, given[item.name])
+            item.check(value)  # before a password is asked for
     for item in command.secrets:
         if item.name == "old" and "name" in given:  # another's password is changed without knowing it
             continue
@@ -201,7 +202,7 @@ def _convert(item: Parameter, text: str) -> Any:
         from circlectl import times
 
         return times.parse(text)
-    if (values := choices(item.type)) and text not in values:  # said before a password is asked for
+    if (values := choices(item.type)) and text not in values:
         raise BadRequest(f"{item.word}: {quoted(text)} is none of: {', '.join(values)}")
     types = set(get_args(item.type) or (item.type,))
     if bool in types:
@@ -249,6 +250,8 @@ def _read_secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
     import getpass
 
     secret = getpass.getpass(f"{name.capitalize()}: ")
+    if secret:
+        item.check(secret)
     if secret and Mark.NEW in item.marks and getpass.getpass(f"{name.capitalize()} again: ") != secret:
         raise BadRequest(f"the two {name}s differ")
     return secret if secret or item.required else None

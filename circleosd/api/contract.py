@@ -10,17 +10,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from types import UnionType
 from typing import (
     Annotated,
     Any,
     ClassVar,
     NamedTuple,
     TypeVar,
+    Union,
     dataclass_transform,
     get_args,
     get_origin,
 )
 
+from circleosd.errors import BadRequest
 from circleosd.policy import Access
 
 T = TypeVar("T")
@@ -77,7 +80,7 @@ class Pattern(Rule):
     def __init__(self, regex: str, means: str) -> None:
         self.regex = regex
         self.means = means
-        self._matches: Callable[[str], Any] | None = None  # compiled when first needed, which circlectl never does
+        self._matches: Callable[[str], Any] | None = None  # compiled when first needed: a command needs few
 
     def check(self, value: Any) -> None:
         if self._matches is None:
@@ -143,11 +146,20 @@ class Parameter(NamedTuple):
     default: Any
     doc: str
     marks: frozenset[Mark]
+    rules: tuple[Rule, ...]
 
     @property
     def spelled(self) -> str:
         """`word` as it is typed."""
         return self.word.replace("_", "-")
+
+    def check(self, value: Any) -> None:
+        """Raises `BadRequest` for a value that its rules, which the service keeps too, do not allow."""
+        try:
+            for rule in self.rules:
+                rule.check(value)
+        except ValueError as exc:
+            raise BadRequest(f"{self.word}: {exc}") from exc
 
 
 class Request:
@@ -238,6 +250,7 @@ def parameters(request: type[Request]) -> Iterator[Parameter]:
 
     for item in fields(completed(request)):  # type: ignore[arg-type]  # a dataclass now
         hint: Any = item.type
+        rules = tuple(_rules(hint))
         doc, word = "", item.name
         marks: set[Mark] = set()
         if get_origin(hint) is Annotated:
@@ -247,4 +260,14 @@ def parameters(request: type[Request]) -> Iterator[Parameter]:
             word = next((str(extra) for extra in extras if isinstance(extra, Flag)), word)
         required = item.default is MISSING and item.default_factory is MISSING
         default = None if item.default is MISSING else item.default
-        yield Parameter(item.name, word, hint, required, default, doc, frozenset(marks))
+        yield Parameter(item.name, word, hint, required, default, doc, frozenset(marks), rules)
+
+
+def _rules(hint: Any) -> Iterator[Rule]:
+    """The rules for a value of a type, or for one that is not None."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        yield from (part for part in parts if isinstance(part, Rule))
+    if origin in (Annotated, Union, UnionType):
+        for part in parts:
+            yield from _rules(part)

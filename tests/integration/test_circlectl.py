@@ -168,6 +168,7 @@ def test_a_password_is_asked_for_without_echo(host: EmbeddedHost) -> None:
     ("arguments", "status", "says"),
     [
         (["ci", "--uid", "61005"], 0, b"uid:        61005"),
+        (["no good name"], 2, b"name: 'no good name' is not a user name: a letter or _ first"),
         (["harry", "--role", "bogus"], 2, b"role: 'bogus' is none of: none, viewer, operator, admin [bad-request]"),
     ],
 )
@@ -195,9 +196,14 @@ def test_who_has_a_uid_has_a_password_too_if_it_is_given(host: EmbeddedHost) -> 
 
 @pytest.mark.parametrize(
     ("typed", "says"),
-    [(b"\x04", b"no password was given"), (b"caf\xe9 au lait\n", b"the password is not UTF-8 text"), (b"\x03", b"")],
+    [
+        (b"\x04", b"no password was given"),
+        (b"caf\xe9 au lait\n", b"the password is not UTF-8 text"),
+        (b"short\n", b"password: must have 8 to 1024 characters, not 5 [bad-request]"),
+        (b"\x03", b""),
+    ],
 )
-def test_a_prompt_left_without_a_text_is_no_traceback(host: EmbeddedHost, typed: bytes, says: bytes) -> None:
+def test_a_prompt_left_without_a_password_is_no_traceback(host: EmbeddedHost, typed: bytes, says: bytes) -> None:
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [BIN / "circlectl", "user", "create", "gina"], env=host.environment,
@@ -218,6 +224,7 @@ def test_a_prompt_left_without_a_text_is_no_traceback(host: EmbeddedHost, typed:
     assert says in shown
     assert b"Traceback" not in shown
     assert b"caf" not in shown
+    assert b"again" not in shown
 
 
 def test_a_password_on_standard_input_must_be_text(host: EmbeddedHost) -> None:
