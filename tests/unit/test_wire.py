@@ -52,6 +52,7 @@ def test_a_long_line_is_refused_also_when_its_end_is_there_already() -> None:
         (b'{"action":1e999}', "too large"),
         (b'{"action":"x","tag":[{"a":-1e309}]}', "too large"),
         (b'{"action":"x","v":"\\ud800"}', "not UTF-8"),
+        (b'{"action":"x","v":"\\uD800"}', "not UTF-8"),
         (b"[" * 9_000, "nested too deeply"),
         (b'{"action":' + b"9" * 5000 + b"}", "a number that is too large$"),
         (b'{"action":"x","tag":' + b"[" * 100 + b"]" * 100 + b"}", "nested too deeply"),
