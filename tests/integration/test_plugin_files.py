@@ -53,8 +53,12 @@ def test_what_is_no_artifact_is_refused_with_the_reason(
 
 @pytest.mark.parametrize(("suffix", "field"), [(".json", "manifest"), (".json.sig", "signature")])
 @pytest.mark.parametrize(
-    ("kind", "reason"), [("pipe", "cannot read {}"), ("directory", "cannot read {}"), ("link", "no file")]
-)
+    ("kind", "reason"),
+    [
+        ("pipe", "cannot read {}"), ("directory", "cannot read {}"), ("link", "no file"),
+        ("large", "is larger than"),
+    ],
+)  # fmt: skip
 def test_what_is_beside_an_artifact_is_not_passed_over(
     host: EmbeddedHost, tmp_path: Path, suffix: str, field: str, kind: str, reason: str
 ) -> None:
@@ -65,6 +69,8 @@ def test_what_is_beside_an_artifact_is_not_passed_over(
         os.mkfifo(beside)
     elif kind == "directory":
         beside.mkdir()
+    elif kind == "large":
+        beside.write_bytes(b" " * 70_000)
     else:
         beside.symlink_to("nowhere")
     done = host.ctl("plugin", "load", str(path))
@@ -99,14 +105,19 @@ def test_nobody_reads_files_with_the_rights_of_the_service(
     assert messages == {"path names a file that this service does not open for you: pass its descriptor"}
 
     def passing(**more: Any) -> dict[str, Any]:
-        request = {"action": "load", "path": str(path), "files": ["path"], "token": token, **more}
+        request: dict[str, Any] = {"action": "load", "path": str(path), "files": ["path"], "token": token, **more}
         with acting_as(ALICE):
             sock = cheap_host.connect(PLUGINS)
         with sock, path.open("rb") as file:
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [file.fileno()]))
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [file.fileno()] * len(request["files"])))
             sock.sendmsg([json.dumps(request).encode() + b"\n"], [rights])
             return read_reply(sock)
 
-    assert "manifest names a file" in passing(manifest=str(path.with_suffix(".json")))["message"]
+    descriptors = Path(f"/proc/{cheap_host.pid(PLUGINS)}/fd")
+    before = len([*descriptors.iterdir()])
+    for _ in range(5):
+        assert "manifest names a file" in passing(manifest=str(path.with_suffix(".json")))["message"]
+        assert "files names path twice" in passing(files=["path", "path"])["message"]
+    assert len([*descriptors.iterdir()]) < before + 5
     assert passing(manifest={"name": "secret"})["ok"]
     cheap_host.unload("secret")

@@ -50,6 +50,7 @@ def test_defaults_and_short_capabilities() -> None:
         {"name": "a", "plugin_type": "docker"},
         {"name": "a", "capabilities": "kv"},
         {"name": "a", "capabilities": [5]},
+        {"name": "a", "capabilities": [f"services:restart:s{number}" for number in range(65)]},
         {"name": "a", "config": {"k": 5}},
         {"name": "a", "sha256": "xyz"},
         [],
@@ -72,7 +73,7 @@ def test_bytes_that_are_no_json() -> None:
         b'{"name":"a","size":NaN}',
         b"9" * 5000,
     ):
-        with pytest.raises(BadRequest):
+        with pytest.raises(BadRequest, match="the manifest is not JSON"):
             manifest.parse(content)
 
 
@@ -114,6 +115,13 @@ def test_a_name_is_derived_from_the_file() -> None:
     for text in (b"(module", b"\n  (component", b";; a module"):
         with pytest.raises(BadRequest, match="is WebAssembly text"):
             manifest.derive("plugin.wat", text)
+
+
+def test_an_instance_that_is_shared_serves_one_call_at_a_time() -> None:
+    settings = PluginSettings(concurrency=8)
+    for kind, instance, most in (("wasm", "shared", 1), ("wasm", "fresh", 4), ("native", "shared", 4)):
+        asked = {"name": "a", "plugin_type": kind, "instance": instance, "limits": {"concurrency": 4}}
+        assert manifest.bounds(manifest.parse(asked), settings).concurrency == most
 
 
 def test_a_manifest_is_held_against_its_artifact_and_the_hosts_ceilings() -> None:
