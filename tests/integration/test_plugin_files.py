@@ -44,6 +44,7 @@ def test_what_is_no_artifact_is_refused_with_the_reason(
     reply = host.call("plugin-manager", {"action": "load", "path": path})
     assert reply["error"] == error, reply
     assert reason in reply["message"]
+    assert [*host.directory.rglob(".staged-*")] == []
     if "\0" not in path:  # which no argument can hold
         done = host.ctl("plugin", "load", path)
         assert f"[{error}]" in done.stderr, done
