@@ -183,8 +183,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
         self._descriptors.close()
+        self._buffer = wire.LineBuffer(0)  # what was sent behind the request in hand is not answered any more
+        self._book(0)
         self._writable.set()
-        self._server.booked -= self._booked
         self._end_stream()
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
