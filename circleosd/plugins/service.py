@@ -397,8 +397,8 @@ class PluginService(Handlers):
     # records
 
     async def _write_down(self) -> None:
-        """Write changed records down now and then; runs until cancelled."""
-        while True:
+        """Write changed records down now and then; runs until the end."""
+        while not self._closed:  # a cancellation during a write that has begun only waits for that
             await asyncio.sleep(WRITE_DOWN)
             try:
                 await self._write_changed()

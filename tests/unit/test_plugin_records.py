@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -25,21 +27,27 @@ from circleosd.plugins.store import Artifacts, Loaded
 from tests.unit.fakes import ROOT, LateNews, NoFiles, identify
 
 
+async def started(directory: Path, database: Database, ledger: Ledger) -> PluginService:
+    """A manager that has the plugin p loaded."""
+    artifacts, settings = Artifacts(directory / "store"), PluginSettings()
+    loaded = Loaded(Manifest("p"), "0" * 64, "core", (), (), "", 0.0)
+    await database.write(lambda tx: store.put(tx, loaded))
+    kept = Database(directory / "kept.db", HOST_MIGRATIONS)
+    service = PluginService(database, kept, artifacts, Signatures([], "off", os.environ), ledger, settings, "")
+    compiled = Compiled(directory / "compiled", settings.cache)
+    await service.start(Runners("", directory, compiled, artifacts.open, service.host.of, settings))
+    return service
+
+
 def test_a_record_that_is_written_down_during_a_disable_leaves_the_plugin_disabled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plugin_service, "WRITE_DOWN", 0.01)
     database = LateNews(tmp_path / "plugins.db", store.MIGRATIONS)
-    artifacts, settings = Artifacts(tmp_path / "store"), PluginSettings()
     ledger = Ledger(database, contracts.SERVICE, lambda event: None)
 
     async def disabled() -> None:
-        loaded = Loaded(Manifest("p"), "0" * 64, "core", (), (), "", 0.0)
-        await database.write(lambda tx: store.put(tx, loaded))
-        kept = Database(tmp_path / "kept.db", HOST_MIGRATIONS)
-        service = PluginService(database, kept, artifacts, Signatures([], "off", os.environ), ledger, settings, "")
-        compiled = Compiled(tmp_path / "compiled", settings.cache)
-        await service.start(Runners("", tmp_path, compiled, artifacts.open, service.host.of, settings))
+        service = await started(tmp_path, database, ledger)
         health = service._plugins["p"].health
         database.meanwhile = health.succeeded  # and so it is to be written down
         act = Act(
@@ -54,4 +62,30 @@ def test_a_record_that_is_written_down_during_a_disable_leaves_the_plugin_disabl
     asyncio.run(disabled())
     record = asyncio.run(database.read(store.records))["p"]
     assert (record.aside, record.calls) == ("disabled", 1)
+    database.close()
+
+
+def test_a_manager_ends_also_while_a_record_is_being_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin_service, "WRITE_DOWN", 0.01)
+    database = Database(tmp_path / "plugins.db", store.MIGRATIONS)
+    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
+    begun, commit = threading.Event(), database._commit
+
+    def slow_commit() -> None:
+        begun.set()
+        time.sleep(0.2)
+        commit()
+
+    async def ended() -> None:
+        service = await started(tmp_path, database, ledger)
+        monkeypatch.setattr(database, "_commit", slow_commit)
+        service._plugins["p"].health.succeeded()
+        await asyncio.to_thread(begun.wait)
+        async with asyncio.timeout(5):
+            await service.close()
+
+    asyncio.run(ended())
+    assert asyncio.run(database.read(store.records))["p"].calls == 1
     database.close()
