@@ -191,7 +191,7 @@ class Ledger:
     async def _count_refusals(self) -> None:
         """Write what was counted when its window ends, until nothing is remembered any more."""
         try:
-            while (end := self._flood.next_end()) is not None:
+            while self._timer and (end := self._flood.next_end()) is not None:
                 await asyncio.sleep(max(0.0, end - time.monotonic()))
                 try:
                     await self._write_counts(time.monotonic())
@@ -207,15 +207,16 @@ class Ledger:
         if entries := [_summary(window) for window in counted]:
             try:
                 await self._database.write(lambda tx: [self.append(tx, entry) for entry in entries])
-            except Exception:
+            except BaseException:
                 self._flood.put_back(counted, time.monotonic())
                 raise
 
     async def close(self) -> None:
         """Write what is still only counted."""
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
+        timer, self._timer = self._timer, None
+        if timer:
+            timer.cancel()
+            await asyncio.wait([timer])  # it may hold counts that are to be written
         await self._write_counts(float("inf"))
 
     # pruning

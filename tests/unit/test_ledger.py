@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -319,6 +320,38 @@ def test_refusals_that_found_the_disk_full_are_not_lost(opened: Open) -> None:
         await opened.ledger.close()
 
     asyncio.run(attempts())
+    assert [row["count"] for row in opened.history()] == [1, 2]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_counts_that_are_being_written_at_the_end_are_not_lost(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    monkeypatch.setattr("circleosd.flood.WINDOW", 0.05)
+    refusal = Entry("denied", Caller(STRANGER), "stop", "nginx", error="denied")
+    commit, may_end = opened.database._commit, threading.Event()
+
+    def slow_commit() -> None:
+        may_end.wait(5)
+        commit()
+
+    async def scenario() -> None:
+        for _ in range(3):
+            await opened.ledger.refuse(refusal)
+        monkeypatch.setattr(opened.database, "_commit", slow_commit)
+        if not begun:  # another's write is in hand
+            other = asyncio.create_task(opened.database.write(lambda tx: None))
+        while opened.ledger._flood.next_end():
+            await asyncio.sleep(0.01)
+        closing = asyncio.create_task(opened.ledger.close())
+        await asyncio.sleep(0.05)
+        may_end.set()
+        async with asyncio.timeout(5):
+            await closing
+        if not begun:
+            await other
+
+    asyncio.run(scenario())
     assert [row["count"] for row in opened.history()] == [1, 2]
 
 
