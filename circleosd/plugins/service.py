@@ -100,7 +100,7 @@ class PluginService(Handlers):
             plugin.adopt(loaded)
             self._plugins[name] = plugin
         await self._sweep()
-        await self._kv.forget(but=self._plugins)
+        await self._forget()
         for work in (self._clean(), runners.watch_idle(), self._write_down()):
             self._later(work)
 
@@ -225,13 +225,17 @@ class PluginService(Handlers):
                 await self._database.write(work)
                 del self._plugins[request.id]
             await self._runners.remove(request.id)
-            await self._kv.forget(but=self._plugins)
+            await self._forget()
             await self._sweep()
             return shown(plugin)
 
     async def _sweep(self) -> None:
-        used = await self._database.read(store.digests)
-        await asyncio.to_thread(self._artifacts.sweep, used)
+        digests = await self._database.read(store.digests)
+        await asyncio.to_thread(self._artifacts.sweep, {*digests.values()})
+
+    async def _forget(self) -> None:
+        """Remove what plugins kept that are not on record. One that this version cannot read is."""
+        await self._kv.forget(but=await self._database.read(store.digests))
 
     # looking
 

@@ -214,9 +214,9 @@ def plugins(connection: sqlite3.Connection) -> list[Loaded]:
     return found
 
 
-def digests(connection: sqlite3.Connection) -> set[str]:
-    """The digests of all artifacts that rows name."""
-    return {row["digest"] for row in connection.execute("SELECT digest FROM plugins")}
+def digests(connection: sqlite3.Connection) -> dict[str, str]:
+    """The digests of all artifacts that rows name, by plugin."""
+    return {row["name"]: row["digest"] for row in connection.execute("SELECT name, digest FROM plugins")}
 
 
 def put(tx: Transaction, plugin: Loaded) -> None:

@@ -29,9 +29,14 @@ from tests.unit.fakes import ROOT, LateNews, NoFiles, identify
 
 async def started(directory: Path, database: Database, ledger: Ledger) -> PluginService:
     """A manager that has the plugin p loaded."""
-    artifacts, settings = Artifacts(directory / "store"), PluginSettings()
     loaded = Loaded(Manifest("p"), "0" * 64, "core", (), (), "", 0.0)
     await database.write(lambda tx: store.put(tx, loaded))
+    return await opened(directory, database, ledger)
+
+
+async def opened(directory: Path, database: Database, ledger: Ledger) -> PluginService:
+    """A manager of what the database has."""
+    artifacts, settings = Artifacts(directory / "store"), PluginSettings()
     kept = Database(directory / "kept.db", HOST_MIGRATIONS)
     service = PluginService(database, kept, artifacts, Signatures([], "off", os.environ), ledger, settings, "")
     compiled = Compiled(directory / "compiled", settings.cache)
@@ -88,4 +93,25 @@ def test_a_manager_ends_also_while_a_record_is_being_written_down(
 
     asyncio.run(ended())
     assert asyncio.run(database.read(store.records))["p"].calls == 1
+    database.close()
+
+
+def test_what_a_plugin_keeps_survives_a_version_that_cannot_read_its_manifest(tmp_path: Path) -> None:
+    database = Database(tmp_path / "plugins.db", store.MIGRATIONS)
+    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
+
+    async def kept() -> int:
+        service = await started(tmp_path, database, ledger)
+        await service._kv.set("p", "key", "value", 1000)
+        await service._kv.set("gone", "key", "value", 1000)
+        await service.close()
+        await database.write(lambda tx: tx.execute("""UPDATE plugins SET manifest = '{"newer": true}'"""))
+        service = await opened(tmp_path, database, ledger)
+        assert not service._plugins
+        found = await service._kv.used("p")
+        assert await service._kv.used("gone") == 0
+        await service.close()
+        return found
+
+    assert asyncio.run(kept()) == len("keyvalue")
     database.close()
