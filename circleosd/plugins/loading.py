@@ -44,11 +44,7 @@ class Loading:
         Raises `NotFound`, `BadRequest`, `Limit` for what cannot be read or does not belong together.
         """
         given, content, signature = await asyncio.to_thread(_texts, files, request)
-        source = await asyncio.to_thread(files.open, "path", request.path)
-        try:
-            staged = await asyncio.to_thread(self._artifacts.stage, source, self._settings.max_artifact)
-        finally:
-            os.close(source)
+        staged = await asyncio.to_thread(self._stage, files, request.path)
         try:
             manifest = manifests.parse(given) if given is not None else manifests.derive(request.path, staged.head)
             manifests.check(manifest, staged.head, self._settings)
@@ -56,6 +52,14 @@ class Loading:
             yield Candidate(manifest, staged, content, signature)
         finally:
             staged.path.unlink(missing_ok=True)
+
+    def _stage(self, files: Given, path: str) -> Staged:
+        """Copy the artifact, in a thread that may outlive its request: so it has the descriptor to itself."""
+        source = files.open("path", path)
+        try:
+            return self._artifacts.stage(source, self._settings.max_artifact)
+        finally:
+            os.close(source)
 
     async def judge(self, candidate: Candidate, *, explicit: bool, before: Loaded | None) -> Trust:
         """Whether the candidate is trusted enough. `before` is the version that is loaded. Raises `Denied`."""
