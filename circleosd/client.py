@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from circleosd import wire
-from circleosd.errors import Timeout, Unavailable, from_code
+from circleosd.errors import Timeout, Unavailable
 
 CHUNK = 256 * 1024
 CONNECT = 60.0  # seconds to connect when replies may take any time
@@ -94,9 +94,7 @@ def _replies(sock: socket.socket, name: str, said: Callable[[str], None]) -> Ite
             if not data:
                 raise ConnectionResetError("it closed the connection without an answer")
             buffer.feed(data)
-        reply = wire.decode_object(line)
-        if not reply.get("ok"):
-            raise from_code(str(reply.get("error")), str(reply.get("message")))
+        reply = wire.decode_reply(line)
         if message := reply.get("message"):
             said(str(message))
         yield reply.get("data")

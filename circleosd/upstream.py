@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from circleosd import wire
-from circleosd.errors import CircleError, Denied, Timeout, Unavailable, from_code
+from circleosd.errors import CircleError, Denied, Timeout, Unavailable
 from circleosd.policy import Caller, Grant, Peer, Role, higher, role_of_uid
 
 MAX_REPLY = 16 * 1024 * 1024
@@ -42,10 +42,7 @@ async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
         raise Unavailable(f"cannot reach {name}: {exc.strerror or exc}") from exc
     if not line:
         raise Unavailable(f"{name} closed the connection without an answer")
-    reply = wire.decode_object(line)
-    if not reply.get("ok"):
-        raise from_code(str(reply.get("error")), str(reply.get("message")))
-    return reply.get("data")
+    return wire.decode_reply(line).get("data")
 
 
 async def follow(path: str, request: dict[str, Any]) -> AsyncGenerator[Any, None]:
@@ -59,9 +56,7 @@ async def follow(path: str, request: dict[str, Any]) -> AsyncGenerator[Any, None
         try:
             writer.write(wire.encode(request))
             while line := await reader.readline():
-                reply = wire.decode_object(line)
-                if not reply.get("ok"):
-                    raise from_code(str(reply.get("error")), str(reply.get("message")))
+                reply = wire.decode_reply(line)
                 if not reply.get("more"):
                     return
                 yield reply.get("data")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple, NoReturn
 
-from circleosd.errors import BadRequest, CircleError, Limit
+from circleosd.errors import BadRequest, CircleError, Limit, from_code
 
 JSON = Any  # a value that json.loads may return
 MAX_TOKEN = 256  # characters; ours have 43
@@ -125,6 +125,14 @@ def decode_object(line: bytes) -> dict[str, JSON]:
     if not isinstance(value, dict):
         raise BadRequest("a request is a JSON object with an action")
     return value
+
+
+def decode_reply(line: bytes) -> dict[str, JSON]:
+    """The reply that a line holds, of a request that was carried out. Raises the error that it names otherwise."""
+    reply = decode_object(line)
+    if not reply.get("ok"):
+        raise from_code(str(reply.get("error")), str(reply.get("message")))
+    return reply
 
 
 def decode_request(line: bytes) -> dict[str, JSON]:

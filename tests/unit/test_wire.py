@@ -8,7 +8,7 @@ import random
 import pytest
 
 from circleosd import wire
-from circleosd.errors import BadRequest, Limit, NotFound
+from circleosd.errors import BadRequest, Internal, Limit, NotFound
 
 
 def test_lines_come_out_whole_however_small_the_pieces() -> None:
@@ -129,6 +129,14 @@ def test_replies_have_the_documented_form() -> None:
     assert wire.failure(NotFound("no such thing"), tag=7) == (
         b'{"ok":false,"message":"no such thing","data":null,"error":"not-found","tag":7}\n'
     )
+
+
+def test_a_reply_is_read_as_what_it_was_or_as_the_error_that_it_names() -> None:
+    assert wire.decode_reply(wire.success([1], more=True))["data"] == [1]
+    with pytest.raises(NotFound, match="no such thing"):
+        wire.decode_reply(wire.failure(NotFound("no such thing")))
+    with pytest.raises(Internal, match="odd"):  # as of a newer service
+        wire.decode_reply(b'{"ok":false,"message":"odd","data":null,"error":"new-code"}')
 
 
 def test_a_reply_is_one_line_whatever_it_holds() -> None:
