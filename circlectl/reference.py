@@ -52,7 +52,7 @@ def cells(contract: type[Request]) -> tuple[str, ...]:
         return OWN if role and contract.own_object else NO
 
     rule = of(None)
-    if actions.takes_rules(contract):
+    if contract.takes_rules():
         rule = YES if contract.object_field else "rows"
     elif rule == NO and contract.own_object:
         rule = OWN

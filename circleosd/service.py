@@ -76,11 +76,7 @@ class Service:
             handler = getattr(self if contract in EVERYWHERE else handlers, contract.action)
             self._endpoints[contract.action] = Endpoint(contract, handler, f"{group}:{contract.action}")
         # What a rule about one object can be about; a rule about any of these lets its user see that object in a list.
-        self._object_verbs = frozenset(
-            item.verb
-            for item in self._endpoints.values()
-            if item.contract.row_field or (item.contract.object_field and not item.contract.claimed_object)
-        )
+        self._object_verbs = frozenset(item.verb for item in self._endpoints.values() if item.contract.takes_rules())
         self.connections: Callable[[], int] = lambda: 0
         self._started = time.monotonic()
 

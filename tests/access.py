@@ -144,7 +144,7 @@ class Walk:
                     yield self._cell(verb, subject, oneself, own=True)
                 elif _is_never_ones_own(verb, contract) and subject.name in ("viewer", "operator", "granted"):
                     yield self._cell(verb, subject, oneself, own=True, ruled=False)
-                if subject.name == "granted" and actions.takes_rules(contract):
+                if subject.name == "granted" and contract.takes_rules():
                     beside = {**sample(verb), contract.object_field: "beside"}
                     yield self._cell(verb, subject, beside, ruled=False)
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from circleosd.api import auth, plugins, registry
 from circleosd.api.contract import Request
-from circleosd.policy import Access
 
 MODULES = (auth, registry, plugins)
 BY_VERB: Mapping[str, type[Request]] = {
@@ -14,15 +13,8 @@ BY_VERB: Mapping[str, type[Request]] = {
 }
 
 
-def takes_rules(contract: type[Request]) -> bool:
-    """Whether a rule about an object can allow the action."""
-    if contract.access is Access.ANYONE:
-        return False
-    return contract.row_field is not None or (contract.object_field is not None and not contract.claimed_object)
-
-
 def object_verbs(group: str) -> frozenset[str]:
     """The verbs of a group that rules can allow; one about any of them lets its user see the object in a listing."""
     return frozenset(
-        verb for verb, contract in BY_VERB.items() if verb.startswith(f"{group}:") and takes_rules(contract)
+        verb for verb, contract in BY_VERB.items() if verb.startswith(f"{group}:") and contract.takes_rules()
     )

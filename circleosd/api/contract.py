@@ -221,6 +221,13 @@ class Request:
         return any(base.__annotations__ for base in cls.__mro__ if issubclass(base, Request) and base is not Request)
 
     @classmethod
+    def takes_rules(cls) -> bool:
+        """Whether a rule about an object can allow the action."""
+        if cls.access is Access.ANYONE:
+            return False
+        return cls.row_field is not None or (cls.object_field is not None and not cls.claimed_object)
+
+    @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
         """Take a dict for the dataclass itself, while its fields stay strict: "5" is no number."""
         return {**handler(source), "strict": False}

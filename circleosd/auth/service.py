@@ -487,7 +487,7 @@ def _require_known(given: Grant) -> None:
         raise BadRequest(f"there is no action {given.verb}; there are: {', '.join(actions.BY_VERB)}")
     if given.deny:
         return
-    if not any(actions.takes_rules(actions.BY_VERB[verb]) for verb in covered):
+    if not any(actions.BY_VERB[verb].takes_rules() for verb in covered):
         needs = actions.BY_VERB[covered[0]].access
         why = "anyone may do it" if needs is Access.ANYONE else f"it needs the role {needs}"
         raise BadRequest(f"no rule about an object can allow {given.verb}: {why}")
