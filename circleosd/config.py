@@ -13,7 +13,7 @@ from typing import Any, Literal, dataclass_transform, get_args
 from circleosd.errors import BadRequest
 from circleosd.paths import config_dirs
 
-Trust = Literal["require", "warn", "off"]
+TrustPolicy = Literal["require", "warn", "off"]
 
 
 @dataclass_transform(kw_only_default=True)
@@ -113,7 +113,7 @@ class PluginSettings(Table):
     idle_worker: float = 20.0
     queue: int = 256
     cache: int = 512 * 1024 * 1024
-    trust: Trust = "warn"
+    trust: TrustPolicy = "warn"
     grants: Mapping[str, list[str]] = MappingProxyType({})
     back_off_after: int = 3
     quarantine_after: int = 10
@@ -226,7 +226,7 @@ def _table(name: str, defaults: Any, values: Any) -> Any:
 _KINDS = {
     int: "a whole number from {least} on",
     float: "a number from {least} on",
-    str: f"one of {', '.join(get_args(Trust))}",
+    str: f"one of {', '.join(get_args(TrustPolicy))}",
     MappingProxyType: "a table of lists of capabilities",
 }
 
@@ -242,7 +242,7 @@ def _value(default: Any, value: Any, least: float) -> Any:
                 raise ValueError
             return number
         case str():
-            if value not in get_args(Trust):
+            if value not in get_args(TrustPolicy):
                 raise ValueError
         case Mapping():
             if not isinstance(value, dict):

@@ -9,18 +9,12 @@ import contextlib
 import os
 import stat
 from collections.abc import Container, Iterator
-from typing import Protocol
 
 from circleosd.api.contract import Mark, parameters, quoted
 from circleosd.api.plugins import Load, Verify
 from circleosd.errors import BadRequest, NotFound
+from circleosd.handlers import Files
 from circleosd.policy import Caller
-
-
-class Passed(Protocol):
-    """The descriptors that came with a request."""
-
-    def take(self) -> int: ...
 
 
 class Given:
@@ -52,7 +46,7 @@ class Given:
 
 
 @contextlib.contextmanager
-def given(request: Load | Verify, passed: Passed, caller: Caller) -> Iterator[Given]:
+def given(request: Load | Verify, passed: Files, caller: Caller) -> Iterator[Given]:
     """Take the passed descriptors, which are those of the parameters in `files`, and close them in the end.
 
     Raises `BadRequest` for a file that is no regular one, or that `caller` has to pass and does not.

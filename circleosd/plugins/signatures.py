@@ -14,9 +14,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from circleosd.api.plugins import NAMESPACE
+from circleosd.config import TrustPolicy
 from circleosd.errors import Denied, Timeout, Unavailable
 
 SIGNERS = "trusted-signers"
@@ -27,8 +28,6 @@ MAX_SIGNERS = 256 * 1024
 MAX_SAID = 64 * 1024  # bytes of ssh-keygen's output that are looked at
 SECONDS = 10.0  # for one signature; a run of ssh-keygen takes some 10 ms
 MAX_LINES = 16  # of trusted-signers that are tried for one key; each takes two runs
-
-Policy = Literal["require", "warn", "off"]
 
 
 class Problem(StrEnum):
@@ -90,7 +89,7 @@ class _Ran(NamedTuple):
 class Signatures:
     """Verifies and judges. `directories` hold trusted-signers and revoked-signers; the last that has one counts."""
 
-    def __init__(self, directories: Sequence[Path], policy: Policy, environment: Mapping[str, str]) -> None:
+    def __init__(self, directories: Sequence[Path], policy: TrustPolicy, environment: Mapping[str, str]) -> None:
         self._directories = directories
         self._policy = policy
         self._environment = {name: environment[name] for name in ("PATH", "TZ", "HOME") if name in environment} | {

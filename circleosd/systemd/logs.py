@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from systemd import journal
 
@@ -20,8 +20,7 @@ from circleosd.api.registry import MAX_LINES
 from circleosd.errors import Denied, Limit, Unavailable
 from circleosd.registry.units import LogLine
 from circleosd.steering import plain
-
-Scope = Literal["system", "user"]
+from circleosd.systemd.units import Scope
 
 MAX_TEXT = 2048  # characters of a line that are shown; journald itself cuts at 48 KiB (LineMax=)
 BATCH = 200  # entries that `follow` reads at a time

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from circleosd.config import TrustPolicy
 from circleosd.errors import Denied, Timeout, Unavailable
-from circleosd.plugins.signatures import MAX_LINES, BadSignature, Policy, Problem, Signatures, Trust
+from circleosd.plugins.signatures import MAX_LINES, BadSignature, Problem, Signatures, Trust
 from tests.integration.keys import NAMESPACE, new_key, public, sign
 
 MANIFEST = b'{"name": "example", "sha256": "00"}\n'
@@ -34,14 +35,14 @@ class Host:
         signature: bytes | None,
         manifest: bytes = MANIFEST,
         *,
-        policy: Policy = "require",
+        policy: TrustPolicy = "require",
         native: bool = False,
         explicit: bool = False,
     ) -> Trust:
         signatures = Signatures([self.directory], policy, os.environ)
         return asyncio.run(signatures.judge(manifest, signature, native=native, explicit=explicit))
 
-    def refusal(self, signature: bytes, manifest: bytes = MANIFEST, *, policy: Policy = "require") -> BadSignature:
+    def refusal(self, signature: bytes, manifest: bytes = MANIFEST, *, policy: TrustPolicy = "require") -> BadSignature:
         with pytest.raises(BadSignature) as caught:
             self.judge(signature, manifest, policy=policy)
         return caught.value
@@ -242,7 +243,7 @@ def test_an_unsigned_plugin_is_refused_warned_about_or_let_through_as_the_policy
 
 
 @pytest.mark.parametrize("policy", ["warn", "off"])
-def test_native_code_needs_a_signature_or_somebodys_word(signers: Host, policy: Policy) -> None:
+def test_native_code_needs_a_signature_or_somebodys_word(signers: Host, policy: TrustPolicy) -> None:
     with pytest.raises(Denied, match="--trust"):
         signers.judge(None, policy=policy, native=True)
     assert signers.judge(None, policy=policy, native=True, explicit=True).warning
@@ -288,7 +289,9 @@ def test_without_ssh_keygen_nothing_signed_is_loaded(signers: Host) -> None:
 
 @pytest.mark.parametrize("policy", ["warn", "require"])
 @pytest.mark.parametrize("named", ["nobody", "mallory", "no file"])
-def test_a_revoked_key_is_refused_whomever_trusted_signers_names(signers: Host, policy: Policy, named: str) -> None:
+def test_a_revoked_key_is_refused_whomever_trusted_signers_names(
+    signers: Host, policy: TrustPolicy, named: str
+) -> None:
     (signers.directory / "revoked-signers").write_text(public(signers.alice) + "\n")
     if named == "no file":
         (signers.directory / "trusted-signers").unlink()
