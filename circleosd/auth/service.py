@@ -34,16 +34,16 @@ from circleosd.api.auth import (
 )
 from circleosd.api.auth import Sessions as ListSessions
 from circleosd.auth import passwords, store
-from circleosd.auth.delegation import excess
 from circleosd.auth.logins import Logins
 from circleosd.auth.passwords import Passwords
 from circleosd.auth.sessions import Sessions
 from circleosd.auth.store import Account
 from circleosd.config import AuthSettings
 from circleosd.database import Database, Transaction
+from circleosd.delegation import require_within
 from circleosd.errors import BadRequest, Conflict, Denied, Exists, Limit, NotFound
 from circleosd.handlers import Act, Handlers
-from circleosd.policy import Access, Caller, Grant, Peer, Role, decide, higher, role_of_uid
+from circleosd.policy import Access, Caller, Grant, Peer, decide, higher, role_of_uid
 
 RESERVED = ("root", "nobody")  # and what begins with circleosd: names that others would take for something else
 MAX_RULES = 200  # of one user; each is sent with every verification and looked at with every decision
@@ -162,14 +162,14 @@ class AuthService(Handlers):
             raise BadRequest("a user needs a password or a uid")
         if request.uid in {self._own_uid, *self._services}:
             raise BadRequest(f"uid {request.uid} is CircleOSD's own; it needs no user")
-        self._within(act.caller, store.role_of(request.role), ())  # before the hash, which takes long, and after it
+        require_within(act.caller, store.role_of(request.role), ())  # before the hash, which takes long, and after it
         if request.password is not None:
             passwords.check(request.password, name)
         hashed = await self._passwords.hash(request.password) if request.password is not None else None
 
         def work(tx: Transaction) -> User:
             self._still(tx, act)
-            self._within(act.caller, store.role_of(request.role), ())
+            require_within(act.caller, store.role_of(request.role), ())
             store.insert_user(tx, name, hashed, request.role, request.uid, time.time())
             user = store.shown(self._find(tx, name))
             act.commit(tx, after={"role": user["role"], "uid": user["uid"]})
@@ -247,7 +247,7 @@ class AuthService(Handlers):
 
         def work(tx: Transaction) -> User:
             before = self._target(tx, act, request.name)
-            self._within(act.caller, store.role_of(request.role), ())
+            require_within(act.caller, store.role_of(request.role), ())
             store.set_role(tx, request.name, request.role)
             act.commit(tx, before={"role": store.role_text(before.role)}, after={"role": request.role})
             return store.shown(self._find(tx, request.name))
@@ -386,7 +386,7 @@ class AuthService(Handlers):
 
         def work(tx: Transaction) -> Sequence[Rule]:
             self._target(tx, act, request.name)
-            self._within(act.caller, None, (given,))
+            require_within(act.caller, None, (given,))
             if len(store.grants(tx, request.name)) >= MAX_RULES:
                 raise Limit(f"a user may have at most {MAX_RULES} rules; globs need fewer")
             store.add_grant(tx, request.name, given)
@@ -405,7 +405,7 @@ class AuthService(Handlers):
         def work(tx: Transaction) -> Sequence[Rule]:
             self._target(tx, act, request.name)
             if given.deny:  # taking away what forbids gives what was forbidden
-                self._within(act.caller, None, (given._replace(deny=False),))
+                require_within(act.caller, None, (given._replace(deny=False),))
             if not store.remove_grant(tx, request.name, given):
                 raise NotFound(f"{request.name} has no rule: {given}; see: circlectl user show {request.name}")
             act.commit(tx, before={"rule": str(given)})
@@ -453,16 +453,8 @@ class AuthService(Handlers):
         self._still(tx, act)
         account = self._find(tx, name)
         if name != act.caller.user:
-            self._within(act.caller, account.role, store.grants(tx, name))
+            require_within(act.caller, account.role, store.grants(tx, name))
         return account
-
-    def _within(self, caller: Caller, role: Role | None, rules: Sequence[Grant]) -> None:
-        """Raises `Denied` if the caller lacks a right that this role and these rules give."""
-        from circleosd.api import actions
-
-        needs = {verb: contract.access for verb, contract in actions.BY_VERB.items()}
-        if lacking := excess(caller, role, rules, needs):
-            raise Denied(f"this needs a right that you do not have yourself: {lacking}")
 
 
 def _of_uid(db: sqlite3.Connection | Transaction, uid: int) -> tuple[Account | None, tuple[Grant, ...]]:

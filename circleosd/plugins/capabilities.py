@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from circleosd.errors import BadRequest
+from circleosd.policy import Grant
 from circleosd.worker.host import covers as covers
 
 KINDS = {
@@ -28,6 +29,23 @@ _NAMED = {
     "services:restart:": r"\*|[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}",
     "events:": r"\*|[a-zA-Z0-9][a-zA-Z0-9_.@-]{0,127}",
 }
+
+# What people need a right for and a plugin does by a capability of that kind; the object is the name behind it, or any.
+_RIGHTS = {
+    "services:read": ("service:list", "service:status"),
+    "services:restart:": ("service:restart",),
+}
+
+
+def rights(held: Iterable[str]) -> tuple[Grant, ...]:
+    """The rights that these capabilities are as good as, in the words of rules."""
+    return tuple(
+        Grant(verb, capability.removeprefix(kind) or "*")
+        for capability in held
+        for kind, verbs in _RIGHTS.items()
+        if capability.startswith(kind)
+        for verb in verbs
+    )
 
 
 def check(capability: str) -> None:

@@ -27,6 +27,7 @@ from circleosd.api.plugins import (
 )
 from circleosd.config import PluginSettings
 from circleosd.database import Database, Transaction
+from circleosd.delegation import require_within
 from circleosd.errors import BadRequest, CircleError, Conflict, Denied, NotFound
 from circleosd.handlers import Act, Handlers
 from circleosd.ledger import Ledger
@@ -157,6 +158,7 @@ class PluginService(Handlers):
         plugin = self._new(manifest, staged.digest, _fresh(before), _kept(before, manifest) | grants)
         if before:
             require_granted_growth(before.manifest, manifest, plugin.granted)
+        _require_own(act, plugin.granted)
         fd = os.open(staged.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             runner, ready = await self._runners.probe(plugin, fd, upgrade=before is not None)
@@ -186,6 +188,7 @@ class PluginService(Handlers):
             await asyncio.to_thread(self._artifacts.keep, staged)
             async with self._changing:
                 self._catch_up(plugin, before, grants)
+                _require_own(act, plugin.granted)
                 await self._database.write(work)
                 plugin.adopt(loaded)
                 self._plugins[manifest.name] = plugin
@@ -319,6 +322,8 @@ class PluginService(Handlers):
             require_asked(plugin.manifest, capability)
             if capability == capabilities.ALWAYS:
                 raise Conflict(f"every plugin has {capability}")
+            if granted:
+                _require_own(act, (capability,))
             wider = [item for item in plugin.granted if item != capability and capabilities.covers(item, capability)]
             if not granted and wider:
                 raise Conflict(f"{name} has {capability} by {wider[0]}; revoke that")
@@ -446,6 +451,13 @@ def _require_entry(manifest: Manifest, functions: Sequence[str]) -> None:
         raise BadRequest(
             f"the manifest's entry {manifest.entry!r} is no function of the plugin; it has: {', '.join(functions)}"
         )
+
+
+def _require_own(act: Act, held: Sequence[str]) -> None:
+    """Raises `Denied` if capabilities that a plugin is to hold are rights that who acts lacks: whoever grants them, or
+    chooses the code that has them, could do by the plugin what they may not do themselves.
+    """
+    require_within(act.caller, None, capabilities.rights(held))
 
 
 def _self(plugin: str) -> Caller:

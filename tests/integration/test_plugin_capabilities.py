@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,12 @@ from typing import Any
 
 import pytest
 
+from tests.door import acting_as
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost, read_reply
 from tests.integration.made import CALLER, HOST_CALLS, caller, core, write
+from tests.integration.people import ALICE, AUTH, BOB, PLUGINS, create, login
+from tests.integration.people import ask as ask_as
 from tests.native_source import native as handlers
 
 SLEEPER = """
@@ -384,3 +388,46 @@ def test_the_counter_of_the_examples_counts(new_host: NewHost) -> None:
     assert [host.ok("plugin", "invoke", "counter", "handle", "visits") for _ in range(2)] == ["1\n", "2\n"]
     os.kill(host.pid("plugin-manager"), signal.SIGKILL)
     assert host.ok("plugin", "invoke", "counter", "handle", "visits") == "3\n"
+
+
+@pytest.mark.usefixtures("other_users")
+def test_nobody_grants_a_plugin_more_than_ones_own_rights(cheap_host: EmbeddedHost, tmp_path: Path) -> None:
+    host = cheap_host
+    for name in ("web", "db"):
+        host.add_service(name, SLEEPER)
+    create(host, "helper", role="operator")
+    host.data(AUTH, "grant", name="helper", verb="plugin:grant", object="healer")
+    create(host, "boss", role="admin")
+    for name in ("helper", "boss"):
+        host.data(AUTH, "grant", name=name, verb="service:restart", object="db", deny=True)
+    helper, boss = login(host, "helper", ALICE), login(host, "boss", BOB)
+    path = write(tmp_path, "healer", caller(), capabilities=["kv", "services:restart:*"])
+    host.load(path)
+
+    def grant(capability: str) -> dict[str, Any]:
+        return ask_as(host, ALICE, PLUGINS, "grant", id="healer", capability=capability, token=helper)
+
+    assert grant("kv")["ok"]
+    assert grant("services:restart:web")["ok"]
+    assert answer(host, "healer", "services.restart", name="web") is None
+    for capability in ("services:restart:db", "services:restart:*"):
+        refused = grant(capability)
+        assert refused["error"] == "denied", refused
+        assert "a right that you do not have yourself: service:restart on " in refused["message"]
+    assert host.data(PLUGINS, "history", failed=True, object="healer")[-1]["actor"]["user"] == "helper"
+
+    def load(**more: Any) -> dict[str, Any]:
+        request = {"action": "load", "path": "healer.wasm", "files": ["path"], "token": boss, **more}
+        manifest = json.loads((tmp_path / "healer.json").read_text())
+        with acting_as(BOB):
+            sock = host.connect(PLUGINS)
+        with sock, path.open("rb") as file:
+            line = json.dumps({"manifest": manifest, **request}).encode() + b"\n"
+            socket.send_fds(sock, [line], [file.fileno()])
+            return read_reply(sock)
+
+    assert load()["ok"]
+    assert load(grant="services:restart:db")["error"] == "denied"
+    host.data(PLUGINS, "grant", id="healer", capability="services:restart:db")
+    assert load()["error"] == "denied"  # whoever chooses the code has what is granted to it
+    host.unload("healer")

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import pytest
 
 from circleosd.api import actions
-from circleosd.auth.delegation import excess, includes, overlaps
+from circleosd.delegation import excess, includes, overlaps
 from circleosd.policy import Caller, Grant, Peer, Role
 
 NEEDS = {verb: contract.access for verb, contract in actions.BY_VERB.items()}

@@ -14,6 +14,7 @@ from tests.integration.embedded_host import PROJECT
 ALLOWED = {
     "errors": set[str](),
     "policy": {"errors"},
+    "delegation": {"api", "errors", "policy"},
     "paths": {"errors"},
     "validation": set[str](),
     "config": {"errors", "paths"},
@@ -38,11 +39,11 @@ ALLOWED = {
     "systemd": {"api", "errors", "registry.units", "steering"},
     "activation": set[str](),
     "worker": {"activation"},
-    "auth": {"api", "config", "database", "errors", "handlers", "ledger", "policy"},
+    "auth": {"api", "config", "database", "delegation", "errors", "handlers", "ledger", "policy"},
     "registry": {"api", "database", "errors", "handlers", "ledger", "policy", "upstream", "validation"},
     "plugins": {
-        "api", "config", "database", "errors", "handlers", "handoff", "ledger", "policy", "upstream", "validation",
-        "worker.cachekey", "worker.frames", "worker.host", "worker.limits",
+        "api", "config", "database", "delegation", "errors", "handlers", "handoff", "ledger", "policy", "upstream",
+        "validation", "worker.cachekey", "worker.frames", "worker.host", "worker.limits",
     },
     "polkit": {"api", "errors", "registry.catalog", "systemd.units"},
     "embedded": {

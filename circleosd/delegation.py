@@ -1,4 +1,4 @@
-"""What one may hand on: never more than one's own rights. Pure functions of values.
+"""What one may hand on to a user or a plugin: never more than one's own rights.
 
 Globs are those that the contracts admit: `*` and `?`, no brackets.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from circleosd.errors import Denied
 from circleosd.policy import Access, Caller, Grant, Role, suffices
 
 
@@ -37,6 +38,15 @@ def overlaps(one: str, other: str) -> bool:
             elif char == other[j] or "?" in (char, other[j]):
                 row[j] = after[j + 1]
     return row[0]
+
+
+def require_within(caller: Caller, role: Role | None, rules: Iterable[Grant]) -> None:
+    """Raises `Denied` if the caller lacks a right that this role and these rules give."""
+    from circleosd.api import actions  # all services' contracts: only what hands on rights waits for them
+
+    needs = {verb: contract.access for verb, contract in actions.BY_VERB.items()}
+    if lacking := excess(caller, role, rules, needs):
+        raise Denied(f"this needs a right that you do not have yourself: {lacking}")
 
 
 def excess(caller: Caller, role: Role | None, rules: Iterable[Grant], needs: Mapping[str, Access]) -> str | None:
