@@ -19,6 +19,8 @@ MESSAGE_IDS = {
     "denied": "a85b7acb4f1f4652a20f4c30fd25298e",
 }
 
+ROW = "CIRCLEOSD_ROW"  # the field that holds a whole row of the ledger
+
 
 class _OneLine(logging.Formatter):
     """A message is one line, whatever a plugin or a client said in it; only a traceback behind it has more."""
@@ -76,5 +78,5 @@ def mirror(event: Event) -> None:
         CIRCLEOSD_PHASE=event["phase"],
         CIRCLEOSD_ERROR=event["error"] or "",
         CIRCLEOSD_SEQ=str(event["seq"]),
-        CIRCLEOSD_ROW=json.dumps(event, ensure_ascii=False, separators=(",", ":")),
+        **{ROW: json.dumps(event, ensure_ascii=False, separators=(",", ":"))},
     )

@@ -20,6 +20,7 @@ from circleosd.api.registry import MAX_LINES
 from circleosd.errors import Denied, Limit, Unavailable
 from circleosd.registry.units import LogLine
 from circleosd.steering import plain
+from circleosd.systemd.journal import ROW
 from circleosd.systemd.units import Scope
 
 MAX_TEXT = 2048  # characters of a line that are shown; journald itself cuts at 48 KiB (LineMax=)
@@ -221,7 +222,9 @@ def _last(reader: Any, lines: int, since: float | None) -> tuple[list[LogLine], 
 
 
 def _lines(entry: dict[str, Any]) -> Iterator[LogLine]:
-    """An entry's message, line by line, fit for a terminal."""
+    """An entry's message, line by line, fit for a terminal; none of a ledger's row, which fewer people may read."""
+    if ROW in entry:
+        return
     message = entry.get("MESSAGE", "")
     if isinstance(message, list):  # a field may be there several times
         message = message[0]

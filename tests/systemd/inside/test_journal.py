@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import shlex
 import sys
 import threading
 import time
@@ -75,6 +76,21 @@ def test_whatever_is_logged_becomes_plain_text() -> None:
     assert red == "\N{REPLACEMENT CHARACTER}[31mred\N{REPLACEMENT CHARACTER}[0m"
     assert indented == "\tindented é"
     assert rest == ["nul", "byte"]  # journald ends a line there
+
+
+def test_rows_of_the_ledger_are_not_among_the_lines() -> None:
+    script = """
+import subprocess
+from circleosd.systemd.journal import mirror
+actor = {"user": None, "uid": 0, "plugin": None}
+row = {"actor": actor, "action": "grant", "object": "alice", "error": None, "message": None, "service": "s", "seq": 1}
+mirror({**row, "phase": "done"})
+print("not a row", flush=True)
+subprocess.run(["journalctl", "--sync"], check=True)  # while this process can still be told from others
+"""
+    unit = say(f"PYTHONPATH={':'.join(sys.path)} {shlex.join([sys.executable, '-c', script])}")
+    assert "grant alice: done" in run("journalctl", "--output=cat", f"--unit={unit}")
+    assert texts(tail(unit, 10)) == ["not a row"]
 
 
 def test_a_message_of_several_lines_becomes_several_lines() -> None:
