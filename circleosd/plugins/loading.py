@@ -19,6 +19,8 @@ from circleosd.plugins.manifest import MAX_MANIFEST, Manifest
 from circleosd.plugins.signatures import MAX_SIGNATURE, MAX_SIGNERS, Signatures, Trust
 from circleosd.plugins.store import Artifacts, Loaded, Staged
 
+VERIFIED_AT_ONCE = 2  # plugins, for all who only ask
+
 
 class Candidate(NamedTuple):
     """A plugin on its way in: `content` is its manifest as it was signed, None for one that has no file."""
@@ -36,6 +38,8 @@ class Loading:
         self._artifacts = artifacts
         self._signatures = signatures
         self._settings = settings
+        # Each has a copy of its artifact on disk. Loads come one at a time and do not wait for these.
+        self._verifications = asyncio.Semaphore(VERIFIED_AT_ONCE)
 
     @asynccontextmanager
     async def candidate(self, files: Given, request: Load | Verify) -> AsyncIterator[Candidate]:
@@ -79,6 +83,10 @@ class Loading:
 
     async def verify(self, files: Given, request: Verify) -> Verified:
         """What `plugin verify` replies. Raises `BadSignature` and what `candidate` raises."""
+        async with self._verifications:
+            return await self._verify(files, request)
+
+    async def _verify(self, files: Given, request: Verify) -> Verified:
         signers = None
         if request.signers is not None:
             signers = await asyncio.to_thread(files.read, "signers", request.signers, MAX_SIGNERS)

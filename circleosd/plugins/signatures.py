@@ -95,7 +95,6 @@ class Signatures:
         self._environment = {name: environment[name] for name in ("PATH", "TZ", "HOME") if name in environment} | {
             "LC_ALL": "C"
         }
-        self._places = asyncio.Semaphore(2)  # for whoever may ask; loads come one at a time and do not wait for them
 
     async def judge(self, manifest: bytes, signature: bytes | None, *, native: bool, explicit: bool) -> Trust:
         """Decide whether a plugin may be loaded. `explicit`: whoever loads it says that they trust it.
@@ -107,7 +106,7 @@ class Signatures:
         if signature is None:
             return self._unsigned("nobody signed it", None, native=native, explicit=explicit)
         try:
-            signer = await self._verify(manifest, signature, None)
+            signer = await self.verify(manifest, signature)
         except BadSignature as error:
             if not (explicit and error.problem in OPEN_TO_TRUST and self._policy != "require"):
                 raise
@@ -135,10 +134,6 @@ class Signatures:
 
         Raises `BadSignature`, `Unavailable` when ssh-keygen or a list of keys cannot be used, `Timeout`.
         """
-        async with self._places:
-            return await self._verify(manifest, signature, signers)
-
-    async def _verify(self, manifest: bytes, signature: bytes, signers: bytes | None) -> Signer:
         if len(signature) > MAX_SIGNATURE:
             raise BadSignature(Problem.MALFORMED, f"the signature is larger than {MAX_SIGNATURE} bytes; get it again")
         try:

@@ -137,26 +137,6 @@ def test_a_verification_has_one_deadline_for_all_its_runs(signers: Host, monkeyp
         asyncio.run(slow.verify(MANIFEST, sign(signers.alice, MANIFEST), for_other_purposes(signers)))
 
 
-def test_a_load_does_not_wait_for_the_verifications_of_others(signers: Host) -> None:
-    before = 'if grep -q "so slow" "$6"; then echo >> waiting; exec sleep 60; fi'
-    signatures = Signatures([signers.directory], "require", slowed(signers, before))
-    waiting = signers.directory / "waiting"
-
-    async def load() -> Trust:
-        async with asyncio.timeout(10):
-            others = [asyncio.create_task(signatures.verify(MANIFEST, b"so slow")) for _ in range(8)]
-            while not waiting.exists() or len(waiting.read_bytes()) < 2:
-                await asyncio.sleep(0.01)
-            trust = await signatures.judge(MANIFEST, sign(signers.alice, MANIFEST), native=False, explicit=False)
-            assert not any(task.done() for task in others)
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-            return trust
-
-    assert asyncio.run(load()).signer == "alice@example.org"
-
-
 def test_an_expired_key_is_refused_with_its_date(signers: Host) -> None:
     signers.trust(f'alice@example.org valid-before="20200101" {public(signers.alice)}')
     error = signers.refusal(sign(signers.alice, MANIFEST))
