@@ -5,39 +5,62 @@ Globs are those that the contracts admit: `*` and `?`, no brackets.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
 
 from circleosd.errors import Denied
 from circleosd.policy import Access, Caller, Grant, Role, suffices
 
+# Rules may have hundreds of characters, and two users' hundreds of rules are held against each other. So where in a
+# glob one may be, having followed it, is a number with a bit for each place, and all places are moved on at once.
+
 
 def includes(outer: str, inner: str) -> bool:
     """Whether every text that the glob `inner` matches is matched by `outer`. Errs, if at all, towards no."""
-    # From the ends towards the starts: row[j] says it for outer[i:] and inner[j:].
-    row = [False] * len(inner) + [True]
-    for char in reversed(outer):
-        after, row = row, [False] * (len(inner) + 1)
-        for j in range(len(inner), -1, -1):
-            if char == "*":
-                row[j] = after[j] or (j < len(inner) and row[j + 1])
-            elif j < len(inner) and inner[j] != "*" and char in ("?", inner[j]):
-                row[j] = after[j + 1]
-    return row[0]
+    glob = _read(outer)
+    places = glob.start
+    for char in inner:  # only a star takes a star, and only what takes any character takes a question mark
+        taking = 0 if char == "*" else glob.taking.get(char, glob.taking_any)
+        places = (places & taking) << 1 | places & glob.stars
+        places |= (places & glob.stars) << 1
+    return bool(places & glob.end)
 
 
 def overlaps(one: str, other: str) -> bool:
     """Whether there is a text that both globs match."""
-    row = [set(other[j:]) <= {"*"} for j in range(len(other) + 1)]
-    for char in reversed(one):
-        after, row = row, [False] * (len(other) + 1)
-        for j in range(len(other), -1, -1):
-            if j == len(other):
-                row[j] = char == "*" and after[j]
-            elif "*" in (char, other[j]):
-                row[j] = after[j] or row[j + 1]
-            elif char == other[j] or "?" in (char, other[j]):
-                row[j] = after[j + 1]
-    return row[0]
+    glob = _read(one)
+    places, characters = glob.start, glob.end - 1 & ~glob.stars
+    for char in other:
+        if char == "*":
+            places = 2 * glob.end - (places & -places)  # from the first place on
+            continue
+        taking = characters if char == "?" else glob.taking.get(char, glob.taking_any)
+        places = (places & taking) << 1 | places & glob.stars
+        places |= (places & glob.stars) << 1
+    return bool(places & glob.end)
+
+
+class _Glob(NamedTuple):
+    """The places of a glob: where one begins, those that take a character, or any, the stars, and the one behind all.
+
+    A star may stand for nothing: who comes to it is behind it, too.
+    """
+
+    start: int
+    taking: dict[str, int]
+    taking_any: int
+    stars: int
+    end: int
+
+
+@lru_cache(1024)
+def _read(glob: str) -> _Glob:
+    glob = re.sub(r"\*+", "*", glob)
+    at = {char: sum(1 << place for place, found in enumerate(glob) if found == char) for char in {*glob, "*", "?"}}
+    taking = {char: places | at["?"] for char, places in at.items()}
+    return _Glob(1 | (at["*"] & 1) << 1, taking, at["?"], at["*"], 1 << len(glob))
 
 
 def require_within(caller: Caller, role: Role | None, rules: Iterable[Grant]) -> None:
