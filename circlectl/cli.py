@@ -126,7 +126,8 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
     for item in command.parameters:
         if item.name in given:
             request[item.name] = value = _convert(item, given[item.name])
-            item.check(value)  # before a password is asked for
+            if command.secrets:  # else it is for the service to say
+                item.check(value)
     for item in command.secrets:
         if item.name == "old" and "name" in given:  # another's password is changed without knowing it
             continue
