@@ -16,8 +16,6 @@ from circleosd.database import Transaction
 from circleosd.errors import Limit
 from circleosd.policy import Caller
 
-MOST_AT_ONCE = 64  # logins in hand of one uid; the queue (auth.login_queue) is longer, so that others come in too
-
 Key = tuple[str, str]
 
 
@@ -62,8 +60,6 @@ class Logins:
                 raise _too_many(seconds)
             if count and self._in_hand[key] and count + self._in_hand[key] >= self._tries:
                 raise Limit("too many logins at once after failed ones; try again in 1 s")
-            if key[0] == "peer" and self._in_hand[key] >= MOST_AT_ONCE:
-                raise Limit(f"at most {MOST_AT_ONCE} logins at once for uid {key[1]}; try again later")
         self._in_hand.update(keys)
         try:
             yield

@@ -8,6 +8,7 @@ import contextlib
 import os
 import threading
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
@@ -23,28 +24,32 @@ T = TypeVar("T")
 
 COMMON = f"{os.path.dirname(__file__)}/common_passwords.txt"
 NICE = 10
+MOST_AT_ONCE = 64  # passwords in hand of one uid; the queue (auth.login_queue) is longer, so that others come in too
 
 
 class Passwords:
-    """Hashes and verifies, `settings.hashing` at a time; so many more wait that memory and time stay bounded."""
+    """Hashes and verifies, `settings.hashing` at a time; so many more wait that memory and time stay bounded.
+
+    `uid` is for whom; None is who may have any number of places.
+    """
 
     def __init__(self, settings: AuthSettings) -> None:
         self._settings = settings
         self._most = settings.hashing + settings.login_queue
         self._threads = ThreadPoolExecutor(settings.hashing, "argon2", _give_way)
-        self._in_hand = 0
+        self._in_hand: Counter[int | None] = Counter()
         self._decoy = _decoy(settings)
 
-    async def hash(self, password: str) -> str:
+    async def hash(self, password: str, uid: int | None) -> str:
         """The password's hash in PHC string format, parameters and salt included. Raises `Limit`."""
-        return await self._run(lambda text: self._hasher.hash(text), normal(password))
+        return await self._run(uid, lambda text: self._hasher.hash(text), normal(password))
 
-    async def verify(self, stored: str | None, password: str) -> bool:
+    async def verify(self, stored: str | None, password: str, uid: int | None) -> bool:
         """Whether `password` has the hash `stored`. None, for an unknown user, takes as long and is never right.
 
         Raises `Limit`.
         """
-        right = await self._run(self._matches, stored or self._decoy, normal(password))
+        right = await self._run(uid, self._matches, stored or self._decoy, normal(password))
         return right and stored is not None
 
     def outdated(self, stored: str) -> bool:
@@ -69,14 +74,18 @@ class Passwords:
         except (VerificationError, InvalidHashError):
             return False
 
-    async def _run(self, work: Callable[..., T], *args: str) -> T:
-        if self._in_hand >= self._most:
-            raise Limit(f"{self._in_hand} passwords wait to be looked at already (auth.login_queue); try again later")
-        self._in_hand += 1
+    async def _run(self, uid: int | None, work: Callable[..., T], *args: str) -> T:
+        if (waiting := self._in_hand.total()) >= self._most:
+            raise Limit(f"{waiting} passwords wait to be looked at already (auth.login_queue); try again later")
+        if uid is not None and self._in_hand[uid] >= MOST_AT_ONCE:
+            raise Limit(f"at most {MOST_AT_ONCE} passwords at once for uid {uid}; try again later")
+        self._in_hand[uid] += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
         finally:
-            self._in_hand -= 1
+            self._in_hand[uid] -= 1
+            if not self._in_hand[uid]:
+                del self._in_hand[uid]
 
 
 def _give_way() -> None:

@@ -180,7 +180,7 @@ def test_new_parameters_are_applied_at_the_next_login(new_host: NewHost) -> None
     assert after.startswith("$argon2id$v=19$m=128,t=2,p=1$")
     login(host, "alice", os.getuid())
     assert stored(host, "alice") == after, "it is not hashed again without need"
-    assert asyncio.run(Passwords(AuthSettings()).verify(after, PASSWORD))
+    assert asyncio.run(Passwords(AuthSettings()).verify(after, PASSWORD, None))
 
 
 def database(host: EmbeddedHost, sql: str) -> list[Any]:

@@ -80,12 +80,3 @@ def test_when_the_wait_is_over_one_attempt_is_looked_at_and_only_one_at_a_time()
         pytest.fail("a second guess was admitted")
     with logins.attempt(keys, many, NOW):
         pass
-
-
-def test_logins_at_once_of_one_uid_are_bounded() -> None:
-    logins, keys, none = Logins(AuthSettings()), [("peer", "4242")], [Failures()]
-    with contextlib.ExitStack() as held:
-        for _ in range(64):
-            held.enter_context(logins.attempt(keys, none, NOW))
-        with pytest.raises(Limit, match="at most 64 logins"):
-            held.enter_context(logins.attempt(keys, none, NOW))

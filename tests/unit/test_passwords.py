@@ -19,32 +19,32 @@ def test_a_hash_says_its_parameters_and_is_right_for_one_password_only() -> None
     hasher = Passwords(CHEAP)
 
     async def scenario() -> None:
-        stored = await hasher.hash("correct horse")
+        stored = await hasher.hash("correct horse", None)
         assert stored.startswith("$argon2id$v=19$m=8,t=1,p=1$")
-        assert await hasher.verify(stored, "correct horse")
-        assert not await hasher.verify(stored, "correct hors")
-        assert not await hasher.verify(None, "correct horse")
-        assert not await hasher.verify("not a hash", "correct horse")
-        assert stored != await hasher.hash("correct horse"), "each hash has its own salt"
+        assert await hasher.verify(stored, "correct horse", None)
+        assert not await hasher.verify(stored, "correct hors", None)
+        assert not await hasher.verify(None, "correct horse", None)
+        assert not await hasher.verify("not a hash", "correct horse", None)
+        assert stored != await hasher.hash("correct horse", None), "each hash has its own salt"
 
     asyncio.run(scenario())
 
 
 def test_other_parameters_make_a_hash_outdated() -> None:
-    old = asyncio.run(Passwords(CHEAP).hash("correct horse"))
+    old = asyncio.run(Passwords(CHEAP).hash("correct horse", None))
     assert not Passwords(CHEAP).outdated(old)
     newer = Passwords(AuthSettings(hash_memory=16, hash_passes=1))
     assert newer.outdated(old)
-    assert asyncio.run(newer.verify(old, "correct horse"))
+    assert asyncio.run(newer.verify(old, "correct horse", None))
 
 
 def test_an_unknown_user_costs_what_a_known_one_costs() -> None:
     hasher = Passwords(AuthSettings(hash_memory=4096, hash_passes=4))
-    stored = asyncio.run(hasher.hash("correct horse"))
+    stored = asyncio.run(hasher.hash("correct horse", None))
 
     def seconds(known: str | None) -> float:
         begun = time.process_time()
-        asyncio.run(hasher.verify(known, "wrong"))
+        asyncio.run(hasher.verify(known, "wrong", None))
         return time.process_time() - begun
 
     pairs = [(seconds(stored), seconds(None)) for _ in range(15)]
@@ -54,8 +54,8 @@ def test_an_unknown_user_costs_what_a_known_one_costs() -> None:
 
 def test_composed_and_decomposed_letters_are_one_password() -> None:
     hasher = Passwords(CHEAP)
-    stored = asyncio.run(hasher.hash("caf\u00e9 noir"))
-    assert asyncio.run(hasher.verify(stored, "cafe\u0301 noir"))
+    stored = asyncio.run(hasher.hash("caf\u00e9 noir", None))
+    assert asyncio.run(hasher.verify(stored, "cafe\u0301 noir", None))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,20 @@ def test_more_than_may_wait_are_turned_away() -> None:
     hasher = Passwords(AuthSettings(hash_memory=1024, hash_passes=2, hashing=1, login_queue=2))
 
     async def scenario() -> list[object]:
-        return await asyncio.gather(*(hasher.verify(None, "x") for _ in range(5)), return_exceptions=True)
+        return await asyncio.gather(*(hasher.verify(None, "x", None) for _ in range(5)), return_exceptions=True)
 
     found = asyncio.run(scenario())
     assert [isinstance(item, Limit) for item in found] == [False, False, False, True, True]
+
+
+def test_one_uid_leaves_places_for_others() -> None:
+    hasher = Passwords(AuthSettings(hash_memory=1024, hash_passes=2, hashing=1, login_queue=128))
+
+    async def scenario() -> list[object]:
+        asked = [hasher.hash("x", 4242) if number % 2 else hasher.verify(None, "x", 4242) for number in range(70)]
+        others = [hasher.verify(None, "x", 4243), hasher.hash("x", None)]
+        return await asyncio.gather(*asked, *others, return_exceptions=True)
+
+    found = asyncio.run(scenario())
+    assert [isinstance(item, Limit) for item in found] == [False] * 64 + [True] * 6 + [False] * 2
+    assert str(found[64]) == "at most 64 passwords at once for uid 4242; try again later"
