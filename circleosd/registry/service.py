@@ -170,7 +170,8 @@ class RegistryService(Handlers):
 
     async def _job(self, verb: Verb, name: str, act: Act) -> Job:
         entry = self._entry(name, act)
-        if verb in ("start", "restart") and name.startswith(PLUGIN_PREFIX) and not name.endswith(".socket"):
+        by_manager = act.caller.vouches and name.endswith(".socket")  # which listens before there is a plugin
+        if verb in ("start", "restart") and name.startswith(PLUGIN_PREFIX) and not by_manager:
             await self._check_loaded(entry)
         (before,) = await self._units.states([entry.unit])
         act.before = before.active
@@ -194,8 +195,8 @@ class RegistryService(Handlers):
         return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub)
 
     async def _check_loaded(self, worker: Entry) -> None:
-        """Raises `NotFound` if the worker has no socket: the template has a unit for every name, also of no plugin."""
-        (socket,) = await self._units.states([f"{worker.unit.removesuffix('.service')}.socket"])
+        """Raises `NotFound` if the worker has no socket: the templates have units for every name, of no plugin too."""
+        (socket,) = await self._units.states([f"{worker.unit.rpartition('.')[0]}.socket"])
         if socket.active == "inactive":
             why = "it is not loaded, or was not called yet; see: circlectl plugin list"
             raise NotFound(f"there is no {worker.description}: {why}")
