@@ -15,7 +15,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from circleosd.config import AuthSettings
-from circleosd.errors import BadRequest, Limit
+from circleosd.errors import BadRequest, Limit, Unavailable
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
@@ -41,13 +41,13 @@ class Passwords:
         self._decoy = _decoy(settings)
 
     async def hash(self, password: str, uid: int | None) -> str:
-        """The password's hash in PHC string format, parameters and salt included. Raises `Limit`."""
+        """The password's hash in PHC string format, parameters and salt included. Raises `Limit`, `Unavailable`."""
         return await self._run(uid, lambda text: self._hasher.hash(text), normal(password))
 
     async def verify(self, stored: str | None, password: str, uid: int | None) -> bool:
         """Whether `password` has the hash `stored`. None, for an unknown user, takes as long and is never right.
 
-        Raises `Limit`.
+        Raises `Limit`, `Unavailable`.
         """
         right = await self._run(uid, self._matches, stored or self._decoy, normal(password))
         return right and stored is not None
@@ -67,11 +67,11 @@ class Passwords:
         )
 
     def _matches(self, stored: str, password: str) -> bool:
-        from argon2.exceptions import InvalidHashError, VerificationError
+        from argon2.exceptions import InvalidHashError, VerifyMismatchError
 
         try:
             return self._hasher.verify(stored, password)
-        except (VerificationError, InvalidHashError):
+        except (VerifyMismatchError, InvalidHashError):
             return False
 
     async def _run(self, uid: int | None, work: Callable[..., T], *args: str) -> T:
@@ -81,11 +81,21 @@ class Passwords:
             raise Limit(f"at most {MOST_AT_ONCE} passwords at once for uid {uid}; try again later")
         self._in_hand[uid] += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, _explained, work, *args)
         finally:
             self._in_hand[uid] -= 1
             if not self._in_hand[uid]:
                 del self._in_hand[uid]
+
+
+def _explained(work: Callable[..., T], *args: str) -> T:
+    """Do `work` with a password. Raises `Unavailable` when argon2 fails, as for lack of memory."""
+    from argon2.exceptions import Argon2Error
+
+    try:
+        return work(*args)
+    except Argon2Error as exc:
+        raise Unavailable(f"cannot look at the password: {exc}") from exc
 
 
 def _give_way() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from circleosd.auth import passwords
 from circleosd.auth.passwords import Passwords
 from circleosd.config import AuthSettings
-from circleosd.errors import BadRequest, Limit
+from circleosd.errors import BadRequest, Limit, Unavailable
 
 CHEAP = AuthSettings(hash_memory=8, hash_passes=1)
 
@@ -50,6 +54,32 @@ def test_an_unknown_user_costs_what_a_known_one_costs() -> None:
     pairs = [(seconds(stored), seconds(None)) for _ in range(15)]
     known, unknown = (min(times) for times in zip(*pairs, strict=True))
     assert 0.7 < unknown / known < 1.4
+
+
+@contextmanager
+def memory(more: int) -> Iterator[None]:
+    """Allow this process only so many bytes more than it has mapped (setrlimit(2), RLIMIT_AS)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_a_password_for_which_memory_lacks_is_neither_right_nor_wrong() -> None:
+    hasher = Passwords(AuthSettings(hash_memory=1 << 20, hash_passes=1))
+
+    async def scenario() -> None:
+        stored = (await Passwords(CHEAP).hash("correct horse", None)).replace("m=8", "m=1048576")
+        with memory(256 << 20):
+            with pytest.raises(Unavailable, match="Memory allocation error"):
+                await hasher.verify(stored, "correct horse", None)
+            with pytest.raises(Unavailable, match="Memory allocation error"):
+                await hasher.hash("correct horse", None)
+
+    asyncio.run(scenario())
 
 
 def test_composed_and_decomposed_letters_are_one_password() -> None:
