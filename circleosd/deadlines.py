@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 
 class Deadlines:
@@ -10,15 +11,16 @@ class Deadlines:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._running: dict[asyncio.Task[object], float] = {}  # in the order of their deadlines
+        # In the order of their deadlines, and with what tells whether it is too late to cancel.
+        self._running: dict[asyncio.Task[object], tuple[float, Callable[[], bool]]] = {}
         self._late: set[asyncio.Task[object]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, task: asyncio.Task[object]) -> None:
-        """The task's time begins."""
+    def begin(self, task: asyncio.Task[object], done: Callable[[], bool] = lambda: False) -> None:
+        """The task's time begins. Once `done` says so it is not cancelled any more."""
         loop = task.get_loop()
         deadline = loop.time() + self._seconds
-        self._running[task] = deadline
+        self._running[task] = deadline, done
         if self._timer is None:
             self._timer = loop.call_at(deadline, self._look)
 
@@ -37,11 +39,12 @@ class Deadlines:
     def _look(self) -> None:
         """Cancel what is late, and look again at the next deadline."""
         self._timer = None
-        for task, deadline in [*self._running.items()]:
+        for task, (deadline, done) in [*self._running.items()]:
             loop = task.get_loop()
             if deadline > loop.time():
                 self._timer = loop.call_at(deadline, self._look)
                 return
             del self._running[task]
-            self._late.add(task)
-            task.cancel()
+            if not done():
+                self._late.add(task)
+                task.cancel()

@@ -57,7 +57,7 @@ class Act:
     before: Any = None
     after: Any = None
     message: str | None = None
-    recorded = False
+    done = False  # what is left is to tell of it, and is not given up for its time
     _actor: dict[str, Any] | None = None
 
     def __init__(
@@ -95,7 +95,7 @@ class Act:
         """Record the change that `tx` makes, in `tx`. Every handler of an `Effect.STATE` action calls this."""
         self.before, self.after = before, after
         self._ledger.append(tx, self._entry("done"))
-        self.recorded = True
+        self.done = True
 
     async def record(self, phase: Phase, error: CircleError | None = None, intent: int | None = None) -> int:
         """Add a row of its own; return its number. Both rows of an act name the actor that its first one found."""

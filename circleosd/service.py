@@ -196,10 +196,10 @@ class Service:
             raise BadRequest(_sentence(contract, exc)) from exc
 
     async def _in_time(self, endpoint: Endpoint, parsed: Any, act: Act) -> Any:
-        """Carry it out. Raises `Timeout` when that takes longer than `request_timeout`."""
+        """Carry it out. Raises `Timeout` when it is not done within `request_timeout`."""
         task = asyncio.current_task()
         assert task is not None
-        self._deadlines.begin(task)
+        self._deadlines.begin(task, lambda: act.done)
         try:
             return await self._carry_out(endpoint, parsed, act)
         except asyncio.CancelledError:
@@ -223,14 +223,15 @@ class Service:
         try:
             result = await endpoint.handler(parsed, act)
         except BaseException as exc:
-            if effect is not Effect.NONE and not act.recorded and not self._given_up(exc):
+            if effect is not Effect.NONE and not act.done and not self._given_up(exc):
                 error = _error_of(exc)
                 phase: Phase = "outcome" if intent else "denied" if isinstance(error, Denied) else "failed"
                 await asyncio.shield(act.record(phase, error, intent) if intent else act.refuse(phase, error))
             raise
         if effect is Effect.EXTERNAL:
+            act.done = True
             await act.record("outcome", intent=intent)
-        elif effect is Effect.STATE and not act.recorded:
+        elif effect is Effect.STATE and not act.done:
             raise AssertionError(f"{endpoint.verb} changed state without a row in the ledger")
         if endpoint.contract.row_field and not isinstance(result, AsyncIterator):
             return [row for row in result if self._shows(endpoint, act.caller, row)]

@@ -230,5 +230,19 @@ def test_who_lost_the_right_while_a_plugin_is_loaded_loads_none(new_host: NewHos
     assert (row["phase"], row["actor"]["user"]) == ("denied", "adam")
 
 
+def test_an_unload_that_is_on_record_is_completed_whatever_its_time(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host({"CIRCLEOSD_SERVER_REQUEST_TIMEOUT": "4"})
+    host.load(write(tmp_path, "slow", caller(), capabilities=[{"name": "kv", "reason": "-"}]), grant="kv")
+    registry = host.pid("service-registry")
+    os.kill(registry, signal.SIGSTOP)  # so that nobody stops the worker
+    with host.connect("plugin-manager") as sock:
+        sock.sendall(b'{"action":"unload","id":"slow"}\n')
+        time.sleep(5.0)  # longer than the request may take
+        os.kill(registry, signal.SIGCONT)
+        reply = read_reply(sock)
+    assert reply["ok"], reply
+    assert not any(host.runtime.rglob("slow.sock"))
+
+
 def test_every_step_is_tried() -> None:
     assert {*LOADING, *UNLOADING} == set(STEPS)

@@ -60,3 +60,18 @@ def test_each_piece_of_work_of_a_task_has_a_time_of_its_own() -> None:
 
     with asyncio.Runner(loop_factory=TimelessLoop) as runner:
         assert runner.run(main()) == ["done", "late", "done"]
+
+
+def test_what_is_done_is_not_cancelled_for_its_time() -> None:
+    async def main() -> str:
+        deadlines, done = Deadlines(0.1), False
+        task = asyncio.current_task()
+        assert task is not None
+        deadlines.begin(task, lambda: done)
+        await asyncio.sleep(0.05)
+        done = True
+        await asyncio.sleep(5.0)
+        return "late" if deadlines.end(task) else "done"
+
+    with asyncio.Runner(loop_factory=TimelessLoop) as runner:
+        assert runner.run(main()) == "done"
