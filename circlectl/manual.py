@@ -141,7 +141,7 @@ def _name(item: Parameter) -> str:
 def _statuses() -> Iterator[str]:
     yield ".Sh EXIT STATUS"
     yield ".Nm"
-    yield "exits with 0, or after one line on standard error, which ends with the code of the error in brackets, with:"
+    yield "exits with 0, or after one line on standard error, which has the code of the error in brackets, with:"
     yield '.Bl -column "status" "unknown-action" -offset indent'
     for code, error in BY_CODE.items():
         yield f".It {error.exit_status} Ta Li {code} Ta {phrase(_text((error.__doc__ or '').partition('.')[0]))}"
