@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
@@ -47,7 +48,6 @@ class Owner(Protocol):
     settings: ServerSettings
     max_line: int
     loop: asyncio.AbstractEventLoop
-    now: Callable[[], float]
     booked: int
 
     def lost(self, connection: Connection) -> None: ...
@@ -56,12 +56,13 @@ class Owner(Protocol):
 class Descriptors:
     """Descriptors that a peer passed (SCM_RIGHTS), first in first out.
 
-    Never more than `most` wait: a peer may send some with each byte while a request is in hand, or after a refusal.
+    Never more than `MAX_FILES` wait: a peer may send some with each byte while a request is in hand, or after a
+    refusal.
     """
 
-    def __init__(self, most: int = MAX_FILES) -> None:
+    def __init__(self) -> None:
         self._waiting: deque[int] = deque()
-        self._most = most
+        self._most = MAX_FILES
         self.too_many = False  # some were closed unseen
 
     def __len__(self) -> int:
@@ -132,7 +133,7 @@ class Connection(asyncio.Protocol):
         self._ended = False  # nothing more is expected of the peer
         self._streaming = False  # the request in hand goes on until somebody ends it
         self._draining = False  # refused: what it sends is dropped until it has read why
-        self._since = server.now()  # when the connection last changed between working and waiting
+        self._since = time.monotonic()  # when the connection last changed between working and waiting
         self._write_blocked: float | None = None  # when the peer stopped taking replies
         self._booked = 0  # bytes taken from the shared budget
 
@@ -153,7 +154,7 @@ class Connection(asyncio.Protocol):
             and not len(self._descriptors)
             and (line := wire.only_line(data, self._buffer.limit)) is not None
         ):
-            self._since = self._server.now()
+            self._since = time.monotonic()
             self._work(line)
             return
         self._buffer.feed(data)
@@ -162,7 +163,7 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
             return
         if fresh:
-            self._since = self._server.now()
+            self._since = time.monotonic()
         if (line := self._next_line()) is not None:
             self._work(line)
 
@@ -174,7 +175,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writable.clear()
-        self._write_blocked = self._server.now()
+        self._write_blocked = time.monotonic()
 
     def resume_writing(self) -> None:
         self._writable.set()
@@ -199,7 +200,7 @@ class Connection(asyncio.Protocol):
         self._transport.write_eof()
         self._transport.resume_reading()
         self._ended = self._draining = True
-        self._since = self._server.now()
+        self._since = time.monotonic()
         self._buffer = wire.LineBuffer(0)
         self._descriptors.accept_none()
 
@@ -312,7 +313,7 @@ class Connection(asyncio.Protocol):
             line = self._next_line() if not self._draining else None
             if line is not None:
                 await asyncio.sleep(0)  # the other connections' turn: a request may be answered without waiting
-        self._since = self._server.now()
+        self._since = time.monotonic()
         if self._draining:
             return
         if self._ended:

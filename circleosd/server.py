@@ -9,7 +9,6 @@ import resource
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Protocol
 
 from circleosd import wire
@@ -44,7 +43,7 @@ class Manager(Protocol):
 class Server:
     """Serves one service on one listening socket until it is idle or told to stop.
 
-    `max_line` is in bytes. `now` is the clock that all time-outs use, in seconds.
+    `max_line` is in bytes.
     """
 
     def __init__(
@@ -55,19 +54,17 @@ class Server:
         *,
         max_line: int,
         manager: Manager,
-        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.service = service
         self.settings = settings
         self.max_line = max_line
-        self.now = now
         self.loop: asyncio.AbstractEventLoop
         self.booked = 0
         self._listener = listener
         self._manager = manager
         self._connections: set[Connection] = set()
         self._per_uid: Counter[int] = Counter()
-        self._last_busy = now()
+        self._last_busy = time.monotonic()
         self._stop = asyncio.Event()
         service.connections = lambda: len(self._connections)
 
@@ -77,7 +74,7 @@ class Server:
         self._per_uid[connection.peer.uid] -= 1
         if not self._per_uid[connection.peer.uid]:
             del self._per_uid[connection.peer.uid]
-        self._last_busy = self.now()
+        self._last_busy = time.monotonic()
 
     def stop(self) -> None:
         """Have `run` end, once the requests in hand are answered."""
@@ -132,7 +129,7 @@ class Server:
             self.loop.remove_reader(self._listener)
             self.loop.call_later(ACCEPT_AGAIN, self._listen)
             return False
-        self._last_busy = self.now()
+        self._last_busy = time.monotonic()
         peer = peer_of(accepted)
         if refusal := self._refusal(peer):
             # Answered and closed at once, not counted: a flood of these must not pile up.
@@ -174,7 +171,7 @@ class Server:
         told = ""
         while True:
             await asyncio.sleep(min(1.0, max(0.05, shortest / 4)))
-            now = self.now()
+            now = time.monotonic()
             status = f"listening; {self.service.requests} requests answered, {len(self._connections)} connected"
             if status != told:
                 self._manager.status(status)
@@ -194,11 +191,11 @@ class Server:
 
     async def _finish(self) -> None:
         """Let the requests in hand end, for a bounded time."""
-        started = self.now()
-        while self._connections and self.now() - started < SHUTDOWN:
+        started = time.monotonic()
+        while self._connections and time.monotonic() - started < SHUTDOWN:
             await asyncio.sleep(GRACE)  # what was sent before we stopped may still be on its way
             for connection in list(self._connections):
-                connection.check(self.now())
+                connection.check(time.monotonic())
                 connection.close_if_quiet()
         told = f"{self.service.name} ended before this was done; circlectl system history tells the outcome"
         with contextlib.suppress(TimeoutError):

@@ -64,9 +64,9 @@ class Rule:
         }
 
 
-def cut(text: str, most: int = 60) -> str:
+def cut(text: str) -> str:
     """`text` if it is not long, else its beginning."""
-    return text if len(text) <= most else text[:most] + "…"
+    return text if len(text) <= 60 else text[:60] + "…"
 
 
 def quoted(value: str) -> str:
