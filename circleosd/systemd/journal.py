@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import os
+import socket
 import sys
 
 from circleosd.api.common import Event
 from circleosd.steering import plain
+
+log = logging.getLogger(__name__)
+
+SOCKET = "/run/systemd/journal/socket"
+PATIENCE = 5.0  # seconds that a row waits for a journald that takes nothing; other changes wait behind it
+_SEALED = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 # One identifier for each kind of row, explained in the shipped catalog (units/circleosd.catalog).
 MESSAGE_IDS = {
@@ -57,26 +66,57 @@ def _is_the_journal(descriptor: int) -> bool:
 
 def mirror(event: Event) -> None:
     """Write a row of the ledger to the journal. Does nothing where no journal runs."""
-    from systemd import journal  # a start of the service does not wait for what only a change needs
-
     actor = event["actor"]
     who = f"{actor['user']} (uid {actor['uid']})" if actor["user"] else f"uid {actor['uid']}"
     if actor["plugin"]:
         who = f"plugin {actor['plugin']}, by {who}"
     what = " ".join(filter(None, (event["action"], event["object"])))
     how = f"{event['phase']}: {event['message']}" if event["message"] else event["phase"]
-    journal.send(
-        f"{who}: {what}: {how}",
-        MESSAGE_ID=MESSAGE_IDS[event["phase"]],
-        PRIORITY=5 if event["error"] is None else 4,
-        SYSLOG_IDENTIFIER=f"circleosd-{event['service']}",
-        CIRCLEOSD_ACTION=event["action"],
-        CIRCLEOSD_OBJECT=event["object"] or "",
-        CIRCLEOSD_USER=actor["user"] or "",
-        CIRCLEOSD_UID=str(actor["uid"]),
-        CIRCLEOSD_PLUGIN=actor["plugin"] or "",
-        CIRCLEOSD_PHASE=event["phase"],
-        CIRCLEOSD_ERROR=event["error"] or "",
-        CIRCLEOSD_SEQ=str(event["seq"]),
-        **{ROW: json.dumps(event, ensure_ascii=False, separators=(",", ":"))},
-    )
+    fields = {
+        "MESSAGE": f"{who}: {what}: {how}",
+        "MESSAGE_ID": MESSAGE_IDS[event["phase"]],
+        "PRIORITY": "5" if event["error"] is None else "4",
+        "SYSLOG_IDENTIFIER": f"circleosd-{event['service']}",
+        "CIRCLEOSD_ACTION": event["action"],
+        "CIRCLEOSD_OBJECT": event["object"] or "",
+        "CIRCLEOSD_USER": actor["user"] or "",
+        "CIRCLEOSD_UID": str(actor["uid"]),
+        "CIRCLEOSD_PLUGIN": actor["plugin"] or "",
+        "CIRCLEOSD_PHASE": event["phase"],
+        "CIRCLEOSD_ERROR": event["error"] or "",
+        "CIRCLEOSD_SEQ": str(event["seq"]),
+        ROW: json.dumps(event, ensure_ascii=False, separators=(",", ":")),
+    }
+    try:
+        _send(b"".join(_field(name, text.encode()) for name, text in fields.items()))
+    except OSError as exc:
+        log.warning("row %d of the ledger is not in the journal: %s", event["seq"], exc.strerror or exc)
+
+
+def _send(entry: bytes) -> None:
+    """Write an entry (systemd.io/JOURNAL_NATIVE_PROTOCOL). Raises OSError, TimeoutError after `PATIENCE`.
+
+    sd_journal_send(3) waits for journald however long that takes, and systemd-python does with Python's lock held: no
+    other thread could go on, and the watchdog would end the service.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(PATIENCE)
+        try:
+            sock.connect(SOCKET)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        try:
+            sock.send(entry)
+        except OSError as exc:
+            if exc.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
+                raise
+            with open(os.memfd_create("entry", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "wb", buffering=0) as file:
+                file.write(entry)
+                fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALED)
+                socket.send_fds(sock, [], [file.fileno()])
+
+
+def _field(name: str, value: bytes) -> bytes:
+    if b"\n" in value:
+        return b"%s\n%s%s\n" % (name.encode(), len(value).to_bytes(8, "little"), value)
+    return b"%s=%s\n" % (name.encode(), value)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import socket
 import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from circleosd.systemd.journal import _OneLine, _Prefixed
+from circleosd.api.common import Event
+from circleosd.ledger import ACTOR
+from circleosd.systemd import journal
+from circleosd.systemd.journal import _OneLine, _Prefixed, mirror
 
 
 @pytest.mark.parametrize(("form", "begins"), [(_OneLine(), ""), (_Prefixed(), "<3>")])
@@ -28,3 +37,70 @@ def test_a_traceback_has_its_lines_each_with_its_priority() -> None:
     lines = _Prefixed().format(record).split("\n")
     assert (lines[0], lines[-1]) == ("<3>it failed", "<3>ValueError: as it was")
     assert all(line.startswith("<3>") for line in lines)
+
+
+@pytest.fixture
+def journald(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Where journald would receive."""
+    monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "journal"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(journal.SOCKET)
+        sock.settimeout(5)
+        yield sock
+
+
+def row(message: str | None) -> Event:
+    return Event(
+        service="auth-service",
+        seq=7,
+        time=1.0,
+        phase="done" if message is None else "failed",
+        actor={**dict.fromkeys(ACTOR), "uid": 0},
+        action="create",
+        object="alice",
+        params={},
+        before=None,
+        after=None,
+        error=None if message is None else "denied",
+        message=message,
+        duration=None,
+        intent=None,
+        count=1,
+    )
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])  # the second is more than a datagram may have
+def test_a_row_is_an_entry_of_the_journals_own_protocol(journald: socket.socket, size: int) -> None:
+    event = row("two\nlines ü" + "x" * size)
+    mirror(event)
+    entry, descriptors, _, _ = socket.recv_fds(journald, 1 << 20, 1)
+    for descriptor in descriptors:
+        with open(descriptor, "rb") as file:
+            entry += os.pread(file.fileno(), 1 << 24, 0)  # the offset is the sender's too
+    assert bool(descriptors) == (size > 10)
+    message = f"uid 0: create alice: failed: {event['message']}".encode()
+    assert entry.startswith(b"MESSAGE\n" + len(message).to_bytes(8, "little") + message + b"\nMESSAGE_ID=ac14")
+    assert b"\nPRIORITY=4\nSYSLOG_IDENTIFIER=circleosd-auth-service\nCIRCLEOSD_ACTION=create\n" in entry
+    assert json.loads(entry.rpartition(b"CIRCLEOSD_ROW=")[2]) == event
+
+
+def test_a_journald_that_takes_nothing_is_waited_for_a_bounded_time(
+    journald: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(journal, "PATIENCE", 0.2)
+    deadline = time.monotonic() + 30
+    while not caplog.messages:
+        assert time.monotonic() < deadline
+        mirror(row(None))
+    assert caplog.messages == ["row 7 of the ledger is not in the journal: timed out"]
+    journald.recv(1 << 16)
+    mirror(row(None))
+    assert len(caplog.messages) == 1, "it takes rows again"
+
+
+def test_without_a_journal_rows_go_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "none"))
+    mirror(row(None))
+    assert not caplog.messages
