@@ -34,7 +34,7 @@ def follow(rows: Iterable[Row], first: int, previous: bytes) -> Followed:
     for row in rows:
         if len(problems) < PROBLEMS_SHOWN and (problem := _problem(row, expected, previous)):
             problems.append(problem)
-        previous, expected = row["hash"], row["seq"] + 1
+        previous, expected = row["hash"] if isinstance(row["hash"], bytes) else b"", row["seq"] + 1
     return Followed(problems, previous, expected - 1)
 
 

@@ -118,6 +118,8 @@ class Database:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
         connection.row_factory = sqlite3.Row
+        # A text that a failing disk has made no UTF-8 hides no other row; what it should be, a ledger's hashes tell.
+        connection.text_factory = lambda data: data.decode("utf-8", "replace")
         return connection
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:

@@ -137,7 +137,7 @@ class Ledger:
         return seq
 
     def _insert(self, tx: Transaction, entry: Entry) -> int:
-        ends = tx.execute("SELECT last_seq, last_hash FROM ledger_ends").fetchone()
+        ends = _ends(tx)
         if ends is None or tx.execute("SELECT 1 FROM ledger WHERE seq = ?", (ends["last_seq"] + 1,)).fetchone():
             raise Unavailable(f"cannot go on with the ledger of {self._service}, for somebody has altered it")
         seq = int(ends["last_seq"]) + 1
@@ -262,8 +262,7 @@ class Ledger:
         if last - first + 1 < ALWAYS_KEPT + AT_LEAST_PRUNED:
             return 0
         now, keep = time.time(), self._settings.keep_days * DAY
-        oldest = tx.execute("SELECT time FROM ledger WHERE seq = ?", (first,)).fetchone()
-        if oldest is None or oldest["time"] >= now - keep - DAY:
+        if not tx.execute("SELECT 1 FROM ledger WHERE seq = ? AND time < ?", (first, now - keep - DAY)).fetchone():
             return 0
         kept = tx.execute(
             "SELECT min(seq) AS seq FROM ledger WHERE seq BETWEEN ? AND ? AND time >= ?",
@@ -289,8 +288,10 @@ class Ledger:
                 woken.clear()
 
                 def select(connection: sqlite3.Connection, query: Query = query) -> tuple[list[sqlite3.Row], int]:
-                    last = connection.execute("SELECT last_seq FROM ledger_ends").fetchone()["last_seq"]
-                    return _select(connection, query, "ASC", FOLLOWED_AT_ONCE), last
+                    ends = _ends(connection)
+                    return _select(connection, query, "ASC", FOLLOWED_AT_ONCE), ends[
+                        "last_seq"
+                    ] if ends else query.after
 
                 rows, last = await self._database.scan(select)
                 for row in rows:
@@ -322,13 +323,16 @@ class Ledger:
         return await self._database.scan(self._audit)
 
     def _audit(self, connection: sqlite3.Connection) -> Audited:
-        ends = connection.execute("SELECT * FROM ledger_ends").fetchone()
+        count = connection.execute("SELECT count(*) FROM ledger").fetchone()[0]
+        if (ends := _ends(connection)) is None:
+            problems = ["what names the ends of its chain has been removed or altered"]
+            return Audited(service=self._service, rows=count, first=0, last=0, hash="", problems=problems)
         likely = connection.execute(f"SELECT body FROM ledger WHERE instr(body, '{_PRUNED}') ORDER BY seq DESC LIMIT 1")
         newest = likely.fetchone()
         rows = connection.execute("SELECT seq, body, hash FROM ledger ORDER BY seq")
         return Audited(
             service=self._service,
-            rows=connection.execute("SELECT count(*) FROM ledger").fetchone()[0],
+            rows=count,
             first=ends["pruned_seq"] + 1,
             last=ends["last_seq"],
             hash=ends["last_hash"].hex(),
@@ -360,6 +364,12 @@ class Ledger:
             intent=None,
             count=1,
         )
+
+
+def _ends(connection: sqlite3.Connection | Transaction) -> sqlite3.Row | None:
+    """The row of `ledger_ends`; None unless it is there, and of the types that were written."""
+    ends: sqlite3.Row | None = connection.execute("SELECT * FROM ledger_ends").fetchone()
+    return ends if ends and [type(value) for value in ends] == [int, int, bytes, int, bytes] else None
 
 
 def _first_left(body: Any) -> int | None:

@@ -113,6 +113,9 @@ def test_an_untouched_chain_verifies(opened: Open) -> None:
 ALTER = "UPDATE ledger SET body = json_set(body, '$.actor.uid', 7) WHERE seq = {}"
 
 
+ROTTEN = "UPDATE ledger SET body = CAST(replace(body, '\"x\"', x'22ff22') AS TEXT) WHERE seq = {}"  # no UTF-8
+
+
 @pytest.mark.parametrize(
     ("statements", "problem"),
     [
@@ -134,6 +137,11 @@ ALTER = "UPDATE ledger SET body = json_set(body, '$.actor.uid', 7) WHERE seq = {
         (["UPDATE ledger_ends SET last_seq = 4"], "row 5 is not written by CircleOSD"),
         (["UPDATE ledger_ends SET last_hash = zeroblob(32)"], "the hash of row 5, the last, has been altered"),
         (["UPDATE ledger_ends SET pruned_seq = 2", "DELETE FROM ledger WHERE seq < 3"], "row 3 has been altered"),
+        (["UPDATE ledger SET hash = 'x' WHERE seq = 3"], "row 3 has been altered"),
+        ([ROTTEN.format(3)], "row 3 has been altered"),
+        (["DELETE FROM ledger_ends"], "the ends of its chain"),
+        (["UPDATE ledger_ends SET last_hash = 'x'"], "the ends of its chain"),
+        (["UPDATE ledger_ends SET last_seq = 'x'"], "the ends of its chain"),
     ],
 )
 def test_an_altered_deleted_or_inserted_row_is_found(
@@ -177,7 +185,13 @@ def test_a_row_that_nobody_can_read_hides_no_other_and_ends_no_start(opened: Ope
 
 
 @pytest.mark.parametrize(
-    "sql", ["UPDATE ledger_ends SET last_seq = 1", "DELETE FROM ledger_ends", "UPDATE ledger SET seq = 4 WHERE seq = 3"]
+    "sql",
+    [
+        "UPDATE ledger_ends SET last_seq = 1",
+        "UPDATE ledger_ends SET last_hash = 'x'",
+        "DELETE FROM ledger_ends",
+        "UPDATE ledger SET seq = 4 WHERE seq = 3",
+    ],
 )
 def test_a_ledger_that_cannot_be_continued_says_so(opened: Open, sql: str) -> None:
     for number in range(3):
@@ -185,6 +199,31 @@ def test_a_ledger_that_cannot_be_continued_says_so(opened: Open, sql: str) -> No
     asyncio.run(opened.database.write(lambda tx: tx.execute(sql)))
     with pytest.raises(Unavailable, match="cannot go on with the ledger of a-service"):
         opened.record("act", object="x")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE ledger SET hash = 'x' WHERE seq = 3",
+        "UPDATE ledger SET body = json_set(body, '$.time', 'never') WHERE seq = 1",
+        ROTTEN.format(3),
+    ],
+)
+def test_no_row_keeps_others_from_being_shown_and_the_ledger_from_going_on(tmp_path: Path, sql: str) -> None:
+    book = Open(tmp_path / "l.db", LedgerSettings(keep_rows=1200))
+
+    def fill(tx: Transaction) -> None:
+        for _ in range(1150):  # more than age alone leaves
+            book.ledger.append(tx, Entry("done", ROOT_CALLER, "act", "x"))
+
+    asyncio.run(book.database.write(fill))
+    raw(tmp_path, sql)
+    assert len(book.history(lines=2000)) == 1150
+    asyncio.run(book.database.write(fill))
+    (told,) = [row["message"] for row in book.history(lines=3000, failed=True)]
+    assert "has been altered" in str(told)
+    assert asyncio.run(book.ledger.audit())["problems"] == []
+    book.database.close()
 
 
 def test_pruning_by_number_keeps_the_chain_verifiable_and_says_so(tmp_path: Path) -> None:
