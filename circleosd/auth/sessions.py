@@ -44,8 +44,11 @@ class Sessions:
         return found
 
     def in_force(self, session: Session, now: float) -> bool:
-        """Whether a session has not expired."""
-        return now < self.expiry(session)
+        """Whether a session has not expired.
+
+        One from a clock that was ahead would last until that time comes; once it is set back it counts no more.
+        """
+        return session.created - self._idle <= now < self.expiry(session)
 
     def used(self, session: Session) -> float:
         """When a session was last used."""

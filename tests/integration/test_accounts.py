@@ -266,6 +266,18 @@ def test_a_session_ends_however_much_it_is_used(new_host: NewHost) -> None:
     assert time.monotonic() - begun >= 1.5
 
 
+def test_a_session_of_a_clock_that_was_far_ahead_has_ended_when_that_is_set_back(new_host: NewHost) -> None:
+    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_SESSION_IDLE": "600"})
+    create(host, "early")
+    uid = os.getuid()
+    token = login(host, "early", uid)
+    let_pass(host, -500)
+    ok(host, uid, AUTH, "whoami", token=token)
+    let_pass(host, -500)
+    assert ask(host, uid, AUTH, "whoami", token=token)["error"] == "denied"
+    assert host.data(AUTH, "sessions") == []
+
+
 def test_verifying_does_not_write_to_the_disk(new_host: NewHost) -> None:
     host = new_host(CHEAP)  # where nothing that others did is written later
     create(host, "verified")
