@@ -289,9 +289,8 @@ class Ledger:
 
                 def select(connection: sqlite3.Connection, query: Query = query) -> tuple[list[sqlite3.Row], int]:
                     ends = _ends(connection)
-                    return _select(connection, query, "ASC", FOLLOWED_AT_ONCE), ends[
-                        "last_seq"
-                    ] if ends else query.after
+                    last = ends["last_seq"] if ends else query.after
+                    return _select(connection, query, "ASC", FOLLOWED_AT_ONCE), last
 
                 rows, last = await self._database.scan(select)
                 for row in rows:
