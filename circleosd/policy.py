@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Callable, Collection
 from enum import StrEnum
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import lru_cache
 from typing import NamedTuple
 
 from circleosd.errors import Denied
@@ -30,6 +32,11 @@ class Access(StrEnum):
 _RANK: dict[str, int] = {"anyone": 0, "viewer": 1, "operator": 2, "admin": 3}
 
 
+@lru_cache(4096)  # the cache of fnmatch has no room for the rules of one user, each of two globs, on Python 3.11
+def _matches(glob: str) -> Callable[[str], re.Match[str] | None]:
+    return re.compile(translate(glob)).match
+
+
 class Grant(NamedTuple):
     """A rule about `verb` (such as `service:restart`) on the objects that match the glob `object`.
 
@@ -42,9 +49,9 @@ class Grant(NamedTuple):
 
     def covers(self, verb: str, name: str | None) -> bool:
         """Whether this is a rule about `verb` on the object `name`, or without an object, of which only `*` is one."""
-        if not fnmatchcase(verb, self.verb):
+        if not _matches(self.verb)(verb):
             return False
-        return self.object == "*" if name is None else fnmatchcase(name, self.object)
+        return self.object == "*" if name is None else _matches(self.object)(name) is not None
 
     def __str__(self) -> str:
         return f"{'deny' if self.deny else 'allow'} {self.verb} {self.object}"
@@ -140,7 +147,7 @@ def decide(
         if rule.deny:
             continue
         if name is None:
-            covered = any(fnmatchcase(item, rule.verb) for item in among)
+            covered = any(map(_matches(rule.verb), among))
         else:
             covered = any(rule.covers(item, name) for item in (verb, *among))
         if covered:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from circleosd.errors import Denied
@@ -29,6 +31,20 @@ def test_a_grant_allows_its_verb_on_its_objects_and_nothing_else() -> None:
     for verb, name in [("service:stop", "web-1"), ("service:restart", "db"), ("service:restart", "xweb-1")]:
         with pytest.raises(Denied):
             authorize(caller, Access.OPERATOR, verb, name)
+
+
+def test_a_rule_takes_as_long_among_many_as_among_few() -> None:
+    def seconds(rules: int) -> float:
+        grants = tuple(Grant("service:restart", f"web-{number}-*") for number in range(rules))
+        caller = Caller(PEER, grants=grants)
+        begun = time.process_time()
+        for number in range(20):
+            sees(caller, Access.OPERATOR, "service:list", f"db-{number}", among=["service:restart"])
+        return (time.process_time() - begun) / rules
+
+    seconds(400)
+    many, few = (min(seconds(rules) for _ in range(5)) for rules in (400, 40))
+    assert many < 4 * few
 
 
 def test_a_grant_on_every_object_is_no_right_to_an_action_without_one() -> None:
