@@ -92,9 +92,17 @@ def _open(field: str, path: str, directory: str) -> int:
 
 
 def _require_file(fd: int, field: str, path: str) -> None:
-    """Raises `BadRequest` for a directory, a pipe or a device, whose reading might never end."""
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    """Raises `BadRequest` for what is no file with a content: of a pipe, a device or a file in proc(5), which all have
+    the size 0, the reading might never end.
+    """
+    try:
+        found = os.fstat(fd)
+    except OSError as exc:  # as on somebody's own file system, fuse(8)
+        raise BadRequest(f"cannot read {field} {quoted(path)}: {exc.strerror}") from exc
+    if not stat.S_ISREG(found.st_mode):
         raise BadRequest(f"cannot read {field} {quoted(path)}: it is not a regular file")
+    if not found.st_size:
+        raise BadRequest(f"cannot read {field} {quoted(path)}: it is empty")
 
 
 def _read(fd: int, what: str, most: int) -> bytes:

@@ -28,7 +28,8 @@ from tests.integration.people import ALICE, PLUGINS, ask, create, login
         ("circle.wasm", "bad-request", "symbolic links"),
         ("x\0y.wasm", "bad-request", "null byte"),
         ("sparse.wasm", "limit", "larger than 67108864 bytes"),
-        ("empty.wasm", "bad-request", "no plugin"),
+        ("empty.wasm", "bad-request", "it is empty"),
+        ("/proc/self/maps", "bad-request", "it is empty"),
         ("nothing.wasm", "not-found", "no file"),
     ],
 )

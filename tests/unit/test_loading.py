@@ -35,7 +35,7 @@ def test_of_verifications_at_once_few_have_a_copy_and_a_load_does_not_wait_for_t
     plugin.write_bytes(WASM)
     digest = "93a44bbb96c751218e4c00d479e4c14358122a389acca16205b1e4d0dc5f9476"
     plugin.with_suffix(".json").write_bytes(encode({"name": "plugin", "sha256": digest, "size": len(WASM)}))
-    (tmp_path / "plugin.json.sig").touch()
+    (tmp_path / "plugin.json.sig").write_bytes(b"-")
     store, files, nobody = tmp_path / "store", Given({}, os.getpid()), Waiting()
     loading = Loading(Artifacts(store), nobody, PluginSettings())
 
