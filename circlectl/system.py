@@ -1,6 +1,7 @@
 """Commands that ask every service: how CircleOSD is, and what was done with it."""
 
 import time
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 from circleosd.api import common
@@ -66,7 +67,7 @@ def history(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | 
         services, query["action_name"] = (GROUPS[group],) if group else SERVICES, action
     count = query.pop("lines", History.lines)
     query["lines"] = min(2 * count, MOST) if 0 < count < MOST else count  # an act has up to two rows
-    rows: list[dict[str, Any]] = []
+    placed: list[tuple[float, dict[str, Any]]] = []
     known = dict.fromkeys(services, 0)
     first: CircleError | None = None
     for service in services:
@@ -75,10 +76,10 @@ def history(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | 
         except _OF_ONE as error:
             first = first or error
         else:
-            rows += found
+            placed += _placed(found, time.time())
             known[service] = found[-1]["seq"] if found else 0
-    rows.sort(key=lambda row: row["time"])
-    rows = _newest(rows, count)
+    placed.sort(key=lambda item: item[0])
+    rows = _newest([row for _, row in placed], count)
     if not following:
         return rows, first
     if first:
@@ -100,6 +101,15 @@ def _action(name: str) -> tuple[str, str]:
     if name in BY_VERB or name in OF_NO_REQUEST or name in {contract.action for contract in BY_VERB.values()}:
         return group, action
     raise BadRequest(f"there is no action {quoted(name)}; there are: {', '.join([*BY_VERB, *OF_NO_REQUEST])}")
+
+
+def _placed(rows: Iterable[dict[str, Any]], now: float) -> Iterator[tuple[float, dict[str, Any]]]:
+    """The rows of one service in their order, each with its time, or the time of one before it if its own is wrong."""
+    at = 0.0
+    for row in rows:
+        if row["time"] <= now:
+            at = max(at, row["time"])
+        yield at, row
 
 
 def _newest(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

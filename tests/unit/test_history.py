@@ -1,0 +1,39 @@
+"""The rows of all services in one order."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, cast
+
+import pytest
+
+from circlectl import system
+from circlectl.cli import Asking
+
+
+class Services:
+    """What stands in for services: each wrote a row every ten seconds, by a clock that was `off` at some of them."""
+
+    def __init__(self, off: dict[str, list[float]]) -> None:
+        began = time.time() - 1000
+        self._rows = {
+            service: [
+                {"service": service, "seq": seq, "time": began + 10 * seq + number + by, "intent": None}
+                for seq, by in enumerate(wrong, 1)
+            ]
+            for number, (service, wrong) in enumerate(off.items())
+        }
+
+    def once(self, service: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+        return self._rows.get(service, [])
+
+
+@pytest.mark.parametrize("by", [-5e8, 5e8])
+def test_rows_of_a_clock_that_was_wrong_stay_in_their_services_order(by: float) -> None:
+    ask = cast(Asking, Services({"auth-service": [0, 0, by, by, 0], "service-registry": [0, 0, 0, 0, 0]}))
+    rows = [(row["service"], row["seq"]) for row in system.history(ask, {})[0]]
+    assert [seq for service, seq in rows if service == "auth-service"] == [1, 2, 3, 4, 5]
+    assert rows[:2] == [("auth-service", 1), ("service-registry", 1)]
+    assert rows[-2:] == [("auth-service", 5), ("service-registry", 5)], "and the newest of all services are the last"
+    newest = system.history(ask, {"lines": 2})[0]
+    assert [(row["service"], row["seq"]) for row in newest] == rows[-2:]
