@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import threading
 from collections.abc import Container, Iterator
 
 from circleosd.api.contract import Mark, parameters, quoted
@@ -23,12 +24,24 @@ class Given:
     def __init__(self, passed: dict[str, int], pid: int) -> None:
         self._passed = passed
         self._directory = f"/proc/{pid}/cwd"
+        self._closed = False
+        self._closing = threading.Lock()
 
     def open(self, field: str, name: str) -> int:
         """A descriptor of the file of a parameter, to be closed. Raises `NotFound`, `BadRequest`."""
-        if field in self._passed:
-            return os.dup(self._passed[field])
+        with self._closing:
+            if self._closed:  # the request was given up, and this is a thread that goes on
+                raise BadRequest(f"the request for {quoted(name)} has ended")
+            if field in self._passed:
+                return os.dup(self._passed[field])
         return _open(field, name, self._directory)
+
+    def close(self) -> None:
+        """Close what was passed. From now on nothing can be opened."""
+        with self._closing:
+            self._closed = True
+            for descriptor in self._passed.values():
+                os.close(descriptor)
 
     def read(self, field: str, name: str, most: int) -> bytes:
         """The content of a small file. Raises `NotFound`, `BadRequest` for one of more than `most` bytes."""
@@ -52,6 +65,7 @@ def given(request: Load | Verify, passed: Files, caller: Caller) -> Iterator[Giv
     Raises `BadRequest` for a file that is no regular one, or that `caller` has to pass and does not.
     """
     taken: dict[str, int] = {}
+    files = Given(taken, caller.peer.pid)
     try:
         for name in request.files:
             descriptor = passed.take()
@@ -63,10 +77,9 @@ def given(request: Load | Verify, passed: Files, caller: Caller) -> Iterator[Giv
             _require_file(descriptor, name, path if isinstance(path, str) else "")
         if not caller.privileged:
             _require_passed(request, taken)
-        yield Given(taken, caller.peer.pid)
+        yield files
     finally:
-        for descriptor in taken.values():
-            os.close(descriptor)
+        files.close()
 
 
 def _require_passed(request: Load | Verify, taken: Container[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from circleosd.api.plugins import Load
 from circleosd.config import PluginSettings
+from circleosd.errors import BadRequest
 from circleosd.plugins import store
 from circleosd.plugins.files import Given
 from circleosd.plugins.loading import Loading
@@ -55,3 +56,16 @@ def test_an_artifact_that_is_still_being_copied_keeps_its_descriptor(
     assert found == [artifact.read_bytes()]
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(seen[0])
+
+
+def test_the_files_of_a_request_that_has_ended_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "p.wasm").write_bytes(b"\0asm")
+    passed = os.open(tmp_path / "p.wasm", os.O_RDONLY)
+    files = Given({"path": passed}, os.getpid())
+    os.close(files.open("path", "p.wasm"))
+    files.close()
+    other = os.open(os.devnull, os.O_RDONLY)  # gets the number of what was closed
+    for field in ("path", "manifest"):
+        with pytest.raises(BadRequest, match="has ended"):
+            files.open(field, str(tmp_path / "p.wasm"))
+    os.close(other)
