@@ -244,11 +244,12 @@ class Runners:
 
     async def close(self) -> None:
         """End all workers."""
-        for name in [*self._runners]:
-            self.retire(name)
         for task in [*self._tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for runner in self._runners.values():
+            if runner.worker:
+                runner.worker.close()
 
     async def clean(self, names: set[str]) -> None:
         """Stop the sockets that a manager which died left behind: of staged versions, and of plugins not in `names`."""
