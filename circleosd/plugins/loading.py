@@ -48,7 +48,12 @@ class Loading:
         Raises `NotFound`, `BadRequest`, `Limit` for what cannot be read or does not belong together.
         """
         given, content, signature = await asyncio.to_thread(_texts, files, request)
-        staged = await asyncio.to_thread(self._stage, files, request.path)
+        staging = asyncio.create_task(asyncio.to_thread(self._stage, files, request.path))
+        try:
+            staged = await asyncio.shield(staging)
+        except asyncio.CancelledError:
+            staging.add_done_callback(_remove)  # the thread goes on
+            raise
         try:
             manifest = manifests.parse(given) if given is not None else manifests.derive(request.path, staged.head)
             manifests.check(manifest, staged.head, self._settings)
@@ -110,6 +115,11 @@ class Loading:
                 capabilities=[{"name": item.name, "reason": item.reason, "granted": False}
                               for item in manifest.capabilities],
             )  # fmt: skip
+
+
+def _remove(staging: asyncio.Task[Staged]) -> None:
+    if not staging.cancelled() and not staging.exception():
+        staging.result().path.unlink(missing_ok=True)
 
 
 def _texts(files: Given, request: Load | Verify) -> tuple[bytes | dict[str, Any] | None, bytes | None, bytes | None]:
