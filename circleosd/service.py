@@ -21,7 +21,7 @@ from circleosd.api.common import EVERYWHERE, Audit, Audited, Event, Follow, Heal
 from circleosd.api.contract import Effect, Mark, Request, completed, parameters
 from circleosd.deadlines import Deadlines
 from circleosd.errors import BadRequest, CircleError, Denied, Internal, Limit, Timeout, UnknownAction
-from circleosd.handlers import Act, Files, Handlers, Identify, closing
+from circleosd.handlers import Act, Files, Handlers, Identify, Resolution, closing
 from circleosd.ledger import Entry, Ledger, Phase, Query, shown
 from circleosd.policy import Access, Caller, Peer, authorize, sees
 
@@ -82,12 +82,10 @@ class Service:
 
     async def start(self) -> None:
         """Complete the record of the acts that the last process did not live to finish. Call before serving."""
-        for intent in await self._ledger.unfinished():
-            try:
-                async with asyncio.timeout(RECOVERY):
-                    found = await self._handlers.resolve(intent)
-            except (CircleError, TimeoutError) as error:
-                log.warning("row %d has no outcome yet: cannot find out: %s", intent["seq"], error or "no answer")
+        intents = await self._ledger.unfinished()
+        resolutions = await asyncio.gather(*map(self._resolve, intents))  # so many wait no longer than one
+        for intent, found in zip(intents, resolutions, strict=True):
+            if found is None:
                 continue
             await self._ledger.record(
                 Entry(
@@ -104,6 +102,15 @@ class Service:
                     intent=intent["seq"],
                 )
             )
+
+    async def _resolve(self, intent: Event) -> Resolution | None:
+        """How an act ended; None if that cannot be found out now."""
+        try:
+            async with asyncio.timeout(RECOVERY):
+                return await self._handlers.resolve(intent)
+        except (CircleError, TimeoutError) as error:
+            log.warning("row %d has no outcome yet: cannot find out: %s", intent["seq"], error or "no answer")
+            return None
 
     async def close(self) -> None:
         """Write what is only in memory."""

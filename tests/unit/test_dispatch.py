@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -21,6 +21,7 @@ from circleosd.ledger import Ledger
 from circleosd.policy import Caller, Peer, Role
 from circleosd.registry.catalog import OWN, Catalog, Entry
 from circleosd.registry.service import MIGRATIONS, RegistryService
+from circleosd.registry.units import UnitState
 from circleosd.service import Service
 from tests.unit.fakes import ROOT, STRANGER, USERS, NoFiles, Units, identify
 
@@ -331,6 +332,24 @@ def test_an_act_on_what_is_no_longer_cataloged_is_resolved_too(registry: Registr
 
     asyncio.run(interrupted())
     assert "the catalog has no service forgotten" in registry.ask({"action": "history"})["data"][-1]["message"]
+
+
+def test_interrupted_acts_are_looked_at_side_by_side(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, looking = registry.units.states, asyncio.Barrier(3)
+
+    async def all_together(units: Sequence[str]) -> list[UnitState]:
+        await looking.wait()
+        return await states(units)
+
+    async def interrupted() -> None:
+        for _ in range(3):
+            await registry.ledger.record(Row("intent", Caller(ROOT), "start", "nginx"))
+        monkeypatch.setattr(registry.units, "states", all_together)
+        async with asyncio.timeout(5):
+            await registry.service.start()
+
+    asyncio.run(interrupted())
+    assert [(row[0], row[2]) for row in registry.history()] == [("intent", "nginx")] * 3 + [("outcome", "nginx")] * 3
 
 
 def test_a_stream_ends_when_its_callers_rights_do(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
