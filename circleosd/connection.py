@@ -190,7 +190,10 @@ class Connection(asyncio.Protocol):
         self._end_stream()
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
-        self._server.lost(self)
+        if self._task is not None and self._busy:  # what it does for who has gone counts until it is done
+            self._task.add_done_callback(lambda _: self._server.lost(self))
+        else:
+            self._server.lost(self)
 
     # what the server calls
 
@@ -210,7 +213,8 @@ class Connection(asyncio.Protocol):
         if self._write_blocked is not None and now - self._write_blocked > settings.write_timeout:
             self._transport.abort()
         elif self._streaming:
-            if self._hung_up():  # its end is not read while more than a line waits behind the stream
+            # Its end is not read while more than a line waits behind the stream.
+            if not self._transport.is_closing() and self._hung_up():
                 self._transport.abort()
         elif self._draining:
             if now - self._since > LINGER:

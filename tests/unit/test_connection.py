@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -71,5 +72,67 @@ def test_a_peer_that_goes_before_it_has_its_reply_leaves_nothing_booked(tmp_path
             server.stop()
             await serving
             assert server.booked == 0
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+class Patient:
+    """A service that answers some requests only when it is told to `go` on."""
+
+    name = "patient"
+    requests = 0
+    connections: Callable[[], int] = staticmethod(lambda: 0)
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def dispatch(self, line: bytes, peer: Peer, files: Descriptors) -> bytes:
+        self.requests += 1
+        if line != b"now":
+            await self.go.wait()
+        return b"reply\n"
+
+
+def connected(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock.connect(path)
+    return sock
+
+
+async def ask(sock: socket.socket) -> bytes:
+    """The reply to what is answered at once."""
+    sock.send(b"now\n")
+    return await asyncio.get_running_loop().sock_recv(sock, PIECE)
+
+
+@contextlib.asynccontextmanager
+async def left_with(line: bytes, path: str, settings: ServerSettings) -> AsyncIterator[tuple[Patient, socket.socket]]:
+    """A `Patient` whose server knows of the end of a peer with the request `line` in hand, and another peer of it."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        server = Server(service := Patient(), listener, settings, max_line=1 << 20, manager=Silent())
+        serving = asyncio.create_task(server.run())
+        with connected(path) as leaving, connected(path) as staying:
+            leaving.send(b"now\n" + line + b"\n")
+            while service.requests < 2:
+                await asyncio.sleep(0.001)
+            leaving.close()  # with a reply unread, which makes its end a reset
+            assert await ask(staying) == b"reply\n"  # by now the event loop has seen that end
+            yield service, staying
+            service.go.set()
+            while service.connections() > 1:
+                await asyncio.sleep(0.001)
+        server.stop()
+        await serving
+
+
+def test_a_request_counts_as_a_connection_until_it_is_done_though_its_peer_has_gone(tmp_path: Path) -> None:
+    async def run() -> None:
+        path = str(tmp_path / "s")
+        async with left_with(b"later", path, ServerSettings(max_connections_per_uid=2)) as (service, _):
+            assert service.connections() == 2
+            with connected(path) as another:
+                assert b'"limit"' in await ask(another)
 
     asyncio.run(asyncio.wait_for(run(), 20))
