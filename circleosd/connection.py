@@ -306,7 +306,7 @@ class Connection(asyncio.Protocol):
                 self._transport.write(reply)
                 if not self._writable.is_set():
                     await self._writable.wait()
-            else:
+            elif not self._transport.is_closing():  # a stream that begins after the peer has gone would never end
                 self._streaming = True
                 async with contextlib.aclosing(reply):
                     async for part in reply:

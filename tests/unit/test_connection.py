@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -77,7 +77,7 @@ def test_a_peer_that_goes_before_it_has_its_reply_leaves_nothing_booked(tmp_path
 
 
 class Patient:
-    """A service that answers some requests only when it is told to `go` on."""
+    """A service that answers some requests only when it is told to `go` on. `streams` counts those that are open."""
 
     name = "patient"
     requests = 0
@@ -85,12 +85,21 @@ class Patient:
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
+        self.streams = 0
 
-    async def dispatch(self, line: bytes, peer: Peer, files: Descriptors) -> bytes:
+    async def dispatch(self, line: bytes, peer: Peer, files: Descriptors) -> bytes | AsyncGenerator[bytes, None]:
         self.requests += 1
         if line != b"now":
             await self.go.wait()
-        return b"reply\n"
+        return self._stream() if line == b"stream" else b"reply\n"
+
+    async def _stream(self) -> AsyncGenerator[bytes, None]:
+        self.streams += 1
+        try:
+            await asyncio.Event().wait()
+            yield b""
+        finally:
+            self.streams -= 1
 
 
 def connected(path: str) -> socket.socket:
@@ -134,5 +143,15 @@ def test_a_request_counts_as_a_connection_until_it_is_done_though_its_peer_has_g
             assert service.connections() == 2
             with connected(path) as another:
                 assert b'"limit"' in await ask(another)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_no_stream_begins_for_a_peer_that_has_gone(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with left_with(b"stream", str(tmp_path / "s"), ServerSettings()) as (service, staying):
+            service.go.set()
+            assert await ask(staying) == b"reply\n"
+            assert service.streams == 0
 
     asyncio.run(asyncio.wait_for(run(), 20))
