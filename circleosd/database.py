@@ -22,6 +22,8 @@ WRITE_CACHE = 2048
 READ_CACHE = 2048
 SCAN_CACHE = 512
 LEAST_SPACE = 64 * 1024  # bytes that SQLite may need to open a file: its index of the WAL has 32 KiB
+# Of a damaged file SQLite quotes what it cannot read; where that is no text, Python's sqlite3 fails over the message.
+_FAILURES = (sqlite3.Error, UnicodeDecodeError)
 
 
 class Transaction:
@@ -67,8 +69,8 @@ class Database:
             self._connection = self._writer.submit(self._open, migrations).result()
             self._reading = self._reader.submit(self._open_reader, READ_CACHE).result()
             self._file = self._at_path()
-        except sqlite3.Error as exc:
-            why = "no space is left on its disk" if self._disk_is_full() else exc  # SQLite says only "disk I/O error"
+        except _FAILURES as exc:
+            why = "no space is left on its disk" if self._disk_is_full() else _told(exc)  # else "disk I/O error"
             raise Unavailable(f"cannot open {path}: {why}") from exc
 
     def _open(self, migrations: Sequence[str]) -> sqlite3.Connection:
@@ -183,8 +185,8 @@ class Database:
             yield
         except sqlite3.IntegrityError:  # the work broke a rule of its own tables, which is for it to explain
             raise
-        except sqlite3.Error as exc:
-            raise Unavailable(f"cannot use {os.path.basename(self.path)}: {exc}") from exc
+        except _FAILURES as exc:
+            raise Unavailable(f"cannot use {os.path.basename(self.path)}: {_told(exc)}") from exc
 
     def close(self) -> None:
         """Finish what is queued and close the file."""
@@ -202,3 +204,7 @@ def _snapshot(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection
         return work(connection)
     finally:
         connection.execute("ROLLBACK")
+
+
+def _told(failure: Exception) -> str:
+    return str(failure) if isinstance(failure, sqlite3.Error) else "the file is damaged"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from circleosd.database import Database, Transaction
+from circleosd.errors import Unavailable
 
 
 class Slow:
@@ -66,3 +67,15 @@ def test_a_transaction_that_still_waits_for_its_turn_can_be_cancelled(database: 
         assert (other.begun.is_set(), await count(database)) == (False, 1)
 
     asyncio.run(scenario())
+
+
+def test_a_schema_that_is_no_text_any_more_is_said_to_be_damaged(tmp_path: Path) -> None:
+    path, migrations = tmp_path / "d.db", ("CREATE TABLE numbers (number INTEGER)",)
+    Database(path, migrations).close()
+    opened = Database(path, migrations)
+    path.write_bytes(path.read_bytes().replace(b"numbersnumbers\x02CREATE", b"\xaf" * 21))
+    with pytest.raises(Unavailable, match=r"^cannot use d\.db: the file is damaged$"):
+        asyncio.run(opened.scan(lambda db: db.execute("SELECT * FROM numbers")))
+    opened.close()
+    with pytest.raises(Unavailable, match=r"^cannot open .*/d\.db: the file is damaged$"):
+        Database(path, migrations)
