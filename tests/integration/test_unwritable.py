@@ -55,18 +55,19 @@ def test_what_cannot_be_written_at_the_end_is_no_failure_of_the_service(new_host
 
 def test_a_database_that_was_removed_is_not_written_to(new_host: NewHost) -> None:
     host = new_host({**CHEAP, "CIRCLEOSD_SERVER_IDLE_EXIT": "1"})
-    host.ok("user", "create", "alice", "--uid", "4242")
     database = host.directory / "state/circleosd/auth/auth.db"
     aside = database.with_suffix(".aside")
-    database.rename(aside)
-    for command in (("user", "create", "bob", "--uid", "4243"), ("system", "history", "--verify")):
-        refused = host.ctl(*command)
-        assert refused.returncode == 12
-        assert "auth.db: it was removed or replaced" in refused.stderr
-    assert "alice" in host.ok("user", "list")
-    assert not database.exists()
-    aside.rename(database)
-    host.ok("user", "create", "bob", "--uid", "4243")
+    with host.connect("auth-service"):  # until then it is not idle, however long this takes
+        host.ok("user", "create", "alice", "--uid", "4242")
+        database.rename(aside)
+        for command in (("user", "create", "bob", "--uid", "4243"), ("system", "history", "--verify")):
+            refused = host.ctl(*command)
+            assert refused.returncode == 12
+            assert "auth.db: it was removed or replaced" in refused.stderr
+        assert "alice" in host.ok("user", "list")
+        assert not database.exists()
+        aside.rename(database)
+        host.ok("user", "create", "bob", "--uid", "4243")
     host.wait_for(lambda: host.data("service-registry", "status", name="auth-service")["state"] == "inactive")
     assert "bob" in host.ok("user", "list")
     assert host.ctl("system", "history", "--verify").returncode == 0
