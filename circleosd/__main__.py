@@ -231,7 +231,7 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
     from circleosd.plugins.service import HOST_MIGRATIONS, PluginService
     from circleosd.plugins.signatures import Signatures
     from circleosd.plugins.store import MIGRATIONS, Artifacts
-    from circleosd.systemd.journal import mirror
+    from circleosd.systemd.journal import Mirror
     from circleosd.upstream import Identities
 
     database = Database(f"{state}/plugins.db", MIGRATIONS)
@@ -239,7 +239,7 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
     registry_path = paths.socket_path(registry.SERVICE, runtime)
     compiled = Compiled(Path(os.environ.get("CACHE_DIRECTORY") or f"{state}/compiled"), settings.plugins.cache)
     compiled.sweep(starting=True)
-    ledger = Ledger(database, contracts.SERVICE, mirror, settings.ledger)
+    ledger = Ledger(database, contracts.SERVICE, Mirror(), settings.ledger)
     handlers = PluginService(
         database,
         Database(f"{state}/kept.db", HOST_MIGRATIONS),
@@ -268,7 +268,7 @@ def _service(
     """The service that serves one module of contracts."""
     from circleosd.ledger import Ledger
     from circleosd.service import Service
-    from circleosd.systemd.journal import mirror
+    from circleosd.systemd.journal import Mirror
 
     return Service(
         contracts.SERVICE,
@@ -276,7 +276,7 @@ def _service(
         contracts.CONTRACTS,
         handlers,
         identify=identify,
-        ledger=ledger or Ledger(database, contracts.SERVICE, mirror, settings.ledger),
+        ledger=ledger or Ledger(database, contracts.SERVICE, Mirror(), settings.ledger),
         request_timeout=settings.server.request_timeout,
     )
 

@@ -16,7 +16,7 @@ from circleosd.steering import plain
 log = logging.getLogger(__name__)
 
 SOCKET = "/run/systemd/journal/socket"
-PATIENCE = 5.0  # seconds that a row waits for a journald that takes nothing; other changes wait behind it
+PATIENCE = 5.0  # seconds that a row waits for a journald that takes nothing; other changes wait behind that one
 _SEALED = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 # One identifier for each kind of row, explained in the shipped catalog (units/circleosd.catalog).
@@ -64,15 +64,41 @@ def _is_the_journal(descriptor: int) -> bool:
         return False
 
 
-def mirror(event: Event) -> None:
-    """Write a row of the ledger to the journal. Does nothing where no journal runs."""
+class Mirror:
+    """Writes rows of the ledger to the journal; does nothing where no journal runs.
+
+    After a row that waited in vain no other waits until journald takes one again; it is logged then how many it lacks.
+    """
+
+    def __init__(self) -> None:
+        self._lacks = 0  # rows that journald has not taken since it took the last one
+
+    def __call__(self, event: Event) -> None:
+        """Write a row. What keeps it out of the journal is logged."""
+        entry = b"".join(_field(name, text.encode()) for name, text in _fields(event).items())
+        try:
+            _send(entry, 0.0 if self._lacks else PATIENCE)
+        except (TimeoutError, BlockingIOError):
+            self._lacks += 1
+            if self._lacks == 1:
+                log.warning("row %d of the ledger is not in the journal: journald takes nothing", event["seq"])
+        except OSError as exc:
+            log.warning("row %d of the ledger is not in the journal: %s", event["seq"], exc.strerror or exc)
+        else:
+            if self._lacks:
+                log.warning("journald takes rows again; missing before row %d: %d", event["seq"], self._lacks)
+            self._lacks = 0
+
+
+def _fields(event: Event) -> dict[str, str]:
+    """A row as fields of the journal."""
     actor = event["actor"]
     who = f"{actor['user']} (uid {actor['uid']})" if actor["user"] else f"uid {actor['uid']}"
     if actor["plugin"]:
         who = f"plugin {actor['plugin']}, by {who}"
     what = " ".join(filter(None, (event["action"], event["object"])))
     how = f"{event['phase']}: {event['message']}" if event["message"] else event["phase"]
-    fields = {
+    return {
         "MESSAGE": f"{who}: {what}: {how}",
         "MESSAGE_ID": MESSAGE_IDS[event["phase"]],
         "PRIORITY": "5" if event["error"] is None else "4",
@@ -87,20 +113,16 @@ def mirror(event: Event) -> None:
         "CIRCLEOSD_SEQ": str(event["seq"]),
         ROW: json.dumps(event, ensure_ascii=False, separators=(",", ":")),
     }
-    try:
-        _send(b"".join(_field(name, text.encode()) for name, text in fields.items()))
-    except OSError as exc:
-        log.warning("row %d of the ledger is not in the journal: %s", event["seq"], exc.strerror or exc)
 
 
-def _send(entry: bytes) -> None:
-    """Write an entry (systemd.io/JOURNAL_NATIVE_PROTOCOL). Raises OSError, TimeoutError after `PATIENCE`.
+def _send(entry: bytes, patience: float) -> None:
+    """Write an entry (systemd.io/JOURNAL_NATIVE_PROTOCOL). Raises OSError, TimeoutError after `patience` seconds.
 
     sd_journal_send(3) waits for journald however long that takes, and systemd-python does with Python's lock held: no
     other thread could go on, and the watchdog would end the service.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(PATIENCE)
+        sock.settimeout(patience)
         try:
             sock.connect(SOCKET)
         except (FileNotFoundError, ConnectionRefusedError):

@@ -16,7 +16,7 @@ import pytest
 from circleosd.api.common import Event
 from circleosd.ledger import ACTOR
 from circleosd.systemd import journal
-from circleosd.systemd.journal import _OneLine, _Prefixed, mirror
+from circleosd.systemd.journal import Mirror, _OneLine, _Prefixed
 
 
 @pytest.mark.parametrize(("form", "begins"), [(_OneLine(), ""), (_Prefixed(), "<3>")])
@@ -72,7 +72,7 @@ def row(message: str | None) -> Event:
 @pytest.mark.parametrize("size", [10, 1 << 20])  # the second is more than a datagram may have
 def test_a_row_is_an_entry_of_the_journals_own_protocol(journald: socket.socket, size: int) -> None:
     event = row("two\nlines ü" + "x" * size)
-    mirror(event)
+    Mirror()(event)
     entry, descriptors, _, _ = socket.recv_fds(journald, 1 << 20, 1)
     for descriptor in descriptors:
         with open(descriptor, "rb") as file:
@@ -88,19 +88,34 @@ def test_a_journald_that_takes_nothing_is_waited_for_a_bounded_time(
     journald: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(journal, "PATIENCE", 0.2)
+    mirror = Mirror()
     deadline = time.monotonic() + 30
     while not caplog.messages:
         assert time.monotonic() < deadline
         mirror(row(None))
-    assert caplog.messages == ["row 7 of the ledger is not in the journal: timed out"]
+    assert caplog.messages == ["row 7 of the ledger is not in the journal: journald takes nothing"]
     journald.recv(1 << 16)
     mirror(row(None))
-    assert len(caplog.messages) == 1, "it takes rows again"
+    assert caplog.messages[1:] == ["journald takes rows again; missing before row 7: 1"]
+
+
+def test_no_row_waits_for_a_journald_that_one_has_waited_for_in_vain(
+    journald: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(journal, "PATIENCE", 0.2)
+    mirror = Mirror()
+    while not caplog.messages:
+        mirror(row(None))
+    monkeypatch.setattr(journal, "PATIENCE", 1e6)
+    mirror(row(None))
+    journald.recv(1 << 16)
+    mirror(row(None))
+    assert caplog.messages[1:] == ["journald takes rows again; missing before row 7: 2"]
 
 
 def test_without_a_journal_rows_go_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "none"))
-    mirror(row(None))
+    Mirror()(row(None))
     assert not caplog.messages

@@ -81,9 +81,10 @@ def test_whatever_is_logged_becomes_plain_text() -> None:
 def test_rows_of_the_ledger_are_not_among_the_lines() -> None:
     script = """
 import subprocess
-from circleosd.systemd.journal import mirror
+from circleosd.systemd.journal import Mirror
 actor = {"user": None, "uid": 0, "plugin": None}
 row = {"actor": actor, "action": "grant", "object": "alice", "error": None, "message": None, "service": "s", "seq": 1}
+mirror = Mirror()
 mirror({**row, "phase": "done"})
 print("not a row", flush=True)
 subprocess.run(["journalctl", "--sync"], check=True)  # while this process can still be told from others
