@@ -329,16 +329,15 @@ def _error_of(exc: BaseException) -> CircleError:
 
 def _sentence(contract: type[Request], exc: Any) -> str:
     """The first thing wrong with a request's parameters, in words."""
-    first = exc.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int) or part)
-    match first["type"]:
+    from circleosd.validation import first_wrong
+
+    kind, place, what = first_wrong(exc)
+    where = ".".join(str(part) for part in place if not isinstance(part, int) or part)
+    match kind:
         case "missing":
             return f"{contract.action} needs the parameter {where}"
         case "unexpected_keyword_argument":
             known = ", ".join(item.name for item in parameters(contract)) or "none"
             return f"{contract.action} has no parameter {where[:64]!r}; it has: {known}"
-        case "value_error":
-            return f"{where}: {first['msg'].removeprefix('Value error, ')}"
         case _:
-            message = first["msg"].removeprefix("Input ")
-            return f"{where}: {message}"
+            return f"{where}: {what}"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema
 
-__all__ = ["ValidationError", "validator"]
+__all__ = ["ValidationError", "first_wrong", "validator"]
 
 _SIMPLE: dict[Any, Callable[[], Any]] = {
     Any: core_schema.any_schema,
@@ -23,10 +23,20 @@ _SIMPLE: dict[Any, Callable[[], Any]] = {
     bool: core_schema.bool_schema,
 }
 
+# What pydantic says in terms of the code.
+_WORDS = {"missing": "is missing", "unexpected_keyword_argument": "there is no such member"}
+
 
 def validator(hint: Any) -> SchemaValidator:
     """What validates a value of that type: a dataclass, and what such have for fields."""
     return SchemaValidator(_schema(hint))
+
+
+def first_wrong(exc: ValidationError) -> tuple[str, tuple[int | str, ...], str]:
+    """Of the first thing that is wrong its type, by pydantic's name, where it is, and what it is in words."""
+    error = exc.errors(include_url=False, include_context=False)[0]
+    words = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return error["type"], error["loc"], _WORDS.get(error["type"], words)
 
 
 def _schema(hint: Any) -> Any:

@@ -125,14 +125,14 @@ def parse(content: bytes | dict[str, Any]) -> Manifest:
     if isinstance(value, dict) and isinstance(asked := value.get("capabilities"), list):
         # A bare name is short for a capability without a reason.
         value = {**value, "capabilities": [{"name": item} if isinstance(item, str) else item for item in asked]}
+    from circleosd.validation import ValidationError, first_wrong
+
     try:
         # As JSON, where a list is what a tuple is here.
         return _reader()(_text(value))
-    except ValueError as exc:  # its ValidationError
-        first = exc.errors(include_url=False, include_context=False)[0]  # type: ignore[attr-defined]
-        where = ".".join(map(str, first["loc"])) or "the manifest"
-        unknown = first["type"] == "unexpected_keyword_argument"
-        what = "there is no such member" if unknown else first["msg"].removeprefix("Value error, ")
+    except ValidationError as exc:
+        _, place, what = first_wrong(exc)
+        where = ".".join(map(str, place)) or "the manifest"
         raise BadRequest(f"the manifest is wrong: {where}: {what}") from exc
 
 

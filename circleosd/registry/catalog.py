@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from circleosd.api.contract import Length, Pattern
 from circleosd.api.plugins import PLUGIN_NAME
@@ -26,7 +26,8 @@ from circleosd.api.registry import ServiceName
 from circleosd.errors import BadRequest, CircleError, NotFound
 from circleosd.registry.units import Switch, Verb
 
-ALL_VERBS: tuple[Verb | Switch, ...] = (*get_args(Verb), *get_args(Switch))
+AnyVerb = Literal[Verb, Switch]
+ALL_VERBS: tuple[AnyVerb, ...] = get_args(AnyVerb)
 PLUGIN_PREFIX = "plugin@"
 MAX_FILE = 1024 * 1024  # bytes of a catalog file; some 10,000 services
 PLUGIN_UNITS = "circleosd-plugin@*.service"
@@ -52,7 +53,7 @@ class Entry:
     name: ServiceName
     unit: UnitName
     description: str = ""
-    verbs: list[Verb | Switch] | None = None
+    verbs: list[AnyVerb] | None = None
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic's own protocol
 
@@ -146,20 +147,18 @@ def parse(text: str) -> list[Entry]:
     """The entries of one file. Raises `BadRequest` or ValueError with what is wrong."""
     import tomllib
 
-    from circleosd.validation import ValidationError
+    from circleosd.validation import ValidationError, first_wrong
 
     tables = tomllib.loads(text)
-    if set(tables) != {"service"}:
+    if set(tables) != {"service"} or not isinstance(tables["service"], list):
         raise BadRequest("a catalog file has [[service]] tables and nothing else")
     try:
         entries: list[Entry] = _entries().validate_python(tables["service"])
         return entries
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_context=False)[0]
-        number, *where = first["loc"] or (0,)
+        _, (number, *where), what = first_wrong(exc)
         field = f", {'.'.join(map(str, where))}" if where else ""
-        message = first["msg"].removeprefix("Value error, ")
-        raise BadRequest(f"[[service]] number {int(number) + 1}{field}: {message}") from exc
+        raise BadRequest(f"[[service]] number {int(number) + 1}{field}: {what}") from exc
 
 
 @cache

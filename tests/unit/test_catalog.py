@@ -120,8 +120,13 @@ def test_what_is_no_file_of_a_sensible_size_is_named_and_not_waited_for(tmp_path
     ("text", "says"),
     [
         (f'{GOOD}[[service]]\nname = "a"\nunit = "a"\n', r"^\[\[service\]\] number 2, unit: 'a' is not the full name"),
-        (GOOD.replace("restart", "fly"), r"number 1, verbs\.0\.|number 1, verbs"),
-        ("[service]\n", "should be a valid list"),
+        (
+            GOOD.replace("restart", "fly"),
+            r"number 1, verbs\.0: should be 'start', 'stop', 'restart', 'reload', 'enable' or 'disable'$",
+        ),
+        (GOOD.replace("verbs", "verb"), "number 1, verb: there is no such member$"),
+        ('[[service]]\nname = "a"\n', "number 1, unit: is missing$"),
+        ('[service]\nname = "a"\n', r"^a catalog file has \[\[service\]\] tables and nothing else$"),
     ],
 )
 def test_parse_says_which_entry_is_wrong(text: str, says: str) -> None:
