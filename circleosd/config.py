@@ -135,6 +135,7 @@ _LEAST = {
     "server.idle_exit": 0,
     "auth.login_lockout": 0,
     "auth.login_queue": 0,
+    "auth.hash_memory": 8,  # RFC 9106, 3.1
     "ledger.keep_rows": 0,
     "ledger.keep_days": 0,
     "plugins.memory": 64 * 1024,

@@ -107,6 +107,7 @@ def test_a_wrong_variable_is_named() -> None:
         ("PLUGINS_QUEUE", "0"),
         ("SERVER_MAX_CONNECTIONS", "0"),
         ("AUTH_HASHING", "0"),
+        ("AUTH_HASH_MEMORY", "7"),
         ("SERVER_IDLE_EXIT", "-1"),
     ],
 )
