@@ -177,7 +177,8 @@ def load(env: Mapping[str, str]) -> Settings:
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as exc:
-            raise BadRequest(f"cannot read {path}: {exc}") from exc
+            what = exc.strerror if isinstance(exc, OSError) else exc
+            raise BadRequest(f"cannot read {path}: {what}") from exc
         if all(line.lstrip()[:1] in ("", "#") for line in text.splitlines()):
             continue  # as it is installed: nobody waits for the parser to find that nothing is set
         import tomllib

@@ -71,6 +71,13 @@ def test_a_command_checks_the_settings(tmp_path: Path, text: str, status: int, s
     assert (done.returncode, done.stdout, done.stderr) == (status, "", says.format(path=path))
 
 
+def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.mkdir()
+    with pytest.raises(BadRequest, match=f"^cannot read {path}: Is a directory$"):
+        config.load({"CIRCLEOSD_CONFIG_DIR": str(tmp_path)})
+
+
 def test_values_of_all_kinds(tmp_path: Path) -> None:
     text = "[server]\nidle_exit = 0\nmax_connections = 2.0\n[plugins]\ntrust = 'require'\ngrants = {counter = ['kv']}\n"
     (tmp_path / "config.toml").write_text(text)
