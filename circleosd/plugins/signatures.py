@@ -225,8 +225,8 @@ class Signatures:
                 Problem.NOT_YET,
                 f"the signer's key {key} is valid only from {reason[1]} on; wait, or have it signed anew",
             )
-        if "Unable to open" in ran.err:
-            raise Unavailable(f"cannot read {SIGNERS}: {_last_line(ran.err)}")
+        if reason := re.search(r'Unable to (?:open|read) allowed keys file ".*": (.*)', ran.err):
+            raise Unavailable(f"cannot read {SIGNERS}: {reason[1].strip()}")
         if "-CERT " in key:  # ssh-keygen does not say which of these it is
             raise BadSignature(
                 Problem.UNKNOWN,

@@ -297,6 +297,13 @@ def test_a_list_of_keys_that_is_there_and_leads_nowhere_lets_nobody_pass(signers
         signers.judge(sign(signers.alice, MANIFEST), policy="warn", explicit=True)
 
 
+def test_why_trusted_signers_cannot_be_read_is_said(signers: Host) -> None:
+    (signers.directory / "trusted-signers").unlink()
+    (signers.directory / "trusted-signers").mkdir()
+    with pytest.raises(Unavailable, match=r"^cannot read trusted-signers: Is a directory$"):
+        signers.judge(sign(signers.alice, MANIFEST), policy="warn", explicit=True)
+
+
 def test_a_list_of_keys_that_cannot_be_looked_for_lets_nobody_pass(signers: Host) -> None:
     loop = signers.directory / "loop"
     loop.symlink_to("loop")
