@@ -233,9 +233,10 @@ class Signatures:
                 f"it is signed with the certificate {key}, for which no cert-authority in {SIGNERS} vouches now: it "
                 "has expired, is not valid yet, is for other principals, or of another authority; see: ssh-keygen -L",
             )
-        raise BadSignature(
-            Problem.UNKNOWN, f"it is signed with the key {key}, which {SIGNERS} does not name; add it if you trust it"
-        )
+        why = f"it is signed with the key {key}, which {SIGNERS} does not name"
+        if unusable := re.search(r":(\d+): (.*)", ran.err):
+            why += f" (its line {unusable[1]} is not as in ssh-keygen(1), ALLOWED SIGNERS: {unusable[2].strip()})"
+        raise BadSignature(Problem.UNKNOWN, f"{why}; add it if you trust it")
 
     async def _valid(self, manifest: bytes, signature: str, trusted: str, principal: str, key: str) -> None:
         arguments = ["-Y", "verify", "-f", trusted, "-I", principal, "-n", NAMESPACE, "-s", signature]

@@ -297,6 +297,14 @@ def test_a_list_of_keys_that_is_there_and_leads_nowhere_lets_nobody_pass(signers
         signers.judge(sign(signers.alice, MANIFEST), policy="warn", explicit=True)
 
 
+def test_a_line_of_trusted_signers_that_cannot_be_used_is_named(signers: Host) -> None:
+    signers.trust(f"mallory@example.org {public(signers.mallory)}", public(signers.alice))
+    refused = signers.refusal(sign(signers.alice, MANIFEST))
+    assert "does not name (its line 2 is not as in ssh-keygen(1), ALLOWED SIGNERS: missing key);" in str(refused)
+    signers.trust(f"mallory@example.org {public(signers.mallory)}")
+    assert "its line" not in str(signers.refusal(sign(signers.alice, MANIFEST)))
+
+
 def test_why_trusted_signers_cannot_be_read_is_said(signers: Host) -> None:
     (signers.directory / "trusted-signers").unlink()
     (signers.directory / "trusted-signers").mkdir()
