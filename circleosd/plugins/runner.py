@@ -34,7 +34,7 @@ OVERDUE = " by SIGALRM"  # how a worker ends itself when code of the plugin cann
 
 
 class Superseded(Exception):
-    """The version that a call was for has been replaced or removed before the call began."""
+    """Before a call began, the version that it was for was replaced or removed, or the plugin was held back."""
 
 
 class Runner:
@@ -153,7 +153,7 @@ class Runners:
         """Call a function with a text and return its reply.
 
         Raises `PluginFailed`, `Timeout`, `Limit` as the plugin's failure says, `Limit` too when too many calls wait,
-        `Superseded` when another version took its place before the call began.
+        `Superseded` when it is to be looked anew at whether the plugin may be called.
         """
         reply = await self._serve(plugin, frames.INVOKE, function, payload.encode(), 0)
         try:
@@ -175,7 +175,7 @@ class Runners:
             else:
                 await runner.turn()
             try:
-                if runner.retired:
+                if runner.retired or plugin.health.held_for(time.monotonic()):
                     raise Superseded
                 worker = runner.worker
                 if worker is None or worker.lost:

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from circleosd.config import PluginSettings
 from circleosd.errors import Conflict, PluginFailed
+from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.health import Health
+from circleosd.plugins.manifest import Manifest
+from circleosd.plugins.plugin import Plugin
+from circleosd.plugins.runner import Runners, Superseded
 from circleosd.plugins.store import Record
+from circleosd.plugins.workers import Trapped
+from tests.unit.fakes import SlowWorker
+
+
+class Trapping(SlowWorker):
+    """A worker whose plugin traps in every call."""
+
+    async def call(self, *args: Any) -> bytes:
+        await super().call(*args)
+        raise Trapped("trap")
 
 
 def make() -> Health:
@@ -71,3 +90,21 @@ def test_a_long_error_is_cut() -> None:
     health = make()
     health.failed("x" * 100_000, 0.0, 0.0)
     assert len(health.record.last_error or "") < 3000
+
+
+def test_calls_that_wait_are_held_back_too(tmp_path: Path) -> None:
+    settings = PluginSettings()
+    plugin = Plugin(Manifest("p"), "", make(), {}, settings)
+
+    async def called() -> list[BaseException | str]:
+        runners = Runners("", tmp_path, Compiled(tmp_path, 0), _unused, _unused, settings)
+        runners._of(plugin).worker = Trapping("p", 0.001)
+        calls = (runners.call(plugin, "f", "x") for _ in range(10))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [type(ended) for ended in asyncio.run(called())] == [Trapped] * 3 + [Superseded] * 7
+    assert plugin.health.in_a_row == 3
+
+
+def _unused(*args: Any) -> Any:
+    raise AssertionError("no worker is started")
