@@ -47,8 +47,8 @@ class Health:
     def succeeded(self) -> None:
         """A call ended with an answer."""
         self.record.calls += 1
-        self.in_a_row = 0
         self.changed = True
+        self.reset()
 
     @property
     def quarantine_due(self) -> bool:
@@ -69,6 +69,6 @@ class Health:
             self._held_until = now + min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(doublings, 16))
 
     def reset(self) -> None:
-        """Begin anew: it was enabled, or is another version."""
+        """No failures in a row any more, and no back-off: a call ended well, or it was enabled."""
         self.in_a_row = 0
         self._held_until = 0.0

@@ -68,6 +68,15 @@ def test_a_plugin_that_is_held_back_says_why() -> None:
         health.admit(0.0)
 
 
+def test_a_call_that_ends_well_beside_the_failures_ends_the_back_off() -> None:
+    health = make()
+    for _ in range(3):
+        health.failed("trap", 0.0, 0.0)
+    assert not admitted(health, 0.0)
+    health.succeeded()
+    assert admitted(health, 0.0)
+
+
 def test_quarantine_is_due_after_so_many_failures_in_a_row() -> None:
     health = make()
     due = []
