@@ -201,8 +201,8 @@ class Runners:
         if runner is None or runner.plugin is not plugin or runner.granted is not plugin.granted:
             self.retire(plugin.name)
             runner = self._runners[plugin.name] = Runner(plugin.name, plugin)
-        if runner.waiting >= self._settings.queue:
-            raise Limit(f"{runner.waiting} calls of {plugin.name} are waiting already (plugins.queue); try again later")
+        if (in_line := runner.waiting - plugin.bounds.concurrency) >= self._settings.queue:
+            raise Limit(f"{in_line} calls of {plugin.name} are waiting already (plugins.queue); try again later")
         return runner
 
     async def _blame(self, runner: Runner, worker: Worker, error: CircleError) -> CircleError:
