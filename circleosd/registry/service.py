@@ -156,7 +156,10 @@ class RegistryService(Handlers):
         except NotFound:
             return Resolution(None, NotFound.code, f"the catalog has no service {name}")
         if verb in ("enable", "disable"):
-            enabled = await self._units.enabled(entry.unit)
+            try:
+                enabled = await self._units.enabled(entry.unit)
+            except (NotFound, Conflict) as exc:  # nor will it be known at any later start
+                return Resolution(None, exc.code, f"the unit file {entry.unit} cannot be looked at: {exc}")
             matches = enabled.startswith("enabled") == (verb == "enable")
             return Resolution(enabled, None if matches else UnitFailed.code, f"the unit file {entry.unit} is {enabled}")
         (state,) = await self._units.states([entry.unit])

@@ -16,6 +16,7 @@ from circleosd.api.common import Event
 from circleosd.api.contract import Between
 from circleosd.database import Database
 from circleosd.deadlines import Deadlines
+from circleosd.errors import NotFound
 from circleosd.ledger import Entry as Row
 from circleosd.ledger import Ledger
 from circleosd.policy import Caller, Peer, Role
@@ -317,6 +318,23 @@ def test_an_interrupted_switch_is_resolved_by_looking_at_the_unit_file(
     outcome = registry.ask({"action": "history"})["data"][-1]
     assert (outcome["error"], outcome["after"]) == (error, "disabled")
     assert "the unit file nginx.service is disabled" in outcome["message"]
+
+
+def test_an_interrupted_switch_of_a_unit_that_is_gone_is_resolved_too(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(unit: str) -> str:
+        raise NotFound(f"no unit file {unit}")
+
+    async def interrupted() -> None:
+        await registry.ledger.record(Row("intent", Caller(ROOT), "enable", "nginx"))
+        await registry.service.start()
+
+    monkeypatch.setattr(registry.units, "enabled", gone)
+    asyncio.run(interrupted())
+    outcome = registry.ask({"action": "history"})["data"][-1]
+    assert (outcome["phase"], outcome["error"]) == ("outcome", "not-found")
+    assert "the unit file nginx.service cannot be looked at: no unit file nginx.service" in outcome["message"]
 
 
 def test_enabling_tells_what_was_before(registry: Registry) -> None:
