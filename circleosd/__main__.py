@@ -57,7 +57,7 @@ def run(argv: list[str]) -> int:
             from circleosd.worker.main import main as worker
 
             take_short_turns()
-            return worker([name])
+            return worker(name)
         case ["auth-service" | "service-registry" | "plugin-manager" as service]:
             return serve(service)
         case ["polkit-rule"]:

@@ -33,7 +33,7 @@ import os, sys
 os.dup2(int(sys.argv[1]), 3)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
 from circleosd.worker.main import main
-sys.exit(main(sys.argv[2:]))
+sys.exit(main(sys.argv[2]))
 """
 
 # A process that has imported everything and forks workers, which saves each of them 100 ms. The process
@@ -59,7 +59,7 @@ while True:
             os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
             code = 1
             try:
-                code = main.main([name.decode()])
+                code = main.main(name.decode())
             except BaseException:
                 sys.excepthook(*sys.exc_info())
             finally:

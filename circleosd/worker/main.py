@@ -15,11 +15,8 @@ from circleosd.worker.frames import LOAD, FrameError, parse_load
 from circleosd.worker.limits import settle
 
 
-def main(argv: list[str]) -> int:
-    """`argv` is the unit's instance name, for messages; what to run, the manager says."""
-    if len(argv) != 1:
-        print("cannot start the worker: it takes one argument, the plugin's name", file=sys.stderr)
-        return 2
+def main(name: str) -> int:
+    """`name` is the unit's instance name, for messages; what to run, the manager says."""
     try:
         settle()
         listener = passed_socket(os.environ, os.getpid())
@@ -30,7 +27,7 @@ def main(argv: list[str]) -> int:
     except (BrokenPipeError, ConnectionResetError):
         return 0
     except (FrameError, OSError) as exc:
-        print(f"cannot serve the plugin {argv[0]}: {exc}", file=sys.stderr)
+        print(f"cannot serve the plugin {name}: {exc}", file=sys.stderr)
         return 1
 
 

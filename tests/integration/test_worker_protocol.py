@@ -157,7 +157,7 @@ def test_a_load_request_without_its_descriptor_ends_the_worker() -> None:
 
 @pytest.mark.parametrize("environment", [{}, {"LISTEN_FDS": "1"}, {"LISTEN_FDS": "1", "LISTEN_PID": "1"}])
 def test_a_worker_that_was_passed_no_socket_says_so(environment: dict[str, str]) -> None:
-    script = "import sys; from circleosd.worker.main import main; sys.exit(main(['example']))"
+    script = "import sys; from circleosd.worker.main import main; sys.exit(main('example'))"
     process = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, check=False
     )
