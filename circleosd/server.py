@@ -19,9 +19,9 @@ from circleosd.policy import Peer
 
 log = logging.getLogger(__name__)
 
-SHUTDOWN = 20.0  # seconds that requests in hand get after SIGTERM; the units allow more
 ACCEPTED_AT_ONCE = 100
 ACCEPT_AGAIN = 1.0  # seconds until the next try after a connection could not be accepted
+SHUTDOWN = 20.0  # seconds that requests in hand get after SIGTERM; the units allow more
 GIVEN_UP = 2.0  # and seconds that those get to end which took longer
 GRACE = 0.05  # seconds between looks at the connections while shutting down
 

@@ -103,7 +103,7 @@ def role_of(text: str) -> Role | None:
 
 def token_hash(token: str) -> bytes:
     """What is stored of a token."""
-    import hashlib  # see ledger.chain
+    import hashlib  # see chain.linked
 
     return hashlib.sha256(token.encode()).digest()
 
