@@ -40,7 +40,7 @@ def _status(rows: list[dict[str, Any]]) -> str:
 def _history(data: Any) -> str:
     """A line an act: an intent is shown only while its outcome is not known. A single row is one that followed."""
     if isinstance(data, dict):
-        return "  ".join(str(value) for value in _act(data).values())
+        return "  ".join(render.value("", value) for value in _act(data).values())
     if data and "problems" in data[0]:
         return _audit(data)
     ended = {(row["service"], row["intent"]) for row in data if row["intent"]}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from circlectl import render
+from typing import Any
+
+from circlectl import commands, render, views
 
 
 def test_what_would_steer_a_terminal_or_reorder_a_line_is_shown_as_an_escape() -> None:
@@ -10,3 +12,14 @@ def test_what_would_steer_a_terminal_or_reorder_a_line_is_shown_as_an_escape() -
     assert render.printable("kv\u202e and \u2066more\u2069\u2028next") == r"kv\u202e and \u2066more\u2069\u2028next"
     assert render.printable("1\u200e2\u200f\u061c") == r"1\u200e2\u200f\u061c"
     assert render.printable("Zoë 😀 שלום a\u00a0b") == "Zoë 😀 שלום a\u00a0b"
+
+
+def test_a_followed_row_of_an_altered_record_steers_no_terminal() -> None:
+    row: dict[str, Any] = {
+        "time": 0.0, "service": "auth-service", "seq": 1, "actor": {"user": "a\x1b[31mb", "uid": 0}, "action": "x\r",
+        "object": "o\x07", "phase": "done", "error": None, "before": None, "after": None, "intent": None, "count": 1,
+    }  # fmt: skip
+    shown = views.of(commands.of_group("system")["history"], row, terminal=True)
+    assert shown is not None
+    assert shown.isprintable()
+    assert r"a\x1b[31mb/0" in shown
