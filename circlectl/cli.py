@@ -253,8 +253,8 @@ def _read_secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
     secret = getpass.getpass(f"{name.capitalize()}: ")
     if secret:
         item.check(secret)
-    if secret and Mark.NEW in item.marks and getpass.getpass(f"{name.capitalize()} again: ") != secret:
-        raise BadRequest(f"the two {name}s differ")
+        if Mark.NEW in item.marks and getpass.getpass(f"{name.capitalize()} again: ") != secret:
+            raise BadRequest(f"the two {name}s differ")
     return secret if secret or item.required else None
 
 

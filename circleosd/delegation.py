@@ -23,8 +23,7 @@ def includes(outer: str, inner: str) -> bool:
     places = glob.start
     for char in inner:  # only a star takes a star, and only what takes any character takes a question mark
         taking = 0 if char == "*" else glob.taking.get(char, glob.taking_any)
-        places = (places & taking) << 1 | places & glob.stars
-        places |= (places & glob.stars) << 1
+        places = glob.after(places, taking)
     return bool(places & glob.end)
 
 
@@ -37,8 +36,7 @@ def overlaps(one: str, other: str) -> bool:
             places = 2 * glob.end - (places & -places)  # from the first place on
             continue
         taking = characters if char == "?" else glob.taking.get(char, glob.taking_any)
-        places = (places & taking) << 1 | places & glob.stars
-        places |= (places & glob.stars) << 1
+        places = glob.after(places, taking)
     return bool(places & glob.end)
 
 
@@ -53,6 +51,11 @@ class _Glob(NamedTuple):
     taking_any: int
     stars: int
     end: int
+
+    def after(self, places: int, taking: int) -> int:
+        """Where one may be after a character, having been at any of `places`, that only those of `taking` take."""
+        places = (places & taking) << 1 | places & self.stars
+        return places | (places & self.stars) << 1
 
 
 @lru_cache(1024)
