@@ -154,14 +154,20 @@ def _merge(into: dict[str, Any], table: Mapping[str, Any]) -> None:
             into[key] = value
 
 
-def _from_variables(env: Mapping[str, str]) -> dict[str, dict[str, str]]:
+class _Variable(str):
+    """The text of a variable, which may be that of a number."""
+
+    __slots__ = ()
+
+
+def _from_variables(env: Mapping[str, str]) -> dict[str, dict[str, _Variable]]:
     """The tables that CIRCLEOSD_<TABLE>_<KEY> variables set, values still text."""
-    tables: dict[str, dict[str, str]] = {}
+    tables: dict[str, dict[str, _Variable]] = {}
     for table in Settings.names():
         prefix = f"CIRCLEOSD_{table.upper()}_"
         for key, value in env.items():
             if key.startswith(prefix):
-                tables.setdefault(table, {})[key.removeprefix(prefix).lower()] = value
+                tables.setdefault(table, {})[key.removeprefix(prefix).lower()] = _Variable(value)
     return tables
 
 
@@ -234,9 +240,11 @@ _KINDS = {
 
 
 def _value(default: Any, value: Any, least: float) -> Any:
-    """A value of the default's type, perhaps from a variable's text. Raises ValueError, TypeError."""
+    """A value of the default's type, a number also from a variable's text. Raises ValueError, TypeError."""
     match default:
         case int() | float():
+            if isinstance(value, str) and not isinstance(value, _Variable):
+                raise TypeError
             number = type(default)(value)
             if isinstance(value, bool) or not least <= number < math.inf:
                 raise ValueError

@@ -30,6 +30,8 @@ def test_later_sources_win(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("[server]\nidle_exit = 'soon'\n", "setting server.idle_exit"),
+        ("[server]\nidle_exit = '5'\n", "setting server.idle_exit: '5' is not a number"),
+        ("[plugins]\nmemory = '65536'\n", "setting plugins.memory: '65536' is not a whole number"),
         ("[server]\nidle_exti = 5\n", "no such setting: server.idle_exti"),
         ("[sever]\nidle_exit = 5\n", "no such setting: sever"),
         ("server = 5\n", "setting server"),
