@@ -248,14 +248,24 @@ def _read_secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
         if not item.required:
             return None
         raise BadRequest(f"no terminal to ask for the {name} on; give it on standard input with --password-stdin")
-    import getpass
-
-    secret = getpass.getpass(f"{name.capitalize()}: ")
+    secret = _typed(f"{name.capitalize()}: ")
     if secret:
         item.check(secret)
-        if Mark.NEW in item.marks and getpass.getpass(f"{name.capitalize()} again: ") != secret:
+        if Mark.NEW in item.marks and _typed(f"{name.capitalize()} again: ") != secret:
             raise BadRequest(f"the two {name}s differ")
     return secret if secret or item.required else None
+
+
+def _typed(prompt: str) -> str:
+    """A line from the terminal without echo. What comes next begins on a line of its own, also where this raises."""
+    import getpass
+
+    try:
+        return getpass.getpass(prompt)
+    except BaseException:
+        with contextlib.suppress(OSError), open("/dev/tty", "w", encoding="utf-8") as terminal:
+            print(file=terminal)
+        raise
 
 
 def _open_files(command: Command, request: dict[str, Any]) -> list[int]:
