@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Runners:
         self._host = host
         self._settings = settings
         self._runners: dict[str, Runner] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # the ends of retired workers, named by their plugins
         # Awaited before the answer to the call by which a plugin has failed too often in a row.
         self.failing: Callable[[Plugin], Awaitable[None]]
 
@@ -137,7 +137,9 @@ class Runners:
         """End the plugin's worker once its calls in hand have ended; the next call gets another."""
         if runner := self._runners.pop(name, None):
             runner.retired = True
-            self._later(self._hang_up(runner))
+            task = asyncio.get_running_loop().create_task(self._hang_up(runner), name=name)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def connected(self, name: str) -> bool:
         """Whether the plugin has a worker now."""
@@ -333,9 +335,10 @@ class Runners:
         return ready
 
     async def _retired(self, name: str) -> None:
-        if runner := self._runners.pop(name, None):
-            runner.retired = True
-            await self._hang_up(runner)
+        """Retire the plugin's worker; wait for its end, and for that of others which were retired before."""
+        self.retire(name)
+        leaving = [task for task in self._tasks if task.get_name() == name]
+        await asyncio.gather(*leaving, return_exceptions=True)
 
     async def _hang_up(self, runner: Runner) -> None:
         """Close a runner's connection once its calls have ended, for a bounded time."""
@@ -400,8 +403,3 @@ class Runners:
 
     async def _ask(self, request: dict[str, Any]) -> Any:
         return await upstream.ask(self._registry, request, timeout=self._settings.load_time)
-
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

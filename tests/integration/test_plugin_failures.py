@@ -251,6 +251,20 @@ def test_calls_in_hand_and_waiting_survive_an_upgrade(host: EmbeddedHost, tmp_pa
     host.unload("moving")
 
 
+@pytest.mark.parametrize("first", ["show", "disable"])
+def test_an_unload_lets_calls_in_hand_end_also_those_of_a_worker_that_was_retired_before(
+    host: EmbeddedHost, tmp_path: Path, first: str
+) -> None:
+    slow = "HANDLER(slow) { UNUSED; sleep(1); return echo(host, payload, length, reply); }"
+    host.load(write(tmp_path, "leaving", handlers(slow, "slow"), plugin_type="native"), trust=True)
+    with ThreadPoolExecutor(1) as pool:
+        calling = pool.submit(invoke, host, "leaving", "slow", "x")
+        host.wait_for(lambda: details(host, "leaving")["waiting"] == 1)
+        host.data("plugin-manager", first, id="leaving")
+        host.unload("leaving")
+        assert calling.result()["data"] == "x"
+
+
 def test_a_decision_while_a_worker_starts_leaves_none_behind(host: EmbeddedHost, tmp_path: Path) -> None:
     slow = "__attribute__((constructor)) void slow(void) { usleep(500000); }"
     asks: dict[str, Any] = {"plugin_type": "native", "capabilities": ["clock"], "limits": {"time": 0.3}}
