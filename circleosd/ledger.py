@@ -32,19 +32,22 @@ log = logging.getLogger(__name__)
 
 Phase = Literal["done", "intent", "outcome", "failed", "denied"]
 
-SCHEMA = """
+# A body may be damaged: over what is no JSON every question would fail, and over an entry of an index that is not what
+# the body says now the removal of its row, and with it every change. So there is no index of these.
+_OF_BODY = "GENERATED ALWAYS AS (CASE WHEN json_valid(body) THEN json_extract(body, '$.{}') END) VIRTUAL"
+
+SCHEMA = f"""
 CREATE TABLE ledger (
     seq INTEGER PRIMARY KEY,
     body TEXT NOT NULL,
     hash BLOB NOT NULL,
-    time REAL GENERATED ALWAYS AS (json_extract(body, '$.time')) VIRTUAL,
-    user TEXT GENERATED ALWAYS AS (json_extract(body, '$.actor.user')) VIRTUAL,
-    uid INTEGER GENERATED ALWAYS AS (json_extract(body, '$.actor.uid')) VIRTUAL,
-    object TEXT GENERATED ALWAYS AS (json_extract(body, '$.object')) VIRTUAL,
-    action TEXT GENERATED ALWAYS AS (json_extract(body, '$.action')) VIRTUAL,
-    error TEXT GENERATED ALWAYS AS (json_extract(body, '$.error')) VIRTUAL
+    time REAL {_OF_BODY.format("time")},
+    user TEXT {_OF_BODY.format("actor.user")},
+    uid INTEGER {_OF_BODY.format("actor.uid")},
+    object TEXT {_OF_BODY.format("object")},
+    action TEXT {_OF_BODY.format("action")},
+    error TEXT {_OF_BODY.format("error")}
 );
-CREATE INDEX ledger_time ON ledger (time);
 CREATE TABLE ledger_ends (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     pruned_seq INTEGER NOT NULL,

@@ -173,13 +173,14 @@ def test_the_oldest_rows_removed_without_a_row_that_says_so_are_missed(tmp_path:
     book.database.close()
 
 
-@pytest.mark.parametrize("body", ["{}", "[]", '{"time":"never"}', '{"seq":3}'])
+@pytest.mark.parametrize("body", ["{}", "[]", "{", '{"time":"never"}', '{"seq":3}'])
 def test_a_row_that_nobody_can_read_hides_no_other_and_ends_no_start(opened: Open, body: str) -> None:
     for number in range(3):
         opened.record(f"act{number}", object="x")
     asyncio.run(opened.database.write(lambda tx: tx.execute("UPDATE ledger SET body = ? WHERE seq = 2", (body,))))
     asyncio.run(opened.database.write(lambda tx: tx.execute("INSERT INTO ledger_open VALUES (2)")))
     assert [row["action"] for row in opened.history()] == ["act0", "?", "act2"]
+    assert [row["action"] for row in opened.history(object="x", since=1.0)] == ["act0", "act2"]
     assert str(opened.history()[1]["message"]).startswith("row 2 is not what CircleOSD wrote")
     assert asyncio.run(opened.ledger.unfinished()) == []
 
@@ -206,6 +207,7 @@ def test_a_ledger_that_cannot_be_continued_says_so(opened: Open, sql: str) -> No
     [
         "UPDATE ledger SET hash = 'x' WHERE seq = 3",
         "UPDATE ledger SET body = json_set(body, '$.time', 'never') WHERE seq = 1",
+        "UPDATE ledger SET body = substr(body, 2) WHERE seq = 3",
         ROTTEN.format(3),
     ],
 )
@@ -223,6 +225,19 @@ def test_no_row_keeps_others_from_being_shown_and_the_ledger_from_going_on(tmp_p
     (told,) = [row["message"] for row in book.history(lines=3000, failed=True)]
     assert "has been altered" in str(told)
     assert asyncio.run(book.ledger.audit())["problems"] == []
+    book.database.close()
+
+
+def test_the_ledger_goes_on_over_a_row_whose_bytes_on_the_disk_are_damaged(tmp_path: Path) -> None:
+    path, settings = tmp_path / "l.db", LedgerSettings(keep_rows=100)
+    book = Open(path, settings)
+    for number in range(105):
+        book.record("act", object=f"number {number}")
+    book.database.close()
+    path.write_bytes(path.read_bytes().replace(b'"number 3"', b'"number 3\n'))
+    book = Open(path, settings)
+    book.record("act", object="x")
+    assert "row 4 has been altered" in str(book.history(failed=True)[0]["message"])
     book.database.close()
 
 
