@@ -224,6 +224,7 @@ class Service:
             try:
                 self._handlers.check(parsed, act)
             except CircleError as refusal:  # of which a flood is counted, while an intent always has its row
+                act.done = True
                 await act.refuse("denied" if isinstance(refusal, Denied) else "failed", refusal)
                 raise
             intent = await act.record("intent")

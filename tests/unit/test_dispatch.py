@@ -82,19 +82,21 @@ def test_a_start_is_intended_carried_out_and_recorded(registry: Registry) -> Non
     assert [event["seq"] for event in registry.mirrored] == [1, 2]
 
 
-def test_what_was_done_in_time_has_its_outcome_however_long_that_takes_to_write(
+def test_what_was_done_or_refused_in_time_has_its_row_however_long_that_takes_to_write(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = registry.ledger.record
 
     async def slowly(row: Row) -> int:
-        await asyncio.sleep(0.3 if row.phase == "outcome" else 0.0)
+        await asyncio.sleep(0.0 if row.phase == "intent" else 0.3)
         return await record(row)
 
     monkeypatch.setattr(registry.ledger, "record", slowly)
     monkeypatch.setattr(registry.service, "_deadlines", Deadlines(0.2))
     assert registry.ask({"action": "start", "name": "nginx"})["ok"]
-    assert registry.history() == [("intent", "start", "nginx"), ("outcome", "start", "nginx")]
+    assert registry.ask({"action": "stop", "name": "readonly"})["error"] == "denied"
+    rows = [("intent", "start", "nginx"), ("outcome", "start", "nginx"), ("denied", "stop", "readonly")]
+    assert registry.history() == rows
 
 
 def test_a_failed_unit_is_an_error_with_its_result_and_what_it_said(registry: Registry) -> None:
