@@ -85,6 +85,11 @@ class Caller(NamedTuple):
     vouches: bool = False
     plugin: str | None = None
 
+    @property
+    def bounded(self) -> int | None:
+        """The uid that has but a part of what is scarce; None for who is admin by it."""
+        return None if self.privileged else self.peer.uid
+
     def __str__(self) -> str:
         if self.plugin is not None:
             return f"the plugin {self.plugin}"

@@ -8,14 +8,13 @@ import logging
 import resource
 import socket
 import time
-from collections import Counter
 from typing import Protocol
 
 from circleosd import wire
 from circleosd.config import ServerSettings
 from circleosd.connection import Connection, Descriptors, Dispatcher, PassingSocket, peer_of
 from circleosd.errors import Limit, Unavailable
-from circleosd.policy import Peer
+from circleosd.places import Places
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +62,8 @@ class Server:
         self._listener = listener
         self._manager = manager
         self._connections: set[Connection] = set()
-        self._per_uid: Counter[int] = Counter()
+        most, each = settings.max_connections, settings.max_connections_per_uid
+        self._places = Places("connections", most, each, "server.max_connections")
         self._last_busy = time.monotonic()
         self._stop = asyncio.Event()
         service.connections = lambda: len(self._connections)
@@ -71,9 +71,7 @@ class Server:
     def lost(self, connection: Connection) -> None:
         """A connection has ended."""
         self._connections.discard(connection)
-        self._per_uid[connection.peer.uid] -= 1
-        if not self._per_uid[connection.peer.uid]:
-            del self._per_uid[connection.peer.uid]
+        self._places.leave(connection.peer.uid)
         self._last_busy = time.monotonic()
 
     def stop(self) -> None:
@@ -131,28 +129,21 @@ class Server:
             return False
         self._last_busy = time.monotonic()
         peer = peer_of(accepted)
-        if refusal := self._refusal(peer):
+        try:
+            self._places.take(peer.uid)
+        except Limit as refusal:
             # Answered and closed at once, not counted: a flood of these must not pile up.
             accepted.setblocking(False)
             with accepted, contextlib.suppress(OSError):
-                accepted.send(wire.failure(Limit(refusal)))
+                accepted.send(wire.failure(refusal))
             return True
         sock = PassingSocket(fileno=accepted.detach())
         sock.descriptors = Descriptors()
         sock.setblocking(False)
         connection = Connection(self, peer, sock.descriptors)
         self._connections.add(connection)
-        self._per_uid[peer.uid] += 1
         asyncio.get_running_loop().create_task(self._open(connection, sock))
         return True
-
-    def _refusal(self, peer: Peer) -> str | None:
-        settings = self.settings
-        if len(self._connections) >= settings.max_connections:
-            return f"at most {settings.max_connections} connections at once; try again later"
-        if self._per_uid[peer.uid] >= settings.max_connections_per_uid:
-            return f"at most {settings.max_connections_per_uid} connections at once for uid {peer.uid}"
-        return None
 
     async def _open(self, connection: Connection, sock: socket.socket) -> None:
         try:

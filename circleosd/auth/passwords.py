@@ -8,14 +8,14 @@ import contextlib
 import os
 import threading
 import unicodedata
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from circleosd.config import AuthSettings
-from circleosd.errors import BadRequest, Limit, Unavailable
+from circleosd.errors import BadRequest, Unavailable
+from circleosd.places import Places
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 COMMON = f"{os.path.dirname(__file__)}/common_passwords.txt"
 NICE = 10
-MOST_AT_ONCE = 64  # passwords in hand of one uid; the queue (auth.login_queue) is longer, so that others come in too
+MOST_AT_ONCE = 64  # passwords in hand of one uid; the queue (auth.login_queue) is longer
 
 
 class Passwords:
@@ -35,9 +35,8 @@ class Passwords:
 
     def __init__(self, settings: AuthSettings) -> None:
         self._settings = settings
-        self._most = settings.hashing + settings.login_queue
         self._threads = ThreadPoolExecutor(settings.hashing, "argon2", _give_way)
-        self._in_hand: Counter[int | None] = Counter()
+        self._places = Places("passwords", settings.hashing + settings.login_queue, MOST_AT_ONCE, "auth.login_queue")
         self._decoy = _decoy(settings)
 
     async def hash(self, password: str, uid: int | None) -> str:
@@ -75,17 +74,8 @@ class Passwords:
             return False
 
     async def _run(self, uid: int | None, work: Callable[..., T], *args: str) -> T:
-        if (waiting := self._in_hand.total()) >= self._most:
-            raise Limit(f"{waiting} passwords wait to be looked at already (auth.login_queue); try again later")
-        if uid is not None and self._in_hand[uid] >= MOST_AT_ONCE:
-            raise Limit(f"at most {MOST_AT_ONCE} passwords at once for uid {uid}; try again later")
-        self._in_hand[uid] += 1
-        try:
+        with self._places.held(uid):
             return await asyncio.get_running_loop().run_in_executor(self._threads, _explained, work, *args)
-        finally:
-            self._in_hand[uid] -= 1
-            if not self._in_hand[uid]:
-                del self._in_hand[uid]
 
 
 def _explained(work: Callable[..., T], *args: str) -> T:

@@ -165,7 +165,7 @@ class AuthService(Handlers):
         require_within(act.caller, store.role_of(request.role), ())  # before the hash, which takes long, and after it
         if request.password is not None:
             passwords.check(request.password, name)
-        uid = _bounded(act.caller)
+        uid = act.caller.bounded
         hashed = await self._passwords.hash(request.password, uid) if request.password is not None else None
 
         def work(tx: Transaction) -> User:
@@ -214,7 +214,7 @@ class AuthService(Handlers):
         confirmed = name == caller.user and not caller.privileged
         present = await self._confirm(name, caller, request.old) if confirmed else None
         passwords.check(request.password, name)
-        hashed = await self._passwords.hash(request.password, _bounded(caller))
+        hashed = await self._passwords.hash(request.password, caller.bounded)
 
         def work(tx: Transaction) -> int:
             account = self._target(tx, act, name)
@@ -301,7 +301,7 @@ class AuthService(Handlers):
             raise Denied(f"the user {account.name} is disabled")
         stored = account.password
         assert stored is not None
-        outdated, uid = self._passwords.outdated(stored), _bounded(act.caller)
+        outdated, uid = self._passwords.outdated(stored), act.caller.bounded
         rehashed = await self._passwords.hash(request.password, uid) if outdated else None
         lifetime = min(request.lifetime or self._settings.session_lifetime, self._settings.session_lifetime)
         keys = self._logins.keys(request.name, act.caller, account)
@@ -328,7 +328,7 @@ class AuthService(Handlers):
         found = await self._database.read(lambda db: [store.failures(db, *key) for key in keys])
         with self._logins.attempt(keys, found, time.time()):
             stored = account.password if account else None
-            right = await self._passwords.verify(stored, password, _bounded(caller))
+            right = await self._passwords.verify(stored, password, caller.bounded)
             if keys:
                 await self._database.write(lambda tx: self._logins.tell(tx, keys, time.time(), right=right))
         if not right:
@@ -464,11 +464,6 @@ def _of_uid(db: sqlite3.Connection | Transaction, uid: int) -> tuple[Account | N
     """The user that a uid is without a login, and the rules."""
     account = store.account_of_uid(db, uid)
     return account, store.grants(db, account.name) if account else ()
-
-
-def _bounded(caller: Caller) -> int | None:
-    """The uid whose passwords in hand are bounded; None for who is admin by it."""
-    return None if caller.privileged else caller.peer.uid
 
 
 def _named(act: Act) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from circleosd.api.plugins import Load, Verified, Verify
 from circleosd.config import PluginSettings
 from circleosd.errors import BadRequest, Denied
+from circleosd.places import Places
 from circleosd.plugins import capabilities
 from circleosd.plugins import manifest as manifests
 from circleosd.plugins.files import Given
@@ -20,6 +21,8 @@ from circleosd.plugins.signatures import MAX_SIGNATURE, MAX_SIGNERS, Signatures,
 from circleosd.plugins.store import Artifacts, Loaded, Staged
 
 VERIFIED_AT_ONCE = 2  # plugins, for all who only ask
+VERIFICATIONS = 128  # in hand, and of one uid
+VERIFICATIONS_OF_ONE = 16
 
 
 class Candidate(NamedTuple):
@@ -39,7 +42,8 @@ class Loading:
         self._signatures = signatures
         self._settings = settings
         # Each has a copy of its artifact on disk. Loads come one at a time and do not wait for these.
-        self._verifications = asyncio.Semaphore(VERIFIED_AT_ONCE)
+        self._verifying = asyncio.Semaphore(VERIFIED_AT_ONCE)
+        self._verifications = Places("verifications", VERIFICATIONS, VERIFICATIONS_OF_ONE)
 
     @asynccontextmanager
     async def candidate(self, files: Given, request: Load | Verify) -> AsyncIterator[Candidate]:
@@ -86,10 +90,13 @@ class Loading:
             )
         return trust
 
-    async def verify(self, files: Given, request: Verify) -> Verified:
-        """What `plugin verify` replies. Raises `BadSignature` and what `candidate` raises."""
-        async with self._verifications:
-            return await self._verify(files, request)
+    async def verify(self, files: Given, request: Verify, uid: int | None) -> Verified:
+        """What `plugin verify` replies; `uid` is who has but a part of the places. Raises `Limit`, `BadSignature` and
+        what `candidate` raises.
+        """
+        with self._verifications.held(uid):
+            async with self._verifying:
+                return await self._verify(files, request)
 
     async def _verify(self, files: Given, request: Verify) -> Verified:
         signers = None

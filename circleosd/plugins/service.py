@@ -212,7 +212,7 @@ class PluginService(Handlers):
     async def verify(self, request: Verify, act: Act) -> Verified:
         """Handler of `verify`."""
         with given(request, act.files, act.caller) as files:
-            return await self._loading.verify(files, request)
+            return await self._loading.verify(files, request, act.caller.bounded)
 
     async def unload(self, request: Unload, act: Act) -> api.Plugin:
         """Handler of `unload`."""

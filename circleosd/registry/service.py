@@ -28,6 +28,7 @@ from circleosd.api.registry import (
 )  # fmt: skip
 from circleosd.errors import Conflict, Denied, NotFound, UnitFailed
 from circleosd.handlers import Act, Handlers, Resolution, closing
+from circleosd.places import Places
 from circleosd.registry import units
 from circleosd.registry.catalog import PLUGIN_PREFIX, PLUGIN_UNITS, Catalog, Entry, plugin_entry
 from circleosd.registry.explaining import explain
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 MIGRATIONS = (ledger.SCHEMA,)
 OWN_NAME = "service-registry"
+FOLLOWED = 32  # logs at once; each holds a thread and an inotify instance, of which a user may have 128 by default
+FOLLOWED_BY_ONE = 16  # uid
 
 
 class RegistryService(Handlers):
@@ -46,6 +49,7 @@ class RegistryService(Handlers):
         self._catalog = catalog
         self._units = units
         self._reported: tuple[str, ...] = ()
+        self._followed = Places("followed logs", FOLLOWED, FOLLOWED_BY_ONE)
 
     def _read(self) -> Catalog:
         catalog = self._catalog()
@@ -114,14 +118,15 @@ class RegistryService(Handlers):
         """Handler of `logs`."""
         entry = self._read().find(request.name)
         if request.follow:
-            return self._lines(self._units.follow(entry.unit, request.lines, request.since))
+            return self._lines(self._units.follow(entry.unit, request.lines, request.since), act.caller.bounded)
         found = await self._units.logs(entry.unit, request.lines, request.since) if request.lines else []
         return [LogLine(time=line.time, text=line.text) for line in found]
 
-    async def _lines(self, lines: AsyncIterator[units.LogLine]) -> AsyncIterator[LogLine]:
-        async with closing(lines):
-            async for line in lines:
-                yield LogLine(time=line.time, text=line.text)
+    async def _lines(self, lines: AsyncIterator[units.LogLine], uid: int | None) -> AsyncIterator[LogLine]:
+        with self._followed.held(uid):
+            async with closing(lines):
+                async for line in lines:
+                    yield LogLine(time=line.time, text=line.text)
 
     async def watch(self, request: Watch, act: Act) -> AsyncIterator[Service]:
         """Handler of `watch`."""

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, NotFound, Timeout, Unavailable
+from circleosd.errors import BadRequest, CircleError, Conflict, Denied, NotFound, Timeout, Unavailable
 from circleosd.registry.units import LogLine, Switch, UnitState, Verb, signal_name
 from circleosd.systemd.buserrors import ErrorReply, Lost, Unheard, explained
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # dbus-fast is imported at the first call: a registry asked f
 
 Scope = Literal["system", "user"]
 
-MAX_FOLLOWERS = 32  # each holds a thread and an inotify instance, of which a user may have 128 by default
 RULE_MAKER = "circleosd-polkit.service"  # brings the polkit rule up to date; the registry may start it
 RULE_ARRIVAL = (0.0, 0.1, 0.2, 0.4)  # seconds from a rule's making until it is tried whether polkit has it
 LOOK = 0.1  # seconds between looks at a job that nobody tells of any more
@@ -74,7 +73,6 @@ class SystemdUnits:
         self._env = env
         self._connecting = asyncio.Lock()
         self._connection: Connection | None = None
-        self._followers = 0
 
     async def states(self, units: Sequence[str]) -> list[UnitState]:
         """See `UnitManager`. One round trip, however many units."""
@@ -213,15 +211,9 @@ class SystemdUnits:
         from circleosd.systemd import logs
 
         _check(unit)
-        if self._followers >= MAX_FOLLOWERS:
-            raise Limit(f"at most {MAX_FOLLOWERS} logs are followed at once; try again later")
-        self._followers += 1
-        try:
-            async with aclosing(logs.follow(unit, lines, since, self._scope)) as found:
-                async for line in found:
-                    yield line
-        finally:
-            self._followers -= 1
+        async with aclosing(logs.follow(unit, lines, since, self._scope)) as found:
+            async for line in found:
+                yield line
 
     async def close(self) -> None:
         """Leave the bus."""

@@ -391,6 +391,28 @@ def test_a_stream_ends_when_its_callers_rights_do(registry: Registry, monkeypatc
     assert (last["ok"], last["error"]) == (False, "denied")
 
 
+def test_who_follows_many_logs_leaves_places_for_others(registry: Registry) -> None:
+    logs = json.dumps({"action": "logs", "name": "nginx", "follow": True, "token": "operator"}).encode()
+
+    async def scenario() -> list[str]:
+        streams = []
+        for uid in [4242] * 17 + [4243]:
+            stream = await registry.service.dispatch(logs, Peer(uid, uid, 1), NoFiles())
+            assert not isinstance(stream, bytes)
+            streams.append(stream)
+        found = [json.loads(await anext(stream)) for stream in streams]
+        await streams[0].aclose()
+        again = await registry.service.dispatch(logs, STRANGER, NoFiles())
+        assert not isinstance(again, bytes)
+        found.append(json.loads(await anext(again)))
+        for stream in [*streams, again]:
+            await stream.aclose()
+        return [reply["message"] or "" for reply in found]
+
+    refused = "at most 16 followed logs at once for uid 4242; try again later"
+    assert asyncio.run(scenario()) == [""] * 16 + [refused] + [""] * 2
+
+
 def test_the_records_verification_is_for_admins(registry: Registry) -> None:
     registry.ask({"action": "start", "name": "nginx"})
     assert registry.ask({"action": "audit"})["data"]["problems"] == []

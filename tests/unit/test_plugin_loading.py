@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from circleosd.api.plugins import Load, Verify
+from circleosd.api.plugins import Load, Verified, Verify
 from circleosd.config import PluginSettings
-from circleosd.errors import BadRequest
+from circleosd.errors import BadRequest, Limit, NotFound
 from circleosd.plugins import store
 from circleosd.plugins.files import Given
 from circleosd.plugins.loading import VERIFIED_AT_ONCE, Loading
@@ -101,7 +101,7 @@ def test_of_verifications_at_once_few_have_a_copy_and_a_load_does_not_wait_for_t
 
     async def scenario() -> int:
         async with asyncio.timeout(10):
-            asking = [asyncio.create_task(loading.verify(files, Verify(str(plugin)))) for _ in range(20)]
+            asking = [asyncio.create_task(loading.verify(files, Verify(str(plugin)), None)) for _ in range(20)]
             while nobody.asked < VERIFIED_AT_ONCE:
                 await asyncio.sleep(0.01)
             async with loading.candidate(files, Load(str(plugin))):
@@ -113,3 +113,17 @@ def test_of_verifications_at_once_few_have_a_copy_and_a_load_does_not_wait_for_t
 
     assert asyncio.run(scenario()) == VERIFIED_AT_ONCE + 1
     assert not [*store.iterdir()]
+
+
+def test_who_verifies_much_at_once_leaves_places_for_others(tmp_path: Path) -> None:
+    loading = Loading(Artifacts(tmp_path / "store"), Waiting(), PluginSettings())
+
+    async def verify(uid: int) -> Verified:
+        return await loading.verify(Given({}, os.getpid()), Verify(str(tmp_path / "absent.wasm")), uid)
+
+    async def scenario() -> list[object]:
+        return await asyncio.gather(*(verify(uid) for uid in [4242] * 20 + [4243]), return_exceptions=True)
+
+    found = asyncio.run(scenario())
+    assert [isinstance(item, Limit) for item in found] == [False] * 16 + [True] * 4 + [False]
+    assert isinstance(found[-1], NotFound)

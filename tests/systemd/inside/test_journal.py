@@ -15,9 +15,8 @@ from contextlib import aclosing
 import pytest
 
 from circleosd.api.registry import MAX_LINES
-from circleosd.errors import Limit
 from circleosd.registry.units import LogLine
-from circleosd.systemd import logs, units
+from circleosd.systemd import logs
 from circleosd.systemd.units import SystemdUnits
 from tests.systemd.inside.conftest import on_systemd, python_as, run
 
@@ -171,23 +170,6 @@ def test_a_follower_that_goes_away_while_it_waits_leaves_nothing() -> None:
     before = descriptors()
     on_systemd(act)
     assert descriptors() == before
-
-
-def test_only_so_many_logs_are_followed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units, "MAX_FOLLOWERS", 1)
-
-    async def act(manager: SystemdUnits) -> None:
-        async def first_line() -> LogLine:
-            async with aclosing(manager.follow("dbus.service", 1)) as lines:  # type: ignore[type-var]
-                line = await anext(lines)
-                with pytest.raises(Limit, match="at most 1 logs"):
-                    await anext(manager.follow("dbus.service", 1))
-                return line
-
-        assert (await first_line()).text
-        assert (await first_line()).text  # the place is free again
-
-    on_systemd(act)
 
 
 def test_a_member_of_systemd_journal_may_read(stranger: pwd.struct_passwd) -> None:

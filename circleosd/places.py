@@ -1,0 +1,46 @@
+"""What there are few places of: each uid has but a part of them, so that others come in too. No I/O here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+
+from circleosd.errors import Limit
+
+
+class Places:
+    """At most `total` of `what` at once, and `each` for one uid; None is a uid that is bounded by the total alone.
+
+    `setting` is where an administrator sets the total.
+    """
+
+    def __init__(self, what: str, total: int, each: int, setting: str | None = None) -> None:
+        self._what = what
+        self._total = total
+        self._each = each
+        self._setting = f" ({setting})" if setting else ""
+        self._taken: Counter[int | None] = Counter()
+
+    def take(self, uid: int | None) -> None:
+        """Take a place, until `leave`. Raises `Limit` if there is none."""
+        if self._taken.total() >= self._total:
+            raise Limit(f"at most {self._total} {self._what} at once{self._setting}; try again later")
+        if uid is not None and self._taken[uid] >= self._each:
+            raise Limit(f"at most {self._each} {self._what} at once for uid {uid}; try again later")
+        self._taken[uid] += 1
+
+    def leave(self, uid: int | None) -> None:
+        """Leave a place that was taken."""
+        self._taken[uid] -= 1
+        if not self._taken[uid]:
+            del self._taken[uid]
+
+    @contextlib.contextmanager
+    def held(self, uid: int | None) -> Iterator[None]:
+        """Have a place meanwhile. Raises `Limit`."""
+        self.take(uid)
+        try:
+            yield
+        finally:
+            self.leave(uid)

@@ -1,0 +1,39 @@
+"""The places of `circleosd.places`."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from circleosd.errors import Limit
+from circleosd.places import Places
+
+
+def test_one_uid_has_but_a_part_and_all_have_no_more_than_there_are() -> None:
+    places = Places("things", 4, 2, "table.things")
+    with contextlib.ExitStack() as held:
+        for uid in (1, 1, 2):
+            held.enter_context(places.held(uid))
+        with pytest.raises(Limit, match=r"^at most 2 things at once for uid 1; try again later$"):
+            places.take(1)
+        held.enter_context(places.held(None))
+        for other in (2, None):
+            with pytest.raises(Limit, match=r"^at most 4 things at once \(table.things\); try again later$"):
+                places.take(other)
+    with places.held(1), places.held(1):
+        pass
+
+
+def test_who_has_no_part_has_all() -> None:
+    places = Places("things", 3, 1)
+    with places.held(None), places.held(None), places.held(None), pytest.raises(Limit, match="at once; try"):
+        places.take(None)
+
+
+def test_a_place_is_free_again_after_a_failure() -> None:
+    places = Places("things", 1, 1)
+    with pytest.raises(ZeroDivisionError), places.held(1):
+        raise ZeroDivisionError
+    with places.held(2):
+        pass
