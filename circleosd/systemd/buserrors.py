@@ -38,8 +38,8 @@ class Lost(Exception):
     """The connection ended, or systemd left the bus, before the answer came."""
 
 
-class Unheard(Lost):
-    """So the job that systemd had taken on will not be told of any more."""
+class Unheard(Exception):
+    """The connection was lost, and the job that systemd had taken on will not be told of any more."""
 
 
 def explained(doing: str, error: ErrorReply) -> CircleError:

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote
 
 from circleosd.errors import BadRequest, CircleError, Conflict, Denied, NotFound, Timeout, Unavailable
@@ -22,11 +22,15 @@ if TYPE_CHECKING:  # dbus-fast is imported at the first call: a registry asked f
 
     from circleosd.systemd.bus import Connection
 
+T = TypeVar("T")
+
 Scope = Literal["system", "user"]
 
 RULE_MAKER = "circleosd-polkit.service"  # brings the polkit rule up to date; the registry may start it
 RULE_ARRIVAL = (0.0, 0.1, 0.2, 0.4)  # seconds from a rule's making until it is tried whether polkit has it
 LOOK = 0.1  # seconds between looks at a job that nobody tells of any more
+TRIES = 5  # of what may be done again: systemd may be executed anew more than once in a row
+REPEATABLE = ("start", "stop")  # a second job for what the first has done or is doing changes nothing
 METHODS: dict[Verb, str] = {
     "start": "StartUnit",
     "stop": "StopUnit",
@@ -116,7 +120,7 @@ class SystemdUnits:
             except ErrorReply as error:
                 if not error.refusal or self._scope == "user" or os.geteuid() == 0:
                     raise
-                with contextlib.suppress(ErrorReply, Lost):  # there is none where the rule is made otherwise
+                with contextlib.suppress(ErrorReply, Lost, Unheard):  # there is none where the rule is made otherwise
                     await _job(await self._connected(), METHODS["start"], RULE_MAKER)
                 await asyncio.sleep(again)
         return await self._whole_job(verb, unit)
@@ -124,7 +128,8 @@ class SystemdUnits:
     async def _whole_job(self, verb: Verb, unit: str) -> str:
         """Do a job and tell its result, also when systemd was executed anew meanwhile, or the bus was."""
         try:
-            return await _job(await self._connected(), METHODS[verb], unit)
+            tries = TRIES if verb in REPEATABLE else 1
+            return await self._try(lambda connection: _job(connection, METHODS[verb], unit), tries)
         except Unheard:
             while (properties := await self._properties(unit))["Job"][0]:
                 await asyncio.sleep(LOOK)
@@ -230,13 +235,20 @@ class SystemdUnits:
                 self._connection = await bus.connect(bus_address(self._scope, self._env))
             return self._connection
 
-    async def _ask(self, target: tuple[str, str, str], member: str, signature: str, *body: Any) -> Any:
-        """The answer to a question without side effects, which is asked again if the connection is lost over it."""
-        try:
+    async def _try(self, work: Callable[[Connection], Awaitable[T]], tries: int) -> T:
+        """Do `work`, and again on a new connection if one was lost over it, `tries` times in all. Raises `Lost`."""
+        while True:
+            tries -= 1
             try:
-                return (await (await self._connected()).call(target, member, signature, body)).body[0]
+                return await work(await self._connected())
             except Lost:
-                return (await (await self._connected()).call(target, member, signature, body)).body[0]
+                if not tries:
+                    raise
+
+    async def _ask(self, target: tuple[str, str, str], member: str, signature: str, *body: Any) -> Any:
+        """The answer to a question without side effects."""
+        try:
+            return (await self._try(lambda connection: connection.call(target, member, signature, body), TRIES)).body[0]
         except ErrorReply as error:
             raise explained("ask systemd", error) from error
         except Lost as exc:

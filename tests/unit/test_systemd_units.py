@@ -113,9 +113,9 @@ def test_a_question_is_asked_again_on_a_new_connection_but_not_forever() -> None
         return await manager.detail(UNIT)
 
     alive, dying = Bus((1, properties("active", "running")), []), Dying((1, {}), [])
-    assert asyncio.run(main([dying, alive])).active == "active"
+    assert asyncio.run(main([dying] * 4 + [alive])).active == "active"
     with pytest.raises(Unavailable):
-        asyncio.run(main([dying, dying, alive]))
+        asyncio.run(main([dying] * 5 + [alive]))
 
 
 def test_where_the_configuration_enables_units_nobody_else_can(monkeypatch: pytest.MonkeyPatch) -> None:

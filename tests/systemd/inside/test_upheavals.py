@@ -75,6 +75,25 @@ def test_a_job_is_done_though_the_bus_died_a_moment_ago(caplog: pytest.LogCaptur
     assert caplog.records == []
 
 
+def test_starts_and_stops_asked_for_while_systemd_is_executed_anew_are_done() -> None:
+    async def act(manager: SystemdUnits) -> list[str]:
+        over = asyncio.Event()
+
+        async def switch(unit: str) -> list[str]:
+            found = []
+            while not over.is_set():
+                found += [await manager.job("start", unit), await manager.job("stop", unit)]
+            return found
+
+        asked = [asyncio.create_task(switch(f"ct-many@{number}.service")) for number in range(16)]
+        for _ in range(3):
+            await asyncio.to_thread(execute_systemd_anew)
+        over.set()
+        return [result for found in await asyncio.gather(*asked) for result in found]
+
+    assert {*on_systemd(act)} == {"done"}
+
+
 @UPHEAVALS
 @pytest.mark.parametrize(("unit", "result"), [("ct-long.service", "done"), ("ct-slow.service", "failed")])
 def test_how_a_job_under_way_ends_is_told(upheaval: Callable[[], None], unit: str, result: str) -> None:
