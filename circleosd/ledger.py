@@ -179,13 +179,13 @@ class Ledger:
 
     async def refuse(self, entry: Entry) -> None:
         """Record a refused attempt: in a row that is on disk on return, or, of what is repeated, in a count soon."""
-        peer = entry.caller.peer
-        kind = (entry.caller.user, entry.caller.plugin, entry.action, entry.object, entry.phase, entry.error)
+        who = entry.caller.plugin or entry.caller.peer.uid
+        kind = (entry.caller.user, entry.action, entry.object, entry.phase, entry.error)
         try:
-            if self._flood.admit(peer.uid, kind, entry, time.monotonic()):
+            if self._flood.admit(who, kind, entry, time.monotonic()):
                 await self.record(entry)
         except Exception:
-            self._flood.not_written(peer.uid, kind)
+            self._flood.not_written(who, kind)
             raise
         finally:
             if self._timer is None:
@@ -396,7 +396,8 @@ def _summary(window: Counted[Entry]) -> Entry:
     """The row for refusals that were counted."""
     if not window.mixed:
         return window.last._replace(attempts=window.count)
-    message = f"{window.count} more refused attempts of this uid, of different kinds; the last: {window.last.message}"
+    who = "plugin" if window.last.caller.plugin else "uid"
+    message = f"{window.count} more refused attempts of this {who}, of different kinds; the last: {window.last.message}"
     return window.last._replace(attempts=window.count, object=None, params={}, message=message)
 
 

@@ -339,6 +339,22 @@ def test_refusals_of_many_kinds_are_bounded_and_none_is_lost(opened: Open) -> No
     assert "140 more refused attempts of this uid, of different kinds" in str(rows[-1]["message"])
 
 
+def test_the_refusals_of_one_plugin_keep_no_other_from_a_row(opened: Open) -> None:
+    busy, other = (Caller(ROOT, plugin=name) for name in ("busy", "other"))
+
+    async def scenario() -> None:
+        for number in range(62):
+            await opened.ledger.refuse(Entry("denied", busy, "stop", f"unit{number}", error="denied"))
+        await opened.ledger.refuse(Entry("denied", other, "stop", "nginx", error="denied"))
+        await opened.ledger.refuse(Entry("denied", Caller(ROOT), "stop", "nginx", error="denied"))
+        await opened.ledger.close()
+
+    asyncio.run(scenario())
+    rows = opened.history(lines=1000)[60:]
+    assert [(row["actor"]["plugin"], row["count"]) for row in rows] == [("other", 1), (None, 1), ("busy", 2)]
+    assert "2 more refused attempts of this plugin, of different kinds" in str(rows[-1]["message"])
+
+
 def test_counted_refusals_are_written_when_their_time_has_come(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("circleosd.flood.WINDOW", 0.05)
 
