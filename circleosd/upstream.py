@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import socket
 import time
@@ -123,6 +122,8 @@ class Identities:
 
     async def _verified(self, peer: Peer, token: str | None) -> Any:
         """What auth-service says, or said less than `CACHED` seconds ago; who asks meanwhile waits for one answer."""
+        import hashlib  # see chain.linked
+
         key = (peer.uid, hashlib.sha256((token or "").encode()).digest())
         now = time.monotonic()
         since, asked = self._known.get(key, (0.0, None))

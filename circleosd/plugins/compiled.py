@@ -11,7 +11,6 @@ import errno
 import logging
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -33,6 +32,8 @@ class Incoming:
         """Add a piece."""
         try:
             if not self._name:
+                import tempfile  # with it comes OpenSSL, see chain.linked
+
                 self._file, self._name = tempfile.mkstemp(prefix=_NEW, dir=self._directory)
                 os.fchmod(self._file, 0o444)  # a worker, another user, maps it by the descriptor that it gets
             if self._file is not None and os.write(self._file, data) != len(data):

@@ -7,13 +7,11 @@ any more: at every moment the rows describe plugins that can run.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import sqlite3
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,6 +128,9 @@ class Artifacts:
         Raises `Limit` for more than `most` bytes, `BadRequest` when it cannot be read, `Unavailable` when the copy
         cannot be written.
         """
+        import hashlib  # see chain.linked
+        import tempfile  # imports that too
+
         digest, size, head = hashlib.sha256(), 0, b""
         with self._writing():
             fd, name = tempfile.mkstemp(prefix=".staged-", dir=self._directory)

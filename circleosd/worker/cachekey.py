@@ -5,7 +5,6 @@ Does not import Wasmtime: the manager, which never runs plugin code, asks too.
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,8 @@ CONFIGURATION: Final = 2
 
 def cache_key(sha256: str, *, deterministic: bool = False) -> str:
     """64 hexadecimal digits for the compilation of the artifact with that digest on this machine."""
+    import hashlib  # see chain.linked
+
     parts = (sha256, _host(), str(CONFIGURATION), "fuel" if deterministic else "epoch")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

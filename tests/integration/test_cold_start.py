@@ -11,7 +11,7 @@ import pytest
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost
 
-LATER = ("pydantic", "libssl", "argon2", "wasmtime")
+LATER = ("pydantic", "libcrypto", "argon2", "wasmtime")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_the_embedded_mode_does_without_openssl(host: EmbeddedHost) -> None:
     assert host.process is not None
     mapped = Path(f"/proc/{host.process.pid}/maps").read_text()
     assert "_asyncio" in mapped
-    assert "libssl" not in mapped
+    assert "libcrypto" not in mapped
 
 
 def test_a_first_request_without_parameters_generates_no_dataclass(new_host: NewHost) -> None:
