@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 Verb = Literal["start", "stop", "restart", "reload"]
 Switch = Literal["enable", "disable"]
+Scope = Literal["system", "user"]  # whose service manager
 
 
 @dataclass(frozen=True)

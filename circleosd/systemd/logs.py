@@ -18,10 +18,9 @@ from systemd import journal
 
 from circleosd.api.registry import MAX_LINES
 from circleosd.errors import Denied, Limit, Unavailable
-from circleosd.registry.units import LogLine
+from circleosd.registry.units import LogLine, Scope
 from circleosd.steering import plain
 from circleosd.systemd.journal import ROW
-from circleosd.systemd.units import Scope
 
 MAX_TEXT = 2048  # characters of a line that are shown; journald itself cuts at 48 KiB (LineMax=)
 BATCH = 200  # entries that `follow` reads at a time

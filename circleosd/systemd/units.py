@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from circleosd.errors import BadRequest, CircleError, Conflict, Denied, NotFound, Timeout, Unavailable
-from circleosd.registry.units import LogLine, Switch, UnitState, Verb, signal_name
+from circleosd.registry.units import LogLine, Scope, Switch, UnitState, Verb, signal_name
 from circleosd.systemd.buserrors import ErrorReply, Lost, Unheard, explained
 
 if TYPE_CHECKING:  # dbus-fast is imported at the first call: a registry asked for its health needs none of it
@@ -23,8 +23,6 @@ if TYPE_CHECKING:  # dbus-fast is imported at the first call: a registry asked f
     from circleosd.systemd.bus import Connection
 
 T = TypeVar("T")
-
-Scope = Literal["system", "user"]
 
 RULE_MAKER = "circleosd-polkit.service"  # brings the polkit rule up to date; the registry may start it
 RULE_ARRIVAL = (0.0, 0.1, 0.2, 0.4)  # seconds from a rule's making until it is tried whether polkit has it
