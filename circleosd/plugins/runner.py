@@ -211,22 +211,21 @@ class Runners:
         """What the caller gets for an error of a call; the plugin's record gets it too if it is the plugin's fault."""
         plugin = runner.plugin
         runner.used = time.monotonic()
-        fault = is_fault(error)
+        if not is_fault(error):
+            plugin.health.succeeded()
+            return error
+        # Of all the calls that one worker took along, one counts.
+        counts, worker.counted = not worker.counted, worker.lost
         if isinstance(error, WorkerGone):
             how = await self._how_it_ended(runner)
             if how == OVERDUE:
                 error = Timeout(f"took longer than {plugin.bounds.time:g} s, and its worker was ended")
             else:
                 error = WorkerGone(f"{error}{how}")
-        elif isinstance(error, Timeout) and worker.lost:  # it did not even end itself
+        elif isinstance(error, Timeout) and worker.lost and counts:  # it did not even end itself
             await self._units("stop", runner.instance)
-        if fault:
-            # Of all the calls that one worker took along, one counts.
-            counted, worker.counted = worker.counted, worker.lost
-            if not (worker.lost and counted):
-                await self._failed(plugin, error)
-        else:
-            plugin.health.succeeded()
+        if counts:
+            await self._failed(plugin, error)
         return error
 
     async def _failed(self, plugin: Plugin, error: CircleError) -> None:

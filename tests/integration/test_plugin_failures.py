@@ -126,6 +126,22 @@ def test_a_taken_over_worker_that_reports_what_is_no_text_has_broken_the_protoco
     host.unload("forger")
 
 
+def test_a_worker_that_does_not_even_end_itself_is_stopped_once_for_all_its_calls(
+    host: EmbeddedHost, tmp_path: Path
+) -> None:
+    hang = "HANDLER(hang) { UNUSED; signal(SIGALRM, SIG_IGN); for (;;) pause(); }"
+    limits = {"time": 0.3, "concurrency": 4}
+    host.load(write(tmp_path, "hung", handlers(hang, "hang"), plugin_type="native", limits=limits), trust=True)
+    with ThreadPoolExecutor(4) as pool:
+        replies = [*pool.map(lambda _: invoke(host, "hung", "hang", ""), range(4))]
+    assert [reply["error"] for reply in replies] == ["timeout"] * 4
+    assert invoke(host, "hung", "echo", "fine")["data"] == "fine"
+    assert details(host, "hung")["failures"] == 1
+    host.unload("hung")
+    stopped = host.data("service-registry", "history", object="plugin@hung", action_name="stop")
+    assert [row["phase"] for row in stopped] == ["intent", "outcome"] * 2, "one for the calls, and one for the unload"
+
+
 def test_a_native_plugin_that_hangs_while_it_is_loaded_keeps_nobody_waiting_for_long(
     host: EmbeddedHost, tmp_path: Path
 ) -> None:
