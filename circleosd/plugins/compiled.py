@@ -6,6 +6,7 @@ is: it is there whole or not at all, also after a power failure.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
@@ -46,16 +47,11 @@ class Incoming:
         """That was the last piece."""
         self.complete = self._file is not None
 
-    def keep(self) -> None:
-        """Give what has arrived its name, durably."""
-        assert self._file is not None
-        try:
-            os.fsync(self._file)
-            os.replace(self._name, self._directory / self._key)
-        except OSError as exc:
-            log.warning("cannot keep a compilation: %s", exc)
-        finally:
-            self.discard()
+    async def keep(self) -> None:
+        """Give what has arrived its name, durably. To cancel it is not to wait for that."""
+        file, self._file = self._file, None  # the thread's from now on
+        assert file is not None
+        await asyncio.to_thread(_keep, file, self._name, self._directory / self._key)
 
     def discard(self) -> None:
         """Forget what has arrived; after `keep` there is nothing to forget."""
@@ -64,6 +60,18 @@ class Incoming:
             self._file = None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._name)
+
+
+def _keep(file: int, name: str, path: Path) -> None:
+    try:
+        os.fsync(file)
+        os.replace(name, path)
+    except OSError as exc:
+        log.warning("cannot keep a compilation: %s", exc)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+    finally:
+        os.close(file)
 
 
 class Compiled:

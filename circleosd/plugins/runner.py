@@ -329,7 +329,7 @@ class Runners:
             runner.worker = worker
             runner.used = time.monotonic()
             if incoming is not None and incoming.complete:
-                await asyncio.to_thread(incoming.keep)
+                await incoming.keep()
                 await asyncio.to_thread(self._compiled.sweep)
         return ready
 

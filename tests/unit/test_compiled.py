@@ -1,0 +1,57 @@
+"""The cache of compilations: what arrives in it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from circleosd.plugins.compiled import Compiled
+
+
+def test_a_compilation_is_kept_also_when_nobody_waits_for_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncing, may_sync, sync = threading.Event(), threading.Event(), os.fsync
+
+    def slowly(file: int) -> None:
+        syncing.set()
+        assert may_sync.wait(10)
+        sync(file)
+
+    async def given_up() -> int:
+        incoming = Compiled(tmp_path, 1 << 20).incoming("key")
+        incoming.write(memoryview(b"code"))
+        incoming.finish()
+        keeping = asyncio.create_task(incoming.keep())
+        assert await asyncio.to_thread(syncing.wait, 10)
+        keeping.cancel()
+        await asyncio.wait([keeping])
+        assert keeping.cancelled()
+        incoming.discard()
+        other = os.open(os.devnull, os.O_RDONLY)  # must not get the number of what the thread still uses
+        may_sync.set()
+        return other
+
+    monkeypatch.setattr(os, "fsync", slowly)
+    other = asyncio.run(given_up())  # waits for the thread
+    os.close(other)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"key": b"code"}
+
+
+def test_what_is_not_kept_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()  # which no file replaces
+    compiled = Compiled(tmp_path, 1 << 20)
+
+    async def arrive() -> None:
+        incoming = compiled.incoming("taken")
+        incoming.write(memoryview(b"code"))
+        await incoming.keep()
+
+    asyncio.run(arrive())
+    incoming = compiled.incoming("other")
+    incoming.write(memoryview(b"co"))
+    incoming.discard()
+    incoming.discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
