@@ -177,7 +177,7 @@ def _deeper(value: JSON, most: int) -> bool:
 def tag_of(request: dict[str, JSON]) -> JSON:
     """The tag of a decoded request, or `ABSENT`. Raises `Limit` for one that is too long to be echoed."""
     tag = request.get("tag", ABSENT)
-    if type(tag) in (str, *_BOXES) and len(tag if type(tag) is str else _print(tag)) > MAX_TAG:
+    if tag is not ABSENT and len(_print(tag) if type(tag) in _BOXES else str(tag)) > MAX_TAG:
         raise Limit(f"a tag may have at most {MAX_TAG} characters")
     return tag
 
