@@ -93,7 +93,7 @@ def plugin_entry(unit: str) -> Entry:
 
 
 class Reader:
-    """Reads the drop-in files of `directories` again whenever one has changed."""
+    """Reads the drop-in files of `directories` again whenever one has changed, and as long as one cannot be used."""
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self._directories = directories
@@ -105,7 +105,7 @@ class Reader:
         files, problems = _files(self._directories)
         # ctime: a change of mode or owner may make a file readable
         seen = (problems, [(path, now and (now.st_ctime_ns, now.st_ino)) for path in files for now in [_stat(path)]])
-        if seen != self._seen:
+        if seen != self._seen or self._catalog.problems:  # what stood in the way need not be in the files
             self._catalog, self._seen = read(self._directories), seen
         return self._catalog
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -79,6 +80,21 @@ def test_a_reader_sees_every_change_of_the_files(tmp_path: Path) -> None:
     assert reader().find("nginx").description == "the web"
     (tmp_path / "a.toml").unlink()
     assert "nginx" not in reader().entries
+
+
+def test_what_kept_a_reader_from_a_file_for_a_moment_does_not_keep_it_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    (tmp_path / "a.toml").write_text(GOOD)
+    reader = catalog.Reader([tmp_path])
+    with monkeypatch.context() as without:
+        without.setattr(os, "open", none_left)
+        assert reader().problems == (f"{tmp_path}/a.toml: Too many open files",)
+    assert reader().problems == ()
+    assert "nginx" in reader().entries
 
 
 def test_a_reader_sees_that_a_file_may_be_read_now() -> None:
