@@ -39,8 +39,8 @@ async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
         raise Timeout(f"{name} did not answer within {timeout:g} s") from exc
     except OSError as exc:
         raise Unavailable(f"cannot reach {name}: {exc.strerror or exc}") from exc
-    if not line:
-        raise Unavailable(f"{name} closed the connection without an answer")
+    if not line.endswith(b"\n"):  # it may have died over its answer
+        raise Unavailable(f"{name} closed the connection without {'the whole' if line else 'an'} answer")
     return wire.decode_reply(line).get("data")
 
 
@@ -54,7 +54,7 @@ async def follow(path: str, request: dict[str, Any]) -> AsyncGenerator[Any, None
         reader, writer = await asyncio.open_unix_connection(sock=await connect(path), limit=MAX_REPLY)
         try:
             writer.write(wire.encode(request))
-            while line := await reader.readline():
+            while (line := await reader.readline()).endswith(b"\n"):
                 reply = wire.decode_reply(line)
                 if not reply.get("more"):
                     return

@@ -1,4 +1,4 @@
-"""Connecting to a listener whose queue is full."""
+"""Asking a service whose queue is full, or that dies over its answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from circleosd import client, upstream, wire
+from circleosd.errors import Unavailable
 
 
 def listener(path: Path) -> socket.socket:
@@ -57,3 +60,32 @@ def test_a_caller_waits_for_a_place_in_a_full_queue(tmp_path: Path) -> None:
             answer_all(sock, len(held))
             waiting.join(10)
             assert answers == ["here"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"), [(b"", "without an answer"), (b'{"ok":true,"da', "without the whole answer")]
+)
+def test_an_answer_that_broke_off_is_none(tmp_path: Path, sent: bytes, said: str) -> None:
+    path = str(tmp_path / "s.sock")
+
+    async def follow() -> None:
+        async for _ in upstream.follow(path, {"action": "x"}):
+            pass
+
+    def die(sock: socket.socket) -> None:
+        peer, _ = sock.accept()
+        with peer:
+            peer.recv(4096)
+            peer.sendall(sent)
+
+    asks: list[tuple[Callable[[], object], str]] = [
+        (lambda: asyncio.run(upstream.ask(path, {"action": "x"}, timeout=10)), said),
+        (lambda: asyncio.run(follow()), "s ended the stream"),
+    ]
+    with listener(Path(path)) as sock:
+        for ask, message in asks:
+            service = threading.Thread(target=die, args=[sock])
+            service.start()
+            with pytest.raises(Unavailable, match=message):
+                ask()
+            service.join(10)
