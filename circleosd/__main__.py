@@ -82,11 +82,15 @@ def run(argv: list[str]) -> int:
         case ["--version"]:
             print(f"circleosd {__version__}")
             return 0
-        case ["--help" | "-h"]:
+        case [*_, "--help" | "-h"]:
             print(USAGE, end="")
             return 0
         case _:
+            import shlex
+
             print(USAGE, end="", file=sys.stderr)
+            if argv:
+                print(f"circleosd: cannot be run as: circleosd {shlex.join(argv)}", file=sys.stderr)
             return 2
 
 

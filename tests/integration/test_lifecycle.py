@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -367,12 +368,13 @@ def test_a_place_that_does_not_do_is_refused(place: str, status: int, says: str)
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (["polkit-rule", "--help"], 2, "usage: circleosd COMMAND"),
+        (["polkit-rule", "--dir"], 2, "usage: circleosd COMMAND"),
         (["polkit-rule", ""], 2, "usage: circleosd COMMAND"),
         (["polkit-rule", "/nonexistent"], 5, "circleosd: no directory /nonexistent\n"),
-        (["worker", "--help"], 2, "usage: circleosd COMMAND"),
+        (["worker", "-x"], 2, "usage: circleosd COMMAND"),
         (["up", "--dir", ""], 2, "usage: circleosd COMMAND"),
-        (["up", "--dir", "--help"], 2, "usage: circleosd COMMAND"),
+        (["up", "--dir", "--dir"], 2, "usage: circleosd COMMAND"),
+        (["upp", "a b"], 2, "usage: circleosd COMMAND"),
     ],
 )
 def test_a_flag_or_nothing_is_no_name(arguments: list[str], status: int, says: str, tmp_path: Path) -> None:
@@ -381,6 +383,16 @@ def test_a_flag_or_nothing_is_no_name(arguments: list[str], status: int, says: s
     )
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith(says)
+    if status == 2:
+        assert done.stderr.endswith(f"\ncircleosd: cannot be run as: circleosd {shlex.join(arguments)}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["up", "-h"], ["polkit-rule", "--help"], ["nonsense", "--help"]])
+def test_help_is_had_everywhere(arguments: list[str], tmp_path: Path) -> None:
+    done = subprocess.run([BIN / "circleosd", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: circleosd COMMAND")
     assert list(tmp_path.iterdir()) == []
 
 
