@@ -72,8 +72,9 @@ def run(argv: list[str]) -> int:
             return polkit.show(Path(directory))
         case ["check-settings"]:
             from circleosd import config
+            from circleosd.plugins import capabilities
 
-            config.load(os.environ)
+            capabilities.check_configured(config.load(os.environ).plugins.grants)
             return 0
         case ["up"]:
             return up(None)
@@ -230,6 +231,7 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
     from circleosd.api import plugins as contracts
     from circleosd.database import Database
     from circleosd.ledger import Ledger
+    from circleosd.plugins import capabilities
     from circleosd.plugins.compiled import Compiled
     from circleosd.plugins.runner import Runners
     from circleosd.plugins.service import HOST_MIGRATIONS, PluginService
@@ -238,6 +240,7 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
     from circleosd.systemd.journal import Mirror
     from circleosd.upstream import Identities
 
+    capabilities.check_configured(settings.plugins.grants)
     database = Database(f"{state}/plugins.db", MIGRATIONS)
     artifacts = Artifacts(Path(state, "store"))
     registry_path = paths.socket_path(registry.SERVICE, runtime)

@@ -59,6 +59,16 @@ def check(capability: str) -> None:
     raise BadRequest(f"there is no capability {capability[:200]!r}; there are: {known}")
 
 
+def check_configured(grants: Mapping[str, Iterable[str]]) -> None:
+    """Raises `BadRequest` unless the setting `plugins.grants` names capabilities that this host has."""
+    for plugin, names in grants.items():
+        for name in names:
+            try:
+                check(name)
+            except BadRequest as exc:
+                raise BadRequest(f"setting plugins.grants.{plugin}: {exc}") from exc
+
+
 def check_topic(topic: str) -> None:
     """Raises `BadRequest` unless events can have this topic."""
     if topic == "*" or not re.fullmatch(_NAMED["events:"], topic):

@@ -210,6 +210,19 @@ def test_the_configuration_grants_for_hosts_without_an_administrator(new_host: N
     assert "the capability kv" in refusal(host, "headless", "kv.get", key="a")
 
 
+def test_a_capability_that_there_is_not_cannot_be_configured(new_host: NewHost) -> None:
+    host = new_host({})
+    config = host.directory / "config" / "config.toml"
+    config.write_text('[plugins.grants]\nheadless = ["all"]\n')
+    reply = host.call("plugin-manager", {"action": "list"})
+    assert reply["error"] == "unavailable"
+    assert (
+        "plugin-manager cannot start: setting plugins.grants.headless: there is no capability 'all'" in reply["message"]
+    )
+    config.write_text('[plugins.grants]\nheadless = ["kv"]\n')
+    host.wait_for(lambda: host.call("plugin-manager", {"action": "list"})["ok"])
+
+
 def test_the_configuration_and_the_clock_of_a_plugin(host: EmbeddedHost, tmp_path: Path) -> None:
     path = write(tmp_path, "told", caller(), capabilities=["config", "clock"], config={"url": "x", "a": "1"})
     host.load(path)

@@ -62,6 +62,12 @@ def test_a_wrong_setting_is_named_with_its_file(tmp_path: Path, text: str, says:
     [
         ("[server]\nidle_exit = 5\n", 0, ""),
         ("[server]\nidle_exti = 5\n", 2, "circleosd: no such setting: server.idle_exti (from {path})\n"),
+        (
+            "[plugins.grants]\nweb = ['kv', 'clok']\n",
+            2,
+            "circleosd: setting plugins.grants.web: there is no capability 'clok'; there are: log, kv, config, clock, "
+            "services:read, services:restart:NAME, events:NAME\n",
+        ),
     ],
 )
 def test_a_command_checks_the_settings(tmp_path: Path, text: str, status: int, says: str) -> None:
