@@ -93,6 +93,8 @@ def _signature(content: bytes, key: str) -> bytes:
     """What ssh-keygen makes of `content`; it asks for a passphrase on the terminal by itself."""
     import subprocess
 
+    if not os.path.exists(key):
+        raise NotFound(f"no key {key}")
     try:
         done = subprocess.run(
             ["ssh-keygen", "-Y", "sign", "-f", key, "-n", NAMESPACE], input=content, capture_output=True, check=False

@@ -57,9 +57,11 @@ def history(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | 
     returned beside. With `follow` an iterator that goes on with rows as they come, with `verify` what verifying found.
     """
     query = dict(request)
-    following, verifying = query.pop("follow", False), query.pop("verify", False)
-    if verifying:
+    if query.pop("verify", False):
+        if query.keys() - {"action"}:
+            raise BadRequest("--verify looks at the whole record; it takes no other flags")
         return _verify(ask)
+    following = query.pop("follow", False)
     started = time.time()
     services: tuple[str, ...] = SERVICES
     if "action_name" in query:

@@ -144,6 +144,10 @@ def test_verify_finds_what_was_done_to_the_file(new_host: NewHost) -> None:
     assert found.stdout.count("as written") == 2
     audited = json.loads(host.ctl("system", "history", "--verify", "--json").stdout)
     assert [bool(item["problems"]) for item in audited] == [False, True, False]
+    for more in (["--user", "vera"], ["--follow"], ["--lines", "5"]):
+        refused = host.ctl("system", "history", "--verify", *more)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "--verify looks at the whole record" in refused.stderr
 
 
 def test_retention_is_configured_and_a_pruned_ledger_verifies(new_host: NewHost) -> None:
