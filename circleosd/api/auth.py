@@ -15,7 +15,7 @@ UserName = Annotated[
     # systemd's strict rule, systemd.io/USER_NAMES
     Pattern(
         r"[a-zA-Z_][a-zA-Z0-9_-]{0,30}",
-        "a user name: a letter or _ first, then letters, digits, _ or -, at most 31 in all",
+        "a user name: an ASCII letter or _ first, then such letters, digits, _ or -, at most 31",
     ),
 ]
 # 8 is NIST SP 800-63B's least for a password a person chose; 1024 bounds the work of one hash.

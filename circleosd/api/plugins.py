@@ -19,7 +19,7 @@ PLUGIN_NAME = r"[a-z0-9][a-z0-9_-]{0,47}"
 PluginName = Annotated[
     str,
     Doc("the plugin's name"),
-    Pattern(PLUGIN_NAME, "a plugin name: a lower-case letter or digit, then those, _ or -, at most 48 in all"),
+    Pattern(PLUGIN_NAME, "a plugin name: a lower-case ASCII letter or digit, then those, _ or -, at most 48"),
 ]
 FunctionName = Annotated[str, Doc("the function to call"), Length(1, 256)]
 ArtifactPath = Annotated[str, Doc("the artifact, .wasm or .so"), Length(1, 4096), Mark.FILE]

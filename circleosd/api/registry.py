@@ -13,7 +13,7 @@ MAX_LINES = 2000  # of one answer from the journal: with the longest lines at mo
 ServiceName = Annotated[
     str,
     Doc("the service's name in the catalog"),
-    Pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}", "a service name: letters, digits and _ . @ : -, at most 128"),
+    Pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}", "a service name: ASCII letters, digits and _ . @ : -, at most 128"),
 ]
 OnBehalf = Annotated[
     str | None,

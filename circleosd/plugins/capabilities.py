@@ -72,7 +72,7 @@ def check_configured(grants: Mapping[str, Iterable[str]]) -> None:
 def check_topic(topic: str) -> None:
     """Raises `BadRequest` unless events can have this topic."""
     if topic == "*" or not re.fullmatch(_NAMED["events:"], topic):
-        raise BadRequest(f"a topic has letters, digits and _ . @ -, at most 128, not {topic[:200]!r}")
+        raise BadRequest(f"a topic has ASCII letters, digits and _ . @ -, at most 128, not {topic[:200]!r}")
 
 
 def holds(granted: Iterable[str], capability: str) -> bool:
