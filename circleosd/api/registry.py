@@ -144,7 +144,7 @@ class Logs(Request, action="logs", access=Access.OPERATOR, reply=list[LogLine], 
 class Watch(
     Request, action="watch", access=Access.VIEWER, reply=list[Service], object="name", rows="name", stream=True
 ):
-    """Show the state of a service, or of all and of plugins as they load, then every change, until interrupted."""
+    """Show the state of a service, or of all cataloged by now and of plugins as they load, then every change."""
 
     name: Annotated[ServiceName | None, Doc("only this service")] = None
 
