@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ def test_imports_point_one_way(part: str, path: Path) -> None:
             assert part == ONLY_HERE[top], f"{path} imports {name}"
         if top == "systemd":
             assert part == "systemd", f"{path} imports {name}"
+
+
+def test_no_modules_import_each_other() -> None:
+    """Nor in a larger circle, nor late, within a function."""
+    modules = {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for _, path in sources()}
+    graph = {
+        module: {name for item in imported(path) for name in (item, item.rpartition(".")[0]) if name in modules}
+        for module, path in modules.items()
+    }
+    assert sum(map(len, graph.values())) > 100
+    TopologicalSorter(graph).prepare()  # raises CycleError with the circle
 
 
 def test_every_part_is_named_in_the_rule() -> None:
