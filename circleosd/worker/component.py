@@ -59,7 +59,7 @@ _TYPES: Final = {
 class _Instance:
     """One instance in a store of its own, and its functions as far as they were looked up."""
 
-    __slots__ = ("broken", "component", "context", "functions", "log", "store", "streams")
+    __slots__ = ("broken", "component", "context", "functions", "logs", "store", "streams")
 
     def __init__(self, store: Pointer, context: Pointer) -> None:
         self.store = store
@@ -67,7 +67,7 @@ class _Instance:
         self.component = c.wasmtime_component_instance_t()
         self.functions: dict[str, Any] = {}
         self.streams: Streams | None = None
-        self.log: LineLog | None = None
+        self.logs: tuple[LineLog, ...] = ()  # of standard output and standard error
         self.broken = False
 
     def delete(self) -> None:
@@ -156,14 +156,14 @@ class ComponentPlugin:
 
     def _invoke(self, instance: _Instance, function: str, arguments: list[Buffer]) -> Any:
         found = instance.functions.get(function) or self._find(instance, function)
-        if instance.log is not None:
-            instance.log.follow()
+        for log in instance.logs:
+            log.follow()
         given = (c.wasmtime_component_val_t * len(arguments))()
         held = [values.borrow_text(given[index], argument) for index, argument in enumerate(arguments)]
         result = c.wasmtime_component_val_t()
         error = _call(found, instance.context, given, len(held), byref(result), 1)  # post-return included
-        if instance.log is not None:
-            instance.log.flush()
+        for log in instance.logs:
+            log.flush()
         if error:
             instance.broken = True
             raise self._failure(instance, error)
@@ -172,7 +172,7 @@ class ComponentPlugin:
     def _failure(self, instance: _Instance, error: Pointer) -> PluginFailure:
         trouble = take_error(error)
         if trouble.exit_status is not None:
-            return exit_failure(trouble.exit_status, instance.log.last if instance.log else "")
+            return exit_failure(trouble.exit_status, instance.logs[-1].last if instance.logs else "")
         return failure(trouble, self._load.limits)
 
     def _index(self, name: str) -> Pointer:
@@ -195,8 +195,8 @@ class ComponentPlugin:
         instance = _Instance(store, context)
         try:
             if self._wasi:
-                instance.log = LineLog(self._host)
-                instance.streams = Streams(instance.log, instance.log)
+                output, errors = instance.logs = LineLog(self._host), LineLog(self._host)
+                instance.streams = Streams(output, errors)
                 set_wasi(context, self._load, self._host.environment, b"", instance.streams)
             self._engine.allow(context)
             error = c.wasmtime_component_linker_instantiate(

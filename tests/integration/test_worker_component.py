@@ -423,29 +423,46 @@ def test_a_components_environment_is_its_configuration_if_granted() -> None:
         assert denied.invoke("handle") == ""
 
 
+OUTPUTS = """
+  (import "wasi:io/error@0.2.0" (instance $error (export "error" (type (sub resource)))))
+  (alias export $error "error" (type $failure))
+  (import "wasi:io/streams@0.2.0" (instance $streams
+    (export "error" (type $e (eq $failure)))
+    (type $s' (variant (case "last-operation-failed" (own $e)) (case "closed")))
+    (export "stream-error" (type $s (eq $s')))
+    (export "output-stream" (type $o (sub resource)))
+    (export "[method]output-stream.blocking-write-and-flush"
+      (func (param "self" (borrow $o)) (param "contents" (list u8)) (result (result (error $s)))))))
+  (alias export $streams "output-stream" (type $stream))
+  (import "wasi:cli/stdout@0.2.0" (instance $stdout
+    (export "output-stream" (type $o (eq $stream)))
+    (export "get-stdout" (func (result (own $o))))))
+  (import "wasi:cli/stderr@0.2.0" (instance $stderr
+    (export "output-stream" (type $o (eq $stream)))
+    (export "get-stderr" (func (result (own $o))))))
+  (import "wasi:cli/exit@0.2.0" (instance $exit (export "exit" (func (param "status" (result))))))
+  (core func $out (canon lower (func $stdout "get-stdout")))
+  (core func $err (canon lower (func $stderr "get-stderr")))
+  (core func $exit' (canon lower (func $exit "exit")))
+  (core func $write (canon lower (func $streams "[method]output-stream.blocking-write-and-flush")
+    (memory $memory)))"""
+OUTPUTS_HOST = ("out (result i32)", "err (result i32)", "exit' (param i32)", "write (param i32 i32 i32 i32)")
+
+
 def test_what_a_component_writes_to_stderr_is_logged_by_line() -> None:
-    artifact = component(
-        imports="""
-          (import "wasi:io/error@0.2.0" (instance $error (export "error" (type (sub resource)))))
-          (alias export $error "error" (type $failure))
-          (import "wasi:io/streams@0.2.0" (instance $streams
-            (export "error" (type $e (eq $failure)))
-            (type $s' (variant (case "last-operation-failed" (own $e)) (case "closed")))
-            (export "stream-error" (type $s (eq $s')))
-            (export "output-stream" (type $o (sub resource)))
-            (export "[method]output-stream.blocking-write-and-flush"
-              (func (param "self" (borrow $o)) (param "contents" (list u8)) (result (result (error $s)))))))
-          (alias export $streams "output-stream" (type $stream))
-          (import "wasi:cli/stderr@0.2.0" (instance $stderr
-            (export "output-stream" (type $o (eq $stream)))
-            (export "get-stderr" (func (result (own $o))))))
-          (core func $get (canon lower (func $stderr "get-stderr")))
-          (core func $write (canon lower (func $streams "[method]output-stream.blocking-write-and-flush")
-            (memory $memory)))""",
-        host=("get (result i32)", "write (param i32 i32 i32 i32)"),
-        handle=f"(call $write (call $get) {PAYLOAD} (i32.const 64)) {NOTHING}",
-    )
-    with start(artifact) as worker:
+    handle = f"(call $write (call $err) {PAYLOAD} (i32.const 64)) {NOTHING}"
+    with start(component(imports=OUTPUTS, host=OUTPUTS_HOST, handle=handle)) as worker:
         worker.ready()
         worker.invoke("handle", "first line\nsecond ✓")
         assert worker.logs == [(1, 1, "first line"), (1, 1, "second ✓")]
+
+
+def test_a_component_that_exits_has_failed_with_its_last_line_of_stderr() -> None:
+    handle = f"""(call $write (call $err) {PAYLOAD} (i32.const 64))
+      (call $write (call $out) (local.get $ptr) (i32.const 3) (i32.const 64)) (call $exit' (i32.const 1)) unreachable"""
+    with start(component(imports=OUTPUTS, host=OUTPUTS_HOST, handle=handle)) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("handle", "all is lost")
+        assert worker.logs == [(1, 1, "all"), (1, 1, "all is lost")]
+    assert caught.value.message == "exited with status 1: all is lost"
