@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any
 
 from circleosd import ledger
@@ -49,9 +49,9 @@ from circleosd.plugins.manifest import Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners, Superseded
 from circleosd.plugins.signatures import Signatures
+from circleosd.plugins.standing import Standing
 from circleosd.plugins.store import Artifacts, Loaded, Record
-from circleosd.plugins.views import brief, brief_of, shown, state_of, to_say
-from circleosd.policy import Caller, Peer
+from circleosd.plugins.views import brief, brief_of, itself, shown, to_say
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,8 @@ class PluginService(Handlers):
         # One load or unload at a time; and one change of what is on record, which waits for no compiling and no call.
         self._loads = asyncio.Lock()
         self._changing = asyncio.Lock()
+        self._standing = Standing(database, ledger, self._plugins, self._changing)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._quarantines: set[asyncio.Task[None]] = set()
         self._runners: Runners
         self._closed = False
 
@@ -118,9 +118,10 @@ class PluginService(Handlers):
         self._events.close()
         for task in [*self._tasks]:
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._quarantines, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._standing.settled()
         await self._runners.close()
-        await self._write_changed()
+        await self._standing.write_down()
         self._kept.close()
 
     def _new(self, manifest: Any, digest: str, record: Record, decided: Mapping[str, bool]) -> Plugin:
@@ -342,7 +343,7 @@ class PluginService(Handlers):
 
     async def _refused(self, plugin: Plugin, call: str, name: str, error: Denied) -> None:
         """A plugin tried a privileged act without the capability."""
-        caller = _self(plugin.name)
+        caller = itself(plugin.name)
         await self._ledger.refuse(ledger.Entry("denied", caller, call, name, error=error.code, message=str(error)))
 
     # setting aside
@@ -352,7 +353,7 @@ class PluginService(Handlers):
         async with self._changing:
             plugin = self._find(request.id)
             reason = request.reason or f"by {act.caller}"
-            await self._put_aside(plugin, "disabled", reason, act.commit)
+            await self._standing.put_aside(plugin, "disabled", reason, act.commit)
             self._runners.retire(plugin.name)
             return shown(plugin)
 
@@ -360,79 +361,25 @@ class PluginService(Handlers):
         """Handler of `enable`."""
         async with self._changing:
             plugin = self._find(request.id)
-            await self._put_aside(plugin, None, None, act.commit)
+            await self._standing.put_aside(plugin, None, None, act.commit)
             plugin.health.reset()
             return shown(plugin)
-
-    async def _put_aside(
-        self, plugin: Plugin, aside: store.Aside, reason: str | None, note: Callable[..., None]
-    ) -> None:
-        """Set a plugin aside or bring it back; `note` adds the ledger's row, with the states `before` and `after`."""
-        record = plugin.health.record
-        changed = record.copy(aside, reason, time.time() if aside else None)
-
-        def work(tx: Transaction) -> None:
-            store.put_record(tx, plugin.name, changed)
-            note(tx, before=state_of(record), after=state_of(changed))
-
-        await self._database.write(work)
-        record.aside, record.reason, record.since = changed.aside, changed.reason, changed.since
 
     async def _set_aside(self, plugin: Plugin) -> None:
         """A plugin failed too often in a row: quarantine it, which is on disk before anybody hears of it."""
         self._runners.retire(plugin.name)
-        task = asyncio.get_running_loop().create_task(self._quarantine(plugin))
-        self._quarantines.add(task)
-        task.add_done_callback(self._quarantines.discard)
-        await asyncio.shield(task)
+        await self._standing.quarantine(plugin)
 
-    async def _quarantine(self, plugin: Plugin) -> None:
-        def note(tx: Transaction, *, before: str, after: str) -> None:
-            entry = ledger.Entry("done", _self(plugin.name), "quarantine", plugin.name, before=before, after=after)
-            self._ledger.append(tx, entry)
-
-        async with self._changing:
-            health = plugin.health
-            if not health.quarantine_due or self._plugins.get(plugin.name) is not plugin:
-                return
-            reason = f"{health.in_a_row} failures in a row, the last: {health.record.last_error}"
-            try:
-                await self._put_aside(plugin, "quarantined", reason, note)
-            except CircleError as error:  # it is held back, and its next failure tries again
-                log.error("cannot quarantine %s for %s: %s", plugin.name, reason, error)
-            else:
-                log.error("plugin %s is quarantined: %s", plugin.name, reason)
-
-    # records
+    # work in the background
 
     async def _write_down(self) -> None:
         """Write changed records down now and then; runs until the end."""
         while not self._closed:  # a cancellation during a write that has begun only waits for that
             await asyncio.sleep(WRITE_DOWN)
             try:
-                await self._write_changed()
+                await self._standing.write_down()
             except CircleError as error:
                 log.error("cannot write down how the plugins do: %s", error)
-
-    async def _write_changed(self) -> None:
-        # Not between the commit of another change and its taking note: that would write what was before.
-        async with self._changing:
-            changed = [plugin for plugin in self._plugins.values() if plugin.health.changed]
-            if not changed:
-                return
-
-            def work(tx: Transaction) -> None:
-                for plugin in changed:
-                    store.put_record(tx, plugin.name, plugin.health.record)
-
-            for plugin in changed:
-                plugin.health.changed = False
-            try:
-                await self._database.write(work)
-            except BaseException:
-                for plugin in changed:
-                    plugin.health.changed = True
-                raise
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -458,11 +405,6 @@ def _require_own(act: Act, held: Sequence[str]) -> None:
     chooses the code that has them, could do by the plugin what they may not do themselves.
     """
     require_within(act.caller, None, capabilities.rights(held))
-
-
-def _self(plugin: str) -> Caller:
-    """The manager, acting for a plugin."""
-    return Caller(Peer(os.getuid(), os.getgid(), os.getpid()), plugin=plugin)
 
 
 def _kept(before: Plugin | None, manifest: Manifest) -> dict[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from circleosd.api import plugins as api
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.signatures import Trust
 from circleosd.plugins.store import Loaded, Record
+from circleosd.policy import Caller, Peer
 
 
 def shown(plugin: Plugin) -> api.Plugin:
@@ -66,3 +68,8 @@ def _requests(plugin: Plugin) -> list[api.Capability]:
     ]
     single = [name for name in plugin.granted if name not in plugin.manifest.asked]
     return shown + [api.Capability(name=name, reason="", granted=True) for name in single]
+
+
+def itself(plugin: str) -> Caller:
+    """Who acts when the manager acts for a plugin."""
+    return Caller(Peer(os.getuid(), os.getgid(), os.getpid()), plugin=plugin)

@@ -1,0 +1,97 @@
+"""How plugins do, on record: written down from time to time, and at once when one is set aside or brought back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from circleosd import ledger
+from circleosd.database import Database, Transaction
+from circleosd.errors import CircleError
+from circleosd.ledger import Ledger
+from circleosd.plugins import store
+from circleosd.plugins.plugin import Plugin
+from circleosd.plugins.views import itself, state_of
+
+log = logging.getLogger(__name__)
+
+
+class Standing:
+    """The records of `plugins`, which are those that are loaded. `changing` is held over each change of them."""
+
+    def __init__(
+        self, database: Database, ledger: Ledger, plugins: Mapping[str, Plugin], changing: asyncio.Lock
+    ) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._plugins = plugins
+        self._changing = changing
+        self._quarantines: set[asyncio.Task[None]] = set()
+
+    async def put_aside(
+        self, plugin: Plugin, aside: store.Aside, reason: str | None, note: Callable[..., None]
+    ) -> None:
+        """Set a plugin aside or bring it back; `note` adds the ledger's row, with the states `before` and `after`.
+
+        Whoever calls this holds `changing`.
+        """
+        record = plugin.health.record
+        changed = record.copy(aside, reason, time.time() if aside else None)
+
+        def work(tx: Transaction) -> None:
+            store.put_record(tx, plugin.name, changed)
+            note(tx, before=state_of(record), after=state_of(changed))
+
+        await self._database.write(work)
+        record.aside, record.reason, record.since = changed.aside, changed.reason, changed.since
+
+    async def quarantine(self, plugin: Plugin) -> None:
+        """Set a plugin aside that has failed too often in a row. To cancel this is not to wait for it."""
+        task = asyncio.get_running_loop().create_task(self._quarantine(plugin))
+        self._quarantines.add(task)
+        task.add_done_callback(self._quarantines.discard)
+        await asyncio.shield(task)
+
+    async def _quarantine(self, plugin: Plugin) -> None:
+        def note(tx: Transaction, *, before: str, after: str) -> None:
+            entry = ledger.Entry("done", itself(plugin.name), "quarantine", plugin.name, before=before, after=after)
+            self._ledger.append(tx, entry)
+
+        async with self._changing:
+            health = plugin.health
+            if not health.quarantine_due or self._plugins.get(plugin.name) is not plugin:
+                return
+            reason = f"{health.in_a_row} failures in a row, the last: {health.record.last_error}"
+            try:
+                await self.put_aside(plugin, "quarantined", reason, note)
+            except CircleError as error:  # it is held back, and its next failure tries again
+                log.error("cannot quarantine %s for %s: %s", plugin.name, reason, error)
+            else:
+                log.error("plugin %s is quarantined: %s", plugin.name, reason)
+
+    async def write_down(self) -> None:
+        """Write down the records that have changed. Raises `Unavailable`."""
+        # Not between the commit of another change and its taking note: that would write what was before.
+        async with self._changing:
+            changed = [plugin for plugin in self._plugins.values() if plugin.health.changed]
+            if not changed:
+                return
+
+            def work(tx: Transaction) -> None:
+                for plugin in changed:
+                    store.put_record(tx, plugin.name, plugin.health.record)
+
+            for plugin in changed:
+                plugin.health.changed = False
+            try:
+                await self._database.write(work)
+            except BaseException:
+                for plugin in changed:
+                    plugin.health.changed = True
+                raise
+
+    async def settled(self) -> None:
+        """Wait for the quarantines that are under way."""
+        await asyncio.gather(*self._quarantines, return_exceptions=True)
