@@ -48,6 +48,17 @@ def refusal(host: EmbeddedHost, plugin: str, call: str, **args: str) -> str:
     return str(reply["message"])
 
 
+def loading_as(peer: int, host: EmbeddedHost, path: Path, **more: Any) -> socket.socket:
+    """The connection of a process of the uid `peer` that has asked for a load and passed the artifact."""
+    manifest = json.loads(path.with_suffix(".json").read_text())
+    request = {"action": "load", "path": path.name, "files": ["path"], "manifest": manifest, **more}
+    with acting_as(peer):
+        sock = host.connect(PLUGINS)
+    with path.open("rb") as file:
+        socket.send_fds(sock, [json.dumps(request).encode() + b"\n"], [file.fileno()])
+    return sock
+
+
 def test_a_plugin_keeps_texts_over_the_end_of_the_manager(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({})
     host.load(write(tmp_path, "keeper", caller(), capabilities=["kv"]), grant="kv")
@@ -430,13 +441,7 @@ def test_nobody_grants_a_plugin_more_than_ones_own_rights(cheap_host: EmbeddedHo
     assert host.data(PLUGINS, "history", failed=True, object="healer")[-1]["actor"]["user"] == "helper"
 
     def load(**more: Any) -> dict[str, Any]:
-        request = {"action": "load", "path": "healer.wasm", "files": ["path"], "token": boss, **more}
-        manifest = json.loads((tmp_path / "healer.json").read_text())
-        with acting_as(BOB):
-            sock = host.connect(PLUGINS)
-        with sock, path.open("rb") as file:
-            line = json.dumps({"manifest": manifest, **request}).encode() + b"\n"
-            socket.send_fds(sock, [line], [file.fileno()])
+        with loading_as(BOB, host, path, token=boss, **more) as sock:
             return read_reply(sock)
 
     assert load()["ok"]
@@ -444,3 +449,24 @@ def test_nobody_grants_a_plugin_more_than_ones_own_rights(cheap_host: EmbeddedHo
     host.data(PLUGINS, "grant", id="healer", capability="services:restart:db")
     assert load()["error"] == "denied"  # whoever chooses the code has what is granted to it
     host.unload("healer")
+
+
+@pytest.mark.usefixtures("other_users")
+def test_nobody_loads_what_is_granted_more_than_ones_own_rights_meanwhile(
+    cheap_host: EmbeddedHost, tmp_path: Path
+) -> None:
+    host = cheap_host
+    create(host, "bound", role="admin")
+    host.data(AUTH, "grant", name="bound", verb="service:restart", object="db", deny=True)
+    asks: dict[str, Any] = {"plugin_type": "native", "capabilities": ["services:restart:*"], "limits": {"time": 20}}
+    host.load(write(tmp_path, "growing", handlers(""), **asks), trust=True)
+    path, token = write(tmp_path, "growing", handlers(SLOW), **asks | {"version": "2"}), login(host, "bound", BOB)
+    with loading_as(BOB, host, path, token=token, trust=True) as sock:
+        host.wait_for(lambda: any(host.runtime.rglob("growing.staged.sock")))
+        host.data(PLUGINS, "grant", id="growing", capability="services:restart:db")
+        refused = read_reply(sock)
+    assert refused["error"] == "denied", refused
+    assert "a right that you do not have yourself: service:restart on db" in refused["message"]
+    assert host.data(PLUGINS, "show", id="growing")["version"] == "1"
+    assert not any(host.runtime.rglob("growing.staged.sock"))
+    host.unload("growing")
