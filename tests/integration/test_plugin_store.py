@@ -208,26 +208,32 @@ def test_a_plugin_whose_load_died_with_the_manager_is_loaded_at_once(new_host: N
 
 
 @pytest.mark.usefixtures("other_users")
-def test_who_lost_the_right_while_a_plugin_is_loaded_loads_none(new_host: NewHost, tmp_path: Path) -> None:
+def test_who_lost_the_right_while_a_plugin_is_loaded_loads_none_and_unloads_none(
+    new_host: NewHost, tmp_path: Path
+) -> None:
     host = new_host(CHEAP)
     host.open_to_everybody()
+    host.load(write(tmp_path, "there", core(ECHO)))
     create(host, "adam", role="admin")
     slow = native("__attribute__((constructor)) void slow(void) { sleep(3); }")
     path = write(tmp_path, "late", slow, plugin_type="native", limits={"time": 20})
     request = {"action": "load", "path": str(path), "trust": True, "token": login(host, "adam", ALICE)}
     request |= {"manifest": str(path.with_suffix(".json")), "files": ["path", "manifest"]}
     with acting_as(ALICE):
-        sock = host.connect("plugin-manager")
-    with sock, path.open() as artifact, path.with_suffix(".json").open() as manifest:
+        sock, waiting = host.connect("plugin-manager"), host.connect("plugin-manager")
+    with sock, waiting, path.open() as artifact, path.with_suffix(".json").open() as manifest:
         line = json.dumps(request).encode() + b"\n"
         socket.send_fds(sock, [line], [artifact.fileno(), manifest.fileno()])
         host.wait_for(lambda: any(host.runtime.rglob("late.sock")))
+        waiting.sendall(json.dumps({"action": "unload", "id": "there", "token": request["token"]}).encode() + b"\n")
+        host.data("plugin-manager", "health")  # answered after the other has been read
         host.data("auth-service", "revoke", name="adam")
-        reply = read_reply(sock)
-    assert reply["error"] == "denied", reply
-    assert host.data("plugin-manager", "list") == []
-    row = host.data("plugin-manager", "history", object="late")[-1]
-    assert (row["phase"], row["actor"]["user"]) == ("denied", "adam")
+        for reply in (read_reply(sock), read_reply(waiting)):
+            assert reply["error"] == "denied", reply
+    assert [plugin["id"] for plugin in host.data("plugin-manager", "list")] == ["there"]
+    for plugin in ("late", "there"):
+        row = host.data("plugin-manager", "history", object=plugin)[-1]
+        assert (row["phase"], row["actor"]["user"]) == ("denied", "adam")
 
 
 def test_an_unload_that_is_on_record_is_completed_whatever_its_time(new_host: NewHost, tmp_path: Path) -> None:
