@@ -43,6 +43,7 @@ static const circleosd_handler handlers[] = {{"crash", crash}};
 static const circleosd_plugin plugin = {1, 1, "crasher", "", handlers, 0};
 CIRCLEOSD_EXPORT const circleosd_plugin *plugin_init(void) { return &plugin; }
 """
+SLOWLY = "HANDLER(slow) { UNUSED; sleep(1); return echo(host, payload, length, reply); }"
 
 
 def invoke(host: EmbeddedHost, plugin: str, function: str, payload: str = "") -> dict[str, Any]:
@@ -251,6 +252,19 @@ def test_a_disabled_plugin_is_not_called_and_stays_so_over_an_upgrade(host: Embe
     host.unload("paused")
 
 
+def test_a_disabled_plugin_ends_the_call_in_hand_and_begins_none_that_waits(host: EmbeddedHost, tmp_path: Path) -> None:
+    host.load(write(tmp_path, "stopped", handlers(SLOWLY, "slow"), plugin_type="native"), trust=True)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(invoke, host, "stopped", "slow", "x") for _ in range(2)]
+        host.wait_for(lambda: details(host, "stopped")["waiting"] == 2)
+        host.data("plugin-manager", "disable", id="stopped")
+        begun, waiting = sorted((call.result() for call in calls), key=lambda reply: not reply["ok"])
+    assert begun["data"] == "x"
+    assert waiting["error"] == "conflict", waiting
+    assert details(host, "stopped")["calls"] == 1
+    host.unload("stopped")
+
+
 def test_calls_in_hand_and_waiting_survive_an_upgrade(host: EmbeddedHost, tmp_path: Path) -> None:
     path = write(tmp_path, "moving", core(ECHO))
     host.load(path)
@@ -271,8 +285,7 @@ def test_calls_in_hand_and_waiting_survive_an_upgrade(host: EmbeddedHost, tmp_pa
 def test_an_unload_lets_calls_in_hand_end_also_those_of_a_worker_that_was_retired_before(
     host: EmbeddedHost, tmp_path: Path, first: str
 ) -> None:
-    slow = "HANDLER(slow) { UNUSED; sleep(1); return echo(host, payload, length, reply); }"
-    host.load(write(tmp_path, "leaving", handlers(slow, "slow"), plugin_type="native"), trust=True)
+    host.load(write(tmp_path, "leaving", handlers(SLOWLY, "slow"), plugin_type="native"), trust=True)
     with ThreadPoolExecutor(1) as pool:
         calling = pool.submit(invoke, host, "leaving", "slow", "x")
         host.wait_for(lambda: details(host, "leaving")["waiting"] == 1)
