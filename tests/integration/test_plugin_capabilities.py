@@ -354,6 +354,19 @@ def test_events_that_wait_are_not_delivered_after_a_revocation(host: EmbeddedHos
         host.unload(name)
 
 
+def test_a_disabled_plugin_gets_no_events(host: EmbeddedHost, tmp_path: Path) -> None:
+    host.load(write(tmp_path, "source", caller(), capabilities=["events:news"]), grant="all")
+    host.load(write(tmp_path, "sleeper", core(LOGS, imports=LOG), capabilities=["events:news"]), grant="all")
+    host.data("plugin-manager", "disable", id="sleeper")
+    answer(host, "source", "events.emit", topic="news", payload="while disabled")
+    host.data("plugin-manager", "enable", id="sleeper")
+    answer(host, "source", "events.emit", topic="news", payload="while enabled")
+    host.wait_for(lambda: "while enabled" in host.log)
+    assert "while disabled" not in host.log
+    for name in ("source", "sleeper"):
+        host.unload(name)
+
+
 def test_events_wait_while_their_plugin_is_held_back(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_BACK_OFF_AFTER": "1"})
     host.load(write(tmp_path, "source", caller(), capabilities=["events:news"]), grant="all")
