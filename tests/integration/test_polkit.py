@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -299,11 +300,31 @@ def test_links_and_pipes_are_refused(places: tuple[Path, Path], tmp_path: Path) 
     assert "cron.service" not in places[1].read_text()
 
 
-def test_a_rule_that_cannot_be_written_leaves_no_temporary_file(places: tuple[Path, Path]) -> None:
-    places[1].mkdir()
-    with pytest.raises(OSError, match="directory"):
-        generate(places)
+def test_a_catalog_that_changes_while_it_is_read_is_read_again(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = polkit.write
+
+    def write_late(text: str, target: Path) -> bool:
+        (places[0] / "web.toml").unlink(missing_ok=True)
+        return write(text, target)
+
+    monkeypatch.setattr(polkit, "write", write_late)
+    generate(places)
+    assert "nginx" not in places[1].read_text()
+
+
+def test_a_rule_that_cannot_be_written_leaves_the_old_one_and_no_temporary_file(places: tuple[Path, Path]) -> None:
+    places[1].write_text("// old\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            generate(places)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in places[1].parent.iterdir()] == [places[1].name]
+    assert places[1].read_text() == "// old\n"
 
 
 def test_the_rule_for_a_catalog_of_ones_own_is_printed(places: tuple[Path, Path]) -> None:

@@ -121,11 +121,12 @@ def test_what_is_no_file_of_a_sensible_size_is_named_and_not_waited_for(tmp_path
     os.mkfifo(tmp_path / "pipe.toml")
     (tmp_path / "directory.toml").mkdir()
     (tmp_path / "dangling.toml").symlink_to("/nonexistent")
-    (tmp_path / "large.toml").write_bytes(b"#" * (catalog.MAX_FILE + 1))
+    (tmp_path / "large.toml").write_text(f"{GOOD.replace('nginx', 'large')}#{'#' * catalog.MAX_FILE}")
     (tmp_path / "binary.toml").write_bytes(b"\xff\x00")
     (tmp_path / "good.toml").write_text(GOOD)
     found = catalog.Reader([tmp_path])()
     assert "nginx" in found.entries
+    assert "large" not in found.entries
     assert [Path(problem.partition(":")[0]).stem for problem in found.problems] == [
         "binary", "dangling", "directory", "large", "pipe",
     ]  # fmt: skip
