@@ -161,6 +161,22 @@ def test_only_what_a_plugin_asks_for_can_be_granted(host: EmbeddedHost, tmp_path
     host.unload("modest")
 
 
+def test_a_revocation_that_would_take_nothing_away_is_refused(host: EmbeddedHost, tmp_path: Path) -> None:
+    host.load(write(tmp_path, "broad", caller(), capabilities=["log", "services:restart:*"]), grant="all")
+    for capability, says in (
+        ("services:restart:web", "broad has services:restart:web by services:restart:*; revoke that"),
+        ("log", "every plugin has log"),
+    ):
+        refused = host.ctl("plugin", "revoke", "broad", capability)
+        assert refused.returncode == 7
+        assert says in refused.stderr
+    host.ok("plugin", "revoke", "broad", "services:restart:*")
+    host.ok("plugin", "grant", "broad", "services:restart:web")
+    host.ok("plugin", "revoke", "broad", "services:restart:web")
+    assert "the capability services:restart:web" in refusal(host, "broad", "services.restart", name="web")
+    host.unload("broad")
+
+
 def test_an_upgrade_that_asks_for_more_is_refused_with_the_difference(host: EmbeddedHost, tmp_path: Path) -> None:
     path = write(tmp_path, "grower", caller(), capabilities=["clock"])
     host.load(path, grant="clock")
