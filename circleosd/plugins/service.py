@@ -207,7 +207,6 @@ class PluginService(Handlers):
         if decided != plugin.decided:
             plugin.decide(decided)
         if before:
-            require_granted_growth(before.manifest, plugin.manifest, plugin.granted)
             plugin.health.record = _fresh(before)
 
     async def verify(self, request: Verify, act: Act) -> Verified:
