@@ -1,0 +1,53 @@
+"""Whom the supervisor of the embedded mode listens to, and whom it lets in."""
+
+from __future__ import annotations
+
+import socket
+import stat
+from typing import Any
+
+import pytest
+
+from tests.integration.embedded_host import EmbeddedHost
+from tests.integration.people import ALICE, ask
+
+
+def test_nobody_else_gets_at_what_ones_own_circleosd_has(host: EmbeddedHost) -> None:
+    host.load("plugins/example.wasm")
+    host.data("auth-service", "list")
+    places = [host.runtime, host.directory / "state", host.directory / "cache"]
+    found = [path for place in places for path in (place, *place.rglob("*"))]
+    assert {path.name for path in found} >= {"supervisor.sock", "notify.sock", "auth.db", "plugins.db", "example.sock"}
+    for path in found:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode) and path.parent.stat().st_mode & 0o777 == 0o700:
+            continue
+        assert mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+@pytest.mark.usefixtures("other_users")
+@pytest.mark.parametrize(
+    ("action", "parameters"),
+    [
+        ("job", {"verb": "start", "unit": "wanted.service"}),
+        ("matching", {"pattern": "*"}),
+        ("states", {"units": ["wanted.service"], "follow": False}),
+        ("logs", {"units": ["wanted.service"], "follow": True}),
+    ],
+)
+def test_the_supervisor_answers_nobody_else(cheap_host: EmbeddedHost, action: str, parameters: dict[str, Any]) -> None:
+    cheap_host.add_service("wanted", "[Service]\nExecStart=/bin/sleep 100\n")
+    reply = ask(cheap_host, ALICE, "supervisor", action, **parameters)
+    assert (reply["ok"], reply["error"]) == (False, "denied")
+    assert cheap_host.data("service-registry", "status", name="wanted")["state"] == "inactive"
+
+
+def test_a_service_is_ready_when_its_own_process_says_so(host: EmbeddedHost) -> None:
+    host.add_service("pending", "[Service]\nType=notify\nExecStart=/bin/sleep 100\n")
+    with host.connect("service-registry") as starting:
+        starting.sendall(b'{"action":"start","name":"pending"}\n')
+        host.wait_for(lambda: host.data("service-registry", "status", name="pending")["pid"])
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+            other.sendto(b"READY=1", str(host.runtime / "notify.sock"))
+        assert host.data("service-registry", "status", name="pending")["state"] == "activating"
+        host.data("service-registry", "stop", name="pending")
