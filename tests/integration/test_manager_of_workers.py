@@ -15,7 +15,14 @@ from typing import Literal, TypeVar
 
 import pytest
 
+from circleosd.config import PluginSettings
 from circleosd.errors import PluginFailed, Timeout
+from circleosd.plugins.compiled import Compiled
+from circleosd.plugins.health import Health
+from circleosd.plugins.manifest import Capability, Manifest
+from circleosd.plugins.plugin import Plugin
+from circleosd.plugins.runner import Runners
+from circleosd.plugins.store import Record
 from circleosd.plugins.workers import GRACE, HostCalls, Worker, WorkerGone
 from circleosd.worker import frames
 from circleosd.worker.channel import Channel
@@ -243,6 +250,42 @@ def test_a_worker_that_reports_another_abi_than_it_was_to_load_is_ended(tmp_path
         assert worker.lost
 
     run(tmp_path, peer, manage)
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_a_worker_is_told_only_the_configuration_that_was_granted(tmp_path: Path, granted: bool) -> None:
+    settings, config = PluginSettings(), {"token": "a secret"}
+    manifest = Manifest("p", plugin_type="native", capabilities=(Capability("config"),), config=config)
+    health = Health("p", Record(), back_off_after=3, quarantine_after=6)
+    plugin = Plugin(manifest, "", health, {"config": granted}, settings)
+    told: list[dict[str, str]] = []
+
+    def worker() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            channel = Channel(connection)
+            frame, descriptors = channel.receive_first()
+            assert frame is not None
+            told.append(frames.parse_load(frame.body).config)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            channel.send(READY, 0, frames.ready_body(Ready("native", ["handle"], [], None, [])))
+            channel.receive()
+
+    async def probed() -> None:
+        compiled = Compiled(tmp_path / "compiled", 0)
+        runners = Runners("", tmp_path, compiled, lambda digest: -1, lambda plugin: refuse, settings)
+        runner, _ = await runners.probe(plugin, 0, upgrade=False)
+        await runners.adopt(runner)
+        await runners.close()
+
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor() as threads:
+        listener.bind(str(tmp_path / "p.sock"))
+        listener.listen()
+        served = threads.submit(worker)
+        asyncio.run(probed())
+        served.result(10)
+    assert told == [config if granted else {}]
 
 
 def test_a_worker_may_prepare_for_as_long_as_for_a_call(tmp_path: Path) -> None:
