@@ -12,15 +12,14 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
-from circleosd import upstream
 from circleosd.config import PluginSettings
-from circleosd.errors import CircleError, Limit, NotFound, PluginFailed, Timeout, Unavailable
+from circleosd.errors import CircleError, Limit, PluginFailed, Timeout, Unavailable
 from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.workers import HostCalls, Worker, WorkerGone, is_fault
+from circleosd.plugins.workerunits import WorkerUnits
 from circleosd.worker import frames
 from circleosd.worker.cachekey import cache_key
 from circleosd.worker.limits import hard_deadline
@@ -88,7 +87,7 @@ class Runners:
         host: Callable[[Plugin], HostCalls],
         settings: PluginSettings,
     ) -> None:
-        self._registry = registry
+        self._units = WorkerUnits(registry, settings.load_time)
         self._sockets = sockets
         self._compiled = compiled
         self._open_artifact = open_artifact
@@ -126,12 +125,12 @@ class Runners:
         """End a worker and its socket."""
         if runner.worker:
             runner.worker.close()
-        await self._units("stop", runner.instance + ".socket", runner.instance)
+        await self._units.remove(runner.instance)
 
     async def remove(self, name: str) -> None:
         """The plugin is gone: let its calls in hand end, then end its worker and its socket."""
         await self._retired(name)
-        await self._units("stop", name + ".socket", name)
+        await self._units.remove(name)
 
     def retire(self, name: str) -> None:
         """End the plugin's worker once its calls in hand have ended; the next call gets another."""
@@ -217,13 +216,13 @@ class Runners:
         # Of all the calls that one worker took along, one counts.
         counts, worker.counted = not worker.counted, worker.lost
         if isinstance(error, WorkerGone):
-            how = await self._how_it_ended(runner)
+            how = await self._units.how_it_ended(runner.instance)
             if how == OVERDUE:
                 error = Timeout(f"took longer than {plugin.bounds.time:g} s, and its worker was ended")
             else:
                 error = WorkerGone(f"{error}{how}")
         elif isinstance(error, Timeout) and worker.lost and counts:  # it did not even end itself
-            await self._units("stop", runner.instance)
+            await self._units.stop(runner.instance)
         if counts:
             await self._failed(plugin, error)
         return error
@@ -257,7 +256,7 @@ class Runners:
         for path in self._sockets.glob("*.sock"):
             if path.stem not in names:
                 log.info("stopping the worker of %s, which is not loaded", path.stem)
-                await self._units("stop", path.stem + ".socket", path.stem)
+                await self._units.remove(path.stem)
 
     async def _ready(self, runner: Runner) -> Worker:
         """The connected worker; started and loaded if there is none. Raises `Superseded` if it comes too late."""
@@ -318,9 +317,9 @@ class Runners:
                 except (FileNotFoundError, ConnectionRefusedError) as exc:
                     if attempt == "started":
                         raise Unavailable(f"the socket of the worker of {manifest.name} does not listen") from exc
-                    await self._units("start", runner.instance + ".socket")
+                    await self._units.listen(runner.instance)
                 except OSError as exc:
-                    raise await self._held_back(runner) or Unavailable(
+                    raise await self._units.held_back(runner.instance) or Unavailable(
                         f"cannot reach the worker of {manifest.name}: {exc.strerror or exc}"
                     ) from exc
                 except BaseException:
@@ -349,56 +348,11 @@ class Runners:
             if runner.worker:
                 runner.worker.close()
 
-    async def _units(self, action: str, *instances: str) -> None:
-        """Start or stop units of workers through the registry. What cannot be stopped is logged."""
-        for instance in instances:
-            try:
-                await self._ask({"action": action, "name": f"plugin@{instance}"})
-            except NotFound:
-                continue  # never started, or gone already: stopping has nothing to do
-            except CircleError as error:
-                if action == "start":
-                    raise
-                log.warning("cannot stop the worker %s: %s", instance, error)
-
     async def _why_gone(self, runner: Runner, gone: WorkerGone) -> CircleError:
         """The error for a worker that ended before its plugin was loaded."""
-        if held_back := await self._held_back(runner):
+        if held_back := await self._units.held_back(runner.instance):
             return held_back
-        how = await self._how_it_ended(runner)
+        how = await self._units.how_it_ended(runner.instance)
         if how == OVERDUE:
             return Timeout(f"{runner.plugin.name} cannot be loaded: took longer than {runner.plugin.bounds.time:g} s")
         return PluginFailed(f"{gone}{how}")
-
-    async def _held_back(self, runner: Runner) -> Unavailable | None:
-        """The error to raise if systemd gave the worker's socket up, since it had to start workers too often.
-
-        That is no failure of the plugin, of which nothing has run.
-        """
-        try:
-            state = await self._ask({"action": "status", "name": f"plugin@{runner.instance}.socket"})
-        except CircleError:
-            return None
-        if state["result"] != "trigger-limit-hit":
-            return None
-        return Unavailable(
-            f"the worker of {runner.plugin.name} was started too often in a short time, and systemd holds it back; "
-            f"try again in some seconds, or see: journalctl --unit 'circleosd-plugin@{runner.instance}.*'"
-        )
-
-    async def _how_it_ended(self, runner: Runner) -> str:
-        """What the service manager knows of a worker's end, as the end of a sentence."""
-        for _ in range(20):
-            try:
-                state: dict[str, Any] = await self._ask({"action": "status", "name": f"plugin@{runner.instance}"})
-            except CircleError:
-                return ""
-            if state["state"] != "active":
-                break
-            await asyncio.sleep(0.02)  # the connection breaks a moment before the process is reaped
-        if state["signal"]:
-            return f" by {state['signal']}"
-        return f" with exit status {state['exit_status']}" if state["exit_status"] else ""
-
-    async def _ask(self, request: dict[str, Any]) -> Any:
-        return await upstream.ask(self._registry, request, timeout=self._settings.load_time)

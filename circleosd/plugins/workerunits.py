@@ -1,0 +1,82 @@
+"""The units of workers, circleosd-plugin@, which service-registry starts and stops for the manager and tells about."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from circleosd import upstream
+from circleosd.errors import CircleError, NotFound, Unavailable
+
+log = logging.getLogger(__name__)
+
+LOOKS = 20  # at a worker that has ended until that is seen …
+LOOK = 0.02  # … so many seconds apart
+
+
+class WorkerUnits:
+    """`registry` is where service-registry listens; it may take `timeout` seconds to answer. An instance is what stands
+    behind the @ in the names of a worker's socket and service.
+    """
+
+    def __init__(self, registry: str, timeout: float) -> None:
+        self._registry = registry
+        self._timeout = timeout
+
+    async def listen(self, instance: str) -> None:
+        """Start a worker's socket. Raises what the registry says, but `Unavailable` if there is no such unit."""
+        try:
+            await self._ask("start", f"{instance}.socket")
+        except NotFound as exc:
+            raise Unavailable(f"cannot start the worker of {instance}: {exc}") from exc
+
+    async def stop(self, instance: str) -> None:
+        """Stop a worker; its socket may start it again. What cannot be stopped is logged."""
+        await self._stop(instance)
+
+    async def remove(self, instance: str) -> None:
+        """Stop a worker and its socket, so likewise."""
+        await self._stop(f"{instance}.socket")
+        await self._stop(instance)
+
+    async def held_back(self, instance: str) -> Unavailable | None:
+        """The error to raise if systemd gave the worker's socket up, since it had to start workers too often.
+
+        That is no failure of the plugin, of which nothing has run.
+        """
+        try:
+            state = await self._ask("status", f"{instance}.socket")
+        except CircleError:
+            return None
+        if state["result"] != "trigger-limit-hit":
+            return None
+        return Unavailable(
+            f"the worker of {instance} was started too often in a short time, and systemd holds it back; "
+            f"try again in some seconds, or see: journalctl --unit 'circleosd-plugin@{instance}.*'"
+        )
+
+    async def how_it_ended(self, instance: str) -> str:
+        """What the service manager knows of a worker's end, as the end of a sentence."""
+        for _ in range(LOOKS):
+            try:
+                state = await self._ask("status", instance)
+            except CircleError:
+                return ""
+            if state["state"] != "active":
+                break
+            await asyncio.sleep(LOOK)  # the connection breaks a moment before the process is reaped
+        if state["signal"]:
+            return f" by {state['signal']}"
+        return f" with exit status {state['exit_status']}" if state["exit_status"] else ""
+
+    async def _stop(self, unit: str) -> None:
+        try:
+            await self._ask("stop", unit)
+        except NotFound:
+            return  # never started, or gone already: there is nothing to do
+        except CircleError as error:
+            log.warning("cannot stop the worker %s: %s", unit, error)
+
+    async def _ask(self, action: str, unit: str) -> Any:
+        return await upstream.ask(self._registry, {"action": action, "name": f"plugin@{unit}"}, timeout=self._timeout)
