@@ -273,7 +273,9 @@ def test_a_plugin_restarts_the_service_that_it_may_and_the_ledger_names_it(host:
     host.ok("plugin", "load", str(path), "--grant", "services:read", "--grant", "services:restart:web")
     before = answer(host, "healer", "services.status", name="web")
     assert before["state"] == "active"
-    assert {"web", "db"} <= {item["name"] for item in answer(host, "healer", "services.list")}
+    listed = answer(host, "healer", "services.list")
+    assert {"web", "db"} <= {item["name"] for item in listed}
+    assert all({*item} == {"name", "state", "description"} for item in (before, *listed))  # ABI.md
     pid = host.data("service-registry", "status", name="web")["pid"]
     assert answer(host, "healer", "services.restart", name="web") is None
     assert host.data("service-registry", "status", name="web")["pid"] != pid
