@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,18 @@ EPERM, ENOSYS = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 # openat, read, mmap, futex, prlimit64 (lowering limits): what an interpreter needs.
 ORDINARY = {"x86_64": (257, 0, 9, 202, 302), "aarch64": (56, 63, 222, 98, 261)}
+HEADERS = {"x86_64": "x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "asm-generic/unistd.h"}  # below /usr/include
+REFUSED = """
+fork vfork execve execveat ptrace process_vm_readv process_vm_writev tkill rt_sigqueueinfo rt_tgsigqueueinfo
+pidfd_send_signal pidfd_getfd socket socketpair connect bind mount umount2 pivot_root chroot open_tree
+move_mount fsopen fsconfig fsmount mount_setattr setns unshare open_by_handle_at bpf perf_event_open userfaultfd
+io_uring_setup io_setup inotify_init inotify_init1 fanotify_init keyctl add_key request_key init_module
+finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff acct quotactl sethostname
+setdomainname settimeofday clock_settime adjtimex clock_adjtime setpriority ioprio_set process_madvise
+migrate_pages move_pages truncate chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes
+futimesat utimensat setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr removexattrat
+file_setattr shmget shmat shmctl semget semop semctl semtimedop msgget msgsnd msgrcv msgctl mq_open mq_unlink
+"""
 
 
 def decide(machine: str, number: int, argument: int = 0, architecture: int | None = None, second: int = 0) -> int:
@@ -45,6 +59,25 @@ def test_every_call_that_is_listed_is_refused_and_ordinary_ones_are_not(machine:
             assert decide(machine, number) == EPERM
     for number in ORDINARY[machine]:
         assert decide(machine, number) == ALLOW
+
+
+@pytest.mark.parametrize("machine", list(MACHINES))
+def test_calls_have_the_numbers_of_the_kernels_headers(machine: str) -> None:
+    header = Path("/usr/include") / HEADERS[machine]
+    if not header.exists():
+        pytest.skip(f"there is no {header} (linux-libc-dev)")
+    found = dict(re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)$", header.read_text(), re.MULTILINE))
+    numbers = {name: int(number) for name, number in found.items()}
+    known = [name for name in REFUSED.split() if name in numbers]
+    assert len(known) > 70  # the headers may be older than some, and not every machine has every call
+    assert [name for name in known if decide(machine, numbers[name]) != EPERM] == []
+    for name in sandbox._SELF_ONLY:
+        assert decide(machine, numbers[name], PID) == ALLOW
+        assert decide(machine, numbers[name], 1) == EPERM
+    assert decide(machine, numbers["fcntl"], 0, second=8) == EPERM  # F_SETOWN
+    assert decide(machine, numbers["ioctl"], 0, second=0x5412) == EPERM  # TIOCSTI
+    assert decide(machine, numbers["clone"], 17) == EPERM
+    assert decide(machine, numbers["clone3"]) == ENOSYS
 
 
 @pytest.mark.parametrize("machine", list(MACHINES))
