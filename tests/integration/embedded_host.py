@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PROJECT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -104,6 +104,18 @@ class EmbeddedHost:
             text=True,
             timeout=60,
             check=False,
+        )
+
+    def begin(self, *arguments: str, stdout: int | IO[bytes] = subprocess.PIPE) -> subprocess.Popen[str]:
+        """Start a circlectl that goes on until SIGINT."""
+        return subprocess.Popen(
+            [BIN / "circlectl", *arguments],
+            env=self.environment,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell's background job ignores SIGINT, and so would this.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def ok(self, *arguments: str, stdin: str = "") -> str:

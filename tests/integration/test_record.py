@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -167,10 +166,7 @@ class Follower:
     def __init__(self, host: EmbeddedHost, *flags: str) -> None:
         self.path = host.directory / f"followed-{time.monotonic_ns()}"
         with self.path.open("wb") as out:
-            self.process = subprocess.Popen(
-                [BIN / "circlectl", "system", "history", "--follow", "--json", *flags],
-                env=host.environment, stdout=out, stderr=subprocess.PIPE,
-            )  # fmt: skip
+            self.process = host.begin("system", "history", "--follow", "--json", *flags, stdout=out)
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -52,15 +52,11 @@ def test_logs_show_the_last_lines_and_follow_goes_on(talking: EmbeddedHost) -> N
     assert [line.split()[-1] for line in talking.ok("service", "logs", "talker").splitlines()[:2]] == ["one", "two"]
     assert talking.ok("service", "logs", "talker", "--lines", "1").count("\n") == 1
     assert "one" not in talking.ok("service", "logs", "talker", "--since", str(time.time() + 60))
-    follower = subprocess.Popen(
-        [BIN / "circlectl", "service", "logs", "talker", "--follow", "--lines", "1"],
-        env=talking.environment, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert follower.stdout is not None
-    seen = [follower.stdout.readline().split()[-1] for _ in range(4)]
-    follower.send_signal(signal.SIGINT)
-    assert follower.wait(10) == 130
-    follower.stdout.close()
+    with talking.begin("service", "logs", "talker", "--follow", "--lines", "1") as follower:
+        assert follower.stdout is not None
+        seen = [follower.stdout.readline().split()[-1] for _ in range(4)]
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(10) == 130
     assert seen == ["tick"] * 4
 
 
