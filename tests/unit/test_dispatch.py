@@ -284,8 +284,11 @@ def test_a_flood_of_denials_is_one_row_and_a_count(registry: Registry) -> None:
     ("action", "state", "error", "says"),
     [
         ("start", "active", None, "the unit nginx.service is active"),
+        ("start", "activating", None, "the unit nginx.service is activating"),
         ("start", "failed", "unit-failed", "the unit nginx.service is failed"),
+        ("restart", "inactive", "unit-failed", "the unit nginx.service is inactive"),
         ("stop", "inactive", None, "the unit nginx.service is inactive"),
+        ("stop", "failed", None, "the unit nginx.service is failed"),
         ("stop", "active", "unit-failed", "the unit nginx.service is active"),
     ],
 )
