@@ -122,4 +122,6 @@ def test_nobody_reads_files_with_the_rights_of_the_service(
         assert "files names path twice" in passing(files=["path", "path"])["message"]
     assert len([*descriptors.iterdir()]) < before + 5
     assert passing(manifest={"name": "secret"})["ok"]
+    assert json.loads(path.with_suffix(".json").read_text())["version"] == "1"
+    assert passing()["data"]["version"] == "0"  # what is beside the path that was passed is not looked at
     cheap_host.unload("secret")
