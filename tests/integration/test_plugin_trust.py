@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,8 +157,10 @@ def test_a_signature_for_another_purpose_is_refused(signer: Signer) -> None:
     assert "made for another purpose" in signer.refused()
 
 
-def test_a_signed_manifest_without_the_artifacts_digest_is_refused(signer: Signer) -> None:
-    write(signer.directory, "signed", core(ECHO))
+@pytest.mark.parametrize("named", [[], ["sha256"], ["size"]])
+def test_a_signed_manifest_without_the_artifacts_digest_and_size_is_refused(signer: Signer, named: list[str]) -> None:
+    complete = json.loads(signer.manifest.read_text())
+    write(signer.directory, "signed", core(ECHO), **{key: complete[key] for key in named})
     signer.signature.write_bytes(sign(signer.key, signer.manifest.read_bytes()))
     assert "names no sha256" in signer.refused()
 
@@ -168,6 +172,16 @@ def test_an_upgrade_does_not_lose_its_signer_unnoticed(signer: Signer) -> None:
     assert refused.returncode == 4
     assert "is signed by alice@example.org, and this one is not" in refused.stderr
     signer.host.ok("plugin", "load", str(signer.path), "--trust")
+
+
+def test_where_signatures_are_not_looked_at_an_upgrade_needs_none(new_host: NewHost, tmp_path: Path) -> None:
+    signer = Signer(new_host({}), tmp_path)
+    signer.host.ok("plugin", "load", str(signer.path))
+    (signer.host.directory / "config" / "config.toml").write_text('[plugins]\ntrust = "off"\n')
+    os.kill(signer.host.pid("plugin-manager"), signal.SIGKILL)
+    signer.signature.unlink()
+    signer.host.ok("plugin", "load", str(signer.path))
+    assert signer.host.data("plugin-manager", "show", id="signed")["signer"] is None
 
 
 def test_verify_takes_other_signers_and_says_what_is_missing(signer: Signer, tmp_path: Path) -> None:
