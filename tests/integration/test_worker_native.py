@@ -108,6 +108,20 @@ CIRCLEOSD_EXPORT const circleosd_plugin *start_here(void) { return &plugin; }"""
         ("static circleosd_plugin p = { 1, 0, 0, 0, 0, 0 }; return &p;", "it has 0 handlers, not 1 to 256"),
         ("static circleosd_plugin p = { 1, 1, 0, 0, 0, 0 }; return &p;", "it has 1 handlers, not 1 to 256"),
         (
+            "static circleosd_handler h[257]; static circleosd_plugin p = { 1, 257, 0, 0, h, 0 }; return &p;",
+            "it has 257 handlers, not 1 to 256",
+        ),
+        (
+            'static circleosd_handler h[] = { { "a", echo }, { "a", echo } };'
+            " static circleosd_plugin p = { 1, 2, 0, 0, h, 0 }; return &p;",
+            "its handler 1 has no name, no function, or a name twice",
+        ),
+        (
+            "static char d[5000]; memset(d, 'x', 4999); static circleosd_handler h = { \"a\", echo };"
+            " static circleosd_plugin p = { 1, 1, 0, d, &h, 0 }; return &p;",
+            "its description is longer than 4096 bytes",
+        ),
+        (
             "static circleosd_handler h = { 0, echo }; static circleosd_plugin p = { 1, 1, 0, 0, &h, 0 }; return &p;",
             "its handler 0 has no name, no function, or a name twice",
         ),

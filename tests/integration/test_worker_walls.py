@@ -57,7 +57,8 @@ def test_a_worker_has_every_wall_that_the_kernel_offers_and_no_privileges(
         assert status["NoNewPrivs"] == "1"
         for capabilities in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
             assert int(status[capabilities], 16) == 0
-        assert resource.prlimit(worker.process.pid, resource.RLIMIT_CORE) == (0, 0)
+        for nothing in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
+            assert resource.prlimit(worker.process.pid, nothing) == (0, 0)
         if kind == "native":
             assert worker.invoke("dumpable") == "0"
 
