@@ -128,6 +128,9 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
             request[item.name] = value = _convert(item, given[item.name])
             if command.secrets:  # else it is for the service to say
                 item.check(value)
+    token = sessions.load(runtime) if command.verb != "login" else None
+    if command.secrets and command.contract.own_object and "name" not in given:
+        _require_oneself(Asking(runtime, token, ()), command)
     for item in command.secrets:
         if item.name == "old" and "name" in given:  # another's password is changed without knowing it
             continue
@@ -137,8 +140,6 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
             request[item.name] = secret
     if any(Mark.FILE in item.marks for item in command.parameters):
         opened = _open_files(command, request)
-    token = sessions.load(runtime) if command.verb != "login" else None
-
     ask = Asking(runtime, token, opened)
     problem: CircleError | None = None
     if command.service and command.contract.stream:
@@ -219,6 +220,12 @@ def _convert(item: Parameter, text: str) -> Any:
                 raise BadRequest(f"{item.word}: {quoted(text)} is not a number") from None
             return value
     return text
+
+
+def _require_oneself(ask: Asking, command: Command) -> None:
+    """Raises `BadRequest` unless who asks is a user, before passwords are asked for that would be in vain."""
+    if ask.once("auth-service", {"action": "whoami"})["user"] is None:
+        raise BadRequest(f"{command.group} {command.verb} needs NAME: you are no CircleOSD user yourself")
 
 
 def _secret(item: Parameter, *, stdin: bool) -> str | None:

@@ -245,6 +245,12 @@ def test_without_a_terminal_a_password_needs_its_flag(host: EmbeddedHost) -> Non
     assert "--password-stdin" in done.stderr
 
 
+def test_nobody_is_asked_for_passwords_who_is_no_user(host: EmbeddedHost) -> None:
+    done = host.ctl("user", "passwd", "--password-stdin", stdin="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("circlectl: user passwd needs NAME: you are no CircleOSD user yourself [bad-request]")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
