@@ -97,8 +97,8 @@ def role_text(role: Role | None) -> str:
 
 
 def role_of(text: str) -> Role | None:
-    """The role that a text names."""
-    return None if text == "none" else Role(text)
+    """The role that a text names; of one that only a later version has, none."""
+    return Role(text) if text in list(Role) else None
 
 
 def token_hash(token: str) -> bytes:

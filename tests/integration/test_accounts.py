@@ -83,6 +83,17 @@ def test_illegal_reserved_and_taken_names_are_refused(host: EmbeddedHost, name: 
     assert says in done.stderr
 
 
+def test_a_role_that_only_a_later_version_has_gives_nothing_and_can_be_changed(host: EmbeddedHost) -> None:
+    host.data("auth-service", "create", name="later", uid=4711, role="admin")
+    with contextlib.closing(sqlite3.connect(host.directory / "state/circleosd/auth/auth.db")) as connection, connection:
+        connection.execute("UPDATE users SET role = 'auditor' WHERE name = 'later'")
+    (row,) = [row for row in host.data("auth-service", "list") if row["name"] == "later"]
+    assert row["role"] == "none"
+    assert not host.data("auth-service", "can", name="later", verb="user:list")["allowed"]
+    assert host.data("auth-service", "role", name="later", role="viewer")["role"] == "viewer"
+    host.data("auth-service", "delete", name="later")
+
+
 def test_a_name_keeps_its_case_and_is_found_by_it_alone(host: EmbeddedHost) -> None:
     create(host, "McAdam")
     assert host.data(AUTH, "show", name="McAdam")["name"] == "McAdam"
