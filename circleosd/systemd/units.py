@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -27,8 +27,7 @@ T = TypeVar("T")
 RULE_MAKER = "circleosd-polkit.service"  # brings the polkit rule up to date; the registry may start it
 RULE_ARRIVAL = (0.0, 0.1, 0.2, 0.4)  # seconds from a rule's making until it is tried whether polkit has it
 LOOK = 0.1  # seconds between looks at a job that nobody tells of any more
-TRIES = 5  # of what may be done again: systemd may be executed anew more than once in a row
-REPEATABLE = ("start", "stop")  # a second job for what the first has done or is doing changes nothing
+TRIES = 5  # of what is lost: systemd may be executed anew more than once in a row
 METHODS: dict[Verb, str] = {
     "start": "StartUnit",
     "stop": "StopUnit",
@@ -124,17 +123,29 @@ class SystemdUnits:
         return await self._whole_job(verb, unit)
 
     async def _whole_job(self, verb: Verb, unit: str) -> str:
-        """Do a job and tell its result, also when systemd was executed anew meanwhile, or the bus was."""
-        try:
-            tries = TRIES if verb in REPEATABLE else 1
-            return await self._try(lambda connection: _job(connection, METHODS[verb], unit), tries)
-        except Unheard:
-            while (properties := await self._properties(unit))["Job"][0]:
-                await asyncio.sleep(LOOK)
-            wanted = ("inactive", "failed") if verb == "stop" else ("active", "reloading", "inactive")
-            return "done" if properties["ActiveState"] in wanted else "failed"
-        except Lost as exc:
-            raise Unavailable(f"cannot tell whether there is a job to {verb} {unit}: {_GONE}") from exc
+        """Do a job and tell its result, also when systemd was executed anew meanwhile, or the bus was.
+
+        Where that leaves it open whether there is a job, it is asked for again, unless there is one or it was done: to
+        start, stop or reload twice is as good as once, and a restart shows in the unit's invocation.
+        """
+        before = (await self._properties(unit))["InvocationID"] if verb == "restart" else None
+        for _ in range(TRIES):
+            try:
+                return await _job(await self._connected(), METHODS[verb], unit)
+            except Unheard:
+                return await self._unheard(verb, unit)
+            except Lost:
+                properties = await self._properties(unit)
+                if properties["Job"][0] or (verb == "restart" and properties["InvocationID"] != before):
+                    return await self._unheard(verb, unit)
+        raise Unavailable(f"cannot tell whether there is a job to {verb} {unit}: {_GONE}")
+
+    async def _unheard(self, verb: Verb, unit: str) -> str:
+        """The result of a job that nobody tells of any more, by the unit's state once it has ended."""
+        while (properties := await self._properties(unit))["Job"][0]:
+            await asyncio.sleep(LOOK)
+        wanted = ("inactive", "failed") if verb == "stop" else ("active", "reloading", "inactive")
+        return "done" if properties["ActiveState"] in wanted else "failed"
 
     async def switch(self, verb: Switch, unit: str) -> str:
         """See `UnitManager`.
@@ -233,24 +244,16 @@ class SystemdUnits:
                 self._connection = await bus.connect(bus_address(self._scope, self._env))
             return self._connection
 
-    async def _try(self, work: Callable[[Connection], Awaitable[T]], tries: int) -> T:
-        """Do `work`, and again on a new connection if one was lost over it, `tries` times in all. Raises `Lost`."""
-        while True:
-            tries -= 1
-            try:
-                return await work(await self._connected())
-            except Lost:
-                if not tries:
-                    raise
-
     async def _ask(self, target: tuple[str, str, str], member: str, signature: str, *body: Any) -> Any:
-        """The answer to a question without side effects."""
-        try:
-            return (await self._try(lambda connection: connection.call(target, member, signature, body), TRIES)).body[0]
-        except ErrorReply as error:
-            raise explained("ask systemd", error) from error
-        except Lost as exc:
-            raise Unavailable(f"cannot ask systemd: {_GONE}") from exc
+        """The answer to a question without side effects, which is asked again if the connection is lost over it."""
+        for _ in range(TRIES):
+            try:
+                return (await (await self._connected()).call(target, member, signature, body)).body[0]
+            except ErrorReply as error:
+                raise explained("ask systemd", error) from error
+            except Lost:
+                continue
+        raise Unavailable(f"cannot ask systemd: {_GONE}")
 
     async def _explained(self, verb: Verb, unit: str, error: ErrorReply) -> CircleError:
         meaning = explained(f"{verb} {unit}", error)

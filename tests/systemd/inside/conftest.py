@@ -23,6 +23,7 @@ from circleosd.systemd.units import SystemdUnits
 T = TypeVar("T")
 
 UNIT_FILES = Path("/run/systemd/system")
+COUNT = Path("/run/ct-counted")
 UNITS = {
     "ct-sleep.service": "[Service]\nType=exec\nExecStart=sleep infinity\nExecReload=true\n",
     "ct-plain.service": "[Service]\nType=exec\nExecStart=sleep infinity\n",
@@ -34,6 +35,9 @@ UNITS = {
     "ct-needs.service": "[Unit]\nRequires=ct-fail.service\nAfter=ct-fail.service\n[Service]\nExecStart=true\n",
     "ct-brief.service": "[Service]\nType=oneshot\nExecStart=true\n",
     "ct-many@.service": "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=true\n",
+    "ct-counted@.service": (
+        f"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=sh -c 'echo %i >>{COUNT}'\nExecReload=true\n"
+    ),
     "ct-awaited.service": "[Service]\nType=exec\nExecStart=sleep infinity\n",
     "ct-awaited.socket": "[Socket]\nListenStream=/run/ct-awaited.sock\n",
     "ct-install.service": "[Service]\nExecStart=sleep infinity\n[Install]\nWantedBy=multi-user.target\n",

@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 import pytest
 
+from circleosd.registry.units import Verb
 from circleosd.systemd.units import SystemdUnits
-from tests.systemd.inside.conftest import on_systemd, run, watching
+from tests.systemd.inside.conftest import COUNT, on_systemd, run, watching
 
 pytestmark = pytest.mark.usefixtures("unit_files")
 
@@ -29,6 +30,11 @@ def kill_the_bus() -> None:
 
 def restart_the_bus() -> None:
     run("systemctl", "restart", "dbus.service")
+
+
+def counted() -> int:
+    """How often units of `ct-counted@` were started."""
+    return len(COUNT.read_text().splitlines())
 
 
 def execute_systemd_anew() -> None:
@@ -75,23 +81,30 @@ def test_a_job_is_done_though_the_bus_died_a_moment_ago(caplog: pytest.LogCaptur
     assert caplog.records == []
 
 
-def test_starts_and_stops_asked_for_while_systemd_is_executed_anew_are_done() -> None:
-    async def act(manager: SystemdUnits) -> list[str]:
+@pytest.mark.parametrize(("verbs", "runs"), [(("start", "stop"), False), (("reload",), False), (("restart",), True)])
+def test_jobs_asked_for_while_systemd_is_executed_anew_are_done_and_once(verbs: tuple[Verb, ...], runs: bool) -> None:
+    async def act(manager: SystemdUnits) -> tuple[list[str], int]:
+        units = [f"ct-counted@{number}.service" for number in range(16)]
+        await asyncio.gather(*(manager.job("start", unit) for unit in units))
+        began = counted()
         over = asyncio.Event()
 
-        async def switch(unit: str) -> list[str]:
+        async def ask(unit: str) -> list[str]:
             found = []
             while not over.is_set():
-                found += [await manager.job("start", unit), await manager.job("stop", unit)]
+                found += [await manager.job(verb, unit) for verb in verbs]
             return found
 
-        asked = [asyncio.create_task(switch(f"ct-many@{number}.service")) for number in range(16)]
+        asked = [asyncio.create_task(ask(unit)) for unit in units]
         for _ in range(3):
             await asyncio.to_thread(execute_systemd_anew)
         over.set()
-        return [result for found in await asyncio.gather(*asked) for result in found]
+        return [result for found in await asyncio.gather(*asked) for result in found], counted() - began
 
-    assert {*on_systemd(act)} == {"done"}
+    results, began = on_systemd(act)
+    assert {*results} == {"done"}
+    if runs:
+        assert began == len(results)
 
 
 @UPHEAVALS
