@@ -36,3 +36,25 @@ def test_calls_in_hand_take_no_place_among_those_that_wait(tmp_path: Path) -> No
     assert served == ["x"] * 3
     assert isinstance(refused, Limit)
     assert str(refused).startswith("1 calls of p are waiting already (plugins.queue)")
+
+
+def test_a_place_that_comes_to_a_call_just_given_up_goes_to_the_next(tmp_path: Path) -> None:
+    settings = PluginSettings()
+    plugin = Plugin(Manifest("p"), "", Health("p", Record(), back_off_after=3, quarantine_after=6), {}, settings)
+
+    async def third() -> str:
+        runners = Runners("", tmp_path, Compiled(tmp_path, 0), unused, unused, settings)
+        runners._of(plugin).worker = SlowWorker("p", 0.01)
+
+        async def call_and_give_up_the_next() -> None:
+            await runners.call(plugin, "f", "first")
+            second.cancel()  # its place has come, and it has not gone on yet
+
+        first = asyncio.create_task(call_and_give_up_the_next())
+        await asyncio.sleep(0)
+        second = asyncio.create_task(runners.call(plugin, "f", "second"))
+        await first
+        async with asyncio.timeout(5):
+            return await runners.call(plugin, "f", "third")
+
+    assert asyncio.run(third()) == "third"
