@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 import pytest
 
 from circleosd.config import PluginSettings
-from circleosd.errors import PluginFailed, Timeout
+from circleosd.errors import Limit, PluginFailed, Timeout
 from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.health import Health
 from circleosd.plugins.manifest import Capability, Manifest
@@ -406,6 +406,20 @@ def test_a_call_that_is_given_up_leaves_the_others_alone_and_keeps_its_place_unt
         return await third
 
     assert run(tmp_path, peer, manage, concurrency=2) == b"third"
+
+
+def test_a_payload_that_no_frame_holds_is_refused_and_costs_the_worker_nothing(tmp_path: Path) -> None:
+    def peer(channel: Channel) -> None:
+        loaded(channel)
+        channel.send(RESULT, called(channel), b"served")
+
+    async def manage(worker: Worker, path: str) -> bytes:
+        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+        with pytest.raises(Limit, match=f"at most {frames.MAX_PAYLOAD} bytes"):
+            await worker.call(frames.INVOKE, "handle", bytes(frames.MAX_PAYLOAD + frames.MAX_NAME), 5, 0)
+        return await call(worker)
+
+    assert run(tmp_path, peer, manage) == b"served"
 
 
 def test_a_worker_whose_calls_are_all_given_up_is_ended_at_once(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from circleosd.api import plugins as contracts
-from circleosd.api.plugins import Disable
+from circleosd.api.plugins import Disable, Unload
 from circleosd.config import PluginSettings
 from circleosd.database import Database
 from circleosd.handlers import Act
-from circleosd.ledger import Ledger
+from circleosd.ledger import Ledger, Query
 from circleosd.plugins import service as plugin_service
 from circleosd.plugins import store
 from circleosd.plugins.compiled import Compiled
@@ -93,6 +93,34 @@ def test_a_manager_ends_also_while_a_record_is_being_written_down(
 
     asyncio.run(ended())
     assert asyncio.run(database.read(store.records))["p"].calls == 1
+    database.close()
+
+
+def test_a_plugin_that_is_gone_when_it_is_to_be_quarantined_is_not(tmp_path: Path) -> None:
+    database = LateNews(tmp_path / "plugins.db", store.MIGRATIONS)
+    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
+    quarantines = []
+
+    async def unloaded() -> list[str]:
+        service = await started(tmp_path, database, ledger)
+        plugin = service._plugins["p"]
+        for _ in range(PluginSettings().quarantine_after):
+            plugin.health.failed("trap", 0.0, 0.0)
+
+        def fail_again() -> None:
+            quarantines.append(asyncio.create_task(service._set_aside(plugin)))
+
+        database.meanwhile = fail_again
+        act = Act(ledger, await identify(ROOT, None), None, Unload, "p", NoFiles(), identify, lambda caller, name: None)
+        await service.unload(Unload(id="p"), act)
+        await asyncio.gather(*quarantines)
+        rows = await ledger.history(Query(), 10)
+        await service.close()
+        await ledger.close()
+        return [row["action"] for row in rows]
+
+    assert asyncio.run(unloaded()) == ["unload"]
+    assert quarantines
     database.close()
 
 
