@@ -6,6 +6,7 @@ import pytest
 
 from circleosd.errors import BadRequest
 from circleosd.plugins import capabilities
+from circleosd.policy import Grant
 
 
 @pytest.mark.parametrize("name", ["kv", "config", "log", "services:read", "services:restart:nginx",
@@ -30,6 +31,23 @@ def test_a_star_covers_every_name_of_its_kind_and_no_other_kind() -> None:
     assert not capabilities.holds(["events:*"], "services:restart:nginx")
     assert not capabilities.holds(["services:restart:nginx"], "services:restart:*")
     assert not capabilities.holds(["kv"], "config")
+
+
+def test_who_grants_what_plugins_do_to_services_needs_the_right_to_it_on_what_is_named() -> None:
+    held = ["services:read", "services:restart:db", "services:restart:*", "kv", "clock", "config", "events:*", "log"]
+    assert capabilities.rights(held) == (
+        Grant("service:list", "*"),
+        Grant("service:status", "*"),
+        Grant("service:restart", "db"),
+        Grant("service:restart", "*"),
+    )
+
+
+@pytest.mark.parametrize("topic", ["*", "", "a:b", "a b", "x" * 129, "deploy\n"])
+def test_what_is_no_topic_is_refused(topic: str) -> None:
+    capabilities.check_topic("deploy.web-1@eu")
+    with pytest.raises(BadRequest, match="a topic has"):
+        capabilities.check_topic(topic)
 
 
 def test_only_what_is_asked_for_is_granted() -> None:
