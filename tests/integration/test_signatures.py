@@ -282,6 +282,20 @@ def test_a_revoked_key_is_refused_whomever_trusted_signers_names(
     assert caught.value.problem is Problem.REVOKED
 
 
+def test_a_revoked_key_is_refused_by_an_ssh_keygen_that_says_nothing_of_it(
+    signers: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    quiet = tmp_path / "bin" / "ssh-keygen"
+    quiet.write_text(f'#!/bin/sh\nexec {shutil.which("ssh-keygen")} "$@" 2>/dev/null\n')
+    quiet.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{quiet.parent}:{os.environ['PATH']}")
+    signature = sign(signers.alice, MANIFEST)
+    assert signers.judge(signature).signer == "alice@example.org"
+    (signers.directory / "revoked-signers").write_text(public(signers.alice) + "\n")
+    assert "the signature of alice@example.org does not count" in str(signers.refusal(signature))
+
+
 def test_a_list_of_revoked_keys_that_cannot_be_read_lets_nobody_pass(signers: Host) -> None:
     (signers.directory / "revoked-signers").write_text("no key\n")
     with pytest.raises(Unavailable, match="cannot read revoked-signers"):
