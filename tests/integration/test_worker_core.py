@@ -198,6 +198,14 @@ def test_initialize_runs_once_in_each_instance_before_any_call() -> None:
         assert [shared.invoke("count") for _ in range(2)] == ["6", "7"]
 
 
+def test_a_shared_instance_has_one_thread_whatever_the_limits_say() -> None:
+    with start(core(), instance="shared", concurrency=4) as shared, start(core(), concurrency=4) as fresh:
+        for worker in (shared, fresh):
+            worker.ready()
+            worker.invoke("echo", "x")
+        assert int(fresh.status()["Threads"]) - int(shared.status()["Threads"]) == 4
+
+
 def test_host_calls_reach_the_manager_and_their_answers_the_plugin() -> None:
     stored: dict[str, str] = {}
 
@@ -236,6 +244,17 @@ def test_log_messages_carry_their_call_and_level() -> None:
         worker.invoke("echo")
         worker.invoke("log", "Grüße")
         assert worker.logs == [(2, 2, "Grüße")]
+
+
+def test_what_an_instance_logs_before_its_call_is_of_the_preparation_for_it() -> None:
+    made = """(data (i32.const 64) "made")
+      (func (export "_initialize") (call $log (i32.const 1) (i32.const 64) (i32.const 4)))"""
+    with start(core(made, imports=HOST)) as worker:
+        worker.ready()
+        for _ in range(3):
+            worker.invoke("echo")
+        assert [log[0] for log in worker.logs][:3] == [0, 1 | frames.PREPARING, 2 | frames.PREPARING]
+        assert {log[1:] for log in worker.logs} == {(1, "made")}
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,21 @@ def test_a_hang_ends_with_its_worker_unless_the_plugin_has_blocked_the_signal(ha
         assert time.monotonic() - began < 2
 
 
+def test_a_hang_beside_other_calls_ends_with_its_worker_however_many_they_are() -> None:
+    handlers = """HANDLER(hang) { UNUSED; for (;;) pause(); return 0; }
+HANDLER(nap) { UNUSED; usleep(200000); return 0; }"""
+    with start(native(handlers, "hang", "nap"), plugin_type="native", concurrency=3, time=0.4) as worker:
+        worker.ready()
+        worker.send("hang")
+        began = time.monotonic()
+        for _ in range(60):  # six seconds of them, two at a time
+            worker.send("nap")
+        with pytest.raises(WorkerEnded) as ended:
+            _ = [worker.receive() for _ in range(61)]
+        assert ended.value.status == -14
+        assert time.monotonic() - began < 3
+
+
 @pytest.mark.parametrize(
     "where", ["__attribute__((constructor)) static void begin(void) { for (;;) pause(); }", "init"]
 )
