@@ -89,6 +89,22 @@ def test_a_flood_of_output_ends_at_the_limit() -> None:
         assert int(worker.status()["VmRSS"].split()[0]) < 45 * 1024
 
 
+def test_the_limit_for_output_is_kept_to_the_byte() -> None:
+    with start(command(ECHO), output=1000) as worker:
+        worker.ready()
+        assert worker.invoke("handle", "x" * 1000) == "x" * 1000
+        with pytest.raises(CallFailed, match="wrote more than its limit for output of 1000 bytes"):
+            worker.invoke("handle", "x" * 1001)
+
+
+def test_a_message_without_end_is_logged_in_pieces() -> None:
+    write = f"(drop (call $write (i32.const 2) (i32.const 1024) (i32.const {frames.MAX_LOG})))"
+    with start(command(write * 3)) as worker:
+        worker.ready()
+        worker.invoke("handle")
+        assert len(worker.logs) == 3
+
+
 def test_a_flood_of_messages_is_cut_off() -> None:
     flood = "(loop $l (drop (call $write (i32.const 2) (i32.const 1024) (i32.const 60000))) (br $l))"
     with start(command(flood, extra=f'(data (i32.const 1024) "{"line" * 10}\\n")'), time=0.4) as worker:
