@@ -50,15 +50,17 @@ def offered() -> list[str]:
 def test_a_worker_has_every_wall_that_the_kernel_offers_and_no_privileges(
     kind: str, artifact: Callable[[], bytes]
 ) -> None:
-    with start(artifact(), plugin_type=kind) as worker:
+    with start(artifact(), plugin_type=kind, memory=64 << 20) as worker:
         assert worker.ready().sandbox == offered()
         status = worker.status()
         assert status["Seccomp"] == "2" or "seccomp" not in offered()
         assert status["NoNewPrivs"] == "1"
         for capabilities in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
             assert int(status[capabilities], 16) == 0
-        for nothing in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
+        for nothing in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_SIGPENDING):
             assert resource.prlimit(worker.process.pid, nothing) == (0, 0)
+        soft, hard = resource.prlimit(worker.process.pid, resource.RLIMIT_DATA)
+        assert 64 << 20 < soft == hard < 4 << 30  # also where many CPUs mean many threads
         if kind == "native":
             assert worker.invoke("dumpable") == "0"
 
