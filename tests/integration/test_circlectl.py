@@ -8,6 +8,7 @@ import pty
 import select
 import subprocess
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,29 @@ def test_a_token_that_is_no_session_is_refused_with_the_next_step(host: Embedded
     assert host.ctl("user", "logout").returncode == 4
     assert not session.exists(), "a session that is gone at the service is gone here too"
     host.ok("service", "list")
+
+
+def test_a_session_that_is_over_or_unknown_stands_in_nobodys_way(host: EmbeddedHost) -> None:
+    host.ok("user", "create", "otto", "--password-stdin", stdin="correct horse\n")
+    host.ok("user", "login", "otto", "--password-stdin", stdin="correct horse\n")
+    (session,) = (Path(host.environment["XDG_STATE_HOME"]) / "circleosd/sessions").iterdir()
+    kept = json.loads(session.read_text())
+    session.write_text(json.dumps({**kept, "token": "x" * 43, "expires": time.time() - 1}))
+    assert json.loads(host.ok("user", "whoami", "--json"))["user"] is None
+    session.write_text(json.dumps({**kept, "token": "x" * 43}))
+    host.ok("user", "login", "otto", "--password-stdin", stdin="correct horse\n")
+    assert json.loads(host.ok("user", "whoami", "--json"))["user"] == "otto"
+    host.ok("user", "logout")
+
+
+def test_a_session_that_cannot_be_kept_is_ended(host: EmbeddedHost) -> None:
+    host.ok("user", "create", "nina", "--password-stdin", stdin="correct horse\n")
+    done = host.ctl(
+        "user", "login", "nina", "--password-stdin", stdin="correct horse\n", env={"XDG_STATE_HOME": "/dev/null"}
+    )
+    assert done.returncode == 2
+    assert "cannot keep the session at /dev/null/circleosd" in done.stderr
+    assert host.data("auth-service", "show", name="nina")["sessions"] == 0
 
 
 def test_passwords_are_nowhere(host: EmbeddedHost) -> None:

@@ -195,6 +195,18 @@ def test_follow_goes_on_with_what_is_done_also_when_a_service_starts_anew(new_ho
         assert follower.stop() == 130
 
 
+def test_who_follows_is_told_of_a_service_that_cannot_be_asked(host: EmbeddedHost) -> None:
+    (host.runtime / "auth-service.sock").rename(host.runtime / "elsewhere.sock")
+    follower = Follower(host)
+    try:
+        assert follower.process.wait(10) == 12
+    finally:
+        (host.runtime / "elsewhere.sock").rename(host.runtime / "auth-service.sock")
+        follower.process.kill()
+        follower.process.communicate()
+    assert follower.rows == []
+
+
 @pytest.mark.usefixtures("other_users")
 def test_who_is_no_admin_follows_nothing(host: EmbeddedHost) -> None:
     for action in ("history", "follow", "audit"):
