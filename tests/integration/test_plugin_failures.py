@@ -179,6 +179,19 @@ def test_the_end_of_a_worker_is_told_and_the_next_call_gets_a_new_one(
     host.unload("crasher")
 
 
+def test_a_worker_that_ended_leaves_the_manager_nothing_open(host: EmbeddedHost, tmp_path: Path) -> None:
+    host.load(write(tmp_path, "ending", native(CRASH, tmp_path / "build.so"), plugin_type="native"), trust=True)
+    descriptors = Path(f"/proc/{host.pid('plugin-manager')}/fd")
+
+    def left_open() -> int:
+        for payload in ("e", "x") * 5:
+            invoke(host, "ending", "crash", payload)
+        return len([*descriptors.iterdir()])
+
+    assert left_open() + 5 > left_open()
+    host.unload("ending")
+
+
 def test_a_plugin_that_keeps_failing_is_held_back_then_quarantined_and_can_be_brought_back(
     new_host: NewHost, tmp_path: Path
 ) -> None:
