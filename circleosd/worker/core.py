@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from ctypes import POINTER, addressof, byref, c_bool, c_char_p, c_int64, c_size_t, c_void_p, memmove, string_at
@@ -54,6 +53,7 @@ class _Instance:
     """One instance in a store of its own, with what a call of it needs. What ends in `_at` is an address."""
 
     __slots__ = (
+        "answers",
         "broken",
         "buffer_address",
         "buffer_at",
@@ -71,10 +71,11 @@ class _Instance:
         "wasm",
     )
 
-    def __init__(self, store: Pointer, context: Pointer) -> None:
+    def __init__(self, store: Pointer, context: Pointer, answers: dict[int, bytes]) -> None:
         self.store = store
         self.context = context
-        self.context_at = ctypes.cast(context, c_void_p).value
+        self.answers = answers
+        self.context_at = ctypes.cast(context, c_void_p).value or 0
         self.wasm = c.wasmtime_instance_t()
         self.kept: list[Any] = []  # what the addresses are of
         self.memory_at = 0
@@ -102,6 +103,8 @@ class _Instance:
         return addressof(self.export(name).func)
 
     def delete(self) -> None:
+        # First: the next store may lie at the same address.
+        self.answers.pop(self.context_at, None)
         delete_store(self.store)
 
 
@@ -234,7 +237,7 @@ class CorePlugin:
 
     def _new_instance(self) -> _Instance:
         store, context = self._engine.new_store()
-        instance = _Instance(store, context)
+        instance = _Instance(store, context, self._imports.answers)
         try:
             self._engine.allow(context)
             trap = ctypes.cast(instance.trap_at, POINTER(POINTER(c.wasm_trap_t)))
@@ -280,18 +283,15 @@ def _write(instance: _Instance, payload: Buffer) -> None:
         memmove(target, addressof(ctypes.c_char.from_buffer(payload)), size)
 
 
-class _Answers(threading.local):
-    """The answer of this thread's last `host_call`, until the next."""
-
-    kept: bytes = b""
-
-
 class _Imports:
-    """The functions that a core module may import. None of them raises: they trap."""
+    """The functions that a core module may import. None of them raises: they trap.
+
+    `answers` has the answer of an instance's last `host_call`, until the next, by the address of its context.
+    """
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._answers = _Answers()
+        self.answers: dict[int, bytes] = {}
         self._callbacks: list[Any] = []
 
     def link(self, engine: Engine, module: Pointer) -> Pointer:
@@ -336,12 +336,12 @@ class _Imports:
             ok, answer = False, b"limit: a host call may have %d bytes" % MAX_HOST_CALL
         else:
             ok, answer = self._host.call_json(string_at(address, length))
-        self._answers.kept = answer
+        self.answers[_caller_context(caller)] = answer
         packed = len(answer) | (0 if ok else 1 << 31)
         arguments[0].i32 = packed - (1 << 32) if packed >> 31 else packed
 
     def _host_answer(self, caller: Any, arguments: Any) -> None:
-        answer = self._answers.kept
+        answer = self.answers.get(_caller_context(caller), b"")
         length = min(arguments[1].i32 & 0xFFFFFFFF, len(answer))
         memmove(_place(caller, "host_answer", arguments[0].i32, length), answer, length)
         arguments[0].i32 = length

@@ -227,6 +227,19 @@ def test_host_calls_reach_the_manager_and_their_answers_the_plugin() -> None:
         assert [call for call, _ in worker.host_calls] == ["kv.get", "kv.set", "kv.get"]
 
 
+def test_the_answer_that_the_host_keeps_is_its_instances_alone() -> None:
+    body = """(func (export "kept") (param i32) (result i64)
+      (i64.or (i64.shl (i64.const 4096) (i64.const 32))
+              (i64.extend_i32_u (call $host_answer (i32.const 4096) (i32.const 60000)))))"""
+    module = core(CALL + body, imports=HOST)
+    for instance, kept in (("fresh", ""), ("shared", "bad-request: there is no host call 'secret'")):
+        with start(module, instance=instance) as worker:
+            worker.ready()
+            with pytest.raises(CallFailed, match="'secret'"):
+                worker.invoke("call", '{"call":"secret"}')
+            assert worker.invoke("kept") == kept
+
+
 def test_calls_that_arrive_during_a_host_call_wait_for_their_turn() -> None:
     with start(core(CALL, imports=HOST), granted=("kv",)) as worker:
         worker.ready()
