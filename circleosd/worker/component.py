@@ -23,8 +23,8 @@ from circleosd.worker.engine import (
     take_error,
 )
 from circleosd.worker.failure import PluginFailure, contained
-from circleosd.worker.frames import LEVELS, MAX_DESCRIPTION, Buffer, Load
-from circleosd.worker.host import CALLS, Host
+from circleosd.worker.frames import LEVELS, MAX_DESCRIPTION, MAX_HOST_CALL, MAX_LOG, Buffer, Load
+from circleosd.worker.host import CALLS, TOO_LONG, Answer, Host
 from circleosd.worker.inspect import INTERFACE_VERSION, Artifact
 from circleosd.worker.wasi import LineLog, Streams, exit_failure, set_wasi
 
@@ -146,7 +146,7 @@ class ComponentPlugin:
             case = result.of.result
             if not case.val:
                 return case.is_ok, b""
-            size = case.val.contents.of.string.size
+            size = values.size(case.val.contents)
             if case.is_ok and size > self._load.limits.output:
                 bound = self._load.limits.output
                 raise PluginFailure("limit", f"gave a reply of {size} bytes: its limit for output is {bound} bytes")
@@ -232,7 +232,7 @@ class ComponentPlugin:
             return None
         result = self._invoke(instance, "describe", [])
         try:
-            return values.text_bytes(result)[:MAX_DESCRIPTION].decode("utf-8", "ignore")
+            return values.text_bytes(result, MAX_DESCRIPTION).decode("utf-8", "ignore")
         finally:
             _val_delete(byref(result))
 
@@ -273,15 +273,21 @@ class ComponentPlugin:
 
     def _log(self, arguments: Any, _result: Any) -> None:
         level = values.enumeration(arguments[0])
-        self._host.log(LEVELS.index(level) if level in LEVELS else 3, values.text(arguments[1]))
+        # What is longer is cut anyhow; a character takes at most four bytes.
+        text = values.text(arguments[1], 4 * MAX_LOG)
+        self._host.log(LEVELS.index(level) if level in LEVELS else 3, text)
 
     def _host_call(self, call: str) -> _Body:
         names = CALLS[call].arguments
         lower = _RESULTS[call]
 
         def body(arguments: Any, result: Any) -> None:
-            given = {name: values.text(arguments[index]) for index, name in enumerate(names)}
-            values.result(result[0], self._host.call(call, given), lower)
+            given = [arguments[index] for index in range(len(names))]
+            if sum(map(values.size, given)) > MAX_HOST_CALL:
+                answer: Answer = False, TOO_LONG
+            else:
+                answer = self._host.call(call, dict(zip(names, map(values.text, given), strict=True)))
+            values.result(result[0], answer, lower)
 
         return body
 

@@ -27,7 +27,7 @@ from circleosd.worker.engine import (
 )
 from circleosd.worker.failure import PluginFailure, contained
 from circleosd.worker.frames import MAX_HOST_CALL, MAX_LOG, Buffer, Load, json_body
-from circleosd.worker.host import Host
+from circleosd.worker.host import TOO_LONG, Host
 from circleosd.worker.inspect import Artifact
 from circleosd.worker.text import require_text
 
@@ -333,7 +333,7 @@ class _Imports:
         length = arguments[1].i32 & 0xFFFFFFFF
         address = _place(caller, "host_call", arguments[0].i32, length)
         if length > MAX_HOST_CALL:
-            ok, answer = False, b"limit: a host call may have %d bytes" % MAX_HOST_CALL
+            ok, answer = False, TOO_LONG.encode()
         else:
             ok, answer = self._host.call_json(string_at(address, length))
         self.answers[_caller_context(caller)] = answer

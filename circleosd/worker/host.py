@@ -27,6 +27,8 @@ from circleosd.worker.frames import (
 # What one call may log: 32 of the longest messages.
 LOG_BUDGET: Final = 32 * MAX_LOG
 
+TOO_LONG: Final = f"limit: a host call may have {MAX_HOST_CALL} bytes"
+
 # (True, the result) or (False, "code: message").
 Answer: TypeAlias = tuple[bool, Any]
 
@@ -145,7 +147,7 @@ class Host:
             return True, local(args)
         request = json_body({"call": call, "args": args})
         if len(request) > MAX_HOST_CALL:
-            return False, f"limit: a host call may have {MAX_HOST_CALL} bytes"
+            return False, TOO_LONG
         try:
             return parse_host_reply(self._ask(self._current.call.call_id, request))
         except FrameError as exc:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from circleosd.worker.failure import PluginFailure, contained
 from circleosd.worker.frames import MAX_DESCRIPTION, MAX_HOST_CALL, MAX_LOG, MAX_NAME, Buffer, Load, json_body
-from circleosd.worker.host import Host
+from circleosd.worker.host import TOO_LONG, Host
 from circleosd.worker.text import require_text
 
 ABI_VERSION: Final = 1
@@ -121,7 +121,7 @@ class NativePlugin:
 
     def _call(self, request: int | None, length: int, answer: Any, answer_length: Any) -> int:
         if length > MAX_HOST_CALL:
-            ok, data = False, b"limit: a host call may have %d bytes" % MAX_HOST_CALL
+            ok, data = False, TOO_LONG.encode()
         else:
             ok, data = self._host.call_json(string_at(request, length) if request and length else b"")
         # A string buffer ends with a NUL byte, as the header promises.

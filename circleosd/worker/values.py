@@ -50,15 +50,20 @@ def borrow_text(target: Any, data: Buffer) -> object:
     return held
 
 
-def text_bytes(value: Any) -> bytes:
-    """The UTF-8 of a string value."""
-    string = value.of.string
-    return string_at(string.data, string.size) if string.size else b""
+def size(value: Any) -> int:
+    """Bytes of a string value."""
+    return int(value.of.string.size)
 
 
-def text(value: Any) -> str:
-    """A string value."""
-    return text_bytes(value).decode("utf-8", "replace")
+def text_bytes(value: Any, most: int | None = None) -> bytes:
+    """The UTF-8 of a string value, or its first `most` bytes."""
+    length = size(value) if most is None else min(size(value), most)
+    return string_at(value.of.string.data, length) if length else b""
+
+
+def text(value: Any, most: int | None = None) -> str:
+    """A string value, or what its first `most` bytes say."""
+    return text_bytes(value, most).decode("utf-8", "replace")
 
 
 def enumeration(value: Any) -> str:

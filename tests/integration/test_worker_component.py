@@ -296,14 +296,37 @@ def test_the_clock_and_the_configuration_are_answered_in_the_worker() -> None:
         assert first.host_calls == second.host_calls == []
 
 
-def test_log_messages_carry_call_and_level() -> None:
+def logs(text: str, memory: str = "17") -> bytes:
+    """A component that logs what is at an address, `text`, as a warning."""
     types = """(type $l' (enum "debug" "info" "warning" "error")) (export "level" (type $l (eq $l')))"""
-    artifact = component(
+    return component(
         imports=interface("log", "write", '(param "level" $l) (param "message" string)', "", types),
         host=("call (param i32 i32 i32)",),
-        handle=f"(call $call (i32.const 2) {PAYLOAD}) (call $ok (i32.const 0) (i32.const 0))",
+        handle=f"(call $call (i32.const 2) {text}) (call $ok (i32.const 0) (i32.const 0))",
+        memory=memory,
     )
-    with start(artifact) as worker:
+
+
+def test_a_text_of_most_of_the_memory_is_cut_in_the_log_and_too_long_for_a_host_call() -> None:
+    long = "(i32.const 65536) (i32.const 40000000)"
+    with start(logs(long, memory="700")) as worker:
+        worker.ready()
+        assert worker.invoke("handle") == ""
+        assert [(level, len(text.encode())) for _, level, text in worker.logs] == [(2, frames.MAX_LOG)]
+    artifact = component(
+        imports=interface("kv", "get", '(param "key" string)', RESULT.format("(option string)")),
+        host=(f"call {ONE}",),
+        handle=f"(call $call {long} (i32.const 64)) {unless_error(TEXT_IF_ANY)}",
+        memory="700",
+    )
+    with start(artifact, granted=("kv",)) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed, match="limit: a host call may have 1048576 bytes"):
+            worker.invoke("handle")
+
+
+def test_log_messages_carry_call_and_level() -> None:
+    with start(logs(PAYLOAD)) as worker:
         worker.ready()
         worker.invoke("handle", "Grüße")
         assert worker.logs == [(1, 2, "Grüße")]
