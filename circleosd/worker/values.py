@@ -147,7 +147,8 @@ def function_type(function: Any, context: Any) -> str:
     for index in range(c.wasmtime_component_func_type_param_count(kind)):
         c.wasmtime_component_func_type_param_nth(kind, index, byref(name), byref(length), byref(valtype))
         parameters.append(_type_name(valtype))
-    written = f"func({', '.join(parameters)})"
+    written = "async " if c.wasmtime_component_func_type_async(kind) else ""
+    written += f"func({', '.join(parameters)})"
     if c.wasmtime_component_func_type_result(kind, byref(valtype)):
         written += f" -> {_type_name(valtype)}"
     c.wasmtime_component_func_type_delete(kind)

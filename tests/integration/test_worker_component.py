@@ -92,6 +92,23 @@ def test_a_handle_of_another_type_is_refused_with_both_types() -> None:
     assert caught.value.message == ("it exports handle as func() -> …, not as func(string) -> result<string, string>")
 
 
+def test_a_handle_of_the_asynchronous_abi_is_refused() -> None:
+    text = """(component
+      (core module $m
+        (memory (export "memory") 1)
+        (func (export "realloc") (param i32 i32 i32 i32) (result i32) unreachable)
+        (func (export "handle") (param i32 i32) (result i32) unreachable)
+        (func (export "callback") (param i32 i32 i32) (result i32) unreachable))
+      (core instance $i (instantiate $m))
+      (func (export "handle") async (param "payload" string) (result (result string (error string)))
+        (canon lift (core func $i "handle") (memory (core memory $i "memory"))
+          (realloc (core func $i "realloc")) async (callback (core func $i "callback")))))"""
+    with start(wat(text)) as worker, pytest.raises(CallFailed) as caught:
+        worker.ready()
+    wanted = "func(string) -> result<string, string>"
+    assert caught.value.message == f"it exports handle as async {wanted}, not as {wanted}"
+
+
 HOOKS = """
   (global $inits (mut i32) (i32.const 0))
   (data (i32.const 300) "a description")
