@@ -218,6 +218,8 @@ def check(manifest: Manifest, head: bytes, ceiling: PluginSettings) -> None:
     found = type_of(head)
     if manifest.plugin_type != found:
         raise BadRequest(f"the manifest says plugin_type {manifest.plugin_type}, but the artifact is {found}")
+    if manifest.abi is not None and (manifest.abi == "native") != (found == "native"):
+        raise BadRequest(f"the manifest says abi {manifest.abi}, but the artifact is {found}")
     for name in Bounds._fields:
         asked, most = getattr(manifest.limits, name), _ceiling(name, ceiling)
         if asked is not None and asked > most:

@@ -131,3 +131,7 @@ def test_a_manifest_is_held_against_its_artifact_and_the_hosts_ceilings() -> Non
         manifest.check(asks, WASM, ceiling)
     with pytest.raises(BadRequest, match="says plugin_type native, but the artifact is wasm"):
         manifest.check(manifest.parse(b'{"name":"a","plugin_type":"native"}'), WASM, ceiling)
+    for kind, head, abi in (("wasm", WASM, "native"), ("native", b"\x7fELF", "core")):
+        claims = manifest.parse({"name": "a", "plugin_type": kind, "abi": abi})
+        with pytest.raises(BadRequest, match=f"says abi {abi}, but the artifact is {kind}"):
+            manifest.check(claims, head, ceiling)
