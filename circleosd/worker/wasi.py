@@ -79,8 +79,9 @@ class LineLog:
         return True
 
     def follow(self) -> None:
-        """From now on the lines belong to this thread's present call."""
+        """From now on the lines belong to this thread's present call, which has none yet."""
         self._call = self._host.current
+        self.last = ""
 
     def flush(self) -> None:
         """Logs what has come without the end of its line."""

@@ -506,3 +506,14 @@ def test_a_component_that_exits_has_failed_with_its_last_line_of_stderr() -> Non
             worker.invoke("handle", "all is lost")
         assert worker.logs == [(1, 1, "all"), (1, 1, "all is lost")]
     assert caught.value.message == "exited with status 1: all is lost"
+
+
+def test_a_shared_component_that_exits_in_silence_is_not_given_the_words_of_an_earlier_call() -> None:
+    handle = f"""(if (local.get $len) (then (call $write (call $err) {PAYLOAD} (i32.const 64)))
+      (else (call $exit' (i32.const 1)))) {NOTHING}"""
+    with start(component(imports=OUTPUTS, host=OUTPUTS_HOST, handle=handle), instance="shared") as worker:
+        worker.ready()
+        worker.invoke("handle", "done")
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("handle", "")
+    assert caught.value.message == "exited with status 1"
