@@ -160,7 +160,7 @@ class Host:
 
     def _call_json(self, request: bytes) -> Answer:
         try:
-            value = json.loads(request)
+            value = json.loads(request.decode())
         except (ValueError, RecursionError) as exc:
             return False, f"bad-request: the host call is not JSON: {exc}"
         call = value.get("call") if isinstance(value, dict) else None

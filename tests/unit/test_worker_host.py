@@ -87,6 +87,7 @@ def test_the_clock_goes_forward() -> None:
     [
         b"",
         b"\xff",
+        '{"call":"config.keys"}'.encode("utf-16-le"),
         b"[]",
         b"null",
         b"5",
