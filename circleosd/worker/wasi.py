@@ -162,7 +162,7 @@ class WasiPlugin:
         self._linked = POINTER(c.wasmtime_instance_pre_t)()
         error = c.wasmtime_linker_instantiate_pre(linker, module, byref(self._linked))
         if error:
-            raise PluginFailure("bad-request", f"{take_error(error).cause}")
+            raise PluginFailure("bad-request", ": ".join(take_error(error).causes))
         self._run(b"", Collector(0), LineLog(host), start=False)
         self.prepare()
 

@@ -166,10 +166,11 @@ def test_the_environment_is_the_configuration_if_granted() -> None:
         assert denied.invoke("handle") == ""
 
 
-def test_an_import_that_preview_1_does_not_have_is_refused() -> None:
-    text = """(module (import "wasi_snapshot_preview1" "format_disk" (func)) (memory (export "memory") 1)
+@pytest.mark.parametrize("name", ["format_disk", "fd_write"])
+def test_an_import_that_preview_1_does_not_have_or_has_with_another_type_is_refused_by_name(name: str) -> None:
+    text = f"""(module (import "wasi_snapshot_preview1" "{name}" (func)) (memory (export "memory") 1)
       (func (export "_start")))"""
-    with start(wat(text)) as worker, pytest.raises(CallFailed, match="format_disk") as caught:
+    with start(wat(text)) as worker, pytest.raises(CallFailed, match=name) as caught:
         worker.ready()
     assert caught.value.code == "bad-request"
 
