@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from ctypes import POINTER, byref, c_char_p, c_void_p
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -297,7 +298,8 @@ def failure(trouble: Trouble, limits: Limits) -> PluginFailure:
         units = int(limits.time * FUEL_PER_SECOND)
         return PluginFailure("limit", f"used up its fuel of {units} units (time = {limits.time:g} s)", backtrace)
     if any(sign in cause for sign in _LIMIT_SIGNS):
-        return PluginFailure("limit", f"needs more than its limits allow: {cause}", backtrace)
+        figures = re.sub("0x[0-9a-f]+", lambda found: str(int(found[0], 16)), cause)
+        return PluginFailure("limit", f"needs more than its limits allow: {figures}", backtrace)
     if cause.startswith("wasm trap: "):
         return PluginFailure("plugin-failed", "trap: " + cause.removeprefix("wasm trap: "), backtrace)
     # The outermost cause of what happened in wasm code is the backtrace as text.

@@ -133,7 +133,7 @@ def test_a_trap_at_the_memory_limit_says_so() -> None:
 @pytest.mark.parametrize(
     ("artifact", "message"),
     [
-        (core(memory="200"), "memory has a minimum byte size of 13107200"),
+        (core(memory="200"), "memory has a minimum byte size of 13107200 which exceeds the limit of 6553600 bytes"),
         (core("(table 200000 funcref)"), "table index 0 has a minimum element size of 200000"),
         (core("(table 1 funcref)" * 9), "defined tables count of 9"),
         (command(ECHO, memory="200"), "memory has a minimum byte size of 13107200"),
