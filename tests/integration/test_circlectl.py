@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import BIN, PROJECT, EmbeddedHost
 
 TEXTS = [
@@ -134,6 +135,24 @@ def test_a_session_that_is_over_or_unknown_stands_in_nobodys_way(host: EmbeddedH
     host.ok("user", "login", "otto", "--password-stdin", stdin="correct horse\n")
     assert json.loads(host.ok("user", "whoami", "--json"))["user"] == "otto"
     host.ok("user", "logout")
+
+
+def test_a_session_is_of_one_circleosd(host: EmbeddedHost, new_host: NewHost) -> None:
+    other = new_host({"XDG_STATE_HOME": host.environment["XDG_STATE_HOME"]})
+    host.ok("user", "create", "olga", "--password-stdin", stdin="correct horse\n")
+    host.ok("user", "login", "olga", "--password-stdin", stdin="correct horse\n")
+    assert json.loads(other.ok("user", "whoami", "--json"))["user"] is None
+    assert json.loads(host.ok("user", "whoami", "--json"))["user"] == "olga"
+    host.ok("user", "logout")
+
+
+def test_what_a_service_has_to_say_steers_no_terminal(host: EmbeddedHost) -> None:
+    bad = host.catalog / "\x1b[31m.toml"
+    bad.write_text("no catalog")
+    done = host.ctl("service", "list")
+    bad.unlink()
+    assert r"/\x1b[31m.toml" in done.stderr
+    assert "\x1b" not in done.stderr
 
 
 def test_a_session_that_cannot_be_kept_is_ended(host: EmbeddedHost) -> None:
