@@ -239,6 +239,22 @@ def test_a_quarantine_is_on_disk_before_anybody_hears_of_it(new_host: NewHost, t
     assert details(host, "weak")["state"] == "quarantined"
 
 
+def test_a_plugin_that_is_brought_back_is_not_held_back_for_what_was(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "1"})
+    host.load(write(tmp_path, "weak", core(TRAP + ECHO)))
+    invoke(host, "weak", "trap")
+    host.data("plugin-manager", "enable", id="weak")
+    assert invoke(host, "weak", "echo", "x")["data"] == "x"
+
+
+def test_a_plugins_words_steer_no_terminal(host: EmbeddedHost, tmp_path: Path) -> None:
+    host.load(write(tmp_path, "painter", core(COMPLAIN.replace("no such", r"n\1b[31m"))))
+    done = host.ctl("plugin", "invoke", "painter", "complain")
+    assert done.returncode == 10
+    assert done.stderr.startswith(r"circlectl: n\x1b[31m customer")
+    host.unload("painter")
+
+
 def test_a_new_version_of_a_quarantined_plugin_begins_anew(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "1"})
     path = write(tmp_path, "weak", core(TRAP))
