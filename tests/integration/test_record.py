@@ -187,10 +187,13 @@ def test_follow_goes_on_with_what_is_done_also_when_a_service_starts_anew(new_ho
         host.wait_for(lambda: [row["object"] for row in follower.rows] == ["before"])
         host.call("plugin-manager", {"action": "unload", "id": "during"})
         host.wait_for(lambda: [row["object"] for row in follower.rows] == ["before", "during"])
+        host.call("service-registry", {"action": "start", "name": "then"})
+        host.wait_for(lambda: [row["object"] for row in follower.rows] == ["before", "during", "then"])
         os.kill(host.pid("service-registry"), signal.SIGKILL)
         host.call("service-registry", {"action": "start", "name": "after"})
-        host.wait_for(lambda: [row["object"] for row in follower.rows] == ["before", "during", "after"])
-        assert [row["service"] for row in follower.rows][1:] == ["plugin-manager", "service-registry"]
+        host.wait_for(lambda: "after" in [row["object"] for row in follower.rows])
+        assert [row["object"] for row in follower.rows] == ["before", "during", "then", "after"]
+        assert [row["service"] for row in follower.rows][1:] == ["plugin-manager", *["service-registry"] * 2]
     finally:
         assert follower.stop() == 130
 
