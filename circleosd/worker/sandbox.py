@@ -117,6 +117,7 @@ _REFUSED: Final[dict[str, tuple[int | None, int | None]]] = {
     "delete_module": (176, 106),
     "kexec_load": (246, 104),
     "kexec_file_load": (320, 294),
+    "syslog": (103, 116),
     "reboot": (169, 142),
     "swapon": (167, 224),
     "swapoff": (168, 225),

@@ -23,7 +23,7 @@ fork vfork execve execveat ptrace process_vm_readv process_vm_writev tkill rt_si
 pidfd_send_signal pidfd_getfd socket socketpair connect bind mount umount2 pivot_root chroot open_tree
 move_mount fsopen fsconfig fsmount mount_setattr setns unshare open_by_handle_at bpf perf_event_open userfaultfd
 io_uring_setup io_setup inotify_init inotify_init1 fanotify_init keyctl add_key request_key init_module
-finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff acct quotactl sethostname
+finit_module delete_module kexec_load kexec_file_load syslog reboot swapon swapoff acct quotactl sethostname
 setdomainname settimeofday clock_settime adjtimex clock_adjtime setpriority ioprio_set process_madvise
 migrate_pages move_pages truncate chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes
 futimesat utimensat setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr removexattrat
