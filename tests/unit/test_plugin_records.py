@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -92,6 +93,33 @@ def test_a_manager_ends_also_while_a_record_is_being_written_down(
             await service.close()
 
     asyncio.run(ended())
+    assert asyncio.run(database.read(store.records))["p"].calls == 1
+    database.close()
+
+
+def test_a_record_that_could_not_be_written_down_is_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin_service, "WRITE_DOWN", 0.01)
+    database = Database(tmp_path / "plugins.db", store.MIGRATIONS)
+    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
+    failed, commit = threading.Event(), database._commit
+
+    def commit_the_second_time() -> None:
+        if not failed.is_set():
+            failed.set()
+            raise sqlite3.OperationalError("database or disk is full")
+        commit()
+
+    async def written() -> None:
+        service = await started(tmp_path, database, ledger)
+        monkeypatch.setattr(database, "_commit", commit_the_second_time)
+        service._plugins["p"].health.succeeded()
+        async with asyncio.timeout(5):
+            await asyncio.to_thread(failed.wait)
+            while not await database.read(store.records):
+                await asyncio.sleep(0.01)
+            await service.close()
+
+    asyncio.run(written())
     assert asyncio.run(database.read(store.records))["p"].calls == 1
     database.close()
 
