@@ -207,6 +207,15 @@ def test_a_service_that_fails_is_started_again_later_each_time(host: EmbeddedHos
     assert host.data("service-registry", "status", name="crasher")["restarts"] == restarts
 
 
+def test_a_service_that_cannot_start_is_not_started_again(host: EmbeddedHost) -> None:
+    unit = "[Service]\nType=notify\nRestart=on-failure\nRestartSec=50ms\nRestartPreventExitStatus=2 12\n"
+    host.add_service("refuser", f"{unit}ExecStart=/bin/sh -c 'exit 12'\n")
+    assert host.ctl("service", "start", "refuser").returncode == 11
+    time.sleep(0.3)  # in which it would be started some times
+    status = host.data("service-registry", "status", name="refuser")
+    assert (status["state"], status["exit_status"], status["restarts"]) == ("failed", 12, 0)
+
+
 def test_a_service_that_ends_at_once_is_not_started_in_a_tight_loop(host: EmbeddedHost) -> None:
     host.add_service("brief", "[Service]\nType=exec\nRestart=always\nRestartSec=50ms\nExecStart=/bin/true\n")
     host.ok("service", "start", "brief")
