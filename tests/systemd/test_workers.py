@@ -44,3 +44,15 @@ def test_workers_that_end_at_once_are_not_started_for_ever_and_that_is_not_the_p
     assert (shown["state"], shown["failures"]) == ("ready", 0)
     machine.succeed(f"rm {BROKEN}", "systemctl daemon-reload")
     machine.wait_until_succeeds("circlectl plugin invoke often upper hi", timeout=20)
+
+
+def test_a_worker_that_died_is_a_failed_unit_only_while_its_plugin_is_loaded(machine: Machine) -> None:
+    failed = "systemctl list-units --failed --no-legend 'circleosd-plugin@*'"
+    machine.succeed("head --bytes=4096 /lib/*-linux-gnu/libz.so.1 >/root/torn.so")
+    status, said = machine.execute("circlectl plugin load /root/torn.so --trust 2>&1")
+    assert "the worker of torn ended while it loaded the plugin by SIGBUS" in said, (status, said)
+    machine.wait_until_succeeds(f'test -z "$({failed})"', timeout=20)
+    machine.succeed("circlectl plugin invoke often upper hi", "systemctl kill --signal=ABRT circleosd-plugin@often")
+    machine.wait_until_succeeds(f"{failed} | grep often", timeout=20)
+    machine.succeed("circlectl plugin unload often")
+    machine.wait_until_succeeds(f'test -z "$({failed})"', timeout=20)
