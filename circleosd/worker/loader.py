@@ -95,7 +95,9 @@ def _load_wasm(
         channel.send(COMPILED, 0, b"")
     plugin_class = _plugin_class(artifact.abi)
     threads = parallel + (0 if artifact.abi == "core" else 2 * (os.cpu_count() or 1))
-    bound_memory(load.limits.memory * (parallel + 1) + threads * THREAD_STACK)
+    # A text that crosses a component's border may be as large as its memory, and Wasmtime copies it twice.
+    memories = parallel + 1 + (parallel if artifact.abi == "component" else 0)
+    bound_memory(load.limits.memory * memories + threads * THREAD_STACK)
     sandbox = confine()
     watch = _watch(load, parallel, engine.tick())
     forbid_timers()

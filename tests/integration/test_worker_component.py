@@ -342,6 +342,15 @@ def test_a_text_of_most_of_the_memory_is_cut_in_the_log_and_too_long_for_a_host_
             worker.invoke("handle")
 
 
+def test_a_reply_of_almost_all_of_the_memory_is_told_to_be_too_long() -> None:
+    with start(component(memory="1000", handle="(call $ok (i32.const 65536) (i32.const 65000000))")) as worker:
+        worker.ready()
+        for _ in range(2):
+            with pytest.raises(CallFailed, match="gave a reply of 65000000 bytes") as caught:
+                worker.invoke("handle")
+            assert caught.value.code == "limit"
+
+
 def test_log_messages_carry_call_and_level() -> None:
     with start(logs(PAYLOAD)) as worker:
         worker.ready()
