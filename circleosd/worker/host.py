@@ -167,7 +167,9 @@ class Host:
         known = CALLS.get(call) if isinstance(call, str) else None
         if known is None or not isinstance(call, str):
             return False, f"bad-request: there is no host call {str(call)[:80]!r}"
-        args = value.get("args") or {}
+        args = value.get("args")
+        if args is None:
+            args = {}
         if not isinstance(args, dict) or set(args) != set(known.arguments):
             names = ", ".join(known.arguments) or "none"
             return False, f"bad-request: the arguments of {call} are: {names}"

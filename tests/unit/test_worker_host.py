@@ -95,6 +95,8 @@ def test_the_clock_goes_forward() -> None:
         b'{"call":["kv.get"]}',
         b'{"call":"kv.get"}',
         b'{"call":"kv.get","args":[]}',
+        b'{"call":"clock.now","args":[]}',
+        b'{"call":"clock.now","args":0}',
         b'{"call":"kv.get","args":{"key":5}}',
         b'{"call":"kv.get","args":{"key":"a","more":"b"}}',
         b'{"call":"kv.get","args":{"key":"\\ud800"}}',
