@@ -23,6 +23,7 @@ INTERFACES: Final = ("log", "kv", "config", "clock", "services", "events")
 INTERFACE_VERSION: Final = "0.1.0"
 HOOKS: Final = frozenset({"describe", "init", "on-event"})
 # wasi:http would be a way out to the network; nothing else of WASI 0.2 is left out.
+WASI_VERSION: Final = "0.2."
 WASI_PACKAGES: Final = ("wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/")
 
 _HANDLER: Final = ((I32,), (I64,))
@@ -208,6 +209,8 @@ def _extern_type(section: Reader) -> bool:
 
 def _allowed_interface(name: str) -> None:
     if name.startswith(WASI_PACKAGES):
+        if not name.partition("@")[2].startswith(WASI_VERSION):
+            refuse(f"imports {_shown(name)}: this host has version {WASI_VERSION}x of WASI")
         return
     package, _, rest = name.partition("/")
     interface, _, version = rest.partition("@")

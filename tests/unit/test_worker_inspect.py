@@ -158,6 +158,8 @@ def test_a_core_plugin_may_import_nothing_but_the_hosts_functions(imports: str, 
     ("name", "reason"),
     [
         ("wasi:http/outgoing-handler@0.2.0", "which this host does not have"),
+        ("wasi:cli/environment@0.3.0", "this host has version 0.2.x of WASI"),
+        ("wasi:cli/environment", "this host has version 0.2.x of WASI"),
         ("other:thing/kv", "which this host does not have"),
         ("circleosd:plugin/disk@0.1.0", "which this host does not have"),
         ("circleosd:plugin/kv@0.2.0", "this host has version 0.1.0 of that interface"),
