@@ -24,6 +24,19 @@ def bound(name: str, kind: socket.SocketKind, mode: int = 0o600) -> Iterator[soc
             path.unlink(missing_ok=True)
 
 
+def listens(name: str) -> bool:
+    """Whether somebody listens at the path `name`. A service that systemd would start on a connection is started."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)  # connections may wait for being accepted up to the limit (unix(7), EAGAIN)
+        try:
+            sock.connect(name)
+        except BlockingIOError:
+            return True
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+
 async def readable(fd: int) -> None:
     """Wait until there is something to read, a connection waits, or a process has ended (pidfd_open(2))."""
     loop, ready = asyncio.get_running_loop(), asyncio.Event()

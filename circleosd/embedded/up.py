@@ -15,10 +15,10 @@ from pathlib import Path
 
 from circleosd.config import ServerSettings
 from circleosd.embedded.control import Control
-from circleosd.embedded.sockets import bound
+from circleosd.embedded.sockets import bound, listens
 from circleosd.embedded.supervisor import Supervisor
 from circleosd.errors import Conflict, UnitFailed
-from circleosd.paths import home, socket_path
+from circleosd.paths import SERVICES, home, socket_path
 from circleosd.server import Server
 from circleosd.systemd.notify import Notifier
 
@@ -80,17 +80,21 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
 def _held(runtime: Path) -> Iterator[None]:
     """Keep other supervisors out of a directory. If it had to be made it is removed in the end, unless files are left.
 
-    A /run/circleosd that stayed would be taken for the system's (`paths.runtime_dir`). Raises `Conflict`.
+    A /run/circleosd that stayed would be taken for the system's (`paths.runtime_dir`). Raises `Conflict`, also where it
+    is systemd that listens: its sockets would be replaced, and gone in the end while their units stay active.
     """
     made = not runtime.exists()
     runtime.mkdir(parents=True, exist_ok=True)
+    taken = Conflict(f"CircleOSD already runs at {runtime}")
     lock = os.open(runtime, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise Conflict(f"CircleOSD already runs at {runtime}") from None
+        raise taken from None
     try:
+        if any(listens(socket_path(service, str(runtime))) for service in SERVICES):
+            raise taken
         yield
     finally:
         if made:

@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -143,6 +144,20 @@ def test_a_second_supervisor_is_refused(host: EmbeddedHost) -> None:
     assert second.returncode == 7
     assert second.stderr == f"circleosd: CircleOSD already runs at {host.runtime}\n"
     assert host.pid("auth-service")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_where_systemd_listens_no_supervisor_takes_its_place(host_to_be: EmbeddedHost, service: str) -> None:
+    host_to_be.runtime.mkdir()
+    with socket.create_server(str(host_to_be.runtime / f"{service}.sock"), family=socket.AF_UNIX):
+        refused = subprocess.run(
+            [BIN / "circleosd", "up", "--dir", host_to_be.directory],
+            env=host_to_be.environment, capture_output=True, text=True, timeout=20, check=False,
+        )  # fmt: skip
+        assert refused.stderr == f"circleosd: CircleOSD already runs at {host_to_be.runtime}\n"
+        assert refused.returncode == 7
+        assert [path.name for path in host_to_be.runtime.iterdir()] == [f"{service}.sock"]
+    host_to_be.start()  # nobody listens at what is left
 
 
 def test_any_cataloged_unit_is_started_stopped_and_restarted(host: EmbeddedHost) -> None:
