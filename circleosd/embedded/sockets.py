@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,17 +12,20 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def bound(name: str, kind: socket.SocketKind, mode: int = 0o600) -> Iterator[socket.socket]:
-    """A Unix socket at the path `name`, until the end of the block."""
+    """A Unix socket at the path `name`, until the end of the block. What somebody else has put there is left then."""
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, kind) as sock:
         sock.bind(name)
         path.chmod(mode)  # the umask has kept everybody out until now
+        ours = path.lstat()
         try:
             yield sock
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.lstat(), ours):
+                    path.unlink()
 
 
 def listens(name: str) -> bool:

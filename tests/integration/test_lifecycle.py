@@ -160,6 +160,16 @@ def test_where_systemd_listens_no_supervisor_takes_its_place(host_to_be: Embedde
     host_to_be.start()  # nobody listens at what is left
 
 
+def test_sockets_that_have_replaced_the_supervisors_stay(host_to_be: EmbeddedHost) -> None:
+    host_to_be.start()
+    paths = {host_to_be.runtime / f"{service}.sock" for service in SERVICES}
+    for path in paths:
+        path.unlink()  # as systemd does, where it is to listen
+        path.touch()
+    assert host_to_be.stop() == 0
+    assert set(host_to_be.runtime.iterdir()) == paths
+
+
 def test_any_cataloged_unit_is_started_stopped_and_restarted(host: EmbeddedHost) -> None:
     host.add_service("ticker", TICKER)
     listed = {row["name"]: row for row in json.loads(host.ok("service", "list", "--json"))}
