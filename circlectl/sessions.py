@@ -19,11 +19,15 @@ def _path(runtime: str) -> str:
 
 
 def load(runtime: str) -> str | None:
-    """The token to send along, if there is one that has not expired."""
+    """The token to send along, if there is one that has not expired and is good for this uid.
+
+    Root, with the HOME of somebody whose session that is, acts as root: no service takes the token from another uid.
+    """
     try:
         with open(_path(runtime), encoding="utf-8") as file:
             session = json.load(file)
-        return str(session["token"]) if session["expires"] > time.time() else None
+        ours = session["uid"] == os.getuid() and session["expires"] > time.time()
+        return str(session["token"]) if ours else None
     except (OSError, ValueError, KeyError, TypeError, BadRequest):  # there is no file, it is no session, or no home
         return None
 
@@ -37,7 +41,8 @@ def save(runtime: str, login: dict[str, Any]) -> None:
         os.unlink(new)
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
-        json.dump({"user": login["user"], "token": login["token"], "expires": login["expires"]}, file)
+        kept = {"user": login["user"], "token": login["token"], "expires": login["expires"], "uid": os.getuid()}
+        json.dump(kept, file)
     os.replace(new, path)
 
 

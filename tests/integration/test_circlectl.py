@@ -137,6 +137,19 @@ def test_a_session_that_is_over_or_unknown_stands_in_nobodys_way(host: EmbeddedH
     host.ok("user", "logout")
 
 
+def test_a_session_of_another_uid_is_neither_sent_nor_forgotten(host: EmbeddedHost) -> None:
+    host.ok("user", "create", "nora", "--password-stdin", stdin="correct horse\n")
+    host.ok("user", "login", "nora", "--password-stdin", stdin="correct horse\n")
+    (session,) = (Path(host.environment["XDG_STATE_HOME"]) / "circleosd/sessions").iterdir()
+    kept = json.loads(session.read_text())
+    session.write_text(json.dumps({**kept, "uid": os.getuid() + 1}))  # as root finds it with the HOME of that user
+    assert json.loads(host.ok("user", "whoami", "--json"))["user"] is None
+    assert host.ctl("user", "logout").returncode == 7
+    session.write_text(json.dumps(kept))
+    assert json.loads(host.ok("user", "whoami", "--json"))["user"] == "nora"
+    host.ok("user", "logout")
+
+
 def test_a_session_is_of_one_circleosd(host: EmbeddedHost, new_host: NewHost) -> None:
     other = new_host({"XDG_STATE_HOME": host.environment["XDG_STATE_HOME"]})
     host.ok("user", "create", "olga", "--password-stdin", stdin="correct horse\n")
