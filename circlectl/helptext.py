@@ -16,7 +16,7 @@ FLAGS = {
     "--help": "show this and do nothing",
 }
 _SHOWN = {"--scope": "--scope SCOPE", "--help": "-h, --help"}
-NARROW = 30  # columns of a description below which wrapping makes it worse
+NARROW = 30  # columns that a description needs; with fewer beside a name, it is below
 
 
 def overview(columns: int = 0) -> str:
@@ -46,12 +46,16 @@ def _of_every_command(columns: int) -> list[str]:
 
 
 def _row(left: str, right: str, columns: int) -> str:
-    """A line of two columns, the second one wrapped."""
+    """A line of two columns, the second one wrapped; on a narrow terminal two lines or more."""
     left = f"  {left}"
-    if columns - len(left) < NARROW:
+    if not columns:
         return left + right
     import textwrap
 
+    if columns - len(left) < NARROW:
+        below = " " * 6
+        wrapped = textwrap.fill(right, max(columns, NARROW), initial_indent=below, subsequent_indent=below)
+        return f"{left.rstrip()}\n{wrapped}"
     return textwrap.fill(right, columns, initial_indent=left, subsequent_indent=" " * len(left))
 
 

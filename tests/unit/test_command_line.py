@@ -209,7 +209,7 @@ def test_what_is_needed_counts_oneself() -> None:
     assert "Anyone may do this.\n" in helptext.of_command(user["whoami"])
 
 
-@pytest.mark.parametrize("columns", [80, 100, 132])
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 132])
 def test_help_fits_the_terminal(columns: int) -> None:
     pages = [helptext.overview(columns=columns)]
     for group in commands.GROUPS:
@@ -219,8 +219,9 @@ def test_help_fits_the_terminal(columns: int) -> None:
         assert len(line) <= columns or line.lstrip() == line, line
 
 
-def test_help_on_a_narrow_terminal_is_left_to_it() -> None:
-    assert helptext.overview(columns=20) == helptext.overview()
+def test_help_on_a_narrow_terminal_has_descriptions_below_names() -> None:
+    assert "  logout\n      end your session\n" in helptext.overview(columns=40)
+    assert helptext.overview(columns=20) == helptext.overview(columns=helptext.NARROW)
 
 
 @pytest.mark.parametrize(
