@@ -217,7 +217,8 @@ def _convert(item: Parameter, text: str) -> Any:
                 value = number(text)
                 int(value)  # neither infinite nor "not a number", which JSON does not have
             except (ValueError, OverflowError):
-                raise BadRequest(f"{item.word}: {quoted(text)} is not a number") from None
+                kind = "a whole number" if number is int else "a number"
+                raise BadRequest(f"{item.word}: {quoted(text)} is not {kind}") from None
             return value
     return text
 

@@ -322,7 +322,7 @@ def test_nobody_is_asked_for_passwords_who_is_no_user(host: EmbeddedHost) -> Non
         (["plugin", "load", "plugins/example.wasm", "--manifest", "README.md"], 2, "the manifest is not JSON"),
         (["plugin", "load", "plugins/example.wasm", "--sha256", "A" * 64], 2, "is not 64 hex digits, in lower case"),
         (["plugin", "unload", "none"], 5, "no plugin none is loaded"),
-        (["user", "create", "x", "--uid", "abc", "--password-stdin"], 2, "'abc' is not a number"),
+        (["user", "create", "x", "--uid", "abc", "--password-stdin"], 2, "'abc' is not a whole number"),
         (["user", "create", "x", "--role", "king", "--password-stdin"], 2, "role"),
         (["system", "history", "--lines", "0"], 2, "not between 1 and 10000"),
         (["fly"], 2, "no command 'fly'"),

@@ -225,12 +225,21 @@ def test_help_on_a_narrow_terminal_has_descriptions_below_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["user login a --lifetime nan", "user login a --lifetime 1e400", "service logs a --lines " + "9" * 5000]
+    ("line", "kind"),
+    [
+        ("user login a --lifetime nan", "a number"),
+        ("user login a --lifetime 1e400", "a number"),
+        ("service logs a --lines " + "9" * 5000, "a whole number"),
+        ("service logs a --lines 1.5", "a whole number"),
+        ("user create a --uid 1e3", "a whole number"),
+    ],
 )
-def test_a_number_that_json_lacks_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_that_json_or_the_parameter_lacks_is_refused(
+    line: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.run(line.split()) == 2
     err = capsys.readouterr().err
-    assert "is not a number [bad-request]" in err
+    assert f"is not {kind} [bad-request]" in err
     assert len(err) < 300
 
 
