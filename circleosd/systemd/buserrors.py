@@ -48,7 +48,7 @@ def explained(doing: str, error: ErrorReply) -> CircleError:
     if error.refusal:
         return Denied(
             f"systemd refuses to {doing}: {said}; the polkit rule of CircleOSD does not cover this, see as root: "
-            "/etc/polkit-1/rules.d/49-circleosd.rules, which circleosd-polkit.service or the NixOS module writes"
+            "journalctl --unit circleosd-polkit.service, which writes it from the catalog; on NixOS the module does"
         )
     kind = _MEANINGS.get(error.name)
     if kind is None:

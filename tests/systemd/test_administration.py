@@ -100,6 +100,17 @@ def test_a_unit_that_is_not_there_is_told_from_one_whose_file_is_wrong(machine: 
     assert "not exist" not in refused(machine, "service stop odd", 7)
 
 
+def test_what_the_polkit_rule_leaves_out_is_refused_with_where_the_reason_is(machine: Machine) -> None:
+    link = "/etc/circleosd/services.d/linked.toml"
+    write(machine, "/srv/linked.toml", '[[service]]\nname = "linked"\nunit = "ct-named.service"\n')
+    machine.succeed(f"ln -s /srv/linked.toml {link}")
+    said = refused(machine, "service start linked", 4)
+    where = "journalctl --unit circleosd-polkit.service"
+    assert where in said
+    assert f"{link} is a symbolic link; put the file itself there" in machine.succeed(where)
+    machine.succeed(f"rm {link}")
+
+
 def test_what_systemd_would_not_enable_is_refused_and_leaves_no_failed_unit(machine: Machine) -> None:
     machine.succeed("ln -s /dev/null /etc/systemd/system/ct-masked.service; systemctl daemon-reload")
     machine.succeed("systemctl reset-failed", "systemctl enable ct-named.service")
