@@ -74,7 +74,7 @@ def run(argv: list[str]) -> int:
             from circleosd import config
             from circleosd.plugins import capabilities
 
-            capabilities.check_configured(config.load(os.environ).plugins.grants)
+            capabilities.check_configured(config.load(_environment_of_services()).plugins.grants)
             return 0
         case ["up"]:
             return up(None)
@@ -93,6 +93,26 @@ def run(argv: list[str]) -> int:
             if argv:
                 print(f"circleosd: cannot be run as: circleosd {shlex.join(argv)}", file=sys.stderr)
             return 2
+
+
+def _environment_of_services() -> dict[str, str]:
+    """The variables that say which settings are read. Root becomes a user of the system's services, if there are any.
+
+    Root can read files that those cannot, and has some at home that those do not look for. A directory that is given
+    is looked at as it is: it may be a draft.
+    """
+    import pwd
+
+    environment = dict(os.environ)
+    if os.geteuid() == 0 and "CIRCLEOSD_CONFIG_DIR" not in environment:
+        with contextlib.suppress(KeyError):
+            service = pwd.getpwnam("circleosd-auth")
+            os.setgroups([])
+            os.setgid(service.pw_gid)
+            os.setuid(service.pw_uid)
+            environment.pop("XDG_CONFIG_HOME", None)
+            environment["HOME"] = service.pw_dir
+    return environment
 
 
 def _is_name(word: str) -> bool:

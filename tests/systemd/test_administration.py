@@ -100,6 +100,17 @@ def test_a_unit_that_is_not_there_is_told_from_one_whose_file_is_wrong(machine: 
     assert "not exist" not in refused(machine, "service stop odd", 7)
 
 
+def test_settings_that_root_alone_can_read_are_not_said_to_be_in_order(machine: Machine) -> None:
+    machine.succeed("circleosd check-settings", "chmod 600 /etc/circleosd/config.toml")
+    status, said = machine.execute("circleosd check-settings 2>&1")
+    assert (status, said) == (2, "circleosd: cannot read /etc/circleosd/config.toml: Permission denied\n")
+    machine.succeed("CIRCLEOSD_CONFIG_DIR=/etc/circleosd circleosd check-settings")
+    machine.succeed("chmod 644 /etc/circleosd/config.toml")
+    # What root has at home is for no service of the system.
+    write(machine, "/root/.config/circleosd/config.toml", "[server]\nidle_exit = true\n")
+    machine.succeed("HOME=/root circleosd check-settings", "rm /root/.config/circleosd/config.toml")
+
+
 def test_what_the_polkit_rule_leaves_out_is_refused_with_where_the_reason_is(machine: Machine) -> None:
     link = "/etc/circleosd/services.d/linked.toml"
     write(machine, "/srv/linked.toml", '[[service]]\nname = "linked"\nunit = "ct-named.service"\n')
