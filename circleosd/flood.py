@@ -15,6 +15,7 @@ WINDOW = 10.0  # seconds in which equal refusals are one row and a count
 MIXED_WINDOW = 60.0  # and those beyond the allowance
 ALLOWANCE = 60.0  # rows at once for the refusals of one of these …
 REFILL = 1 / 30  # … and so many more a second. With the counts each adds at most 7,200 rows, some 5 MB, a day
+MEMORY = ALLOWANCE / REFILL  # seconds after which no row counts against the allowance any more
 
 
 class Counted(Generic[T]):
@@ -34,6 +35,16 @@ class Flood(Generic[T]):
     def __init__(self) -> None:
         self._windows: dict[Hashable, Counted[T]] = {}
         self._allowances: dict[Hashable, tuple[float, float]] = {}  # of somebody: how many were left, and when
+
+    def knows(self, who: Hashable) -> bool:
+        """Whether some of the allowance of somebody is used up, as far as is known here."""
+        return who in self._allowances
+
+    def recall(self, who: Hashable, written: Iterable[float]) -> None:
+        """Rows of somebody that is not known yet, from before this was made: the moments, in order."""
+        if not self.knows(who):
+            for moment in written:
+                self._take(who, moment)
 
     def admit(self, who: Hashable, kind: Hashable, refusal: T, now: float) -> bool:
         """Whether `refusal` is to be written now. If not it is counted. `now` in seconds, never going back."""

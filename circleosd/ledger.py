@@ -25,7 +25,7 @@ from circleosd.api.common import Audited, Event
 from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
 from circleosd.errors import CircleError, Conflict, Unavailable
-from circleosd.flood import Counted, Flood
+from circleosd.flood import MEMORY, Counted, Flood
 from circleosd.policy import Caller, Peer
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ ACTOR = ("uid", "gid", "pid", "exe", "unit", "login", "user", "session", "plugin
 TEXT_SHOWN = 256  # characters of a text parameter that a row keeps
 _PRUNED = '"action":"prune"'  # in the body of a row that says so; within a text its quotes would be escaped
 FOLLOWED_AT_ONCE = 200  # rows that a follower holds in memory
+RECALLED = 2000  # newest rows among which those are that still count against somebody's allowance (flood.py)
 
 
 class Entry(NamedTuple):
@@ -129,6 +130,7 @@ class Ledger:
         self._settings = settings or LedgerSettings()
         self._flood: Flood[Entry] = Flood()
         self._timer: asyncio.Task[None] | None = None
+        self._opened = time.monotonic()
         self._followers: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
     # writing
@@ -181,6 +183,8 @@ class Ledger:
         """Record a refused attempt: in a row that is on disk on return, or, of what is repeated, in a count soon."""
         who = entry.caller.plugin or entry.caller.peer.uid
         kind = (entry.caller.user, entry.action, entry.object, entry.phase, entry.error)
+        if not self._flood.knows(who) and time.monotonic() < self._opened + MEMORY:
+            await self._recall(who)
         try:
             if self._flood.admit(who, kind, entry, time.monotonic()):
                 await self.record(entry)
@@ -190,6 +194,19 @@ class Ledger:
         finally:
             if self._timer is None:
                 self._timer = asyncio.create_task(self._count_refusals())
+
+    async def _recall(self, who: str | int) -> None:
+        """Have what the last process wrote of somebody's refusals count: an idle exit gives nobody more rows."""
+
+        def select(connection: sqlite3.Connection) -> list[float]:
+            newest = "seq > (SELECT max(seq) FROM ledger) - ? AND time BETWEEN ? AND ? AND error IS NOT NULL"
+            sql, now = f"SELECT seq, body FROM ledger WHERE {newest} ORDER BY time", time.time()
+            found = (self._event(*row) for row in connection.execute(sql, (RECALLED, now - MEMORY, now)))
+            return [row["time"] - now for row in found if _refused(row) == who]
+
+        ages = await self._database.read(select)
+        now = time.monotonic()
+        self._flood.recall(who, [now + age for age in ages])
 
     async def _count_refusals(self) -> None:
         """Write what was counted when its window ends, until nothing is remembered any more."""
@@ -390,6 +407,12 @@ def _well_formed(row: Any, seq: int) -> bool:
         and row["seq"] == seq
         and row["actor"].keys() == set(ACTOR)
     )
+
+
+def _refused(row: Event) -> str | int | None:
+    """Whose allowance a row with an error counts against; None if it is about an act, not a refusal."""
+    actor = row["actor"]
+    return actor["plugin"] or actor["uid"] if row["intent"] is None else None
 
 
 def _summary(window: Counted[Entry]) -> Entry:

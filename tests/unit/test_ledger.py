@@ -355,6 +355,24 @@ def test_the_refusals_of_one_plugin_keep_no_other_from_a_row(opened: Open) -> No
     assert "2 more refused attempts of this plugin, of different kinds" in str(rows[-1]["message"])
 
 
+def test_who_waits_until_the_service_has_exited_gets_no_more_rows_for_that(opened: Open) -> None:
+    async def process(number: int) -> None:
+        book = Ledger(opened.database, "a-service", opened.mirrored.append)
+        for attempt in range(70):
+            refusal = Entry("denied", Caller(STRANGER), "stop", f"unit{number}-{attempt}", error="denied")
+            await book.refuse(refusal)
+        await book.close()
+
+    for number in range(3):
+        asyncio.run(process(number))
+    rows = opened.history(lines=1000)
+    assert sum(row["count"] for row in rows) == 210
+    assert len(rows) == 60 + 3
+    opened.record("start", object="nginx", error="unit-failed", intent=1)  # an act is no refusal
+    asyncio.run(Ledger(opened.database, "a-service", print).refuse(Entry("denied", ROOT_CALLER, "stop", "x")))
+    assert opened.history()[-1]["actor"]["uid"] == 0, "another uid has its own allowance"
+
+
 def test_counted_refusals_are_written_when_their_time_has_come(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("circleosd.flood.WINDOW", 0.05)
 
