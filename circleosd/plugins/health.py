@@ -20,7 +20,6 @@ class Health:
     def __init__(self, name: str, record: Record, *, back_off_after: int, quarantine_after: int) -> None:
         self.name = name
         self.record = record
-        self.in_a_row = 0
         self.changed = False  # since somebody wrote it down
         self._held_until = 0.0
         self._back_off_after = back_off_after
@@ -36,7 +35,7 @@ class Health:
             )
         if held := self.held_for(now):
             raise PluginFailed(
-                f"{self.name} failed {self.in_a_row} times in a row and is held back for "
+                f"{self.name} failed {record.in_a_row} times in a row and is held back for "
                 f"{held:.1f} s; the last failure: {record.last_error}"
             )
 
@@ -53,7 +52,7 @@ class Health:
     @property
     def quarantine_due(self) -> bool:
         """Whether so many calls failed in a row that the plugin should be quarantined, and it is not set aside yet."""
-        return self.in_a_row >= self._quarantine_after and self.record.aside is None
+        return self.record.in_a_row >= self._quarantine_after and self.record.aside is None
 
     def failed(self, message: str, now: float, wall: float) -> None:
         """A call failed; `wall` is the time to show. A plugin that is due for quarantine is held back too."""
@@ -63,12 +62,12 @@ class Health:
         record.last_error = message if len(message) <= SHOWN else message[:SHOWN] + "…"
         record.last_failed = wall
         self.changed = True
-        self.in_a_row += 1
-        doublings = self.in_a_row - min(self._back_off_after, self._quarantine_after)
+        record.in_a_row += 1
+        doublings = record.in_a_row - min(self._back_off_after, self._quarantine_after)
         if doublings >= 0:
             self._held_until = now + min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(doublings, 16))
 
     def reset(self) -> None:
         """No failures in a row any more, and no back-off: a call ended well, or it was enabled."""
-        self.in_a_row = 0
+        self.record.in_a_row = 0
         self._held_until = 0.0

@@ -63,7 +63,7 @@ class Standing:
             health = plugin.health
             if not health.quarantine_due or self._plugins.get(plugin.name) is not plugin:
                 return
-            reason = f"{health.in_a_row} failures in a row, the last: {health.record.last_error}"
+            reason = f"{health.record.in_a_row} failures in a row, the last: {health.record.last_error}"
             try:
                 await self.put_aside(plugin, "quarantined", reason, note)
             except CircleError as error:  # it is held back, and its next failure tries again

@@ -59,6 +59,7 @@ CREATE TABLE records (
     since REAL
 ) WITHOUT ROWID
 """,
+    "ALTER TABLE records ADD COLUMN in_a_row INTEGER NOT NULL DEFAULT 0",
 )
 CHUNK = 1024 * 1024
 
@@ -89,7 +90,8 @@ Aside = Literal["quarantined", "disabled"] | None
 class Record:
     """How a plugin has done. Times in seconds since the epoch.
 
-    `aside` says why it is not called at present: `quarantined`, `disabled` or None; `reason` and `since` tell more.
+    `in_a_row` is how many of its last calls were failures. `aside` says why it is not called at present: `quarantined`,
+    `disabled` or None; `reason` and `since` tell more.
     """
 
     calls: int = 0
@@ -99,10 +101,12 @@ class Record:
     aside: Aside = None
     reason: str | None = None
     since: float | None = None
+    in_a_row: int = 0
 
     def copy(self, aside: Aside, reason: str | None, since: float | None) -> Record:
         """The same record, set aside or brought back."""
-        return replace(self, aside=aside, reason=reason, since=since)
+        in_a_row = self.in_a_row if aside else 0
+        return replace(self, aside=aside, reason=reason, since=since, in_a_row=in_a_row)
 
 
 @dataclass(frozen=True)
@@ -276,8 +280,9 @@ def records(connection: sqlite3.Connection) -> dict[str, Record]:
 def put_record(tx: Transaction, name: str, record: Record) -> None:
     """Note how a plugin has done; of one that is not loaded nothing is kept."""
     tx.execute(
-        "INSERT OR REPLACE INTO records (plugin, calls, failures, last_error, last_failed, aside, reason, since)"
-        " SELECT name, ?, ?, ?, ?, ?, ?, ? FROM plugins WHERE name = ?",
+        "INSERT OR REPLACE INTO records"
+        " (plugin, calls, failures, last_error, last_failed, aside, reason, since, in_a_row)"
+        " SELECT name, ?, ?, ?, ?, ?, ?, ?, ? FROM plugins WHERE name = ?",
         (
             record.calls,
             record.failures,
@@ -286,6 +291,7 @@ def put_record(tx: Transaction, name: str, record: Record) -> None:
             record.aside,
             record.reason,
             record.since,
+            record.in_a_row,
             name,
         ),
     )

@@ -239,6 +239,22 @@ def test_a_quarantine_is_on_disk_before_anybody_hears_of_it(new_host: NewHost, t
     assert details(host, "weak")["state"] == "quarantined"
 
 
+def test_failures_in_a_row_count_on_when_the_manager_has_been_away(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "3"})
+    host.load(write(tmp_path, "weak", core(TRAP + ECHO)))
+    for _ in range(2):
+        invoke(host, "weak", "trap")
+        host.stop()
+        host.start()
+    assert details(host, "weak")["state"] == "ready"
+    invoke(host, "weak", "trap")
+    assert "3 failures in a row" in details(host, "weak")["reason"]
+    host.data("plugin-manager", "enable", id="weak")
+    os.kill(host.pid("plugin-manager"), signal.SIGKILL)
+    invoke(host, "weak", "trap")
+    assert details(host, "weak")["state"] == "ready"
+
+
 def test_a_plugin_that_is_brought_back_is_not_held_back_for_what_was(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "1"})
     host.load(write(tmp_path, "weak", core(TRAP + ECHO)))

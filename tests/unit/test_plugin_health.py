@@ -112,7 +112,7 @@ def test_calls_that_wait_are_held_back_too(tmp_path: Path) -> None:
         return await asyncio.gather(*calls, return_exceptions=True)
 
     assert [type(ended) for ended in asyncio.run(called())] == [Trapped] * 3 + [Superseded] * 7
-    assert plugin.health.in_a_row == 3
+    assert plugin.health.record.in_a_row == 3
 
 
 def _unused(*args: Any) -> Any:
