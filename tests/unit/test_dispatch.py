@@ -31,6 +31,7 @@ class Registry:
     """The registry without sockets: `ask` takes a request and returns its reply."""
 
     def __init__(self, database: Database) -> None:
+        self.database = database
         self.units = Units(nginx="active")
         self.mirrored: list[Event] = []
         entries = {entry.name: entry for entry in OWN}
@@ -309,6 +310,17 @@ def test_an_intent_without_outcome_is_resolved_at_the_next_start_by_looking_at_t
     assert (outcome["before"], outcome["after"]) == ("inactive", state)
     assert outcome["message"].startswith("service-registry ended before the outcome was known; at its next start")
     assert says in outcome["message"]
+
+
+def test_a_record_that_cannot_be_continued_keeps_no_service_from_telling_so(registry: Registry) -> None:
+    async def interrupted() -> None:
+        await registry.ledger.record(Row("intent", Caller(ROOT), "stop", "nginx"))
+        await registry.database.write(lambda tx: tx.execute("UPDATE ledger_ends SET last_seq = 0"))
+        await registry.service.start()
+
+    asyncio.run(interrupted())
+    assert registry.ask({"action": "audit"})["data"]["problems"]
+    assert registry.ask({"action": "status", "name": "nginx"})["ok"]
 
 
 @pytest.mark.parametrize(("action", "error"), [("enable", "unit-failed"), ("disable", None)])
