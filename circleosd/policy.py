@@ -48,10 +48,10 @@ class Grant(NamedTuple):
     deny: bool = False
 
     def covers(self, verb: str, name: str | None) -> bool:
-        """Whether this is a rule about `verb` on the object `name`, or without an object, of which only `*` is one."""
+        """Whether this is a rule about `verb` on the object `name`; without an object, one about all of them."""
         if not _matches(self.verb)(verb):
             return False
-        return self.object == "*" if name is None else _matches(self.object)(name) is not None
+        return not self.object.strip("*") if name is None else _matches(self.object)(name) is not None
 
     def __str__(self) -> str:
         return f"{'deny' if self.deny else 'allow'} {self.verb} {self.object}"

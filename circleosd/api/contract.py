@@ -221,11 +221,14 @@ class Request:
         return any(base.__annotations__ for base in cls.__mro__ if issubclass(base, Request) and base is not Request)
 
     @classmethod
+    def has_object(cls) -> bool:
+        """Whether a rule can be about an object of the action, and not just about the action."""
+        return cls.row_field is not None or (cls.object_field is not None and not cls.claimed_object)
+
+    @classmethod
     def takes_rules(cls) -> bool:
         """Whether a rule about an object can allow the action."""
-        if cls.access is Access.ANYONE:
-            return False
-        return cls.row_field is not None or (cls.object_field is not None and not cls.claimed_object)
+        return cls.access is not Access.ANYONE and cls.has_object()
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:

@@ -481,6 +481,8 @@ def _require_known(given: Grant) -> None:
     if not covered:
         raise BadRequest(f"there is no action {given.verb}; there are: {', '.join(actions.BY_VERB)}")
     if given.deny:
+        if not any(actions.BY_VERB[verb].has_object() or given.covers(verb, None) for verb in covered):
+            raise BadRequest(f"no rule about an object can deny {given.verb}, which has none to go by; deny it for *")
         return
     if not any(actions.BY_VERB[verb].takes_rules() for verb in covered):
         needs = actions.BY_VERB[covered[0]].access

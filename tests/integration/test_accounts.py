@@ -513,6 +513,18 @@ def test_a_rule_that_could_never_apply_is_refused(host: EmbeddedHost, verb: str,
     assert says in reply["message"]
 
 
+def test_a_denial_that_could_never_apply_is_refused(host: EmbeddedHost) -> None:
+    create(host, "unruly", role="admin")
+    for verb in ("plugin:load", "user:logout"):
+        reply = host.call(AUTH, {"action": "grant", "name": "unruly", "verb": verb, "object": "x", "deny": True})
+        assert reply["error"] == "bad-request"
+        assert f"no rule about an object can deny {verb}" in reply["message"]
+    host.ok("user", "grant", "unruly", "plugin:*load", "x", "--deny")  # which is plugin:unload, too
+    assert host.ok("user", "can", "unruly", "plugin:load", "x").startswith("yes")
+    host.ok("user", "grant", "unruly", "plugin:load", "**", "--deny")
+    assert host.ok("user", "can", "unruly", "plugin:load", "x").startswith("no")
+
+
 def test_rules_have_a_bound(host: EmbeddedHost) -> None:
     create(host, "ruled")
     for number in range(200):
