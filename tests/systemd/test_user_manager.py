@@ -64,7 +64,9 @@ def use(machine: Machine, circlectl: str) -> None:
 
 def test_a_user_runs_the_packages_units_beside_the_systems(machine: Machine) -> None:
     assert machine.systemctl("is-enabled circleosd.target", "carol")[1].strip() == "disabled"
-    machine.systemctl("enable --now circleosd.target", "carol")
+    status, said = machine.systemctl("enable --now circleosd.target 2>&1", "carol")
+    assert (status, len(said.splitlines())) == (0, 1), said
+    assert "/default.target.wants/circleosd.target" in said
     assert states(machine, SOCKETS) == {"active"}
     assert states(machine, SERVICES) == {"inactive"}
     modes = machine.succeed("stat --format='%a %U' /run/user/$(id -u carol)/circleosd/*.sock")
