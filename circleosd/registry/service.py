@@ -137,7 +137,7 @@ class RegistryService(Handlers):
 
     async def _changes(self, entries: Sequence[Entry], workers: str = "") -> AsyncIterator[Service]:
         """The state of each entry's unit, then each change of it; also of the plugins' units that match `workers`."""
-        states = self._units.watch([*{entry.unit for entry in entries}], workers)
+        states = self._units.watch([*dict.fromkeys(entry.unit for entry in entries)], workers)
         async with closing(states):
             async for state in states:
                 for entry in [entry for entry in entries if entry.unit == state.unit] or [plugin_entry(state.unit)]:

@@ -36,11 +36,15 @@ def test_watch_tells_the_state_and_then_every_change(talking: EmbeddedHost) -> N
         assert json.loads(replies.readline())["data"]["state"] == "failed"
 
 
-def test_watch_without_a_name_tells_of_all(talking: EmbeddedHost) -> None:
+def test_watch_without_a_name_tells_of_all_in_the_order_of_the_list(talking: EmbeddedHost) -> None:
+    for name in ("zulu", "alpha", "mike"):
+        talking.add_service(name, TALKER)
+    listed = [row["name"] for row in talking.data("service-registry", "list")]
+    assert {"auth-service", "service-registry", "plugin-manager", "talker", "zulu"} <= {*listed}
     with talking.connect("service-registry") as sock, sock.makefile("rb") as replies:
         sock.sendall(b'{"action":"watch"}\n')
-        names = {json.loads(replies.readline())["data"]["name"] for _ in range(4)}
-        assert names == {"auth-service", "service-registry", "plugin-manager", "talker"}
+        names = [json.loads(replies.readline())["data"]["name"] for _ in listed]
+        assert names == listed
         talking.load("plugins/example.wasm")
         later = (json.loads(line)["data"]["name"] for line in replies)
         assert next(name for name in later if name not in names).startswith("plugin@example")
