@@ -28,7 +28,7 @@ TARGET = "circleosd.target"
 
 
 async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -> int:
-    """Supervise until SIGINT or SIGTERM; return the exit status.
+    """Supervise until SIGINT, SIGTERM or, unless nohup(1) has it ignored, SIGHUP; return the exit status.
 
     Sockets are in `runtime`, what lasts in `state` and `cache`, unit files in `places`. Raises OSError, `BadRequest`
     for a path that is too long, `Conflict` if another supervisor runs there.
@@ -60,8 +60,9 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
         control.listen()
         server = Server(Control(supervisor), control, ServerSettings(idle_exit=0), max_line=64 * 1024, manager=ours)
         serving = asyncio.create_task(server.run())
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, told.set)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                loop.add_signal_handler(number, told.set)
         try:
             for name in supervisor.file(TARGET).words("Unit", "Wants"):
                 if await supervisor.job("start", name) != "done":

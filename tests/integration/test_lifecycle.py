@@ -347,6 +347,20 @@ def test_a_start_is_given_up_when_the_supervisor_stops(new_host: NewHost) -> Non
     assert not host.runtime.exists()
 
 
+def test_a_closed_terminal_ends_everything_in_order(host_to_be: EmbeddedHost) -> None:
+    host_to_be.add_service("parent", "[Service]\nType=exec\nExecStart=/bin/sh -c 'sleep 1000 & sleep 1000'\n")
+    host_to_be.start()
+    host_to_be.ok("service", "start", "parent")
+    assert host_to_be.stop(signal.SIGHUP) == 0
+    assert host_to_be.processes() == []
+    assert not host_to_be.runtime.exists()
+    host_to_be.wrapper = ["nohup"]
+    host_to_be.start()
+    assert host_to_be.process is not None
+    host_to_be.process.send_signal(signal.SIGHUP)
+    host_to_be.ok("user", "list")
+
+
 def test_a_runtime_directory_is_left_as_it_was_found(host_to_be: EmbeddedHost) -> None:
     host_to_be.start()
     host_to_be.load("plugins/example.wasm")
