@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from dbus_fast import Message, Variant
 
-from circleosd import polkit
 from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, NotFound, Timeout, Unavailable
 from circleosd.registry.units import UnitState
 from circleosd.systemd.buserrors import ErrorReply, Lost, explained
-from circleosd.systemd.units import SystemdUnits, bus_address, object_path, state_of, switch_unit
+from circleosd.systemd.units import RULE_MAKER, SystemdUnits, bus_address, object_path, state_of, switch_unit
 
 UNIT = "a.service"
 PATH = "/org/freedesktop/systemd1/unit/a_2eservice"
@@ -190,7 +189,7 @@ def test_an_error_of_systemd_means_one_of_ours(name: str, error: type[CircleErro
     assert type(found) is error
     assert "start a.service" in str(found)
     assert "It is so" in str(found)
-    assert (str(polkit.RULES) in str(found)) == (error is Denied)
+    assert (f"journalctl --unit {RULE_MAKER}" in str(found)) == (error is Denied)
 
 
 def test_the_bus_is_where_the_environment_says() -> None:
