@@ -93,8 +93,10 @@ class Act:
 
     def commit(self, tx: Transaction, *, before: Any = None, after: Any = None) -> None:
         """Record the change that `tx` makes, in `tx`. Every handler of an `Effect.STATE` action calls this."""
-        self.before, self.after = before, after
-        self._ledger.append(tx, self._entry("done"))
+        tx.after_commit(self._committed)  # not before: what cannot be written to disk has failed
+        self._ledger.append(tx, self._entry("done")._replace(before=before, after=after))
+
+    def _committed(self) -> None:
         self.done = True
 
     async def record(self, phase: Phase, error: CircleError | None = None, intent: int | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -11,14 +12,18 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from circleosd.api import actions
+from circleosd.api import auth as accounts
 from circleosd.api import registry as contracts
 from circleosd.api.common import Event
 from circleosd.api.contract import Between
+from circleosd.auth import store
+from circleosd.auth.service import AuthService
+from circleosd.config import AuthSettings
 from circleosd.database import Database
 from circleosd.deadlines import Deadlines
 from circleosd.errors import NotFound
 from circleosd.ledger import Entry as Row
-from circleosd.ledger import Ledger
+from circleosd.ledger import Ledger, Query
 from circleosd.policy import Caller, Peer, Role
 from circleosd.registry.catalog import OWN, Catalog, Entry
 from circleosd.registry.service import MIGRATIONS, RegistryService
@@ -310,6 +315,34 @@ def test_an_intent_without_outcome_is_resolved_at_the_next_start_by_looking_at_t
     assert (outcome["before"], outcome["after"]) == ("inactive", state)
     assert outcome["message"].startswith("service-registry ended before the outcome was known; at its next start")
     assert says in outcome["message"]
+
+
+def test_a_change_that_the_disk_did_not_take_has_failed_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(tmp_path / "a.db", store.MIGRATIONS)
+    ledger, commit = Ledger(database, accounts.SERVICE, lambda event: None), database._commit
+    users = AuthService(database, AuthSettings(), services=frozenset())
+    service = Service(
+        accounts.SERVICE, accounts.GROUP, accounts.CONTRACTS, users, identify=identify, ledger=ledger, request_timeout=5
+    )
+
+    def fail_once() -> None:
+        monkeypatch.setattr(database, "_commit", commit)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async def asked() -> Event:
+        monkeypatch.setattr(database, "_commit", fail_once)
+        reply = await _bytes(service, b'{"action":"create","name":"alice","uid":1005}', ROOT)
+        assert b"disk I/O error" in reply
+        (row,) = await ledger.history(Query(), 10)
+        await service.close()
+        return row
+
+    row = asyncio.run(asked())
+    assert (row["phase"], row["action"], row["object"]) == ("failed", "create", "alice")
+    assert (row["error"], row["after"]) == ("unavailable", None)
+    database.close()
 
 
 def test_a_record_that_cannot_be_continued_keeps_no_service_from_telling_so(registry: Registry) -> None:
