@@ -18,7 +18,7 @@ from circleosd.errors import CircleError, Limit, PluginFailed, Timeout, Unavaila
 from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
-from circleosd.plugins.workers import HostCalls, Worker, WorkerGone, is_fault
+from circleosd.plugins.workers import GRACE, HostCalls, Worker, WorkerGone, is_fault
 from circleosd.plugins.workerunits import WorkerUnits
 from circleosd.worker import frames
 from circleosd.worker.cachekey import cache_key
@@ -339,8 +339,10 @@ class Runners:
         await asyncio.gather(*leaving, return_exceptions=True)
 
     async def _hang_up(self, runner: Runner) -> None:
-        """Close a runner's connection once its calls have ended, for a bounded time."""
-        deadline = time.monotonic() + runner.plugin.bounds.time
+        """Close a runner's connection once its calls have ended, for a bounded time: each may have had to wait for its
+        instance, which may take as long as a call.
+        """
+        deadline = time.monotonic() + 2 * (runner.plugin.bounds.time + GRACE)
         try:
             while runner.waiting and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)  # between looks at the calls in hand

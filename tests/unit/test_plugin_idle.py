@@ -1,4 +1,4 @@
-"""When a worker is idle."""
+"""When a worker is idle, or retired, and given up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from circleosd.config import PluginSettings
 from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.health import Health
-from circleosd.plugins.manifest import Manifest
+from circleosd.plugins.manifest import Limits, Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners
 from circleosd.plugins.store import Record
@@ -37,3 +37,21 @@ def test_a_worker_is_idle_from_the_end_of_its_last_call(tmp_path: Path) -> None:
         return closed - worker.ended
 
     assert asyncio.run(idle_for()) >= IDLE
+
+
+def test_a_retired_worker_is_left_the_time_of_a_call_that_waits_for_its_instance(tmp_path: Path) -> None:
+    settings, limit = PluginSettings(), 0.1
+    health = Health("p", Record(), back_off_after=3, quarantine_after=6)
+    plugin = Plugin(Manifest("p", limits=Limits(time=limit)), "", health, {}, settings)
+
+    async def retired() -> bool:
+        runners = Runners("", tmp_path, Compiled(tmp_path, 0), unused, unused, settings)
+        worker = runners._of(plugin).worker = SlowWorker("p", 1.8 * limit)
+        calling = asyncio.get_running_loop().create_task(runners.call(plugin, "f", "x"))
+        while not runners.waiting("p"):
+            await asyncio.sleep(0)
+        await runners._retired("p")
+        assert await calling == "x"
+        return await worker.closed >= worker.ended
+
+    assert asyncio.run(retired())
