@@ -30,9 +30,9 @@ def call(
 ) -> Iterator[Any]:
     """Send `request` to the service that listens at `path`; yield the `data` of each reply, one unless it is a stream.
 
-    `files` are descriptors to pass along, `timeout` seconds that a reply may take (None: any); `said` gets the message
-    that a reply may carry. Raises the error that the service names, `NotListening` when nobody listens, `Unavailable`
-    when it cannot be reached otherwise or goes away, `Timeout`.
+    `files` are descriptors to pass along, `timeout` seconds that a reply may take (None: any, for a stream); `said`
+    gets the message that a reply may carry. Raises the error that the service names, `NotListening` when nobody
+    listens, `Unavailable` when it cannot be reached otherwise or goes away, `Timeout`.
     """
     name = path.rpartition("/")[2].removesuffix(".sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -42,7 +42,7 @@ def call(
             sock.connect(path)
             sock.settimeout(timeout)
             _send(sock, wire.encode(request), files)
-            yield from _replies(sock, name, said)
+            yield from _replies(sock, name, said, streaming=timeout is None)
         except (TimeoutError, BlockingIOError) as exc:
             raise Timeout(f"no reply from {name} in time") from exc
         except (FileNotFoundError, ConnectionRefusedError) as exc:
@@ -83,9 +83,8 @@ def _refusal(path: str) -> str:
     )
 
 
-def _replies(sock: socket.socket, name: str, said: Callable[[str], None]) -> Iterator[Any]:
+def _replies(sock: socket.socket, name: str, said: Callable[[str], None], *, streaming: bool) -> Iterator[Any]:
     buffer = wire.LineBuffer(1 << 30)  # the service is trusted; its own bounds are far below
-    streaming = False
     while True:
         while (line := buffer.next_line()) is None:
             data = sock.recv(CHUNK)
