@@ -165,7 +165,7 @@ async def _serve(name: str) -> None:
     gc.freeze()
     gc.enable()
     try:
-        server = Server(service, listener, settings.server, max_line=max_line, manager=Notifier())
+        server = Server(service, listener, settings.server, max_line=max_line, manager=Notifier(), busy=service.busy)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, server.stop)
         await server.run()

@@ -34,6 +34,10 @@ class Handlers:
         """How an act ended of which only the intent is on record, because the service did."""
         return Resolution(after=None, error=Internal.code, found="nothing is known of its outcome")
 
+    def busy(self) -> bool:
+        """Whether something is under way that no connection waits for."""
+        return False
+
     async def close(self) -> None:
         """The service ends: write what is only in memory."""
 

@@ -8,6 +8,7 @@ import logging
 import resource
 import socket
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from circleosd import wire
@@ -42,7 +43,7 @@ class Manager(Protocol):
 class Server:
     """Serves one service on one listening socket until it is idle or told to stop.
 
-    `max_line` is in bytes.
+    `max_line` is in bytes; as long as it is `busy` it is not idle.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Server:
         *,
         max_line: int,
         manager: Manager,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self.service = service
         self.settings = settings
@@ -61,6 +63,7 @@ class Server:
         self.booked = 0
         self._listener = listener
         self._manager = manager
+        self._busy = busy
         self._connections: set[Connection] = set()
         most, each = settings.max_connections, settings.max_connections_per_uid
         self._places = Places("connections", most, each, "server.max_connections")
@@ -169,7 +172,7 @@ class Server:
                 told = status
             for connection in list(self._connections):
                 connection.check(now)
-            if self._connections:
+            if self._connections or self._busy():
                 self._last_busy = now
             elif settings.idle_exit and now - self._last_busy >= settings.idle_exit:
                 self._stop.set()

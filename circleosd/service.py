@@ -114,6 +114,10 @@ class Service:
             log.warning("row %d has no outcome yet: cannot find out: %s", intent["seq"], error or "no answer")
             return None
 
+    def busy(self) -> bool:
+        """Whether something is under way that no connection waits for."""
+        return self._handlers.busy()
+
     async def close(self) -> None:
         """Write what is only in memory."""
         for close in (self._handlers.close, self._ledger.close):

@@ -125,6 +125,11 @@ class Events:
         finally:
             self._followers.discard(follower)
 
+    @property
+    def delivering(self) -> bool:
+        """Whether a plugin has an event in hand, or one that waits."""
+        return bool(self._waiting)
+
     def close(self) -> None:
         """Deliver nothing more."""
         for task in self._tasks:

@@ -110,6 +110,10 @@ class PluginService(Handlers):
         async with self._loads:
             await self._runners.clean({*self._plugins})
 
+    def busy(self) -> bool:
+        """See `Handlers`: the events that a plugin has emitted are delivered, also once its caller has gone."""
+        return self._events.delivering
+
     async def close(self) -> None:
         """End the workers and write down how the plugins did. A second call does nothing."""
         if self._closed:

@@ -404,6 +404,20 @@ def test_events_wait_while_their_plugin_is_held_back(new_host: NewHost, tmp_path
     assert '"old"' not in host.log
 
 
+def test_the_manager_does_not_exit_over_an_event_that_nobody_waits_for(new_host: NewHost, tmp_path: Path) -> None:
+    host = new_host({"CIRCLEOSD_SERVER_IDLE_EXIT": "0.2"})
+    host.load(write(tmp_path, "source", caller(), capabilities=["events:news"]), grant="all")
+    listener = handlers("HANDLER(on_event) { sleep(1); host->log(1, payload, length); return 0; }", "on_event")
+    path = write(tmp_path, "slow", listener, plugin_type="native", capabilities=["events:news"])
+    host.load(path, trust=True, grant="all")
+    for payload in ("first", "second"):
+        answer(host, "source", "events.emit", topic="news", payload=payload)
+    manager = host.pid("plugin-manager")
+    host.wait_for(lambda: '"second"' in host.log)
+    assert '"first"' in host.log
+    host.wait_for(lambda: manager not in host.processes())
+
+
 def test_events_that_follow_from_one_another_end(host: EmbeddedHost, tmp_path: Path) -> None:
     emit = '{"call":"events.emit","args":{"topic":"ball","payload":"to you"}}'
     escaped = emit.replace('"', '\\"')
