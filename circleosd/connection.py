@@ -92,7 +92,8 @@ class Descriptors:
 
 
 _ANCILLARY = socket.CMSG_SPACE(MAX_FILES * array.array("i").itemsize)
-_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)  # an enumeration's operators cost more than the rest of `recv`
+# An enumeration's operators cost more than the rest of `recv`.
+_CLOSE_ON_EXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
 
 
 class PassingSocket(socket.socket):
@@ -101,12 +102,14 @@ class PassingSocket(socket.socket):
     descriptors: Descriptors
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        data, ancillary, _, _ = self.recvmsg(min(size, PIECE), _ANCILLARY, flags | _CLOSE_ON_EXEC)
+        data, ancillary, told, _ = self.recvmsg(min(size, PIECE), _ANCILLARY, flags | _CLOSE_ON_EXEC)
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")
                 numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
                 self.descriptors.add(list(numbers))
+                if told & _TRUNCATED and len(numbers) == MAX_FILES:  # the kernel has closed the others
+                    self.descriptors.too_many = True
         return data
 
 

@@ -207,6 +207,16 @@ def test_descriptors_that_nobody_asked_for_are_closed(host: EmbeddedHost) -> Non
     host.wait_for(lambda: len([*Path(f"/proc/{pid}/fd").iterdir()]) <= count)
 
 
+@pytest.mark.parametrize("messages", [1, 5], ids=["in one message", "one after the other"])
+def test_a_request_with_more_descriptors_than_may_wait_is_refused(host: EmbeddedHost, messages: int) -> None:
+    with Path("/dev/null").open() as null, host.connect("auth-service") as sock:
+        for piece in [b"{"] * (messages - 1) + [b'"action":"health"}\n']:
+            socket.send_fds(sock, [piece], [null.fileno()] * (5 // messages))
+        reply = read_reply(sock)
+        assert reply["error"] == "limit", reply
+        assert "at most 4 descriptors" in reply["message"]
+
+
 @pytest.mark.parametrize("busy", [False, True], ids=["after a refusal", "during a stream"])
 def test_descriptors_do_not_pile_up_on_a_connection(host: EmbeddedHost, busy: bool) -> None:
     pid = host.pid("auth-service")
