@@ -18,7 +18,7 @@ from circleosd.errors import BadRequest, CircleError, Limit, NotFound, PluginFai
 from circleosd.handoff import Handoff
 from circleosd.worker import frames
 from circleosd.worker.frames import HEADER, FrameError
-from circleosd.worker.host import LOG_BUDGET
+from circleosd.worker.host import LOG_BUDGET, logged
 
 log = logging.getLogger(__name__)
 
@@ -362,7 +362,7 @@ class Worker(asyncio.BufferedProtocol):
     def _count_log(self, work: _Work | None, size: int) -> None:
         if work is None:
             raise FrameError("it logged outside a call")
-        work.may_log -= size
+        work.may_log -= logged(size)
         if work.may_log < 0:
             raise FrameError("it logged more than a call may")
 

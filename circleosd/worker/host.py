@@ -26,11 +26,17 @@ from circleosd.worker.frames import (
 
 # What one call may log: 32 of the longest messages.
 LOG_BUDGET: Final = 32 * MAX_LOG
+LEAST_LOGGED: Final = 128  # bytes that a message counts for, however short: each is a line of the host's journal
 
 TOO_LONG: Final = f"limit: a host call may have {MAX_HOST_CALL} bytes"
 
 # (True, the result) or (False, "code: message").
 Answer: TypeAlias = tuple[bool, Any]
+
+
+def logged(size: int) -> int:
+    """What a message of `size` bytes takes of what its call may log."""
+    return max(size, LEAST_LOGGED)
 
 
 class HostCall(NamedTuple):
@@ -132,7 +138,7 @@ class Host:
         if call.budget <= 0:
             return
         body = log_body(level, text)
-        call.budget -= len(body)
+        call.budget -= logged(len(body))
         self._send(LOG, call.call_id, body)
         if call.budget <= 0:
             self._send(LOG, call.call_id, log_body(2, "further log messages of this call were dropped"))

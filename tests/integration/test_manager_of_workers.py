@@ -370,6 +370,20 @@ def test_preparations_side_by_side_may_each_log_as_much_as_a_call(
     assert "logged more than a call may" in lost if not allowed else not lost
 
 
+def test_messages_of_no_length_count_too(tmp_path: Path) -> None:
+    def peer(channel: Channel) -> None:
+        loaded(channel)
+        number = called(channel)
+        for _ in range(5000):
+            channel.send(LOG, number, frames.log_body(0, ""))
+
+    async def manage(worker: Worker, path: str) -> str:
+        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+        return await why_lost(worker)
+
+    assert "logged more than a call may" in run(tmp_path, peer, manage)
+
+
 async def in_hand(worker: Worker, *seconds: float) -> list[asyncio.Task[bytes]]:
     """Calls that have been sent, unless they wait for room."""
     tasks = [asyncio.create_task(call(worker, most)) for most in seconds]
