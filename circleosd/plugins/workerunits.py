@@ -31,14 +31,10 @@ class WorkerUnits:
         except NotFound as exc:
             raise Unavailable(f"cannot start the worker of {instance}: {exc}") from exc
 
-    async def stop(self, instance: str) -> None:
-        """Stop a worker; its socket may start it again. What cannot be stopped is logged."""
-        await self._stop(instance)
-
     async def remove(self, instance: str) -> None:
-        """Stop a worker and its socket, so likewise."""
-        await self._stop(f"{instance}.socket")
-        await self._stop(instance)
+        """Stop a worker and its socket, as `stop` does."""
+        await self.stop(f"{instance}.socket")
+        await self.stop(instance)
 
     async def held_back(self, instance: str) -> Unavailable | None:
         """The error to raise if systemd gave the worker's socket up, since it had to start workers too often.
@@ -70,7 +66,8 @@ class WorkerUnits:
             return f" by {state['signal']}"
         return f" with exit status {state['exit_status']}" if state["exit_status"] else ""
 
-    async def _stop(self, unit: str) -> None:
+    async def stop(self, unit: str) -> None:
+        """Stop a worker, whose socket may start it again, or a socket. What cannot be stopped is logged."""
         try:
             await self._ask("stop", unit)
         except NotFound:
