@@ -21,7 +21,8 @@ GRACE: Final = 0.5
 
 # One module may take that to compile; a Python component of 18 MB takes 16 s on two cores.
 COMPILE_SECONDS: Final = 120.0
-COMPILE_MEMORY: Final = 3 << 30
+# Less than the unit has (MemoryMax=), whose limit would end the worker too, and nobody could say why.
+COMPILE_MEMORY: Final = 1 << 30
 
 MAX_DESCRIPTORS: Final = 64
 # Python's own growth while it serves: buffers of a few payloads, stacks of threads.

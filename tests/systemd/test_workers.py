@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from tests.integration.made import core
 from tests.systemd.installed import write
 from tests.systemd.machine import Machine
 
@@ -44,6 +46,17 @@ def test_workers_that_end_at_once_are_not_started_for_ever_and_that_is_not_the_p
     assert (shown["state"], shown["failures"]) == ("ready", 0)
     machine.succeed(f"rm {BROKEN}", "systemctl daemon-reload")
     machine.wait_until_succeeds("circlectl plugin invoke often upper hi", timeout=20)
+
+
+def test_a_plugin_that_takes_too_much_memory_to_compile_is_refused_for_that(machine: Machine, tmp_path: Path) -> None:
+    """Its worker's unit has more memory than its compiler, so that the worker is left to say it."""
+    operation = "local.get 1 i64.const 7 i64.add local.get 1 i64.mul local.set 1 "
+    begin = "(local i64) (local.set 1 (i64.extend_i32_u (local.get 0)))"
+    bomb = core(f'(func (export "f") (param i32) (result i64) {begin} {operation * 765_000} local.get 1)')
+    (tmp_path / "bomb.wasm").write_bytes(bomb)
+    machine.copy_from_host(str(tmp_path / "bomb.wasm"), "/root/bomb.wasm")
+    status, said = machine.execute("circlectl plugin load /root/bomb.wasm 2>&1")
+    assert (status, said.count("compiling it needs more than 1073741824 bytes of memory")) == (8, 1), said
 
 
 def test_a_worker_that_died_is_a_failed_unit_only_while_its_plugin_is_loaded(machine: Machine) -> None:
