@@ -64,11 +64,17 @@ class Descriptors:
         self._waiting: deque[int] = deque()
         self._most = MAX_FILES
         self.too_many = False  # some were closed unseen
+        self._missed = False  # some could not be opened here
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, descriptors: list[int]) -> None:
+    def add(self, descriptors: list[int], *, cut: bool) -> None:
+        """Those that came with some bytes; `cut`: the kernel has closed the others (MSG_CTRUNC, recvmsg(2))."""
+        if cut and len(descriptors) == MAX_FILES:
+            self.too_many = True
+        elif cut:  # it stops where this process may have no more open: there was room for them
+            self._missed = True
         room = self._most - len(self._waiting)
         self._waiting.extend(descriptors[:room])
         for descriptor in descriptors[room:]:
@@ -81,8 +87,10 @@ class Descriptors:
         self.close()
 
     def take(self) -> int:
-        """The next one; the caller closes it. Raises `BadRequest` if there is none."""
+        """The next one; the caller closes it. Raises `BadRequest` if there is none, `Limit` if it got lost here."""
         if not self._waiting:
+            if self._missed:
+                raise Limit("too many files are open here to take the descriptor; try again later")
             raise BadRequest("the request names a descriptor that did not come with it (SCM_RIGHTS)")
         return self._waiting.popleft()
 
@@ -103,13 +111,12 @@ class PassingSocket(socket.socket):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data, ancillary, told, _ = self.recvmsg(min(size, PIECE), _ANCILLARY, flags | _CLOSE_ON_EXEC)
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                numbers = array.array("i")
-                numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
-                self.descriptors.add(list(numbers))
-                if told & _TRUNCATED and len(numbers) == MAX_FILES:  # the kernel has closed the others
-                    self.descriptors.too_many = True
+        if ancillary or told & _TRUNCATED:
+            numbers = array.array("i")
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+            self.descriptors.add(list(numbers), cut=bool(told & _TRUNCATED))
         return data
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import resource
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from circleosd.config import ServerSettings
 from circleosd.connection import PIECE, SMALL, Descriptors, PassingSocket
+from circleosd.errors import Limit
 from circleosd.policy import Peer
 from circleosd.server import Server
 
@@ -23,6 +26,32 @@ def test_a_piece_stays_below_what_malloc_maps() -> None:
         theirs.sendall(bytes(2 * PIECE))
         assert len(passing.recv(4 * PIECE)) == PIECE
     assert PIECE < 128 * 1024  # M_MMAP_THRESHOLD of mallopt(3)
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_descriptor_that_finds_no_room_among_the_open_files_is_not_said_to_be_missing(room: int) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    bounds = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with theirs, PassingSocket(fileno=ours.detach()) as passing:
+        passing.descriptors = Descriptors()
+        socket.send_fds(theirs, [b"x"], [theirs.fileno()] * 2)
+        opened: list[int] = []
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (passing.fileno() + 3, bounds[1]))
+            with contextlib.suppress(OSError):
+                while True:
+                    opened.append(os.dup(theirs.fileno()))
+            for _ in range(room):
+                os.close(opened.pop())
+            assert passing.recv(1) == b"x"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, bounds)
+            for descriptor in opened:
+                os.close(descriptor)
+        for _ in range(room):
+            os.close(passing.descriptors.take())
+        with pytest.raises(Limit, match="too many files are open here"):
+            passing.descriptors.take()
 
 
 class Generous:
