@@ -38,7 +38,7 @@ async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
     except TimeoutError as exc:
         raise Timeout(f"{name} did not answer within {timeout:g} s") from exc
     except OSError as exc:
-        raise Unavailable(f"cannot reach {name}: {exc.strerror or exc}") from exc
+        raise _unreachable(name, path, exc) from exc
     if not line.endswith(b"\n"):  # it may have died over its answer
         raise Unavailable(f"{name} closed the connection without {'the whole' if line else 'an'} answer")
     return wire.decode_reply(line).get("data")
@@ -62,8 +62,15 @@ async def follow(path: str, request: dict[str, Any]) -> AsyncGenerator[Any, None
         finally:
             writer.close()
     except OSError as exc:
-        raise Unavailable(f"cannot reach {name}: {exc.strerror or exc}") from exc
+        raise _unreachable(name, path, exc) from exc
     raise Unavailable(f"{name} ended the stream")
+
+
+def _unreachable(name: str, path: str, error: OSError) -> Unavailable:
+    """Who reads this asked another service, whose log and whose state would not tell."""
+    if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+        return Unavailable(f"{name} is not listening at {path}; see: circlectl system status")
+    return Unavailable(f"cannot reach {name}: {error.strerror or error}")
 
 
 async def connect(path: str) -> socket.socket:

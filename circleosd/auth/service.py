@@ -228,7 +228,7 @@ class AuthService(Handlers):
 
         ended = await self._database.write(work)
         if ended:
-            act.message = f"{ended} other sessions of {name} have ended"
+            act.message = f"the other sessions of {name} have ended: {ended}"
 
     async def _confirm(self, name: str, caller: Caller, old: str | None) -> str | None:
         """Who changes the own password must know it: a session that was left open is not enough. Raises `Denied`.

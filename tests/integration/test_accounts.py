@@ -356,6 +356,11 @@ def test_who_is_known_by_the_uid_is_not_denied_because_auth_service_cannot_start
     reply = ask(host, 61200, REGISTRY, "stop", name="plugin-manager")
     assert (reply["error"], "cannot tell who uid 61200 is: " in reply["message"]) == ("unavailable", True), reply
     assert "denied" not in [row["phase"] for row in host.data(REGISTRY, "history")]
+    path = host.runtime / "auth-service.sock"
+    path.unlink()
+    reply = ask(host, 61200, REGISTRY, "stop", name="plugin-manager")
+    says = f"cannot tell who uid 61200 is: auth-service is not listening at {path}; see: circlectl system status"
+    assert (reply["error"], reply["message"]) == ("unavailable", says)
     assert ask(host, 0, REGISTRY, "stop", name="plugin-manager")["ok"]
 
 
