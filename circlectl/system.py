@@ -68,7 +68,8 @@ def history(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | 
         group, action = _action(query["action_name"])
         services, query["action_name"] = (GROUPS[group],) if group else SERVICES, action
     count = query.pop("lines", History.lines)
-    query["lines"] = min(2 * count, MOST) if 0 < count < MOST else count  # an act has up to two rows
+    # An act has up to two rows; the last one says from where to follow.
+    query["lines"] = min(2 * count or 1, MOST) if 0 <= count < MOST else count
     placed: list[tuple[float, dict[str, Any]]] = []
     known = dict.fromkeys(services, 0)
     first: CircleError | None = None
@@ -117,7 +118,8 @@ def _placed(rows: Iterable[dict[str, Any]], now: float) -> Iterator[tuple[float,
 def _newest(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """The rows of the newest `count` acts; an intent and its outcome are one."""
     ended = {(row["service"], row["intent"]) for row in rows}
-    acts = [row for row in rows if (row["service"], row["seq"]) not in ended][-count:]
+    acts = [row for row in rows if (row["service"], row["seq"]) not in ended]
+    acts = acts[max(0, len(acts) - count) :]
     kept = {(row["service"], seq) for row in acts for seq in (row["seq"], row["intent"])}
     return [row for row in rows if (row["service"], row["seq"]) in kept]
 

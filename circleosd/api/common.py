@@ -71,7 +71,7 @@ class History(Request, action="history", access=Access.ADMIN, reply=list[Event],
     action_name: ActionName = None
     since: Since = None
     failed: Failed = False
-    lines: Annotated[int, Doc("at most this many, the newest"), Between(1, 10_000), Mark.OPTION] = 100
+    lines: Annotated[int, Doc("at most this many, the newest"), Between(0, 10_000), Mark.OPTION] = 100
 
 
 @contract

@@ -178,7 +178,7 @@ def test_a_token_gives_its_users_rights_and_name(registry: Registry) -> None:
         ({"action": "start", "name": "unheard"}, "not-found", "no service unheard in the catalog"),
         ({"action": "start", "name": "ghost"}, "not-found", "the unit ghost.service of the service ghost"),
         ({"action": "stop", "name": "readonly"}, "denied", "does not allow stop for readonly"),
-        ({"action": "history", "lines": 0}, "bad-request", "not between 1 and 10000"),
+        ({"action": "history", "lines": -1}, "bad-request", "not between 0 and 10000"),
         ({"action": "history", "lines": "5"}, "bad-request", "should be a valid integer"),
     ],
 )
@@ -494,5 +494,5 @@ def test_every_whole_number_has_bounds_that_sqlite_can_hold(verb: str) -> None:
 def test_a_refused_number_is_quoted_in_short(registry: Registry) -> None:
     reply = registry.ask({"action": "history", "lines": 10**4000})
     assert reply["error"] == "bad-request"
-    assert reply["message"].endswith("… is not between 1 and 10000")
+    assert reply["message"].endswith("… is not between 0 and 10000")
     assert len(reply["message"]) < 120
