@@ -324,7 +324,7 @@ def test_nobody_is_asked_for_passwords_who_is_no_user(host: EmbeddedHost) -> Non
         (["plugin", "unload", "none"], 5, "no plugin none is loaded"),
         (["user", "create", "x", "--uid", "abc", "--password-stdin"], 2, "'abc' is not a whole number"),
         (["user", "create", "x", "--role", "king", "--password-stdin"], 2, "role"),
-        (["system", "history", "--lines", "0"], 2, "not between 1 and 10000"),
+        (["system", "history", "--lines", "-1"], 2, "not between 0 and 10000"),
         (["fly"], 2, "no command 'fly'"),
     ],
 )
