@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from circleosd import upstream
@@ -51,9 +52,10 @@ class SupervisedUnits:
     async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncIterator[UnitState]:
         """See `UnitManager`."""
         request = {"action": "states", "units": [*units], "pattern": pattern, "follow": True}
-        async for states in upstream.follow(self._path, request):
-            for item in states:
-                yield _state(item)
+        async with aclosing(upstream.follow(self._path, request)) as replies:
+            async for states in replies:
+                for item in states:
+                    yield _state(item)
 
     async def log_tail(self, unit: str, lines: int) -> list[str]:
         """See `UnitManager`."""
@@ -65,11 +67,12 @@ class SupervisedUnits:
 
     async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncIterator[LogLine]:
         """See `UnitManager`."""
-        replies = upstream.follow(self._path, {"action": "logs", "units": [unit], "follow": True})
-        for line in _last(await anext(replies), lines, since):
-            yield line
-        async for (item,) in replies:
-            yield LogLine(**item)
+        request = {"action": "logs", "units": [unit], "follow": True}
+        async with aclosing(upstream.follow(self._path, request)) as replies:
+            for line in _last(await anext(replies), lines, since):
+                yield line
+            async for (item,) in replies:
+                yield LogLine(**item)
 
 
 def _last(items: list[dict[str, Any]], lines: int, since: float | None) -> list[LogLine]:
