@@ -268,6 +268,8 @@ class Runners:
                 except CircleError as exc:
                     if isinstance(exc, Unavailable):
                         raise
+                    if isinstance(exc, Timeout):  # else it may keep every later connection waiting
+                        await self._units.stop(runner.instance)
                     why = await self._why_gone(runner, exc) if isinstance(exc, WorkerGone) else PluginFailed(str(exc))
                     if isinstance(why, (PluginFailed, Timeout)):
                         await self._failed(runner.plugin, why)

@@ -155,6 +155,27 @@ def test_a_native_plugin_that_hangs_while_it_is_loaded_keeps_nobody_waiting_for_
     assert time.monotonic() - began < 30
 
 
+def test_a_worker_that_hangs_while_it_starts_again_does_not_stand_in_the_way_of_the_next(
+    host: EmbeddedHost, tmp_path: Path
+) -> None:
+    once = r"""
+HANDLER(arm) { UNUSED; const char *answer; size_t size;
+  const char *call = "{\"call\":\"kv.set\",\"args\":{\"key\":\"hang\",\"value\":\"\"}}";
+  host->call(call, strlen(call), &answer, &size); _exit(0); }
+HANDLER(start) { UNUSED; const char *answer; size_t size;
+  const char *call = "{\"call\":\"kv.delete\",\"args\":{\"key\":\"hang\"}}";
+  if (host->call(call, strlen(call), &answer, &size) == 0 && !strcmp(answer, "true")) {
+    signal(SIGALRM, SIG_IGN); for (;;) pause(); }
+  return 0; }"""
+    artifact = handlers(once, "arm", more=".init = start")
+    path = write(tmp_path, "starting", artifact, plugin_type="native", limits={"time": 0.3}, capabilities=["kv"])
+    host.load(path, trust=True, grant="kv")
+    assert invoke(host, "starting", "arm")["error"] == "plugin-failed"
+    assert "in time" in invoke(host, "starting", "echo")["message"]
+    assert invoke(host, "starting", "echo", "fine")["data"] == "fine"
+    host.unload("starting")
+
+
 def test_code_that_does_not_end_while_it_is_loaded_took_too_long(host: EmbeddedHost, tmp_path: Path) -> None:
     endless = "__attribute__((constructor)) void endless(void) { for (;;) pause(); }"
     path = write(tmp_path, "endless", handlers(endless), plugin_type="native", limits={"time": 0.5})
