@@ -225,7 +225,7 @@ def _table(name: str, defaults: Any, values: Any) -> Any:
         least = _LEAST.get(f"{name}.{key}", 1 if isinstance(default, int) else 0.001)
         try:
             found[key] = _value(default, value, least)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             what = _KINDS[type(default)].format(least=least)
             raise ValueError(f"setting {name}.{key}: {value!r} is not {what}") from None
     return type(defaults)(**found)
@@ -240,7 +240,10 @@ _KINDS = {
 
 
 def _value(default: Any, value: Any, least: float) -> Any:
-    """A value of the default's type, a number also from a variable's text. Raises ValueError, TypeError."""
+    """A value of the default's type, a number also from a variable's text.
+
+    Raises ValueError, TypeError; OverflowError for an infinite number that is to be a whole one.
+    """
     match default:
         case int() | float():
             if isinstance(value, str) and not isinstance(value, _Variable):

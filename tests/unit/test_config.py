@@ -42,6 +42,7 @@ def test_later_sources_win(tmp_path: Path) -> None:
         ("[server]\nidle_exit = true\n", "setting server.idle_exit: True is not a number"),
         ("[server]\nidle_exit = []\n", r"setting server.idle_exit: \[\] is not a number"),
         ("[server]\nmax_connections = 1.5\n", "setting server.max_connections: 1.5 is not a whole number"),
+        ("[server]\nmax_connections = inf\n", "setting server.max_connections: inf is not a whole number"),
         ("[server.idle_exit]\n", "setting server.idle_exit: {} is not a number"),
         ("[plugins]\ntrust = 'maybe'\n", "setting plugins.trust: 'maybe' is not one of require, warn, off"),
         ("[plugins]\ntrust = 1\n", "setting plugins.trust: 1 is not one of require, warn, off"),
