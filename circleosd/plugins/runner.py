@@ -261,6 +261,8 @@ class Runners:
     async def _ready(self, runner: Runner) -> Worker:
         """The connected worker; started and loaded if there is none. Raises `Superseded` if it comes too late."""
         async with runner.connecting:
+            if not runner.retired:  # else this would wait for itself
+                await self._left(runner.plugin.name)
             if not runner.retired and (runner.worker is None or runner.worker.lost):
                 artifact = self._open_artifact(runner.plugin.digest)
                 try:
@@ -337,8 +339,12 @@ class Runners:
     async def _retired(self, name: str) -> None:
         """Retire the plugin's worker; wait for its end, and for that of others which were retired before."""
         self.retire(name)
-        leaving = [task for task in self._tasks if task.get_name() == name]
-        await asyncio.gather(*leaving, return_exceptions=True)
+        await self._left(name)
+
+    async def _left(self, name: str) -> None:
+        """Wait until the plugin's retired workers have ended their calls: the unit is theirs until then."""
+        if leaving := [task for task in self._tasks if task.get_name() == name]:
+            await asyncio.wait(leaving)
 
     async def _hang_up(self, runner: Runner) -> None:
         """Close a runner's connection once its calls have ended, for a bounded time: each may have had to wait for its

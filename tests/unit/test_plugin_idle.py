@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from circleosd.config import PluginSettings
+from circleosd.errors import Unavailable
 from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.health import Health
 from circleosd.plugins.manifest import Limits, Manifest
@@ -55,3 +59,27 @@ def test_a_retired_worker_is_left_the_time_of_a_call_that_waits_for_its_instance
         return await worker.closed >= worker.ended
 
     assert asyncio.run(retired())
+
+
+def test_a_worker_starts_when_the_calls_of_the_one_before_have_ended(tmp_path: Path) -> None:
+    settings = PluginSettings()
+    health = Health("p", Record(), back_off_after=3, quarantine_after=6)
+    begun: list[float] = []
+
+    def open_artifact(digest: str) -> int:
+        begun.append(time.monotonic())
+        raise Unavailable("far enough")
+
+    async def upgraded() -> float:
+        old, new = (Plugin(Manifest("p", version), "", health, {}, settings) for version in "12")
+        runners = Runners("", tmp_path, Compiled(tmp_path, 0), open_artifact, unused, settings)
+        worker = runners._of(old).worker = SlowWorker("p", 0.1)
+        calling = asyncio.get_running_loop().create_task(runners.call(old, "f", "x"))
+        while not runners.waiting("p"):
+            await asyncio.sleep(0)
+        with pytest.raises(Unavailable):
+            await runners.call(new, "f", "y")
+        assert await calling == "x"
+        return worker.ended
+
+    assert asyncio.run(upgraded()) <= begun[0]
