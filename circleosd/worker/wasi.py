@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import itertools
+from contextlib import suppress
 from ctypes import POINTER, byref, c_char_p, c_size_t, c_ssize_t, c_void_p, string_at
 from typing import Any, Final, Protocol
 
@@ -192,10 +193,11 @@ class WasiPlugin:
 
     def prepare(self) -> None:
         """Deletes what the calls before have left."""
-        while self._spent:
-            store, streams = self._spent.pop()
-            delete_store(store)
-            streams.close()
+        with suppress(IndexError):  # other threads take from it too
+            while True:
+                store, streams = self._spent.pop()
+                delete_store(store)
+                streams.close()
 
     def _run(self, stdin: bytes, output: Sink, errors: LineLog, *, start: bool) -> None:
         store, context = self._engine.new_store()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from circleosd.worker import frames
+from circleosd.worker.component import ComponentPlugin
+from circleosd.worker.core import CorePlugin
+from circleosd.worker.wasi import WasiPlugin
 from tests.worker_driver import ROOT, CallFailed, core, start, wat
 
 COUNTER = """
@@ -395,6 +399,20 @@ def test_many_calls_side_by_side_are_all_answered() -> None:
             frame = worker.receive()
             received[frame.call_id] = bytes(frame.body)
         assert received == sent
+
+
+class TakenMeanwhile(list[Any]):
+    """What was in it when one thread looked, another one took."""
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("kind", [CorePlugin, ComponentPlugin, WasiPlugin])
+def test_two_threads_may_clear_away_after_their_calls_at_once(kind: Any) -> None:
+    plugin = kind.__new__(kind)
+    plugin._spent, plugin._ready = TakenMeanwhile(), ["the next call's"]
+    plugin.prepare()
 
 
 def test_two_workers_do_not_wait_for_each_other() -> None:
