@@ -398,7 +398,8 @@ def test_failed_logins_make_a_peer_wait_and_the_wait_ends(new_host: NewHost) -> 
     login(host, "target", BOB)
     let_pass(host, 31)
     login(host, "target", STRANGER)
-    assert wrong(host, STRANGER, "target")["error"] == "denied", "a success begins anew"
+    errors = [wrong(host, STRANGER, "target")["error"] for _ in range(2)]
+    assert errors == ["denied", "denied"], "a success begins anew"
 
 
 @pytest.mark.usefixtures("other_users")
