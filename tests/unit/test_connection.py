@@ -184,3 +184,25 @@ def test_no_stream_begins_for_a_peer_that_has_gone(tmp_path: Path) -> None:
             assert service.streams == 0
 
     asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_a_refused_peer_that_does_not_leave_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circleosd.connection.LINGER", 0.2)
+    path = str(tmp_path / "s")
+
+    async def run() -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            settings = ServerSettings(idle_connection=0.1)
+            server = Server(service := Patient(), listener, settings, max_line=1 << 20, manager=Silent())
+            serving = asyncio.create_task(server.run())
+            with connected(path) as refused:
+                assert b'"timeout"' in await asyncio.get_running_loop().sock_recv(refused, PIECE)
+                assert service.connections() == 1
+                while service.connections():
+                    await asyncio.sleep(0.001)
+            server.stop()
+            await serving
+
+    asyncio.run(asyncio.wait_for(run(), 5))
