@@ -18,8 +18,6 @@ from circleosd import client, paths
 from circleosd.api.contract import Mark, Parameter, quoted
 from circleosd.errors import BadRequest, CircleError, Denied, NotFound, Unavailable
 
-TIMEOUT = 200.0  # seconds for a reply; the services give up before
-
 _START = "start CircleOSD: {manager} start circleosd.target, or here: circleosd up"
 _LOG = "see the log: journalctl {unit} 'circleosd-*'"
 _NEXT_STEP = {
@@ -184,12 +182,12 @@ class Asking:
     def once(self, service: str, request: dict[str, Any]) -> Any:
         """The data of the one reply."""
         path = paths.socket_path(service, self._runtime)
-        return next(client.call(path, {**request, **self._envelope}, files=self._files, timeout=TIMEOUT, said=_note))
+        return next(client.call(path, {**request, **self._envelope}, files=self._files, said=_note))
 
     def stream(self, service: str, request: dict[str, Any]) -> Iterator[Any]:
         """The data of each reply that holds some; there may be any time between two."""
         path = paths.socket_path(service, self._runtime)
-        for data in client.call(path, {**request, **self._envelope}, timeout=None):
+        for data in client.call(path, {**request, **self._envelope}, stream=True):
             if data is not None:
                 yield data
 

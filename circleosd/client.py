@@ -25,14 +25,16 @@ def call(
     request: dict[str, Any],
     *,
     files: Sequence[int] = (),
-    timeout: float | None,
+    timeout: float | None = None,
+    stream: bool = False,
     said: Callable[[str], None] = lambda message: None,
 ) -> Iterator[Any]:
     """Send `request` to the service that listens at `path`; yield the `data` of each reply, one unless it is a stream.
 
-    `files` are descriptors to pass along, `timeout` seconds that a reply may take (None: any, for a stream); `said`
-    gets the message that a reply may carry. Raises the error that the service names, `NotListening` when nobody
-    listens, `Unavailable` when it cannot be reached otherwise or goes away, `Timeout`.
+    `files` are descriptors to pass along, `timeout` seconds that a reply may take (None: any, for a service gives a
+    request up by itself); `stream` says that the reply is one, `said` gets the message that a reply may carry. Raises
+    the error that the service names, `NotListening` when nobody listens, `Unavailable` when it cannot be reached
+    otherwise or goes away, `Timeout`.
     """
     name = path.rpartition("/")[2].removesuffix(".sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -42,7 +44,7 @@ def call(
             sock.connect(path)
             sock.settimeout(timeout)
             _send(sock, wire.encode(request), files)
-            yield from _replies(sock, name, said, streaming=timeout is None)
+            yield from _replies(sock, name, said, streaming=stream)
         except (TimeoutError, BlockingIOError) as exc:
             raise Timeout(f"no reply from {name} in time") from exc
         except (FileNotFoundError, ConnectionRefusedError) as exc:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from circlectl.cli import Asking
 from circleosd import client, upstream, wire
 from circleosd.errors import Unavailable
 
@@ -62,6 +63,19 @@ def test_a_caller_waits_for_a_place_in_a_full_queue(tmp_path: Path) -> None:
             assert answers == ["here"]
 
 
+def test_circlectl_waits_for_a_reply_as_long_as_the_service_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds: list[float | None] = []
+    monkeypatch.setattr(socket.socket, "settimeout", lambda self, seconds: bounds.append(seconds))
+    with listener(tmp_path / "s.sock") as sock:
+        service = threading.Thread(target=answer_all, args=[sock, 1])
+        service.start()
+        assert Asking(str(tmp_path), None, ()).once("s", {"action": "x"}) == "here"
+        service.join(10)
+    assert bounds == [None]
+
+
 @pytest.mark.parametrize(
     ("sent", "said"), [(b"", "without an answer"), (b'{"ok":true,"da', "without the whole answer")]
 )
@@ -81,7 +95,7 @@ def test_an_answer_that_broke_off_is_none(tmp_path: Path, sent: bytes, said: str
     asks: list[tuple[Callable[[], object], str]] = [
         (lambda: asyncio.run(upstream.ask(path, {"action": "x"}, timeout=10)), said),
         (lambda: asyncio.run(follow()), "s ended the stream"),
-        (lambda: list(client.call(path, {"action": "x"}, timeout=None)), "s has ended, and this with it"),
+        (lambda: list(client.call(path, {"action": "x"}, stream=True)), "s has ended, and this with it"),
     ]
     with listener(Path(path)) as sock:
         for ask, message in asks:
