@@ -73,6 +73,16 @@ def test_many_attempts_at_once_are_not_more_guesses_than_one_after_another() -> 
         pass
 
 
+def test_who_has_to_wait_has_no_password_looked_at() -> None:
+    logins = Logins(AuthSettings(login_tries=5))
+    keys = [("peer", "4242"), ("user", "alice")]
+    with (
+        pytest.raises(Limit, match="try again in 2 s"),
+        logins.attempt(keys, [Failures(), Failures(6, NOW)], NOW),
+    ):
+        pytest.fail("it was looked at")
+
+
 def test_when_the_wait_is_over_one_attempt_is_looked_at_and_only_one_at_a_time() -> None:
     logins = Logins(AuthSettings(login_tries=5))
     keys, many = [("user", "alice")], [Failures(12, NOW - 500)]
