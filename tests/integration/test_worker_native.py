@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from circleosd.worker import frames
+from circleosd.worker.limits import hard_deadline
 from tests.native_source import native, shared_object
 from tests.worker_driver import CallFailed, WorkerEnded, start
 
@@ -233,6 +234,18 @@ HANDLER(nap) { UNUSED; usleep(200000); return 0; }"""
             _ = [worker.receive() for _ in range(61)]
         assert ended.value.status == -14
         assert time.monotonic() - began < 3
+
+
+def test_a_hang_ends_a_worker_of_several_threads_where_it_is_alone_and_nothing_ends_an_idle_one() -> None:
+    hang = "HANDLER(hang) { UNUSED; for (;;) pause(); return 0; }"
+    with start(native(hang, "hang"), plugin_type="native", concurrency=3, time=0.2) as worker:
+        worker.ready()
+        assert worker.invoke("echo", "x") == "x"
+        time.sleep(hard_deadline(0.2) + 0.2)
+        assert worker.invoke("echo", "still here") == "still here"
+        with pytest.raises(WorkerEnded) as ended:
+            worker.invoke("hang")
+        assert ended.value.status == -14
 
 
 @pytest.mark.parametrize(
