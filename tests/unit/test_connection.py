@@ -206,3 +206,31 @@ def test_a_refused_peer_that_does_not_leave_is_cut_off(tmp_path: Path, monkeypat
             await serving
 
     asyncio.run(asyncio.wait_for(run(), 5))
+
+
+class Curious(Silent):
+    """A service manager that keeps what it was told last."""
+
+    told = ""
+
+    def status(self, text: str) -> None:
+        self.told = text
+
+
+def test_the_service_manager_is_told_what_a_service_does(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+
+    async def run() -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            server = Server(Patient(), listener, ServerSettings(), max_line=1 << 20, manager=(manager := Curious()))
+            serving = asyncio.create_task(server.run())
+            with connected(path) as one, connected(path):
+                assert await ask(one) == b"reply\n"
+                while manager.told != "listening; 1 requests answered, 2 connected":
+                    await asyncio.sleep(0.001)
+            server.stop()
+            await serving
+
+    asyncio.run(asyncio.wait_for(run(), 5))
