@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.health import Health
 from circleosd.plugins.manifest import Limits, Manifest
 from circleosd.plugins.plugin import Plugin
-from circleosd.plugins.runner import Runners
+from circleosd.plugins.runner import Runner, Runners, Superseded
 from circleosd.plugins.store import Record
 from tests.unit.fakes import SlowWorker
 
@@ -83,3 +84,32 @@ def test_a_worker_starts_when_the_calls_of_the_one_before_have_ended(tmp_path: P
         return worker.ended
 
     assert asyncio.run(upgraded()) <= begun[0]
+
+
+def test_a_worker_that_has_started_when_nobody_waits_for_its_end_any_more_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circleosd.plugins.runner.GRACE", 0.0)
+    settings = PluginSettings()
+    health = Health("p", Record(), back_off_after=3, quarantine_after=6)
+    plugin = Plugin(Manifest("p", limits=Limits(time=0.05)), "", health, {}, settings)
+
+    async def retired() -> None:
+        runners = Runners("", tmp_path, Compiled(tmp_path, 0), lambda _: os.open(os.devnull, 0), unused, settings)
+        worker, begun = SlowWorker("p", 0.0), asyncio.Event()
+
+        async def connect(runner: Runner, artifact: int) -> None:
+            await begun.wait()
+            runner.worker = worker
+
+        monkeypatch.setattr(runners, "_connect", connect)
+        calling = asyncio.get_running_loop().create_task(runners.call(plugin, "f", "x"))
+        while not runners.waiting("p"):
+            await asyncio.sleep(0)
+        await runners._retired("p")
+        begun.set()
+        with pytest.raises(Superseded):
+            await calling
+        assert worker.closed.done()
+
+    asyncio.run(retired())
