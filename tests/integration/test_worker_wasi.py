@@ -166,6 +166,15 @@ def test_the_environment_is_the_configuration_if_granted() -> None:
         assert denied.invoke("handle") == ""
 
 
+def test_the_one_argument_is_the_plugins_name() -> None:
+    body = """(drop (call $args_sizes (i32.const 64) (i32.const 68)))
+      (drop (call $args (i32.const 3000) (i32.const 5000)))
+      (drop (call $write (i32.const 1) (i32.const 5000) (i32.load (i32.const 68))))"""
+    with start(command(body), name="greeter") as worker:
+        worker.ready()
+        assert worker.invoke("handle") == "greeter\0"
+
+
 @pytest.mark.parametrize("name", ["format_disk", "fd_write"])
 def test_an_import_that_preview_1_does_not_have_or_has_with_another_type_is_refused_by_name(name: str) -> None:
     text = f"""(module (import "wasi_snapshot_preview1" "{name}" (func)) (memory (export "memory") 1)
