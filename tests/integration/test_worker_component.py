@@ -141,6 +141,28 @@ def test_describe_init_and_on_event_are_called_when_they_are_there(instance: str
         assert worker.invoke("handle") == ("1tp" if instance == "shared" else "1\0\0")
 
 
+def test_instances_that_fail_to_begin_take_no_place_of_later_ones() -> None:
+    begin = """(func (export "init") (result i32)
+      (call $call (i32.const 300) (i32.const 1) (i32.const 64))
+      (i32.store8 (i32.const 16) (i32.load8_u (i32.const 64))) (i32.const 16))"""
+    artifact = component(
+        imports=interface("kv", "get", '(param "key" string)', RESULT.format("(option string)")),
+        host=(f"call {ONE}",),
+        body=begin,
+        exports=f'(func (export "init") {FAILS} {LIFT.format("init")})',
+    )
+    with start(artifact, granted=("kv",)) as worker:
+        there = worker.answer = lambda call, args: frames.host_reply_body(None)
+        worker.ready()
+        worker.answer = lambda call, args: frames.host_error_body("unavailable", "gone")
+        assert worker.invoke("handle", "made before") == "made before"
+        for _ in range(8):
+            with pytest.raises(CallFailed, match="its init failed"):
+                worker.invoke("handle")
+        worker.answer = there
+        assert worker.invoke("handle", "back") == "back"
+
+
 def test_an_init_that_fails_refuses_the_plugin_with_its_words() -> None:
     body = """(data (i32.const 300) "no database")
       (func (export "init") (result i32) (call $error (i32.const 300) (i32.const 11)))"""

@@ -376,6 +376,22 @@ def test_instances_that_are_made_side_by_side_each_get_the_answers_to_their_own_
         assert worker.invoke("got") == '"first"'
 
 
+def test_instances_that_fail_to_begin_take_no_place_of_later_ones() -> None:
+    body = r"""(data (i32.const 64) "{\"call\":\"kv.get\",\"args\":{\"key\":\"k\"}}")
+      (func (export "_initialize")
+        (if (i32.lt_s (call $host_call (i32.const 64) (i32.const 36)) (i32.const 0)) (then unreachable)))"""
+    with start(core(body, imports=HOST), granted=("kv",)) as worker:
+        there = worker.answer = lambda call, args: frames.host_reply_body(None)
+        worker.ready()
+        worker.answer = lambda call, args: frames.host_error_body("unavailable", "gone")
+        assert worker.invoke("echo", "made before") == "made before"
+        for _ in range(8):
+            with pytest.raises(CallFailed, match="unreachable"):
+                worker.invoke("echo")
+        worker.answer = there
+        assert worker.invoke("echo", "back") == "back"
+
+
 def test_a_call_that_takes_too_long_does_not_end_the_one_beside_it() -> None:
     spin = '(func (export "spin") (param i32) (result i64) (loop $l (br $l)) unreachable)'
     with start(core(spin + CALL, imports=HOST), granted=("kv",), concurrency=2, time=1.0) as worker:
