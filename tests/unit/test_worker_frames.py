@@ -157,6 +157,12 @@ def test_text_that_utf8_cannot_hold_does_not_stop_a_log_message() -> None:
     assert frames.parse_log(frames.log_body(0, "a\udcffb"))[1] == "a?b"
 
 
+@pytest.mark.parametrize("body", [b"", b"\x04text"], ids=["nothing", "another level"])
+def test_a_log_message_of_no_level_is_refused(body: bytes) -> None:
+    with pytest.raises(FrameError, match="no valid level"):
+        frames.parse_log(body)
+
+
 def test_a_host_calls_answer_survives_the_wire() -> None:
     assert frames.parse_host_reply(frames.host_reply_body({"a": ["ä"]})) == (True, {"a": ["ä"]})
     assert frames.parse_host_reply(frames.host_error_body("denied", "no")) == (False, "denied: no")
