@@ -30,3 +30,19 @@ def test_keys_of_more_than_a_mebibyte_are_asked_for_by_a_longer_prefix(tmp_path:
 
     asyncio.run(ask())
     kept.close()
+
+
+def test_who_keeps_more_than_a_quota_that_was_lowered_may_keep_less_and_no_more(tmp_path: Path) -> None:
+    kept = Database(tmp_path / "kept.db", HOST_MIGRATIONS)
+
+    async def ask() -> None:
+        store = KeyValue(kept)
+        await store.set("p", "key", "x" * 97, 100)
+        with pytest.raises(Limit, match="would take 101 bytes: its limit for storage is 10 bytes"):
+            await store.set("p", "key", "x" * 98, 10)
+        await store.set("p", "key", "y" * 50, 10)
+        assert await store.get("p", "key") == "y" * 50
+        assert await store.used("p") == 53
+
+    asyncio.run(ask())
+    kept.close()
