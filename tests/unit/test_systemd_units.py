@@ -122,6 +122,41 @@ def test_a_question_is_asked_again_on_a_new_connection_but_not_forever() -> None
         asyncio.run(main([dying] * 5 + [alive]))
 
 
+@pytest.mark.parametrize(("invocation", "job", "asked"), [(b"new", 0, 1), (b"old", 7, 1), (b"old", 0, 2)])
+def test_a_restart_whose_answer_was_lost_is_asked_for_again_unless_it_was_done_or_is_on_its_way(
+    invocation: bytes, job: int, asked: int
+) -> None:
+    calls: list[str] = []
+
+    class Restarting(Bus):
+        @asynccontextmanager
+        async def signals(self, *_: Any, **__: Any) -> AsyncIterator[asyncio.Queue[Message | None]]:
+            queue: asyncio.Queue[Message | None] = asyncio.Queue()
+            queue.put_nowait(Message(path="/", member="JobRemoved", body=[1, "/job", UNIT, "done"]))
+            yield queue
+
+        async def call(self, target: tuple[str, str, str], member: str, *_: Any) -> Message:
+            calls.append(member)
+            if len(calls) == 1:
+                raise Lost
+            return Message(path="/", member="x", body=["/job"])
+
+    async def main() -> str:
+        manager = SystemdUnits("user", timeout=1)
+        manager._connection = Restarting((1, {}), [])  # type: ignore[assignment]  # what a job needs of one
+        shown = iter([(b"old", 0), (invocation, job), (invocation, 0)])
+
+        async def shows(unit: str) -> dict[str, Any]:
+            known, number = next(shown)
+            return {"InvocationID": known, "Job": (number, "/"), "ActiveState": "active"}
+
+        manager._properties = shows  # type: ignore[method-assign]
+        return await manager.job("restart", UNIT)
+
+    assert asyncio.run(main()) == "done"
+    assert calls == ["RestartUnit"] * asked
+
+
 def test_where_the_configuration_enables_units_nobody_else_can(monkeypatch: pytest.MonkeyPatch) -> None:
     class Bare(Bus):
         @asynccontextmanager
