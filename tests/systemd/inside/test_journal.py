@@ -181,6 +181,19 @@ print(len(asyncio.run(SystemdUnits("system", timeout=5).logs("dbus.service", 3))
     assert python_as(stranger, code, groups=["systemd-journal"]) == "3\n"
 
 
+def test_what_another_service_says_about_a_unit_is_not_in_its_log() -> None:
+    unit = say("echo true")
+    code = """
+import os
+from systemd import journal
+journal.send("forged", UNIT=os.environ["NAMED"])
+"""
+    python_as(pwd.getpwnam("nobody"), code, NAMED=unit)  # what people say is in journals of their own
+    run("journalctl", "--sync")
+    assert "forged" in run("journalctl", "--output=cat", f"UNIT={unit}")
+    assert texts(tail(unit, 100)) == ["true"]
+
+
 def descriptors() -> int:
     """How many are open, once no follower of this or an earlier test is being closed any more."""
     wait_until(lambda: not any(thread.name.startswith("journal") for thread in threading.enumerate()))
