@@ -171,8 +171,8 @@ class CorePlugin:
 
     def prepare(self) -> None:
         """Between two calls: deletes what was used and makes the instance of the next call."""
-        with suppress(IndexError):  # other threads take from it too
-            while True:
+        with suppress(IndexError):  # another thread may take what this one saw
+            while self._spent:
                 self._spent.pop().delete()
         if not self._ready:
             # What fails here fails again, and is reported, in the call that needs the instance.

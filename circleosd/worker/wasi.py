@@ -193,8 +193,8 @@ class WasiPlugin:
 
     def prepare(self) -> None:
         """Deletes what the calls before have left."""
-        with suppress(IndexError):  # other threads take from it too
-            while True:
+        with suppress(IndexError):  # another thread may take what this one saw
+            while self._spent:
                 store, streams = self._spent.pop()
                 delete_store(store)
                 streams.close()
