@@ -1,4 +1,4 @@
-"""The command line of circlectl: flags, the request, the call, the reply; every error one line and an exit status."""
+"""The command line of circlectl: flags, the command, its replies; every error one line and an exit status."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from circlectl import commands
+from circlectl.asking import Asking
 from circlectl.commands import Command
-from circlectl.helptext import choices
 from circleosd import client, paths
-from circleosd.api.contract import Mark, Parameter, quoted
-from circleosd.errors import BadRequest, CircleError, Denied, NotFound, Unavailable
+from circleosd.errors import BadRequest, CircleError, Unavailable
 
 _START = "start CircleOSD: {manager} start circleosd.target, or here: circleosd up"
 _LOG = "see the log: journalctl {unit} 'circleosd-*'"
@@ -116,185 +115,31 @@ def _help(what: str, *of: Any, out: Any = None) -> int:
 
 
 def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, str], runtime: str) -> int:
-    from circlectl import adapter, sessions
+    from circlectl import composing, sessions
 
-    given = adapter.parse(command, arguments)
-    request: dict[str, Any] = {"action": command.contract.action}
-    opened: list[int] = []
-    for item in command.parameters:
-        if item.name in given:
-            request[item.name] = value = _convert(item, given[item.name])
-            if command.secrets:  # else it is for the service to say
-                item.check(value)
     token = sessions.load(runtime) if command.verb != "login" else None
-    if command.secrets and command.contract.own_object and "name" not in given:
-        _require_oneself(Asking(runtime, token, ()), command)
-    for item in command.secrets:
-        if item.name == "old" and "name" in given:  # another's password is changed without knowing it
-            continue
-        if item.name == "password" and "uid" in given and "--password-stdin" not in flags:  # the uid is the user
-            continue
-        if (secret := _secret(item, stdin="--password-stdin" in flags)) is not None:
-            request[item.name] = secret
-    if any(Mark.FILE in item.marks for item in command.parameters):
-        opened = _open_files(command, request)
-    ask = Asking(runtime, token, opened)
-    problem: CircleError | None = None
-    if command.service and command.contract.stream:
-        for data in ask.stream(command.service, request):
-            _show(command, data, as_json="--json" in flags)
-            sys.stdout.flush()
-        return 0
-    if command.service is None:
-        data, problem = importlib.import_module(command.module).COMMANDS[command.verb](ask, request)
-    else:
-        try:
-            data = ask.once(command.service, request)
-        except Denied:
-            if command.group == "user" and command.verb == "logout":
-                sessions.forget(runtime)  # the session is gone at the service; so is our end of it
-            raise
-        if command.group == "user" and command.verb == "login":
-            try:
-                sessions.save(runtime, data)
-            except (OSError, BadRequest) as exc:
-                Asking(runtime, data["token"], ()).once(command.service, {"action": "logout"})
-                why = f" at {exc.filename}: {exc.strerror}" if isinstance(exc, OSError) else f": {exc}"
-                raise BadRequest(f"cannot keep the session{why}") from exc
-        elif command.group == "user" and command.verb == "logout":
-            sessions.forget(runtime)
-    for item in data if isinstance(data, Iterator) else (data,):
-        _show(command, item, as_json="--json" in flags)
+    request, files = composing.request(command, arguments, Asking(runtime, token), stdin="--password-stdin" in flags)
+    for data in _replies(command, request, Asking(runtime, token, files, said=_note)):
+        _show(command, data, as_json="--json" in flags)
         sys.stdout.flush()
-    if problem:
-        raise problem
     return 0
 
 
-class Asking:
-    """Requests to the services that listen below `runtime`, with the session's token and what was opened to pass."""
+def _replies(command: Command, request: dict[str, Any], ask: Asking) -> Iterator[Any]:
+    """What there is to show. Raises what went wrong, which may be after that."""
+    from circlectl import sessions
 
-    def __init__(self, runtime: str, token: str | None, files: Sequence[int]) -> None:
-        self._runtime = runtime
-        self._envelope = {"token": token} if token else {}
-        self._files = files
-
-    def once(self, service: str, request: dict[str, Any]) -> Any:
-        """The data of the one reply."""
-        path = paths.socket_path(service, self._runtime)
-        return next(client.call(path, {**request, **self._envelope}, files=self._files, said=_note))
-
-    def stream(self, service: str, request: dict[str, Any]) -> Iterator[Any]:
-        """The data of each reply that holds some; there may be any time between two."""
-        path = paths.socket_path(service, self._runtime)
-        for data in client.call(path, {**request, **self._envelope}, stream=True):
-            if data is not None:
-                yield data
-
-
-def _convert(item: Parameter, text: str) -> Any:
-    """An argument's text as what the contract wants there. Raises `BadRequest` that quotes it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadRequest(f"{item.word}: {quoted(text)} is not UTF-8 text") from None
-    if Mark.TIME in item.marks:
-        from circlectl import times
-
-        return times.parse(text)
-    if (values := choices(item.type)) and text not in values:
-        raise BadRequest(f"{item.word}: {quoted(text)} is none of: {', '.join(values)}")
-    types = set(get_args(item.type) or (item.type,))
-    if bool in types:
-        if text.lower() not in ("true", "false"):
-            raise BadRequest(f"--{item.word} takes no value, but got {quoted(text)}")
-        return text.lower() == "true"
-    for number in (int, float):
-        if number in types:
-            try:
-                value = number(text)
-                int(value)  # neither infinite nor "not a number", which JSON does not have
-            except (ValueError, OverflowError):
-                kind = "a whole number" if number is int else "a number"
-                raise BadRequest(f"{item.word}: {quoted(text)} is not {kind}") from None
-            return value
-    return text
-
-
-def _require_oneself(ask: Asking, command: Command) -> None:
-    """Raises `BadRequest` unless who asks is a user, before passwords are asked for that would be in vain."""
-    if ask.once("auth-service", {"action": "whoami"})["user"] is None:
-        raise BadRequest(f"{command.group} {command.verb} needs NAME: you are no CircleOSD user yourself")
-
-
-def _secret(item: Parameter, *, stdin: bool) -> str | None:
-    """Read a password: a line of standard input, or from the terminal without echo.
-
-    An empty one is None where that will do. Raises `BadRequest`.
-    """
-    name = {"old": "present password"}.get(item.name, item.name)
-    try:
-        secret = _read_secret(item, name, stdin=stdin)
-        (secret or "").encode()
-    except EOFError:
-        raise BadRequest(f"no {name} was given") from None
-    except UnicodeError:  # which quotes it
-        raise BadRequest(f"the {name} is not UTF-8 text") from None
-    return secret
-
-
-def _read_secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
-    if stdin:
-        line = sys.stdin.readline()
-        if not line:
-            raise BadRequest(f"no {name} on standard input")
-        secret = line.removesuffix("\n")
-        return secret if secret or item.required else None
-    if not sys.stdin.isatty():
-        if not item.required:
-            return None
-        raise BadRequest(f"no terminal to ask for the {name} on; give it on standard input with --password-stdin")
-    secret = _typed(f"{name.capitalize()}: ")
-    if secret:
-        item.check(secret)
-        if Mark.NEW in item.marks and _typed(f"{name.capitalize()} again: ") != secret:
-            raise BadRequest(f"the two {name}s differ")
-    return secret if secret or item.required else None
-
-
-def _typed(prompt: str) -> str:
-    """A line from the terminal without echo. What comes next begins on a line of its own, also where this raises."""
-    import getpass
-
-    try:
-        return getpass.getpass(prompt)
-    except BaseException:
-        with contextlib.suppress(OSError), open("/dev/tty", "w", encoding="utf-8") as terminal:
-            print(file=terminal)
-        raise
-
-
-def _open_files(command: Command, request: dict[str, Any]) -> list[int]:
-    """Open what the caller may read, so that the service need not be able to; note in `files` what is passed."""
-    named = {
-        item.name: request[item.name] for item in command.parameters if item.name in request and Mark.FILE in item.marks
-    }
-    beside = os.path.splitext(named["path"])[0] + ".json"
-    if "manifest" not in named and os.path.lexists(beside):
-        named["manifest"] = beside
-    if "manifest" in named and "signature" not in named and os.path.lexists(beside := named["manifest"] + ".sig"):
-        named["signature"] = beside
-    opened = []
-    for name, path in named.items():
-        try:
-            opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
-        except FileNotFoundError:
-            raise NotFound(f"no file {path}") from None
-        except (OSError, ValueError) as exc:
-            raise BadRequest(f"cannot open {path}: {getattr(exc, 'strerror', None) or exc}") from exc
-        request[name] = os.path.abspath(path)
-    request["files"] = [*named]
-    return opened
+    if command.service is None:
+        data, problem = importlib.import_module(command.module).COMMANDS[command.verb](ask, request)
+        yield from data if isinstance(data, Iterator) else (data,)
+        if problem:
+            raise problem
+    elif command.contract.stream:
+        yield from ask.stream(command.service, request)
+    elif keeping := {"login": sessions.login, "logout": sessions.logout}.get(command.verb):
+        yield keeping(ask, command.service, request)
+    else:
+        yield ask.once(command.service, request)
 
 
 def _show(command: Command, data: Any, *, as_json: bool) -> None:

@@ -6,12 +6,10 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from circlectl.asking import Asking
 from circleosd.errors import CircleError, Unavailable
-
-if TYPE_CHECKING:
-    from circlectl.cli import Asking
 
 TOGETHER = 0.1  # seconds in which rows of different services are put in order
 RETRY = 1.0  # seconds until a service that went away is asked again

@@ -1,4 +1,4 @@
-"""The session that `circlectl user login` opened: a token in a file that only its owner can read."""
+"""The session that `circlectl user login` opens: a token in a file that only its owner can read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,32 @@ import os
 import time
 from typing import Any
 
-from circleosd.errors import BadRequest
+from circlectl.asking import Asking
+from circleosd.errors import BadRequest, Denied
 from circleosd.paths import state_home
+
+
+def login(ask: Asking, service: str, request: dict[str, Any]) -> Any:
+    """Open a session and keep it. One that cannot be kept is closed again: raises `BadRequest`."""
+    data = ask.once(service, request)
+    try:
+        save(ask.runtime, data)
+    except (OSError, BadRequest) as exc:
+        ask.once(service, {"action": "logout", "token": data["token"]})
+        why = f" at {exc.filename}: {exc.strerror}" if isinstance(exc, OSError) else f": {exc}"
+        raise BadRequest(f"cannot keep the session{why}") from exc
+    return data
+
+
+def logout(ask: Asking, service: str, request: dict[str, Any]) -> Any:
+    """Close the session and forget it, also where the service knows it no more."""
+    try:
+        data = ask.once(service, request)
+    except Denied:
+        forget(ask.runtime)
+        raise
+    forget(ask.runtime)
+    return data
 
 
 def _path(runtime: str) -> str:

@@ -4,17 +4,15 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
+from circlectl.asking import Asking
 from circleosd.api.contract import Doc, Mark, Request, contract
 from circleosd.api.plugins import ELF, NAMESPACE, WASM
 from circleosd.errors import BadRequest, CircleError, NotFound, Unavailable
 from circleosd.policy import Access
 
 PIECE = 1 << 20
-
-Ask = Callable[[str, dict[str, Any]], Any]
 
 
 class Signed(TypedDict):
@@ -41,7 +39,7 @@ class Sign(Request, action="sign", access=Access.ANYONE, reply=Signed):
 CONTRACTS: tuple[type[Request], ...] = (Sign,)
 
 
-def sign(ask: Ask, request: dict[str, Any]) -> tuple[Any, CircleError | None]:
+def sign(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | None]:
     """Write the manifest and its signature. Asks no service."""
     if "key" not in request:
         raise BadRequest("plugin sign needs --key, the SSH key to sign with")

@@ -2,16 +2,14 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+from circlectl.asking import Asking
 from circleosd.api import common
 from circleosd.api.contract import Doc, Mark, Request, contract, quoted
 from circleosd.errors import BadRequest, CircleError, Conflict, Internal, Limit, Timeout, Unavailable
 from circleosd.paths import SERVICES
 from circleosd.policy import Access
-
-if TYPE_CHECKING:
-    from circlectl.cli import Asking
 
 # Which service carries out the actions of a group, as rules name them.
 GROUPS = dict(zip(("user", "service", "plugin"), SERVICES, strict=True))
@@ -39,7 +37,7 @@ _OF_ONE = (Unavailable, Timeout, Limit, Internal)
 CONTRACTS: tuple[type[Request], ...] = (Status, History)
 
 
-def status(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | None]:
+def status(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | None]:
     """Each service's report; of one that cannot be asked the error. The first error is returned beside."""
     rows: list[dict[str, Any]] = []
     first: CircleError | None = None
@@ -52,7 +50,7 @@ def status(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | N
     return rows, first
 
 
-def history(ask: "Asking", request: dict[str, Any]) -> tuple[Any, CircleError | None]:
+def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | None]:
     """The rows of the newest `lines` acts in all ledgers, by time. Of a service that cannot be asked, the error is
     returned beside. With `follow` an iterator that goes on with rows as they come, with `verify` what verifying found.
     """
@@ -124,7 +122,7 @@ def _newest(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return [row for row in rows if (row["service"], row["seq"]) in kept]
 
 
-def _verify(ask: "Asking") -> tuple[Any, CircleError | None]:
+def _verify(ask: Asking) -> tuple[Any, CircleError | None]:
     """What each service finds. Of one that cannot be asked the error is returned beside, unless another's is broken."""
     found: list[Any] = []
     problem: CircleError | None = None

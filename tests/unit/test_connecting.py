@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from circlectl.cli import Asking
+from circlectl.asking import Asking
 from circleosd import client, upstream, wire
 from circleosd.errors import Unavailable
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from circlectl import system
-from circlectl.cli import Asking
+from circlectl.asking import Asking
 
 
 class Services:

@@ -1,0 +1,39 @@
+"""Requests to the services, on behalf of who runs circlectl."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from circleosd import client, paths
+
+
+class Asking:
+    """Requests to the services that listen below `runtime`, with the session's token and what was opened to pass.
+
+    `said` gets the message that a reply may carry.
+    """
+
+    def __init__(
+        self,
+        runtime: str,
+        token: str | None,
+        files: Sequence[int] = (),
+        said: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.runtime = runtime
+        self._envelope = {"token": token} if token else {}
+        self._files = files
+        self._said = said
+
+    def once(self, service: str, request: dict[str, Any]) -> Any:
+        """The data of the one reply."""
+        path = paths.socket_path(service, self.runtime)
+        return next(client.call(path, {**request, **self._envelope}, files=self._files, said=self._said))
+
+    def stream(self, service: str, request: dict[str, Any]) -> Iterator[Any]:
+        """The data of each reply that holds some; there may be any time between two."""
+        path = paths.socket_path(service, self.runtime)
+        for data in client.call(path, {**request, **self._envelope}, stream=True):
+            if data is not None:
+                yield data
