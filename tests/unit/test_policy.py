@@ -114,3 +114,52 @@ def test_a_listing_shows_what_a_rule_allows_something_on() -> None:
     assert not decide(Caller(PEER, grants=(Grant("plugin:*", "*"),)), Access.VIEWER, "service:list", None, among=among)[
         0
     ]
+
+
+def test_a_rule_shows_by_allowing_and_hides_by_denying_the_listing_itself() -> None:
+    among = {"service:list", "service:status", "service:restart"}
+    denied = Caller(PEER, user="dora", grants=(Grant("service:restart", "*", deny=True),))
+    for name in (None, "db"):
+        assert not decide(denied, Access.VIEWER, "service:status", name, among=among).allowed
+    assert not sees(denied, Access.VIEWER, "service:list", "db", among=among)
+    assert sees(denied._replace(role=Role.VIEWER), Access.VIEWER, "service:list", "db", among=among)
+    allowed = denied._replace(grants=(Grant("service:list", "db"),))
+    assert sees(allowed, Access.VIEWER, "service:list", "db", among=among)
+    restarts = denied._replace(grants=(Grant("service:restart", "db"),))
+    assert decide(restarts, Access.VIEWER, "service:list", "db", among=among).allowed
+
+
+def test_no_rule_hides_anything_from_who_is_admin_by_the_uid() -> None:
+    root = Caller(Peer(0, 0, 1), Role.ADMIN, "olga", grants=(Grant("*", "*", deny=True),), privileged=True)
+    assert sees(root, Access.VIEWER, "service:list", "db", among=["service:list"])
+
+
+def test_only_who_is_admin_by_the_uid_has_no_bounds() -> None:
+    admin = Caller(PEER, Role.ADMIN, "ada")
+    assert admin.bounded == PEER.uid
+    assert admin._replace(privileged=True).bounded is None
+
+
+@pytest.mark.parametrize(
+    ("caller", "why"),
+    [
+        (Caller(PEER), "user:list needs the role admin, and uid 1000 has no role here"),
+        (Caller(PEER, Role.VIEWER), "user:list needs the role admin, and uid 1000 has the role viewer"),
+        (Caller(PEER, user="vera"), "user:list needs the role admin, and vera (uid 1000) has no role here"),
+        (Caller(Peer(0, 0, 1), user="vera"), "user:list needs the role admin, and vera (uid 0) has no role here"),
+        (Caller(Peer(-1, -1, 0), user="vera"), "user:list needs the role admin, and vera has no role here"),
+        (Caller(PEER, plugin="echo"), "user:list needs the role admin, and the plugin echo has no role here"),
+        (
+            Caller(PEER, user="vera", grants=(Grant("user:*", "*", deny=True),)),
+            "user:list is denied to vera (uid 1000) by the rule: deny user:* *",
+        ),
+    ],
+)
+def test_a_denial_says_to_whom_and_what_is_lacking(caller: Caller, why: str) -> None:
+    assert decide(caller, Access.ADMIN, "user:list", None).why == why
+
+
+def test_an_answer_names_the_rule_that_allows() -> None:
+    decision = decide(Caller(PEER, grants=(Grant("service:*", "db"),)), Access.OPERATOR, "service:stop", "db")
+    assert decision.why == "service:stop db is allowed to uid 1000 by the rule: allow service:* db"
+    assert decide(Caller(PEER), Access.ANYONE, "user:whoami", None).why == "anyone may user:whoami"
