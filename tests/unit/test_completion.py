@@ -60,8 +60,11 @@ def test_groups_verbs_and_choices_come_from_the_contracts() -> None:
         ("plugin invoke other ", NASTY),
         ("plugin invoke other -- ", [*NASTY, "-x"]),
         ("plugin invoke nonesuch ", []),
+        ("plugin invoke -- -x ", []),
         ("user login ", ["alice", "bob"]),
         ("user create ", []),
+        ("user create -- --role=", []),
+        ("system history ", []),
         ("system history --user ", ["alice", "bob"]),
         ("--scope ", ["system", "user"]),
         ("user grant ", ["alice", "bob"]),
@@ -86,9 +89,11 @@ def test_actions_are_offered_as_rules_and_the_record_name_them() -> None:
 
 
 def test_flags_are_offered_once_and_only_for_their_command() -> None:
-    assert {"--role", "--uid", "--json"} <= set(words("user", "create", "carol", "-"))
+    for begun in ("-", "--"):
+        assert {"--role", "--uid", "--json"} <= set(words("user", "create", "carol", begun))
     assert "--role" not in words("user", "create", "--role", "admin", "-")
     assert "--role" not in words("user", "login", "-")
+    assert "--name" not in words("user", "create", "-")
     assert words("user", "create", "--", "-") == []
 
 
@@ -104,9 +109,9 @@ def test_what_does_not_fit_on_a_line_is_not_offered() -> None:
 
 
 def test_files_are_left_to_the_shell() -> None:
-    for line in (["plugin", "load", ""], ["plugin", "load", "--manifest", ""], ["plugin", "load", "--manifest=x"]):
+    for line in ("", "a=b", "--trust ", "--manifest ", "--manifest=x"):
         with pytest.raises(WantsFile):
-            words(*line)
+            words("plugin", "load", *line.split(" "))
 
 
 def test_the_scope_in_the_line_says_who_is_asked() -> None:
@@ -116,9 +121,10 @@ def test_the_scope_in_the_line_says_who_is_asked() -> None:
         asked.append(scope)
         return []
 
-    for line in ("service stop ", "--scope user service stop ", "service stop --scope=system "):
+    lines = ("service stop ", "--scope user service stop ", "service stop --scope=system ", "user login --lifetime 5 ")
+    for line in lines:
         completion.candidates(line.split(" "), lookup)
-    assert asked == [None, "user", "system"]
+    assert asked == [None, "user", "system", None]
 
 
 @pytest.mark.parametrize(
