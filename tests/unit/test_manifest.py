@@ -10,6 +10,7 @@ import pytest
 from circleosd.config import PluginSettings
 from circleosd.errors import BadRequest, Limit
 from circleosd.plugins import manifest
+from circleosd.worker.frames import MAX_PAYLOAD
 
 WASM = b"\0asm\1\0\0\0"
 
@@ -50,6 +51,8 @@ def test_defaults_and_short_capabilities() -> None:
         {"name": "a", "plugin_type": "docker"},
         {"name": "a", "capabilities": "kv"},
         {"name": "a", "capabilities": [5]},
+        {"name": "a", "capabilities": ["sudo"]},
+        {"name": "a", "capabilities": [""]},
         {"name": "a", "capabilities": [f"services:restart:s{number}" for number in range(65)]},
         {"name": "a", "config": {"k": 5}},
         {"name": "a", "sha256": "xyz"},
@@ -61,6 +64,47 @@ def test_defaults_and_short_capabilities() -> None:
 def test_what_is_no_manifest(value: Any) -> None:
     with pytest.raises(BadRequest, match="manifest is"):
         manifest.parse(json.dumps(value).encode())
+
+
+@pytest.mark.parametrize(
+    ("member", "least", "most"), [("name", 1, 48), ("version", 1, 64), ("description", 0, 500), ("entry", 1, 128)]
+)
+def test_a_text_has_the_length_that_the_guide_says(member: str, least: int, most: int) -> None:
+    for length in (least, most):
+        assert getattr(manifest.parse({"name": "a", member: "x" * length}), member) == "x" * length
+    for length in {least - 1, most + 1} - {-1}:
+        with pytest.raises(BadRequest, match=f"the manifest is wrong: {member}: "):
+            manifest.parse({"name": "a", member: "x" * length})
+
+
+@pytest.mark.parametrize(
+    ("limit", "least"), [("memory", 64 * 1024), ("time", 0.001), ("output", 1), ("concurrency", 1), ("storage", 0)]
+)
+def test_a_limit_is_at_least_what_the_guide_says(limit: str, least: float) -> None:
+    assert getattr(manifest.parse({"name": "a", "limits": {limit: least}}).limits, limit) == least
+    with pytest.raises(BadRequest, match=f"the manifest is wrong: limits.{limit}: "):
+        manifest.parse({"name": "a", "limits": {limit: least * 0.99 if limit == "time" else least - 1}})
+
+
+def test_capabilities_are_known_few_and_have_short_reasons() -> None:
+    with pytest.raises(BadRequest, match=r"capabilities\.0\.name: there is no capability 'sudo'; there are: log, kv"):
+        manifest.parse({"name": "a", "capabilities": ["sudo"]})
+    most = [f"services:restart:s{number}" for number in range(64)]
+    assert manifest.parse({"name": "a", "capabilities": most}).asked == tuple(most)
+    with pytest.raises(BadRequest, match="capabilities: may have at most 64, not 65"):
+        manifest.parse({"name": "a", "capabilities": [*most, "kv"]})
+    reason = "x" * 500
+    assert manifest.parse({"name": "a", "capabilities": [{"name": "kv", "reason": reason}]}).capabilities[0].reason
+    with pytest.raises(BadRequest, match=r"capabilities\.0\.reason: "):
+        manifest.parse({"name": "a", "capabilities": [{"name": "kv", "reason": reason + "x"}]})
+
+
+def test_what_another_version_has_stored_is_refused() -> None:
+    stored = json.loads(manifest.dump(manifest.parse({"name": "a"})))
+    without = {name: value for name, value in stored.items() if name != "capabilities"}
+    for text in ("", "{", "[]", json.dumps(stored | {"colour": "red"}), json.dumps(without)):
+        with pytest.raises(BadRequest, match="its stored manifest cannot be read: "):
+            manifest.restore(text)
 
 
 def test_bytes_that_are_no_json() -> None:
@@ -78,8 +122,9 @@ def test_bytes_that_are_no_json() -> None:
 
 
 def test_a_member_that_stands_twice_is_refused() -> None:
-    for content in (b'{"name":"a","name":"b"}', b'{"name":"a","config":{"k":"v","k":"w"}}'):
-        with pytest.raises(BadRequest, match="twice"):
+    twice = {"name": b'{"name":"a","name":"b"}', "k": b'{"name":"a","config":{"j":"v","k":"v","k":"w"}}'}
+    for name, content in twice.items():
+        with pytest.raises(BadRequest, match=f"it names '{name}' twice"):
             manifest.parse(content)
 
 
@@ -106,7 +151,8 @@ def test_lines_may_end_as_they_like_and_a_byte_order_mark_is_no_matter() -> None
 
 def test_a_name_is_derived_from_the_file() -> None:
     assert manifest.derive("/tmp/My Plugin.v2.wasm", WASM).name == "my-plugin-v2"
-    assert manifest.derive("x.so", b"\x7fELF").plugin_type == "native"
+    assert manifest.derive("_x_.so", b"\x7fELF") == manifest.parse({"name": "x", "plugin_type": "native"})
+    assert manifest.derive(f"{'x' * 60}.wasm", WASM).name == "x" * 48
     for name in ("…", "ünï", "-"):
         with pytest.raises(BadRequest, match=f"cannot make a plugin name of {name!r}"):
             manifest.derive(f"/tmp/{name}.wasm", WASM)
@@ -129,9 +175,22 @@ def test_a_manifest_is_held_against_its_artifact_and_the_hosts_ceilings() -> Non
     asks = manifest.parse(b'{"name":"a","limits":{"memory":2097152}}')
     with pytest.raises(Limit, match="asks for memory 2097152; this host allows 1048576"):
         manifest.check(asks, WASM, ceiling)
+    manifest.check(asks, WASM, PluginSettings(memory=2097152))
+    manifest.check(manifest.parse({"name": "a", "abi": "component"}), WASM, PluginSettings(memory=1))
+    for kind, head in (("wasm", WASM), ("native", b"\x7fELF")):
+        manifest.check(manifest.parse({"name": "a", "plugin_type": kind}), head, ceiling)
     with pytest.raises(BadRequest, match="says plugin_type native, but the artifact is wasm"):
         manifest.check(manifest.parse(b'{"name":"a","plugin_type":"native"}'), WASM, ceiling)
     for kind, head, abi in (("wasm", WASM, "native"), ("native", b"\x7fELF", "core")):
         claims = manifest.parse({"name": "a", "plugin_type": kind, "abi": abi})
         with pytest.raises(BadRequest, match=f"says abi {abi}, but the artifact is {kind}"):
             manifest.check(claims, head, ceiling)
+
+
+def test_no_host_allows_more_than_manager_and_worker_can_say_to_each_other() -> None:
+    lavish = PluginSettings(output=1 << 40, concurrency=1000, default_output=1 << 40, default_concurrency=1000)
+    for limit, most in (("output", MAX_PAYLOAD), ("concurrency", 64)):
+        manifest.check(manifest.parse({"name": "a", "limits": {limit: most}}), WASM, lavish)
+        with pytest.raises(Limit, match=f"asks for {limit} {most + 1}; this host allows {most} "):
+            manifest.check(manifest.parse({"name": "a", "limits": {limit: most + 1}}), WASM, lavish)
+        assert getattr(manifest.bounds(manifest.parse({"name": "a"}), lavish), limit) == most
