@@ -76,16 +76,16 @@ class Bus:
         return Message(path="/", member="x", body=[variants(values)], serial=serial)
 
 
-def watched(bus: Bus, number: int) -> list[tuple[str, str]]:
-    """The first states that a watcher of `bus` sees."""
+def watched(bus: Bus, number: int) -> list[tuple[str, float | None]]:
+    """The first states that a watcher of `bus` sees, and since when they are."""
 
-    async def main() -> list[tuple[str, str]]:
+    async def main() -> list[tuple[str, float | None]]:
         manager = SystemdUnits("system", timeout=1)
         manager._connection = bus  # type: ignore[assignment]  # what a watcher needs of one
         changes = manager.watch([UNIT])
         async with asyncio.timeout(1):
             found = [await anext(changes) for _ in range(number)]
-        return [(state.active, state.sub) for state in found]
+        return [(state.active, state.since) for state in found]
 
     return asyncio.run(main())
 
@@ -93,13 +93,13 @@ def watched(bus: Bus, number: int) -> list[tuple[str, str]]:
 def test_a_signal_sent_before_the_state_was_read_changes_nothing() -> None:
     signals = [(5, properties("activating", "start")), (7, properties("failed", "x"))]
     bus = Bus((6, properties("active", "running")), signals)
-    assert watched(bus, 2) == [("active", "running"), ("failed", "x")]
+    assert watched(bus, 2) == [("active", None), ("failed", None)]
 
 
 def test_a_unit_that_failed_again_is_news_though_it_looks_the_same() -> None:
     again = [(2, properties("failed", "failed", 10)), (3, properties("failed", "failed", 20))]
     bus = Bus((1, properties("failed", "failed", 10)), [*again, (4, properties("active", "running", 30))])
-    assert watched(bus, 3) == [("failed", "failed"), ("failed", "failed"), ("active", "running")]
+    assert watched(bus, 3) == [("failed", 10), ("failed", 20), ("active", 30)]
 
 
 def test_a_question_is_asked_again_on_a_new_connection_but_not_forever() -> None:
