@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import os
 import re
 import struct
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -110,3 +113,50 @@ def test_descriptors_send_no_signals_and_type_on_no_terminal(machine: str) -> No
 def test_another_architectures_calls_end_the_process() -> None:
     assert decide("x86_64", 0, architecture=0x40000003) == KILL
     assert decide("x86_64", 0x40000000 | 59) == EPERM
+
+
+class Kernel:
+    """A kernel with Landlock that fails the system call of one number."""
+
+    def __init__(self, failing: int = 0) -> None:
+        self.failing = failing
+        self.handled: tuple[int, ...] = ()  # the rights that a rule set denies: to files, to the network, the scopes
+        self.calls: list[int] = []
+
+    def syscall(self, number: int, *arguments: Any) -> int:
+        self.calls.append(number)
+        if number == self.failing:
+            ctypes.set_errno(errno.EINVAL)
+            return -1
+        if number != 444:  # landlock_create_ruleset
+            return 0
+        attributes, size, _ = arguments
+        self.handled = struct.unpack(f"={size.value // 8}Q", attributes)
+        return os.open("/dev/null", os.O_RDONLY)
+
+
+@pytest.mark.parametrize(
+    ("version", "handled"),
+    [
+        (1, (0x1FFF,)),
+        (2, (0x3FFF,)),  # REFER
+        (3, (0x7FFF,)),  # TRUNCATE
+        (4, (0x7FFF, 3)),  # BIND_TCP, CONNECT_TCP
+        (5, (0xFFFF, 3)),  # IOCTL_DEV
+        (6, (0xFFFF, 3, 3)),  # abstract sockets, signals
+        (9, (0xFFFF, 3, 3)),
+    ],
+)
+def test_each_version_of_landlock_is_asked_for_all_that_it_knows_and_no_more(
+    version: int, handled: tuple[int, ...]
+) -> None:
+    kernel = Kernel()
+    sandbox._landlock(cast(ctypes.CDLL, kernel), version, None)
+    assert kernel.handled == handled
+    assert kernel.calls[-1] == 446  # landlock_restrict_self
+
+
+@pytest.mark.parametrize("failing", [444, 445, 446])
+def test_a_worker_that_cannot_be_confined_does_not_go_on(failing: int) -> None:
+    with pytest.raises(OSError, match="cannot confine the worker: landlock failed"):
+        sandbox._landlock(cast(ctypes.CDLL, Kernel(failing)), 2, None)
