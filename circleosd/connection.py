@@ -351,6 +351,6 @@ class Connection(asyncio.Protocol):
 
     def _end(self) -> None:
         """The peer has sent its last byte and got its replies: close."""
-        if len(self._buffer) and not self._draining:
+        if len(self._buffer):
             self._transport.write(wire.failure(BadRequest("the line has no end; a request is one whole line")))
         self._transport.close()
