@@ -128,7 +128,7 @@ def _capabilities(asked: list[dict[str, Any]]) -> list[str]:
 
 def _details(data: dict[str, Any]) -> str:
     rest = {name: item for name, item in data.items() if item is not None and name not in ("capabilities", "limits")}
-    limits = {name: render.value("memory" if name in _BYTES else "", item) for name, item in data["limits"].items()}
+    limits = {name: render.value(_LIMITS.get(name, ""), item) for name, item in data["limits"].items()}
     shown = render.fields({**rest, "limits": limits})
     return "\n".join([shown, "capabilities:", *(_capabilities(data["capabilities"]) or ["  none asked for"])])
 
@@ -147,7 +147,7 @@ def _events(data: list[dict[str, Any]] | dict[str, Any]) -> str | None:
     return _timed(data, lambda row: f"{row['plugin']}  {row['topic']}: {render.printable(row['payload'])}")
 
 
-_BYTES = {"memory", "output", "storage"}
+_LIMITS = {"memory": "size", "output": "size", "storage": "size", "time": "duration"}  # what is shown as what
 _SPECIAL: dict[tuple[str, str], Callable[[Any], str | None]] = {
     ("user", "login"): _login,
     ("user", "whoami"): _who,

@@ -23,3 +23,10 @@ def test_a_followed_row_of_an_altered_record_steers_no_terminal() -> None:
     assert shown is not None
     assert shown.isprintable()
     assert r"a\x1b[31mb/0" in shown
+
+
+def test_the_limits_of_a_plugin_have_units() -> None:
+    limits = {"memory": 1 << 20, "time": 5.0, "output": 1024, "concurrency": 2, "storage": 0}
+    shown = views.of(commands.of_group("plugin")["show"], {"limits": limits, "capabilities": []}, terminal=False)
+    assert shown is not None
+    assert "memory=1.0 MiB, time=5.0 s, output=1.0 KiB, concurrency=2, storage=0 B" in shown
