@@ -147,7 +147,7 @@ def _open_files(command: Command, request: dict[str, Any]) -> list[int]:
         try:
             opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except FileNotFoundError:
-            raise NotFound(f"no file {path}") from None
+            raise NotFound(f"no file {path or quoted(path)}") from None
         except (OSError, ValueError) as exc:
             raise BadRequest(f"cannot open {path}: {getattr(exc, 'strerror', None) or exc}") from exc
         request[name] = os.path.abspath(path)

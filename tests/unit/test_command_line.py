@@ -243,6 +243,12 @@ def test_a_number_that_json_or_the_parameter_lacks_is_refused(
     assert len(err) < 300
 
 
+def test_a_file_without_a_name_is_quoted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIRCLEOSD_RUNTIME_DIR", "/nonexistent")
+    assert cli.run(["plugin", "load", ""]) == 5
+    assert capsys.readouterr().err == "circlectl: no file '' [not-found]\n"
+
+
 def test_the_command_line_is_made_without_heavy_imports() -> None:
     code = (
         "import sys; from circlectl.cli import run; run(['service', 'list']); "
