@@ -55,3 +55,15 @@ def test_what_is_not_kept_leaves_nothing(tmp_path: Path) -> None:
     incoming.discard()
     incoming.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+    compiled = Compiled(tmp_path, 8)
+    for age, name in enumerate(("newest", "older", "oldest")):
+        (tmp_path / name).write_bytes(b"code")
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    used = compiled.open("oldest")
+    assert used is not None
+    os.close(used)
+    compiled.sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["newest", "oldest"]
