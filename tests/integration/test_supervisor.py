@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,3 +52,23 @@ def test_a_service_is_ready_when_its_own_process_says_so(host: EmbeddedHost) -> 
             other.sendto(b"READY=1", str(host.runtime / "notify.sock"))
         assert host.data("service-registry", "status", name="pending")["state"] == "activating"
         host.data("service-registry", "stop", name="pending")
+
+
+def test_what_a_service_leaves_behind_ends_with_it(host: EmbeddedHost) -> None:
+    host.add_service("parent", "[Service]\nExecStart=/bin/sh -c 'sleep 1000 & echo child $!'\n")
+    host.data("service-registry", "start", name="parent")
+    host.wait_for(lambda: host.data("service-registry", "status", name="parent")["state"] == "inactive")
+    lines = [line["text"] for line in host.data("service-registry", "logs", name="parent")]
+    child = next(int(text.split()[1]) for text in lines if text.startswith("child "))
+    host.wait_for(lambda: not Path(f"/proc/{child}").exists())
+
+
+def test_a_start_does_not_wait_for_the_restart_that_is_due(host: EmbeddedHost) -> None:
+    mark = host.directory / "may-run"
+    run = f"[Service]\nRestart=on-failure\nRestartSec=600\nExecStart=/bin/sh -c 'test -e {mark} && exec sleep 1000'\n"
+    host.add_service("retried", run)
+    host.call("service-registry", {"action": "start", "name": "retried"})
+    host.wait_for(lambda: host.data("service-registry", "status", name="retried")["sub"] == "auto-restart")
+    mark.touch()
+    assert host.data("service-registry", "start", name="retried")["state"] == "active"
+    host.data("service-registry", "stop", name="retried")
