@@ -164,7 +164,6 @@ class Connection(asyncio.Protocol):
             and not len(self._descriptors)
             and (line := wire.only_line(data, self._buffer.limit)) is not None
         ):
-            self._since = time.monotonic()
             self._work(line)
             return
         self._buffer.feed(data)
@@ -324,7 +323,7 @@ class Connection(asyncio.Protocol):
                             break
                         await self._write(part)
                 self._streaming = False
-            line = self._next_line() if not self._draining else None
+            line = self._next_line()
             if line is not None:
                 await asyncio.sleep(0)  # the other connections' turn: a request may be answered without waiting
         self._since = time.monotonic()
