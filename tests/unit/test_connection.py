@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import socket
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
@@ -52,6 +53,19 @@ def test_a_descriptor_that_finds_no_room_among_the_open_files_is_not_said_to_be_
             os.close(passing.descriptors.take())
         with pytest.raises(Limit, match="too many files are open here"):
             passing.descriptors.take()
+
+
+def test_a_descriptor_that_was_passed_is_not_handed_on_to_programs() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs, PassingSocket(fileno=ours.detach()) as passing:
+        passing.descriptors = Descriptors()
+        socket.send_fds(theirs, [b"x"], [theirs.fileno()])
+        assert passing.recv(1) == b"x"
+        descriptor = passing.descriptors.take()
+        try:
+            assert not os.get_inheritable(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class Generous:
@@ -257,3 +271,133 @@ def test_a_connection_that_has_ended_leaves_no_task(tmp_path: Path) -> None:
             await serving
 
     asyncio.run(asyncio.wait_for(run(), 5))
+@contextlib.asynccontextmanager
+async def served(
+    service: Patient, path: str, settings: ServerSettings
+) -> AsyncIterator[tuple[socket.socket, socket.socket]]:
+    """Two peers of a server of `service`."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        server = Server(service, listener, settings, max_line=SMALL, manager=Silent())
+        serving = asyncio.create_task(server.run())
+        with connected(path) as one, connected(path) as other:
+            yield one, other
+        while service.connections():
+            await asyncio.sleep(0.001)
+        server.stop()
+        await serving
+
+
+async def received(sock: socket.socket) -> bytes:
+    """All that comes until the service closes."""
+    data = b""
+    while piece := await asyncio.get_running_loop().sock_recv(sock, PIECE):
+        data += piece
+    return data
+
+
+def test_a_peer_that_has_said_all_gets_its_replies_and_then_the_end(tmp_path: Path) -> None:
+    async def run() -> None:
+        service = Patient()
+        async with served(service, str(tmp_path / "s"), ServerSettings()) as (peer, other):
+            peer.send(b"later\nnow\n")
+            peer.shutdown(socket.SHUT_WR)
+            while not service.requests:
+                await asyncio.sleep(0.001)
+            assert await ask(other) == b"reply\n"  # by now the event loop has seen that end
+            service.go.set()
+            assert await received(peer) == b"reply\n" * 2
+
+    asyncio.run(asyncio.wait_for(run(), 5))
+
+
+def test_what_comes_while_a_request_is_in_hand_is_answered_however_much_it_is(tmp_path: Path) -> None:
+    async def run() -> None:
+        service = Patient()
+        async with served(service, str(tmp_path / "s"), ServerSettings()) as (peer, other):
+            lines = b"later\n" + (b"x" * 8000 + b"\n") * 100
+            sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(peer, lines))
+            while not service.requests:
+                await asyncio.sleep(0.001)
+            assert await ask(other) == b"reply\n"
+            assert not sending.done()  # what is not yet needed is left where it is
+            service.go.set()
+            await sending
+            peer.shutdown(socket.SHUT_WR)
+            assert await received(peer) == b"reply\n" * 101
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_a_connection_is_idle_from_its_last_reply_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        behind = 0.0
+
+        def monotonic(self) -> float:
+            return time.monotonic() - self.behind
+
+    monkeypatch.setattr("circleosd.connection.time", clock := Clock())
+
+    async def run() -> None:
+        service, settings = Patient(), ServerSettings(idle_connection=60, write_timeout=0.2)
+        async with served(service, str(tmp_path / "s"), settings) as (peer, other):
+            clock.behind = 100.0
+            peer.send(b"later\n")
+            while not service.requests:
+                await asyncio.sleep(0.001)
+            clock.behind = 0.0
+            assert await ask(other) == b"reply\n"
+            service.go.set()
+            assert await asyncio.get_running_loop().sock_recv(peer, PIECE) == b"reply\n"
+            await asyncio.sleep(0.2)  # in which the server looks for idle connections
+            assert await ask(peer) == b"reply\n"
+
+    asyncio.run(asyncio.wait_for(run(), 5))
+
+
+class Flowing(Patient):
+    """A service whose every reply is a stream of a hundred parts; `parts`: how many were taken."""
+
+    parts = 0
+
+    async def _stream(self) -> AsyncGenerator[bytes, None]:
+        for self.parts in range(1, 101):
+            await asyncio.sleep(0)
+            yield bytes(PIECE)
+
+
+def test_a_stream_waits_for_a_peer_that_does_not_read_and_leaves_a_connection_like_others(tmp_path: Path) -> None:
+    async def run() -> None:
+        service = Flowing()
+        service.go.set()
+        async with served(service, str(tmp_path / "s"), ServerSettings(idle_connection=0.2)) as (peer, _):
+            peer.send(b"stream\n")
+            while not service.parts:
+                await asyncio.sleep(0.001)
+            for _turn in range(1000):
+                await asyncio.sleep(0)
+            assert service.parts < 50
+            data = await received(peer)
+            assert data[: 100 * PIECE] == bytes(100 * PIECE)
+            assert b'"timeout"' in data[100 * PIECE :]
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_who_is_refused_behind_a_request_can_send_to_the_end_and_reads_why(tmp_path: Path) -> None:
+    async def run() -> None:
+        service = Patient()
+        async with served(service, str(tmp_path / "s"), ServerSettings()) as (peer, other):
+            lines = b"later\n" + b"x" * (4 << 20)
+            sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(peer, lines))
+            while not service.requests:
+                await asyncio.sleep(0.001)
+            assert await ask(other) == b"reply\n"
+            service.go.set()
+            await sending
+            reply, refusal = (await received(peer)).splitlines()
+            assert reply == b"reply"
+            assert b'"limit"' in refusal
+
+    asyncio.run(asyncio.wait_for(run(), 10))
