@@ -330,15 +330,23 @@ def test_what_comes_while_a_request_is_in_hand_is_answered_however_much_it_is(tm
     asyncio.run(asyncio.wait_for(run(), 10))
 
 
-def test_a_connection_is_idle_from_its_last_reply_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock:
-        behind = 0.0
+class Clock:
+    """The connections' clock, so many seconds `behind`."""
 
-        def monotonic(self) -> float:
-            return time.monotonic() - self.behind
+    behind = 0.0
 
-    monkeypatch.setattr("circleosd.connection.time", clock := Clock())
+    def monotonic(self) -> float:
+        return time.monotonic() - self.behind
 
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("circleosd.connection.time", clock)
+    return clock
+
+
+def test_a_connection_is_idle_from_its_last_reply_on(tmp_path: Path, clock: Clock) -> None:
     async def run() -> None:
         service, settings = Patient(), ServerSettings(idle_connection=60, write_timeout=0.2)
         async with served(service, str(tmp_path / "s"), settings) as (peer, other):
@@ -352,6 +360,23 @@ def test_a_connection_is_idle_from_its_last_reply_on(tmp_path: Path, monkeypatch
             assert await asyncio.get_running_loop().sock_recv(peer, PIECE) == b"reply\n"
             await asyncio.sleep(0.2)  # in which the server looks for idle connections
             assert await ask(peer) == b"reply\n"
+
+    asyncio.run(asyncio.wait_for(run(), 5))
+
+
+def test_the_time_for_a_line_begins_with_its_first_byte(tmp_path: Path, clock: Clock) -> None:
+    async def run() -> None:
+        service, settings = Patient(), ServerSettings(idle_connection=300, read_timeout=60, write_timeout=0.2)
+        clock.behind = 100.0
+        async with served(service, str(tmp_path / "s"), settings) as (peer, other):
+            for sock in (peer, other):
+                assert await ask(sock) == b"reply\n"
+            clock.behind = 0.0
+            peer.send(b"no")
+            assert await ask(other) == b"reply\n"
+            await asyncio.sleep(0.2)  # in which the server looks for lines that are late
+            peer.send(b"w\n")
+            assert await asyncio.get_running_loop().sock_recv(peer, PIECE) == b"reply\n"
 
     asyncio.run(asyncio.wait_for(run(), 5))
 
