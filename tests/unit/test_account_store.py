@@ -1,0 +1,102 @@
+"""What the database keeps of users, sessions and failed logins, and what it forgets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from circleosd.auth import store
+from circleosd.auth.backoff import Failures
+from circleosd.database import Database, Transaction
+from circleosd.policy import Grant
+
+T = TypeVar("T")
+
+NOW = 1_000_000.0
+RULE = Grant("service:restart", "nginx")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    """A database with the user alice."""
+    database = Database(tmp_path / "auth.db", store.MIGRATIONS)
+    changed(database, alice)
+    yield database
+    database.close()
+
+
+def changed(database: Database, work: Callable[[Transaction], T]) -> T:
+    return asyncio.run(database.write(work))
+
+
+def alice(tx: Transaction) -> None:
+    store.insert_user(tx, "alice", None, "viewer", 1005, NOW)
+
+
+def login(tx: Transaction, now: float = NOW) -> bytes:
+    """The hash of the token of a session that alice begins, for an hour."""
+    account = store.account(tx, "alice")
+    assert account
+    return store.token_hash(store.open_session(tx, account, 1005, now, now + 3600)[0])
+
+
+def test_who_gets_the_name_of_a_deleted_user_has_none_of_the_sessions_and_rules(database: Database) -> None:
+    hashed = changed(database, login)
+    changed(database, lambda tx: store.add_grant(tx, "alice", RULE))
+    assert changed(database, lambda tx: store.session(tx, hashed))
+    assert changed(database, lambda tx: store.grants(tx, "alice")) == (RULE,)
+    changed(database, lambda tx: store.delete_user(tx, "alice"))
+    changed(database, alice)
+    assert changed(database, lambda tx: store.session(tx, hashed)) is None
+    assert changed(database, lambda tx: store.sessions(tx, None, -1)) == []
+    assert changed(database, lambda tx: store.grants(tx, "alice")) == ()
+
+
+def test_nobody_has_a_session_of_a_disabled_user(database: Database) -> None:
+    hashed = changed(database, login)
+    changed(database, lambda tx: store.set_disabled(tx, "alice", disabled=True))
+    assert changed(database, lambda tx: store.session(tx, hashed)) is None
+
+
+def test_a_login_removes_expired_sessions(database: Database) -> None:
+    changed(database, login)
+    later = changed(database, lambda tx: login(tx, NOW + 3600))
+    assert [session.hash for session in changed(database, lambda tx: store.sessions(tx, "alice", -1))] == [later]
+
+
+def test_the_newest_sessions_are_shown_first(database: Database) -> None:
+    hashes = changed(database, lambda tx: [login(tx, NOW + second) for second in range(3)])
+    shown = changed(database, lambda tx: store.sessions(tx, "alice", 2))
+    assert [session.hash for session in shown] == [hashes[2], hashes[1]]
+
+
+def test_a_use_that_is_noted_late_takes_no_later_one_back(database: Database) -> None:
+    def use(tx: Transaction) -> store.Session | None:
+        hashed = login(tx)
+        for used in (NOW + 9, NOW + 5):
+            store.note_uses(tx, {hashed: used})
+        return store.session(tx, hashed)
+
+    found = changed(database, use)
+    assert found
+    assert found.used == NOW + 9
+
+
+def test_of_too_many_failed_logins_those_longest_ago_are_forgotten(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_FAILURES", 20)
+
+    def fail(tx: Transaction) -> None:
+        for second in range(21):
+            store.set_failures(tx, "user", f"u{second}", Failures(1, NOW + second))
+
+    changed(database, fail)
+    kept = changed(
+        database, lambda tx: [second for second in range(21) if store.failures(tx, "user", f"u{second}").number]
+    )
+    assert kept == list(range(3, 21))
