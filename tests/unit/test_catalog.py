@@ -34,6 +34,37 @@ def test_the_later_directory_and_file_win(tmp_path: Path) -> None:
     assert catalog.read([tmp_path / "1", tmp_path / "2"]).find("nginx").unit == "third.service"
 
 
+def test_only_files_that_end_in_toml_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.toml.dpkg-dist").write_text(GOOD)
+    (tmp_path / "README").write_text("nonsense")
+    found = catalog.read([tmp_path])
+    assert ("nginx" in found.entries, found.problems) == (False, ())
+
+
+def test_a_directory_that_cannot_be_read_is_named_and_takes_no_other_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "a.toml").write_text(GOOD)
+    listed = os.listdir
+
+    def refused(directory: Path) -> list[str]:
+        if directory.name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(directory))
+        return listed(directory)
+
+    monkeypatch.setattr(os, "listdir", refused)
+    found = catalog.read([tmp_path / "closed", tmp_path / "good"])
+    assert ("nginx" in found.entries, found.problems) == (True, (f"{tmp_path}/closed: Permission denied",))
+
+
+def test_the_name_of_a_unit_has_at_most_the_length_that_systemd_takes() -> None:
+    longest = "x" * (255 - len(".service")) + ".service"
+    assert catalog.parse(f'[[service]]\nname = "a"\nunit = "{longest}"\n')[0].unit == longest
+    with pytest.raises(BadRequest, match="number 1, unit: "):
+        catalog.parse(f'[[service]]\nname = "a"\nunit = "x{longest}"\n')
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -62,6 +93,8 @@ def test_a_bad_file_is_named_and_takes_no_other_away(tmp_path: Path, text: str) 
 def test_workers_are_found_by_their_plugin(tmp_path: Path) -> None:
     found = catalog.read([tmp_path])
     assert found.find("plugin@json-filter").unit == "circleosd-plugin@json-filter.service"
+    with pytest.raises(NotFound):
+        found.find("plugin@json-filter", workers=False)
     assert found.find("plugin@x.socket").unit == "circleosd-plugin@x.socket"
     assert found.find("plugin@x.staged.socket").unit == "circleosd-plugin@x.staged.socket"
     assert catalog.plugin_entry("circleosd-plugin@x.service").name == "plugin@x"
@@ -131,6 +164,14 @@ def test_what_is_no_file_of_a_sensible_size_is_named_and_not_waited_for(tmp_path
         "binary", "dangling", "directory", "large", "pipe",
     ]  # fmt: skip
     assert all(problem.count(str(tmp_path)) == 1 for problem in found.problems)
+
+
+def test_a_link_is_not_followed_where_the_file_itself_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(GOOD)
+    (tmp_path / "b.toml").symlink_to("a.toml")
+    assert catalog.text_of(tmp_path / "b.toml") == GOOD
+    with pytest.raises(OSError, match="symbolic links"):
+        catalog.text_of(tmp_path / "b.toml", flags=os.O_NOFOLLOW)
 
 
 @pytest.mark.parametrize(
