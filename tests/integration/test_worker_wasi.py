@@ -97,6 +97,29 @@ def test_the_limit_for_output_is_kept_to_the_byte() -> None:
             worker.invoke("handle", "x" * 1001)
 
 
+def test_a_message_without_the_end_of_its_line_is_logged_when_the_run_ends() -> None:
+    body = "(drop (call $write (i32.const 2) (i32.const 5000) (i32.const 4)))"
+    with start(command(body, extra='(data (i32.const 5000) "note")')) as worker:
+        worker.ready()
+        worker.invoke("handle")
+        assert worker.logs == [(1, 1, "note")]
+
+
+def test_runs_leave_no_memory_behind() -> None:
+    payload = "x" * 1_000_000
+    with start(command(ECHO)) as worker:
+        worker.ready()
+
+        def used_after(runs: int) -> int:
+            """The worker's memory in KiB."""
+            for _ in range(runs):
+                assert worker.invoke("handle", payload) == payload
+            return int(worker.status()["VmRSS"].split()[0])
+
+        before = used_after(10)
+        assert used_after(40) < before + 20 * 1024
+
+
 def test_a_message_without_end_is_logged_in_pieces() -> None:
     write = f"(drop (call $write (i32.const 2) (i32.const 1024) (i32.const {frames.MAX_LOG})))"
     with start(command(write * 3)) as worker:
@@ -173,6 +196,13 @@ def test_the_one_argument_is_the_plugins_name() -> None:
     with start(command(body), name="greeter") as worker:
         worker.ready()
         assert worker.invoke("handle") == "greeter\0"
+def test_the_only_argument_is_the_plugins_name() -> None:
+    body = """(drop (call $args_sizes (i32.const 64) (i32.const 68)))
+      (drop (call $args (i32.const 3000) (i32.const 5000)))
+      (drop (call $write (i32.const 1) (i32.const 5000) (i32.load (i32.const 68))))"""
+    with start(command(body)) as worker:
+        worker.ready()
+        assert worker.invoke("handle") == "example\0"
 
 
 @pytest.mark.parametrize("name", ["format_disk", "fd_write"])
