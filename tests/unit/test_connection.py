@@ -426,3 +426,49 @@ def test_who_is_refused_behind_a_request_can_send_to_the_end_and_reads_why(tmp_p
             assert b'"limit"' in refusal
 
     asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_who_has_taken_replies_late_but_in_time_is_not_cut_off_later(tmp_path: Path) -> None:
+    async def run() -> None:
+        service, settings = Flowing(), ServerSettings(write_timeout=1)
+        service.go.set()
+        async with served(service, str(tmp_path / "s"), settings) as (peer, _):
+            peer.send(b"stream\n")
+            for _turn in range(1000):
+                await asyncio.sleep(0)
+            taken = 0
+            while taken < 100 * PIECE:
+                taken += len(await asyncio.get_running_loop().sock_recv(peer, PIECE))
+            await asyncio.sleep(1.5)  # in which the server looks for who takes nothing
+            assert await ask(peer) == b"reply\n"
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_descriptors_that_nobody_took_are_closed_with_their_connection(tmp_path: Path) -> None:
+    async def run() -> None:
+        theirs, passed = os.pipe()
+        os.set_blocking(theirs, False)
+        try:
+            async with served(Patient(), str(tmp_path / "s"), ServerSettings()) as (peer, _):
+                socket.send_fds(peer, [b"now\n"], [passed])
+                os.close(passed)
+                assert await asyncio.get_running_loop().sock_recv(peer, PIECE) == b"reply\n"
+            assert os.read(theirs, 1) == b""
+        finally:
+            os.close(theirs)
+
+    asyncio.run(asyncio.wait_for(run(), 5))
+
+
+def test_a_connection_that_has_gone_leaves_no_task(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with served(Patient(), str(tmp_path / "s"), ServerSettings()) as (peer, other):
+            for sock in (peer, other):
+                assert await ask(sock) == b"reply\n"
+            before = len(asyncio.all_tasks())
+            peer.close()
+            while len(asyncio.all_tasks()) == before:
+                await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(run(), 5))
