@@ -68,6 +68,22 @@ def test_a_login_removes_expired_sessions(database: Database) -> None:
     assert [session.hash for session in changed(database, lambda tx: store.sessions(tx, "alice", -1))] == [later]
 
 
+def test_of_a_users_sessions_one_ends_or_all_but_one(database: Database) -> None:
+    def ids(tx: Transaction) -> list[str]:
+        return [session.id for session in store.sessions(tx, "alice", -1)]
+
+    def end(tx: Transaction) -> None:
+        for second in range(4):
+            login(tx, NOW + second)
+        newest, *older, oldest = ids(tx)
+        assert [session.id for session in store.close_sessions(tx, "alice", only=newest)] == [newest]
+        assert ids(tx) == [*older, oldest]
+        assert [session.id for session in store.close_sessions(tx, "alice", but=oldest)] == older
+        assert ids(tx) == [oldest]
+
+    changed(database, end)
+
+
 def test_the_newest_sessions_are_shown_first(database: Database) -> None:
     hashes = changed(database, lambda tx: [login(tx, NOW + second) for second in range(3)])
     shown = changed(database, lambda tx: store.sessions(tx, "alice", 2))
