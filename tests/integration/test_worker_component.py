@@ -161,6 +161,13 @@ def test_instances_that_fail_to_begin_take_no_place_of_later_ones() -> None:
                 worker.invoke("handle")
         worker.answer = there
         assert worker.invoke("handle", "back") == "back"
+def test_a_long_description_is_cut_between_two_characters() -> None:
+    body = f"""(data (i32.const 4000) "x{"é" * 3000}")
+      (func (export "describe") (result i32)
+        (i32.store (i32.const 32) (i32.const 4000)) (i32.store (i32.const 36) (i32.const 6001)) (i32.const 32))"""
+    exports = f'(func (export "describe") (result string) {LIFT.format("describe")})'
+    with start(component(body=body, exports=exports)) as worker:
+        assert worker.ready().description == "x" + "é" * 2047
 
 
 def test_an_init_that_fails_refuses_the_plugin_with_its_words() -> None:
@@ -293,16 +300,44 @@ CALLS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("call", list(CALLS))
-def test_each_host_call_takes_and_brings_its_types(call: str) -> None:
-    imports, parameters, arguments, then, data, reply = CALLS[call]
-    artifact = component(
+GRANTED = ("kv", "services:read", "services:restart:payload", "events:*")
+
+
+def calling(call: str) -> bytes:
+    """A component that makes that call and answers with what it brings."""
+    imports, parameters, arguments, then, _, _ = CALLS[call]
+    return component(
         imports=imports,
         host=(f"call {parameters}",),
         handle=f"(call $call {arguments} (i32.const 64)) {unless_error(then)}",
     )
-    granted = ("kv", "services:read", "services:restart:payload", "events:*")
-    with start(artifact, granted=granted) as worker, start(artifact, granted=granted) as refused:
+
+
+@pytest.mark.parametrize(
+    ("call", "data"),
+    [
+        ("kv.delete", 1),
+        ("kv.keys", "ab"),
+        ("kv.keys", ["a", 5]),
+        ("services.status", {"name": "nginx", "state": "active"}),
+        ("services.status", None),
+        ("services.list", {}),
+        ("services.list", [NGINX, {**NGINX, "state": 5}]),
+    ],
+)
+def test_an_answer_that_has_another_type_within_is_an_error_too(call: str, data: object) -> None:
+    with start(calling(call), granted=GRANTED) as worker:
+        worker.answer = lambda call, args: frames.host_reply_body(data)
+        worker.ready()
+        with pytest.raises(CallFailed, match="internal: the host's answer has another type than this call returns"):
+            worker.invoke("handle", "payload")
+
+
+@pytest.mark.parametrize("call", list(CALLS))
+def test_each_host_call_takes_and_brings_its_types(call: str) -> None:
+    data, reply = CALLS[call][4:]
+    artifact = calling(call)
+    with start(artifact, granted=GRANTED) as worker, start(artifact, granted=GRANTED) as refused:
         worker.answer = lambda call, args: frames.host_reply_body(data)
         worker.ready()
         assert worker.invoke("handle", "payload") == reply
