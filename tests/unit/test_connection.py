@@ -377,6 +377,9 @@ def test_the_time_for_a_line_begins_with_its_first_byte(tmp_path: Path, clock: C
             await asyncio.sleep(0.2)  # in which the server looks for lines that are late
             peer.send(b"w\n")
             assert await asyncio.get_running_loop().sock_recv(peer, PIECE) == b"reply\n"
+            clock.behind = 100.0
+            peer.send(b"no")
+            assert b"the line was not completed within 60 s" in await received(peer)
 
     asyncio.run(asyncio.wait_for(run(), 5))
 
