@@ -26,10 +26,9 @@ LITERAL = "\0"  # marks an argument from behind `--`; no argument can hold this 
 class Call:
     """What was asked for. Fire would chain what is left of a line onto a result's members; this has none to show."""
 
-    __slots__ = ("arguments", "command")
+    __slots__ = ("arguments",)
 
-    def __init__(self, command: Command, arguments: Mapping[str, str]) -> None:
-        self.command = command
+    def __init__(self, arguments: Mapping[str, str]) -> None:
         self.arguments = arguments
 
     def __dir__(self) -> list[str]:
@@ -88,7 +87,7 @@ def parse(command: Command, arguments: Sequence[str]) -> Mapping[str, str]:
     made: list[Call] = []  # Fire is untyped: what it returns is only compared with what was made
 
     def method(**given: str) -> Call:
-        made.append(Call(command, {names[word]: value for word, value in given.items() if value is not None}))
+        made.append(Call({names[word]: value for word, value in given.items() if value is not None}))
         return made[-1]
 
     def bound(*values: str, **given: str) -> Call:

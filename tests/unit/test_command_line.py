@@ -68,7 +68,7 @@ def test_a_switch_takes_no_value_from_what_follows() -> None:
         ("service stop nginx apache", "does not take 'apache'"),
         ("service stop nginx __class__", "does not take '__class__'"),
         ("service stop nginx __init__", "does not take '__init__'"),
-        ("service stop nginx command", "does not take 'command'"),
+        ("service stop nginx arguments", "does not take 'arguments'"),
         ("service stop nginx --now", "does not take '--now'"),
         ("service list extra", "does not take 'extra'"),
         ("user create alice --password=x", "does not take '--password=x'"),
