@@ -161,6 +161,34 @@ def test_instances_that_fail_to_begin_take_no_place_of_later_ones() -> None:
                 worker.invoke("handle")
         worker.answer = there
         assert worker.invoke("handle", "back") == "back"
+@pytest.mark.parametrize(("length", "says"), [(0, "failed without a message"), (20, "x" * 20)])
+def test_an_error_is_told_as_the_plugin_words_it_whatever_its_limit_for_output(length: int, says: str) -> None:
+    with start(component(handle=f"(call $error (local.get $ptr) (i32.const {length}))"), output=10) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("handle", "x" * 20)
+        assert (caught.value.code, caught.value.message) == ("plugin-failed", says)
+        assert caught.value.failed.reported
+
+
+def test_a_reply_above_the_limit_for_output_costs_a_shared_instance_nothing() -> None:
+    with start(component(), instance="shared", output=10) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed, match="its limit for output is 10 bytes") as caught:
+            worker.invoke("handle", "x" * 11)
+        assert not caught.value.failed.restarted
+        assert worker.invoke("handle", "x" * 10) == "x" * 10
+
+
+def test_each_call_of_a_shared_instance_has_all_the_fuel() -> None:
+    half = """(loop $l (local.set $len (i32.add (local.get $len) (i32.const 1)))
+        (br_if $l (i32.lt_u (local.get $len) (i32.const 150000))))
+      (call $ok (local.get $ptr) (i32.const 1))"""
+    with start(component(handle=half), instance="shared", deterministic=True, time=0.01) as worker:
+        worker.ready()
+        assert [worker.invoke("handle", "x") for _ in range(4)] == ["x"] * 4
+
+
 def test_a_long_description_is_cut_between_two_characters() -> None:
     body = f"""(data (i32.const 4000) "x{"é" * 3000}")
       (func (export "describe") (result i32)
