@@ -8,7 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -300,13 +300,23 @@ def test_links_and_pipes_are_refused(places: tuple[Path, Path], tmp_path: Path) 
     assert "cron.service" not in places[1].read_text()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda directory: (directory / "web.toml").unlink(missing_ok=True),
+        lambda directory: (directory / "web.toml").write_text(""),
+        lambda directory: directory.chmod(0o777),
+    ],
+    ids=["a file goes", "a file has another text", "others may write"],
+)
 def test_a_catalog_that_changes_while_it_is_read_is_read_again(
-    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
 ) -> None:
-    write = polkit.write
+    write, changes = polkit.write, iter([change])
 
     def write_late(text: str, target: Path) -> bool:
-        (places[0] / "web.toml").unlink(missing_ok=True)
+        for change in changes:
+            change(places[0])
         return write(text, target)
 
     monkeypatch.setattr(polkit, "write", write_late)
@@ -334,3 +344,5 @@ def test_the_rule_for_a_catalog_of_ones_own_is_printed(places: tuple[Path, Path]
     (places[0] / "bad.toml").write_text('[[service]]\nname = "cron"\nunit = "cron@.service"\n')
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "not the full name of a unit" in done.stderr) == (1, True)
+    done = subprocess.run([*command[:-1], "/nonexistent"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, "no directory /nonexistent" in done.stderr) == (5, "", True)
