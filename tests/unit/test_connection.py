@@ -464,6 +464,32 @@ def test_descriptors_that_nobody_took_are_closed_with_their_connection(tmp_path:
     asyncio.run(asyncio.wait_for(run(), 5))
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_descriptors_of_a_refused_peer_are_closed_though_it_stays(tmp_path: Path, late: bool) -> None:
+    async def run() -> None:
+        theirs, passed = os.pipe()
+        os.set_blocking(theirs, False)
+        settings = ServerSettings(idle_connection=0.1, read_timeout=0.1)
+        try:
+            async with served(service := Patient(), str(tmp_path / "s"), settings) as (peer, _):
+                if late:
+                    assert b'"timeout"' in await received(peer)
+                socket.send_fds(peer, [b"x"], [passed])
+                os.close(passed)
+                if not late:
+                    assert b'"timeout"' in await received(peer)
+                while True:
+                    with contextlib.suppress(BlockingIOError):
+                        assert os.read(theirs, 1) == b""
+                        break
+                    await asyncio.sleep(0.001)
+                assert service.connections() == 2
+        finally:
+            os.close(theirs)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
 def test_a_connection_that_has_gone_leaves_no_task(tmp_path: Path) -> None:
     async def run() -> None:
         async with served(Patient(), str(tmp_path / "s"), ServerSettings()) as (peer, other):
