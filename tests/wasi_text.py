@@ -25,8 +25,6 @@ def command(body: str, *, memory: str = "17", extra: str = "") -> bytes:
       (import "{_PREVIEW1}" "args_get" (func $args (param i32 i32) (result i32)))
       (import "{_PREVIEW1}" "environ_sizes_get" (func $environ_sizes (param i32 i32) (result i32)))
       (import "{_PREVIEW1}" "environ_get" (func $environ (param i32 i32) (result i32)))
-      (import "{_PREVIEW1}" "args_sizes_get" (func $args_sizes (param i32 i32) (result i32)))
-      (import "{_PREVIEW1}" "args_get" (func $args (param i32 i32) (result i32)))
       (memory (export "memory") {memory})
       {extra}
       (func $read (result i32)

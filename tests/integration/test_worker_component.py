@@ -161,6 +161,8 @@ def test_instances_that_fail_to_begin_take_no_place_of_later_ones() -> None:
                 worker.invoke("handle")
         worker.answer = there
         assert worker.invoke("handle", "back") == "back"
+
+
 @pytest.mark.parametrize(("length", "says"), [(0, "failed without a message"), (20, "x" * 20)])
 def test_an_error_is_told_as_the_plugin_words_it_whatever_its_limit_for_output(length: int, says: str) -> None:
     with start(component(handle=f"(call $error (local.get $ptr) (i32.const {length}))"), output=10) as worker:

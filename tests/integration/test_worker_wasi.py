@@ -196,13 +196,6 @@ def test_the_one_argument_is_the_plugins_name() -> None:
     with start(command(body), name="greeter") as worker:
         worker.ready()
         assert worker.invoke("handle") == "greeter\0"
-def test_the_only_argument_is_the_plugins_name() -> None:
-    body = """(drop (call $args_sizes (i32.const 64) (i32.const 68)))
-      (drop (call $args (i32.const 3000) (i32.const 5000)))
-      (drop (call $write (i32.const 1) (i32.const 5000) (i32.load (i32.const 68))))"""
-    with start(command(body)) as worker:
-        worker.ready()
-        assert worker.invoke("handle") == "example\0"
 
 
 @pytest.mark.parametrize("name", ["format_disk", "fd_write"])

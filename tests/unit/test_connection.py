@@ -250,27 +250,6 @@ def test_the_service_manager_is_told_what_a_service_does(tmp_path: Path) -> None
     asyncio.run(asyncio.wait_for(run(), 5))
 
 
-def test_a_connection_that_has_ended_leaves_no_task(tmp_path: Path) -> None:
-    path = str(tmp_path / "s")
-
-    async def run() -> None:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(path)
-            listener.listen()
-            server = Server(service := Patient(), listener, ServerSettings(), max_line=1 << 20, manager=Silent())
-            serving = asyncio.create_task(server.run())
-            await asyncio.sleep(0)
-            before = asyncio.all_tasks()
-            with connected(path) as peer:
-                assert await ask(peer) == b"reply\n"
-                assert asyncio.all_tasks() > before
-            while service.connections():
-                await asyncio.sleep(0.001)
-            assert asyncio.all_tasks() == before
-            server.stop()
-            await serving
-
-    asyncio.run(asyncio.wait_for(run(), 5))
 @contextlib.asynccontextmanager
 async def served(
     service: Patient, path: str, settings: ServerSettings
