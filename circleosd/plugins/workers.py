@@ -138,7 +138,11 @@ class Worker(asyncio.BufferedProtocol):
             raise
         waiting = self._expect(LOADING, self._loop.time() + timeout)
         await self._loop.create_unix_connection(lambda: self, sock=sock)
-        kind, body = await self._reply(LOADING, waiting)
+        try:
+            kind, body = await self._reply(LOADING, waiting)
+        except Timeout as exc:
+            setting = " (plugins.load_time)" if load.plugin_type == "wasm" else ""
+            raise Timeout(f"{self._name} cannot be loaded: took longer than {timeout:g} s{setting}") from exc
         self._sink = None
         if kind == frames.READY:
             return self._checked(lambda: _ready(load, frames.parse_ready(body)))

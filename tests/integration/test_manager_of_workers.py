@@ -152,6 +152,11 @@ def test_a_second_compilation_breaks_the_protocol_for_plugin_code_may_have_made_
     assert sink.data == first
 
 
+def test_a_plugin_that_is_not_loaded_in_time_is_told_which_time(tmp_path: Path) -> None:
+    with pytest.raises(Timeout, match=r"^example cannot be loaded: took longer than 0.1 s \(plugins.load_time\)$"):
+        run(tmp_path, lambda _: None, lambda worker, path: worker.load(path, Load("example", "wasm"), [0], 0.1, None))
+
+
 def loaded(channel: Channel) -> None:
     """The worker's part of a load."""
     channel.send(READY, 0, frames.ready_body(Ready("core", ["handle"], [], None, [])))
