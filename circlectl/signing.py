@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypedDict
 
 from circlectl.asking import Asking
 from circleosd.api.contract import Doc, Mark, Request, contract
-from circleosd.api.plugins import ELF, NAMESPACE, WASM
+from circleosd.api.plugins import ELF, NAMESPACE, WASM, once
 from circleosd.errors import BadRequest, CircleError, NotFound, Unavailable
 from circleosd.policy import Access
 
@@ -57,7 +57,7 @@ def sign(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | None]
 def _manifest(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
-            manifest = json.load(file)
+            manifest = json.load(file, object_pairs_hook=once)
         json.dumps(manifest, ensure_ascii=False, allow_nan=False).encode()
     except FileNotFoundError:
         raise NotFound(f"cannot sign without a manifest: there is no {path}; it needs at least a name") from None

@@ -4,7 +4,8 @@ from dataclasses import field
 from typing import Annotated, Any, Literal, TypedDict
 
 from circleosd.api.common import EVERYWHERE
-from circleosd.api.contract import Between, Doc, Effect, Length, Mark, Pattern, Request, contract
+from circleosd.api.contract import Between, Doc, Effect, Length, Mark, Pattern, Request, contract, quoted
+from circleosd.errors import BadRequest
 from circleosd.policy import Access
 
 SERVICE = "plugin-manager"
@@ -28,6 +29,17 @@ SignaturePath = Annotated[
 ]
 CapabilityName = Annotated[str, Doc("a capability that it asks for, such as kv or services:restart:nginx"),
                            Length(1, 200)]  # fmt: skip
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a manifest, for `json.loads`. Raises `BadRequest` where a name stands twice: who reads it must see
+    what counts.
+    """
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise BadRequest(f"the manifest is wrong: it names {quoted(max(names, key=names.count))} twice")
+    return members
 
 
 class Capability(TypedDict):

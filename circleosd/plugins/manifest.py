@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Annotated, Any, Literal, NamedTuple
 
 from circleosd.api.contract import Between, Length, Pattern, Rule, quoted
-from circleosd.api.plugins import ELF, PLUGIN_NAME, WASM, PluginName
+from circleosd.api.plugins import ELF, PLUGIN_NAME, WASM, PluginName, once
 from circleosd.config import PluginSettings
 from circleosd.errors import BadRequest, Limit
 from circleosd.plugins import capabilities
@@ -174,19 +174,11 @@ def restore(stored: str) -> Manifest:
 
 
 def _json(content: bytes) -> Any:
-    """The value of a JSON text (RFC 8259) in which every name stands once: who reads it must see what counts."""
+    """The value of a JSON text (RFC 8259) in which every name stands once."""
     try:
-        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_number)
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=once, parse_constant=_no_number)
     except (ValueError, RecursionError) as exc:
         raise BadRequest(f"the manifest is not JSON: {exc}") from exc
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise BadRequest(f"the manifest is wrong: it names {quoted(max(names, key=names.count))} twice")
-    return members
 
 
 def _no_number(name: str) -> float:

@@ -251,6 +251,15 @@ def test_a_manifest_that_cannot_be_signed_is_left_as_it_is(signer: Signer) -> No
         assert signer.manifest.read_text() == content
 
 
+def test_a_manifest_with_a_member_that_stands_twice_is_not_signed_without_one_of_them(signer: Signer) -> None:
+    content = '{"name":"a","limits":{"time":1},"limits":{"memory":65536}}'
+    signer.manifest.write_text(content)
+    done = signer.host.ctl("plugin", "sign", str(signer.path), "--key", str(signer.key))
+    assert done.returncode == 2
+    assert "it names 'limits' twice" in done.stderr
+    assert signer.manifest.read_text() == content
+
+
 def test_a_signature_that_cannot_be_put_in_its_place_leaves_nothing_behind(signer: Signer) -> None:
     signer.signature.unlink()
     signer.signature.mkdir()
