@@ -53,6 +53,7 @@ def set_up() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Prefixed() if _is_the_journal(sys.stderr.fileno()) else _OneLine(logging.BASIC_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("circleosd").setLevel(logging.DEBUG)  # of libraries only what matters, of plugins all they say
 
 
 def _is_the_journal(descriptor: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import time
@@ -436,6 +437,22 @@ def test_a_plugins_log_cannot_pass_for_other_lines(host: EmbeddedHost, tmp_path:
     assert invoke(host, "chatty", "say")["ok"]
     host.wait_for(lambda: "plugin chatty: one two\N{REPLACEMENT CHARACTER}[31m\tthree\n" in host.log)
     host.unload("chatty")
+
+
+def test_a_plugins_messages_are_in_the_log_whatever_their_level(host: EmbeddedHost, tmp_path: Path) -> None:
+    say = """(data (i32.const 64) "heard")
+      (func (export "say") (param i32) (result i64) (local $level i32)
+        (loop $next
+          (call $log (local.get $level) (i32.const 64) (i32.const 5))
+          (br_if $next (i32.lt_u (local.tee $level (i32.add (local.get $level) (i32.const 1))) (i32.const 4))))
+        (i64.const 0))"""
+    imports = '(import "circleosd" "log" (func $log (param i32 i32 i32)))'
+    host.load(write(tmp_path, "levels", core(say, imports=imports)))
+    assert invoke(host, "levels", "say")["ok"]
+    host.wait_for(lambda: re.search(r"ERROR:\S+:plugin levels: heard\n", host.log) is not None)
+    said = re.findall(r"(\w+):\S+:plugin levels: heard\n", host.log)
+    assert said == ["DEBUG", "INFO", "WARNING", "ERROR"]
+    host.unload("levels")
 
 
 def test_a_native_plugin_neither_fills_the_log_nor_steers_the_terminal(new_host: NewHost, tmp_path: Path) -> None:
