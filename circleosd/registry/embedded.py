@@ -32,6 +32,11 @@ class SupervisedUnits:
         (state,) = await self.states([unit])
         return state
 
+    async def listening(self, unit: str) -> list[str]:
+        """See `UnitManager`."""
+        state = await self.detail(unit)
+        return [*state.triggered_by] if state.listening else []
+
     async def matching(self, pattern: str) -> list[str]:
         """See `UnitManager`."""
         return [str(unit) for unit in await self._ask("matching", pattern=pattern)]

@@ -198,8 +198,8 @@ class RegistryService(Handlers):
             state = await self._units.detail(entry.unit)
             why = await explain(self._units, verb, result, before, state, began)
             raise UnitFailed(f"cannot {verb} {name} ({entry.unit}): {why}")
-        if verb == "stop" and (stopped := await self._units.detail(entry.unit)).listening:
-            act.message = f"{name} is stopped; {' '.join(stopped.triggered_by)} still listens and starts it on demand"
+        if verb == "stop" and (listening := await self._units.listening(entry.unit)):
+            act.message = f"{name} is stopped; {' '.join(listening)} still listens and starts it on demand"
         return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub)
 
     async def _check_loaded(self, worker: Entry) -> None:

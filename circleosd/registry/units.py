@@ -70,6 +70,10 @@ class UnitManager(Protocol):
         """The state of one unit with all its fields; `load` is not-found for a unit that does not exist."""
         ...
 
+    async def listening(self, unit: str) -> list[str]:
+        """The sockets, timers and paths that start `unit` and are active."""
+        ...
+
     async def matching(self, pattern: str) -> list[str]:
         """The names of the units in memory that match a glob."""
         ...

@@ -74,7 +74,7 @@ class Units:
         self.jobs: list[tuple[str, str]] = []
         self.boot: dict[str, str] = {}
         self.result = "done"
-        self.listening = False
+        self.awaited = False
 
     async def states(self, units: Sequence[str]) -> list[UnitState]:
         return [
@@ -86,8 +86,8 @@ class Units:
                 "dead",
                 result="exit-code" if self.result != "done" else "success",
                 exit_status=3 if self.result != "done" else 0,
-                triggered_by=(unit.replace(".service", ".socket"),) if self.listening else (),
-                listening=self.listening,
+                triggered_by=(unit.replace(".service", ".socket"),) if self.awaited else (),
+                listening=self.awaited,
             )
             for unit in units
         ]
@@ -95,6 +95,10 @@ class Units:
     async def detail(self, unit: str) -> UnitState:
         (state,) = await self.states([unit])
         return state
+
+    async def listening(self, unit: str) -> list[str]:
+        state = await self.detail(unit)
+        return [*state.triggered_by] if state.listening else []
 
     async def matching(self, pattern: str) -> list[str]:
         return fnmatch.filter(self.active, pattern)

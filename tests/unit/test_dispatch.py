@@ -116,7 +116,7 @@ def test_a_failed_unit_is_an_error_with_its_result_and_what_it_said(registry: Re
 
 
 def test_stopping_a_service_whose_socket_listens_says_so(registry: Registry) -> None:
-    registry.units.listening = True
+    registry.units.awaited = True
     assert "nginx.socket still listens" in registry.ask({"action": "stop", "name": "nginx"})["message"]
 
 

@@ -206,10 +206,13 @@ def test_units_are_found_by_pattern() -> None:
 def test_a_stopped_service_whose_socket_listens_says_so() -> None:
     assert not detail("ct-awaited.service").listening
     job("start", "ct-awaited.socket")
+    assert on_systemd(lambda manager: manager.listening("ct-awaited.service")) == ["ct-awaited.socket"]
     listening = detail("ct-awaited.service")
     assert (listening.active, listening.triggered_by, listening.listening) == ("inactive", ("ct-awaited.socket",), True)
     job("stop", "ct-awaited.socket")
     assert not detail("ct-awaited.service").listening
+    assert on_systemd(lambda manager: manager.listening("ct-awaited.service")) == []
+    assert on_systemd(lambda manager: manager.listening("ct-absent.service")) == []
 
 
 def test_watch_tells_the_states_at_the_beginning_and_every_change() -> None:
