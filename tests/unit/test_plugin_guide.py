@@ -30,6 +30,7 @@ TOOLS: Final = {
     "C": ("clang", "wasm-ld"),
     "C component": ("clang", "wasm-ld", "wasm-tools"),
     "JavaScript": ("componentize-qjs",),
+    "Python": ("componentize-py",),
     "WASI program": ("clang", "wasm-ld"),
     "Native": ("gcc",),
 }
@@ -56,7 +57,7 @@ def test_guide_shows_every_way() -> None:
 
 
 def test_guide_can_be_read_in_one_sitting() -> None:
-    assert len(GUIDE.splitlines()) <= 270
+    assert len(GUIDE.splitlines()) <= 290
 
 
 @pytest.mark.parametrize("way", WAYS)
