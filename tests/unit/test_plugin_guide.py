@@ -143,3 +143,4 @@ def test_guide_has_the_limits_that_hold() -> None:
 def test_guide_has_every_capability() -> None:
     wanted = {re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), call.capability) for call in CALLS.values()}
     assert set(rows("Capabilities")) - {"capability", "–", "---"} == wanted
+    assert rows("Capabilities")["events:TOPIC"].startswith("publishing and receiving"), "no other is delivered"
