@@ -112,6 +112,19 @@ def test_following_the_guide_leads_to_a_plugin_that_greets(way: str, tmp_path: P
     assert replies == (["hello", "hello again"] if granted else ["hello, Zoë"] * 2)
 
 
+def test_guide_warns_that_a_component_of_javascript_draws_the_same_numbers_at_every_call(tmp_path: Path) -> None:
+    assert "`Math.random` seeded" in SECTIONS["JavaScript"]
+    if shutil.which("componentize-qjs", path=SEARCH) is None:
+        pytest.skip("not here: componentize-qjs")
+    (tmp_path / "hello.wit").write_text(files(SECTIONS["JavaScript"])["hello.wit"], encoding="utf-8")
+    (tmp_path / "hello.js").write_text("export const handle = () => String(Math.random());", encoding="utf-8")
+    build = shell(SECTIONS["JavaScript"])[0].split()
+    subprocess.run(build, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, check=True)
+    with start((tmp_path / "hello.wasm").read_bytes()) as worker:
+        worker.ready()
+        assert worker.invoke("handle", "") == worker.invoke("handle", "")
+
+
 def rows(title: str) -> dict[str, str]:
     """A section's table: what stands in the first column, without backquotes, to the rest of the row."""
     return {
