@@ -112,6 +112,32 @@ def test_following_the_guide_leads_to_a_plugin_that_greets(way: str, tmp_path: P
     assert replies == (["hello", "hello again"] if granted else ["hello, Zoë"] * 2)
 
 
+def test_what_the_guide_says_of_rust_leads_to_a_plugin_that_greets(tmp_path: Path) -> None:
+    command = re.findall(r"`(rustc .+? hello\.rs)`", SECTIONS["C"])[0].split()
+    declared = re.findall(r"`(#\[no_mangle\])` before `(pub static .+?;)`", SECTIONS["C"])[0]
+    source = f"""
+static mut TEXT: [u8; 1024] = [0; 1024];
+{" ".join(declared)}
+#[no_mangle] pub extern "C" fn circleosd_buffer(len: u32) -> *mut u8 {{
+    if len > 1000 {{ std::ptr::null_mut() }} else {{ unsafe {{ TEXT.as_mut_ptr().add(7) }} }}
+}}
+#[no_mangle] pub extern "C" fn handle(len: u32) -> u64 {{
+    unsafe {{ TEXT[..7].copy_from_slice(b"hello, "); (TEXT.as_ptr() as u64) << 32 | (len as u64 + 7) }}
+}}
+"""
+    (tmp_path / "hello.rs").write_text(source, encoding="utf-8")
+    try:
+        build = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("not here: rustc")
+    if "may not be installed" in build.stderr:
+        pytest.skip("not here: Rust's library for wasm32-unknown-unknown")
+    assert build.returncode == 0, build.stderr
+    with start((tmp_path / "hello.wasm").read_bytes()) as worker:
+        worker.ready()
+        assert worker.invoke("handle", "Zoë") == "hello, Zoë"
+
+
 def test_guide_warns_that_a_component_of_javascript_draws_the_same_numbers_at_every_call(tmp_path: Path) -> None:
     assert "`Math.random` seeded" in SECTIONS["JavaScript"]
     if shutil.which("componentize-qjs", path=SEARCH) is None:
