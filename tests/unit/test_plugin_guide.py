@@ -165,6 +165,11 @@ def test_guide_has_every_member_of_a_manifest() -> None:
     assert set(rows("The manifest")) - {"member"} == wanted
 
 
+def test_guide_says_what_the_least_manifest_is() -> None:
+    least = re.findall(r"`(\{.+?\})`", SECTIONS["Signing"])
+    assert [parse(manifest.encode()).name for manifest in least] == ["hello"]
+
+
 def size(value: float, name: str) -> str:
     if name in ("memory", "output", "storage"):
         return f"{value / (1 << 20):g} MiB"
