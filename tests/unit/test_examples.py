@@ -44,11 +44,11 @@ def artifact_path(name: str, directory: Path = PLUGINS) -> Path:
     return directory / relative.with_suffix(".so" if name == "native-hello" else ".wasm")
 
 
-def make(name: str, out: Path) -> Path:
-    """Builds one example from source, below `out`. Skips the test when its tools are not here."""
+def make(name: str, out: Path, *variables: str) -> Path:
+    """Builds one example from source, below `out`. `variables` are make's. Skips the test when its tools are not here."""
     target = artifact_path(name, out)
     result = subprocess.run(
-        ["make", "-C", str(PLUGINS), f"PYTHON={sys.executable}", f"OUT={out}", str(target)],
+        ["make", "-C", str(PLUGINS), f"PYTHON={sys.executable}", f"OUT={out}", *variables, str(target)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -221,6 +221,22 @@ def test_two_builds_give_the_same_bytes(name: str, tmp_path: Path) -> None:
     first = make(name, tmp_path / "first")
     second = make(name, tmp_path / "a-longer-name-for-the-second")
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_clang_that_finds_the_target_deprecated_builds_the_wasi_program_all_the_same(tmp_path: Path) -> None:
+    newer = tmp_path / "clang"
+    newer.write_text(
+        """#!/bin/sh
+case " $* " in
+*" -Wno-deprecated "*) ;;
+*" -Werror "*) echo "argument '--target=wasm32-wasi' is deprecated" >&2; exit 1 ;;
+esac
+exec clang "$@"
+""",
+        encoding="utf-8",
+    )
+    newer.chmod(0o755)
+    make("wordcount", tmp_path, f"CLANG={newer}")
 
 
 def test_a_missing_tool_is_named_and_the_others_are_built(tmp_path: Path) -> None:
