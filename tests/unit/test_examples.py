@@ -45,7 +45,7 @@ def artifact_path(name: str, directory: Path = PLUGINS) -> Path:
 
 
 def make(name: str, out: Path, *variables: str) -> Path:
-    """Builds one example from source, below `out`. `variables` are make's. Skips the test when its tools are not here."""
+    """Builds one example from source, below `out`; `variables` are make's. Skips the test when a tool is not here."""
     target = artifact_path(name, out)
     result = subprocess.run(
         ["make", "-C", str(PLUGINS), f"PYTHON={sys.executable}", f"OUT={out}", *variables, str(target)],
