@@ -14,7 +14,7 @@
  *           -Wl,--no-entry -Wl,--export=circleosd_abi -o echo.wasm echo.c
  *
  * Memory: static data and the stack come first, then the payload. `circleosd_payload_end` is the first address
- * after it; `circleosd_reserve` makes memory there, which stays until the instance ends.
+ * after it; `circleosd_reserve` makes memory there, which stays until the call of a handler ends.
  */
 #ifndef CIRCLEOSD_CORE_H
 #define CIRCLEOSD_CORE_H
@@ -36,6 +36,7 @@ extern char __heap_base;
 #define CIRCLEOSD_PAGE 65536u
 
 static uint32_t circleosd_buffer_size;
+static uint32_t circleosd_reserved; /* bytes after the payload, during this call */
 
 /* Makes memory usable from address 0 up to `end`. Returns 0, or -1 when the plugin's limit is reached. */
 static inline int circleosd_grow(uint64_t end) {
@@ -65,10 +66,15 @@ static inline char *circleosd_payload_end(void) {
     return (char *)(((uintptr_t)&__heap_base + circleosd_buffer_size + 15) & ~(uintptr_t)15);
 }
 
-/* `size` bytes after the payload, valid during this call; NULL when the plugin's memory limit is reached. */
+/* `size` further bytes after the payload, valid during this call; NULL when the plugin's memory limit is reached. */
 static inline char *circleosd_reserve(uint32_t size) {
-    char *start = circleosd_payload_end();
-    return circleosd_grow((uint64_t)(uintptr_t)start + size) == 0 ? start : NULL;
+    char *start = circleosd_payload_end() + circleosd_reserved;
+    uint64_t end = ((uint64_t)(uintptr_t)start + size + 15) & ~UINT64_C(15);
+    if (circleosd_grow(end) != 0) {
+        return NULL;
+    }
+    circleosd_reserved += (uint32_t)(end - (uintptr_t)start);
+    return start;
 }
 
 /* What a handler returns: a reply, or an error message of its own. The text may lie anywhere, also in the payload. */
@@ -84,6 +90,7 @@ static inline uint64_t circleosd_fail(const char *message, size_t length) {
 #define CIRCLEOSD_HANDLER(name)                                                                    \
     static uint64_t circleosd_handler_##name(char *payload, uint32_t length);                      \
     __attribute__((export_name(#name))) uint64_t circleosd_export_##name(uint32_t length) {        \
+        circleosd_reserved = 0;                                                                    \
         return circleosd_handler_##name(&__heap_base, length);                                     \
     }                                                                                              \
     static uint64_t circleosd_handler_##name(char *payload, uint32_t length)

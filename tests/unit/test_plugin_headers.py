@@ -166,3 +166,15 @@ def test_core_header_reports_a_reached_memory_limit(core: Path) -> None:
             worker.invoke("handle", '{"call": "kv.get", "args": {"key": "x"}}')
         with pytest.raises(CallFailed, match=r"^limit: "):
             worker.invoke("handle", "x" * (1 << 20))
+
+
+def test_core_header_gives_other_memory_each_time_and_frees_it_after_the_call(tmp_path: Path) -> None:
+    target = tmp_path / "reserve.wasm"
+    compile_c("reserve.c", target, "-Wl,--export=circleosd_abi", optimize="-O2")
+    with start(target.read_bytes(), instance="shared", memory=3 << 20) as worker:
+        worker.ready()
+        for text in ("abc", "", "x" * 1000, "de"):
+            assert worker.invoke("handle", text) == text
+        with pytest.raises(CallFailed, match=r"^plugin-failed: no memory$"):
+            worker.invoke("all", "")
+        assert worker.invoke("handle", "on") == "on"
