@@ -236,7 +236,7 @@ def _constant(section: Reader) -> int | None:
             section.skip_leb()
             section.skip(16)
         elif opcode not in (0x6A, 0x6B, 0x6C, 0x7C, 0x7D, 0x7E):
-            raise IndexError
+            refuse(f"has a constant with the instruction {opcode:#x}, which this host does not run")
 
 
 def _signed(data: bytes | bytearray) -> int:

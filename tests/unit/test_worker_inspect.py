@@ -185,6 +185,11 @@ def test_gc_types_are_refused_by_name() -> None:
     assert "has a type of the form" in refusal(wat("(module (type (struct)))"))
 
 
+def test_a_constant_that_this_host_does_not_run_is_refused_by_its_instruction() -> None:
+    module = f"(module (global i31ref (ref.i31 (i32.const 1))) {ABI} {MEMORY} {BUFFER} {HANDLER})"
+    assert "has a constant with the instruction 0xfb" in refusal(wat(module))
+
+
 def test_a_constant_after_other_globals_is_found() -> None:
     before = (
         "(global f64 (f64.const 1.5)) (global i64 (i64.const -9000000000)) (global f32 (f32.const 1))"
