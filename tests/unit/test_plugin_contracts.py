@@ -37,6 +37,13 @@ def test_the_reference_lists_every_host_call_with_its_arguments_and_capability()
     }
 
 
+def test_the_reference_says_how_much_memory_the_unit_of_a_worker_has() -> None:
+    unit = PLUGINS.parent / "units" / "system" / "circleosd-plugin@.service.d" / "10-system.conf"
+    memory = re.search(r"^MemoryMax=(\d+)M$", unit.read_text(), re.M)
+    assert memory is not None
+    assert f"unit has {memory[1]} MiB for all of it (`MemoryMax=`)" in ABI
+
+
 def test_the_reference_lists_the_core_imports() -> None:
     for name, (parameters, results) in CORE_IMPORTS.items():
         row = re.search(rf"^\| `{name}` \| `\((.*?)\) -> (.*?)` \|", ABI, re.M)
