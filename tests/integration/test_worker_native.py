@@ -12,7 +12,7 @@ import pytest
 from circleosd.worker import frames
 from circleosd.worker.limits import hard_deadline
 from tests.native_source import native, shared_object
-from tests.worker_driver import CallFailed, WorkerEnded, start
+from tests.worker_driver import ROOT, CallFailed, WorkerEnded, start
 
 CALL = """
 static int count;
@@ -173,6 +173,23 @@ HANDLER(meet) { UNUSED; pthread_barrier_wait(&barrier); return host->write(reply
         sent = {worker.send("meet", name): name for name in ("first", "second", "third")}
         received = {frame.call_id: bytes(frame.body).decode() for frame in (worker.receive() for _ in sent)}
         assert received == sent
+
+
+def test_the_stacks_of_a_plugins_threads_count_for_its_memory_as_the_reference_says() -> None:
+    run = """
+static void *wait(void *gate) { return pthread_barrier_wait(gate), NULL; }
+HANDLER(run) { UNUSED; pthread_t threads[40]; int count = 0; pthread_attr_t attributes; pthread_barrier_t gate;
+  pthread_attr_init(&attributes); pthread_attr_setstacksize(&attributes, (size_t)atoi(payload) << 10);
+  pthread_barrier_init(&gate, 0, 41);
+  while (count < 40 && pthread_create(&threads[count], &attributes, wait, &gate) == 0) count++;
+  SAY("%d", count);
+  if (count == 40) { pthread_barrier_wait(&gate); for (int i = 0; i < 40; i++) pthread_join(threads[i], NULL); }
+  return 0; }"""
+    with start(native(run, "run"), plugin_type="native", memory=64 << 20) as worker:
+        worker.ready()
+        assert worker.invoke("run", "256") == "40"
+        assert 8 <= int(worker.invoke("run", "8192")) < 40
+    assert "threads, whose stacks count for `memory`" in (ROOT / "plugins" / "ABI.md").read_text()
 
 
 ENDS = {
