@@ -239,6 +239,22 @@ exec clang "$@"
     make("wordcount", tmp_path, f"CLANG={newer}")
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [(b"(module (func (i64.cnst 0)))", "unknown operator"), (b"\0asm\xff", "can't decode"), (None, "No such file")],
+)
+def test_what_is_wrong_with_a_text_is_said_with_its_name(text: bytes | None, reason: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "typo.wat", tmp_path / "typo.wasm"
+    if text is not None:
+        source.write_bytes(text)
+    command = [sys.executable, str(PLUGINS / "wat2wasm.py"), str(source)]
+    done = subprocess.run([*command, str(target)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.startswith(f"{source}: ")) == (1, True), done.stderr
+    assert reason in done.stderr
+    assert not target.exists()
+    assert "wat2wasm.py IN.wat OUT.wasm" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
 def test_a_missing_tool_is_named_and_the_others_are_built(tmp_path: Path) -> None:
     result = subprocess.run(
         [
