@@ -64,7 +64,7 @@ class Rule(TypedDict):
 
 
 class UserDetail(User):
-    """A user in detail. `locked_until`: before then a login from elsewhere than so far is refused."""
+    """A user in detail. `locked_until`: before then a login is refused, from where the user is at home or elsewhere."""
 
     password: bool
     sessions: int

@@ -40,10 +40,14 @@ class Logins:
         at_home = account is not None and uid in (account.uid, account.last_uid)
         return [("peer", str(uid)), *([] if at_home else [("user", name.lower())])]
 
-    def locked_until(self, connection: sqlite3.Connection, name: str, now: float) -> float | None:
-        """Until when logins as this user are refused elsewhere than at home."""
-        seconds = self._wait(store.failures(connection, "user", name.lower()), now)
+    def locked_until(self, connection: sqlite3.Connection, account: Account, now: float) -> float | None:
+        """Until when logins as this user are refused, at home or elsewhere."""
+        seconds = max(self._wait(store.failures(connection, *key), now) for key in _keys_of(account))
         return now + seconds if seconds else None
+
+    def forgive(self, tx: Transaction, account: Account) -> None:
+        """Forget what keeps this user from a login, at home or elsewhere."""
+        self.succeeded(tx, _keys_of(account))
 
     def _wait(self, failures: Failures, now: float) -> float:
         return backoff.wait(failures, now, tries=self._tries, lockout=self._lockout)
@@ -87,6 +91,12 @@ class Logins:
         """Forget the failures."""
         for kind, key in keys:
             store.forget_failures(tx, kind, key)
+
+
+def _keys_of(account: Account) -> list[Key]:
+    """Under which failures may count that were meant for this user."""
+    uids = {account.uid, account.last_uid} - {None}
+    return [("user", account.name.lower()), *(("peer", str(uid)) for uid in uids)]
 
 
 def _too_many(seconds: float) -> Limit:

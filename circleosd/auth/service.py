@@ -202,7 +202,7 @@ class AuthService(Handlers):
                 **store.shown(account),
                 password=account.password is not None,
                 sessions=sum(self._sessions.in_force(session, now) for session in open_sessions),
-                locked_until=self._logins.locked_until(db, name, now),
+                locked_until=self._logins.locked_until(db, account, now),
                 rules=store.rules(store.grants(db, name)),
             )
 
@@ -221,7 +221,7 @@ class AuthService(Handlers):
             if confirmed and account.password != present:
                 raise Conflict(f"the password of {name} was changed in the meantime")
             store.set_password(tx, name, hashed)
-            store.forget_failures(tx, "user", name.lower())
+            self._logins.forgive(tx, account)
             ended = store.close_sessions(tx, name, but=caller.session)
             act.commit(tx, after={"sessions_ended": len(ended)})
             return len(ended)
@@ -269,7 +269,7 @@ class AuthService(Handlers):
             store.set_disabled(tx, name, disabled)
             ended = store.close_sessions(tx, name) if disabled else []
             if not disabled:
-                store.forget_failures(tx, "user", name.lower())
+                self._logins.forgive(tx, before)
             after = {"disabled": disabled, "sessions_ended": len(ended)} if disabled else {"disabled": disabled}
             act.commit(tx, before={"disabled": before.disabled}, after=after)
             return store.shown(self._find(tx, name))

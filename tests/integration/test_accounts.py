@@ -438,6 +438,23 @@ def test_a_stranger_locks_a_user_out_only_where_the_user_has_not_been(new_host: 
 
 
 @pytest.mark.usefixtures("other_users")
+def test_an_administrator_ends_the_wait_of_who_failed_at_home(new_host: NewHost) -> None:
+    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_LOGIN_TRIES": "2"})
+    host.open_to_everybody()
+    create(host, "ada")
+    login(host, "ada", ALICE)
+    for way in ({"action": "enable"}, {"action": "passwd", "password": PASSWORD}):
+        for _ in range(2):
+            assert wrong(host, ALICE, "ada")["error"] == "denied"
+        let_pass(host, -30)  # or the wait may be over before it is looked at
+        assert wrong(host, ALICE, "ada")["error"] == "limit"
+        assert host.data(AUTH, "show", name="ada")["locked_until"] > time.time()
+        host.data(AUTH, name="ada", **way)
+        assert host.data(AUTH, "show", name="ada")["locked_until"] is None
+        login(host, "ada", ALICE)
+
+
+@pytest.mark.usefixtures("other_users")
 def test_a_name_that_is_no_users_is_not_kept_for_it_may_be_a_password(host: EmbeddedHost) -> None:
     wrong(host, STRANGER, "Tr0ub4dor-and-3")
     row = host.data(AUTH, "history", user=str(STRANGER))[-1]
