@@ -149,7 +149,7 @@ def parse(text: str) -> list[Entry]:
 
     from circleosd.validation import ValidationError, first_wrong
 
-    tables = tomllib.loads(text)
+    tables = {"service": [], **tomllib.loads(text)}  # a file may be empty, or all of it be a comment
     if set(tables) != {"service"} or not isinstance(tables["service"], list):
         raise BadRequest("a catalog file has [[service]] tables and nothing else")
     try:

@@ -172,6 +172,9 @@ def test_a_link_is_not_followed_where_the_file_itself_is_wanted(tmp_path: Path) 
     assert catalog.text_of(tmp_path / "b.toml") == GOOD
     with pytest.raises(OSError, match="symbolic links"):
         catalog.text_of(tmp_path / "b.toml", flags=os.O_NOFOLLOW)
+@pytest.mark.parametrize("text", ["", "".join(f"# {line}\n" for line in GOOD.splitlines())])
+def test_a_file_without_an_entry_is_no_problem(text: str) -> None:
+    assert catalog.parse(text) == []
 
 
 @pytest.mark.parametrize(
