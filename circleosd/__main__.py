@@ -45,7 +45,9 @@ def main() -> NoReturn:
     try:
         sys.exit(run(argv))
     except CircleError as error:
-        print(f"circleosd: {error}", file=sys.stderr)
+        from circleosd.systemd import journal
+
+        journal.complain(f"circleosd: {error}")
         sys.exit(error.exit_status)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import stat
 import sys
@@ -22,9 +21,8 @@ from circleosd.api.plugins import PLUGIN_NAME
 from circleosd.errors import BadRequest, Denied, NotFound
 from circleosd.registry import catalog
 from circleosd.registry.catalog import ALL_VERBS, Catalog, Entry
+from circleosd.systemd import journal
 from circleosd.systemd.units import RULE_MAKER, UNIT_NAME, switch_unit
-
-log = logging.getLogger(__name__)
 
 USER = "circleosd-registry"
 SWITCH_USER = "circleosd-switch"  # of the units that enable and disable one unit each
@@ -177,14 +175,13 @@ def show(directory: Path) -> int:
 
 def main() -> NoReturn:
     """Generate the rule and exit: 0, or 1 when a part of the catalog is refused or the rule cannot be written."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     problems: tuple[str, ...] = ()
     try:
         problems = generate()
     except OSError as exc:
         problems = (f"the polkit rule cannot be brought up to date: {exc}",)
     for problem in problems:
-        log.error("%s", problem)
+        journal.complain(problem)
     # A path unit does not start its service again for what changes while that runs: leave at once after the last look.
     os._exit(1 if problems else 0)
 

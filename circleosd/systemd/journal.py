@@ -56,6 +56,11 @@ def set_up() -> None:
     logging.getLogger("circleosd").setLevel(logging.DEBUG)  # of libraries only what matters, of plugins all they say
 
 
+def complain(text: str) -> None:
+    """Say on standard error what went wrong, with its priority where that is the journal."""
+    print(f"<3>{text}" if _is_the_journal(2) else text, file=sys.stderr)
+
+
 def _is_the_journal(descriptor: int) -> bool:
     try:
         device, inode = os.environ.get("JOURNAL_STREAM", "").split(":")

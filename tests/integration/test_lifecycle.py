@@ -436,6 +436,18 @@ def test_a_flag_or_nothing_is_no_name(arguments: list[str], status: int, says: s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_keeps_a_service_from_starting_is_an_error_in_the_journal(tmp_path: Path) -> None:
+    with (tmp_path / "journal").open("w+b") as journal:
+        found = os.fstat(journal.fileno())
+        environment = {**os.environ, "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+        done = subprocess.run(
+            [BIN / "circleosd", "auth-service"], stderr=journal, env=environment, timeout=20, check=False
+        )
+        journal.seek(0)
+        assert done.returncode == 12
+        assert journal.read().startswith(b"<3>circleosd: cannot start auth-service: ")
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["up", "-h"], ["polkit-rule", "--help"], ["nonsense", "--help"]])
 def test_help_is_had_everywhere(arguments: list[str], tmp_path: Path) -> None:
     done = subprocess.run([BIN / "circleosd", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
