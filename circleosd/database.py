@@ -70,8 +70,7 @@ class Database:
             self._reading = self._reader.submit(self._open_reader, READ_CACHE).result()
             self._file = self._at_path()
         except _FAILURES as exc:
-            why = "no space is left on its disk" if self._disk_is_full() else _told(exc)  # else "disk I/O error"
-            raise Unavailable(f"cannot open {path}: {why}") from exc
+            raise Unavailable(f"cannot open {path}: {self._why_not(exc)}") from exc
 
     def _open(self, migrations: Sequence[str]) -> sqlite3.Connection:
         connection = self._connect()
@@ -99,6 +98,17 @@ class Database:
         connection.execute("PRAGMA query_only=ON")
         connection.execute(f"PRAGMA cache_size=-{cache}")
         return connection
+
+    def _why_not(self, failure: Exception) -> str:
+        """Why the file could not be opened, where SQLite only says that it could not."""
+        if self._disk_is_full():
+            return "no space is left on its disk"
+        if getattr(failure, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
+            try:
+                os.close(os.open(self.path, os.O_RDWR | os.O_CLOEXEC))
+            except OSError as exc:
+                return exc.strerror or str(exc)
+        return _told(failure)
 
     def _disk_is_full(self) -> bool:
         found = os.statvfs(os.path.dirname(self.path) or ".")

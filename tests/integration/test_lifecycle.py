@@ -506,7 +506,7 @@ def misspell_a_setting(host: EmbeddedHost) -> str:
 def put_a_file_in_the_way(host: EmbeddedHost) -> str:
     (host.directory / "state/circleosd/auth").mkdir(parents=True)
     (host.directory / "state/circleosd/auth/auth.db").mkdir()
-    return "unable to open database file"
+    return "auth.db: Is a directory"
 
 
 @pytest.mark.parametrize("spoil", [spoil_the_database, misspell_a_setting, put_a_file_in_the_way])
