@@ -228,6 +228,27 @@ def test_what_the_administrator_disabled_stays_disabled_over_removal_but_not_ove
     assert machine.succeed(f"systemctl is-enabled {ENABLED}").split() == ["enabled"] * 3
 
 
+def test_what_the_manual_says_of_a_copy_brings_everything_back_to_a_new_host(machine: Machine, deb: str) -> None:
+    examples = (PROJECT / "man/circleosd.8").read_text(encoding="utf-8").partition("Keep a copy of all")[2]
+    lines = examples.replace("\\-", "-").replace("\\(aq", "'").partition("Bring it back")
+    keep, restore = ([line[2:] for line in part.splitlines() if line.startswith("# ")] for part in lines[::2])
+    install(machine, deb)
+    machine.succeed(
+        "circlectl user create kept --uid 4711 && circlectl plugin load /usr/share/circleosd/plugins/example.wasm 2>&1",
+        "circlectl plugin invoke example handle x",
+        *(f"{command} 2>&1" for command in keep),
+        "circlectl user create later --uid 4712",
+        "dpkg --purge circleosd 2>&1",
+        # A new host has other uids for the services.
+        "useradd --system taken",
+    )
+    install(machine, deb)
+    machine.succeed("circlectl user create other --uid 4711", *(f"{command} 2>&1" for command in restore))
+    assert [user["name"] for user in json.loads(machine.succeed("circlectl user list --json"))] == ["kept"]
+    assert "1 byte" in machine.succeed("circlectl plugin invoke example handle x")
+    machine.succeed("circlectl system history --verify", "circlectl user create more --uid 4713", "userdel taken")
+
+
 def test_purge_says_which_users_and_groups_it_could_not_remove(machine: Machine, deb: str) -> None:
     install(machine, deb)
     machine.succeed("useradd --gid circleosd primary", "systemd-run --unit=busy --uid=circleosd-auth sleep infinity")
