@@ -400,11 +400,14 @@ def _absent(unit: str) -> UnitState:
 def _differs(new: UnitState, old: UnitState | None) -> bool:
     """Whether a state is news. A failed unit may have failed again; a unit dropped from memory has no `since`.
 
-    The result is reset to success a moment before a unit leaves the state that it belonged to, which is no news.
+    The result is reset to success a moment before a unit leaves the state that it belonged to, which is no news; nor is
+    the end of its main process while others of it stop.
     """
     if old is None or (new.since or 0.0) > (old.since or 0.0):
         return True
-    return (new.load, new.active, new.sub, new.pid) != (old.load, old.active, old.sub, old.pid)
+    if new.pid and old.pid and new.pid != old.pid:
+        return True
+    return (new.load, new.active, new.sub) != (old.load, old.active, old.sub)
 
 
 def _plain(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -278,6 +278,26 @@ def test_watch_tells_that_a_failed_unit_failed_again() -> None:
     assert on_systemd(act) == [("activating", "success"), ("failed", "exit-code")]
 
 
+def test_watch_tells_once_that_a_unit_stops() -> None:
+    file = UNIT_FILES / "ct-stops.service"
+    file.write_text("[Service]\nExecStart=sleep infinity\nExecStop=sh -c 'kill $MAINPID; sleep 0.5'\n")
+    run("systemctl", "daemon-reload")
+
+    async def act(manager: SystemdUnits) -> list[str]:
+        await manager.job("start", "ct-stops.service")
+        async with aclosing(manager.watch(["ct-stops.service"])) as changes:  # type: ignore[type-var]
+            await anext(changes)
+            run("systemctl", "stop", "ct-stops.service")
+            return [state.sub async for state in until("inactive", changes)]
+
+    try:
+        subs = on_systemd(act)
+        assert subs == [*dict.fromkeys(subs)]
+    finally:
+        file.unlink()
+        run("systemctl", "daemon-reload")
+
+
 def test_watch_is_silent_when_others_change_or_are_looked_at() -> None:
     async def act(manager: SystemdUnits) -> None:
         await manager.job("stop", "ct-sleep.service")
