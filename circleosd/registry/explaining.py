@@ -28,7 +28,7 @@ async def explain(
         ended.append(f"exit status {state.exit_status}")
     if state.signal:
         ended.append(state.signal)
-    if state.result != START_LIMIT and not _as_before(before, state):
+    if ran := state.result != START_LIMIT and not _as_before(before, state):
         why = ", ".join((f"the job's result is {result}", *ended))
     else:
         why = (
@@ -38,8 +38,9 @@ async def explain(
         if state.result == START_LIMIT:
             return why
         why += "; as to its last run, " + ", ".join(ended)
-    tail = await units.log_tail(state.unit, LOG_LINES)
-    return why + (f"; it said: {' | '.join(tail)}" if tail else "")
+    if tail := await units.log_tail(state.unit, LOG_LINES):
+        return f"{why}; it said: {' | '.join(tail)}"
+    return why + (await _logged_since(units, began, state.unit) if ran else "")
 
 
 async def _missing(units: UnitManager, state: UnitState) -> str:
@@ -50,7 +51,7 @@ async def _missing(units: UnitManager, state: UnitState) -> str:
 
 
 async def _logged_since(units: UnitManager, began: float, unit: str) -> str:
-    """What was logged of a job that did not run the unit itself, as the end of a sentence."""
+    """What was logged of a job in which the unit's own processes said nothing, as the end of a sentence."""
     for _ in range(JOURNAL_LAG):
         await asyncio.sleep(0.05)  # what was logged a moment ago is not in the journal yet
         try:

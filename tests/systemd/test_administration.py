@@ -9,7 +9,7 @@ from tests.systemd.machine import Machine
 
 CATALOG = "".join(
     f'[[service]]\nname = "{name}"\nunit = "ct-{name}.service"\n'
-    for name in ("loop", "calm", "odd", "many", "masked", "other", "none", "talker")
+    for name in ("loop", "calm", "odd", "many", "masked", "other", "none", "talker", "mute")
 )
 UNITS = {
     "loop": "Type=oneshot\nExecStart=/bin/sh -c 'echo last words; exit 4'",
@@ -21,6 +21,7 @@ UNITS = {
         "ExecReload=/bin/sh -c 'echo not like that; exit 7'"
     ),
     "odd": "ExecStart=relative/program",
+    "mute": "ExecStartPre=/bin/sh -c 'exit 7'\nExecStart=/bin/sleep infinity",
 }
 
 
@@ -90,6 +91,12 @@ def test_a_reload_that_fails_is_explained_by_what_was_logged_of_it_alone(machine
         assert "the job's result is failed; the log says: " in said
         assert said.count("not like that") == said.count("status=7") == 1
         assert "good morning" not in said
+
+
+def test_a_start_that_fails_without_a_word_is_explained_by_what_systemd_logged(machine: Machine) -> None:
+    said = refused(machine, "service start mute", 11)
+    assert "the job's result is failed, the unit's is exit-code; the log says: " in said
+    assert "status=7" in said
 
 
 def test_a_unit_that_is_not_there_is_told_from_one_whose_file_is_wrong(machine: Machine) -> None:

@@ -109,6 +109,16 @@ def test_of_a_job_that_did_not_run_the_unit_only_what_was_logged_since_is_told(v
     assert told(verb, result, unit(), units=Unreadable()) == f"the job's result is {result}"
 
 
+def test_of_a_run_that_said_nothing_it_is_told_what_was_logged_of_it() -> None:
+    class Speechless(Units):
+        async def log_tail(self, unit: str, lines: int) -> list[str]:
+            return []
+
+    says = "the job's result is failed, the unit's is exit-code"
+    assert told("start", "failed", unit(), units=Speechless()) == says + LOGGED
+    assert told("start", "failed", unit(), unit(), Speechless()).endswith("; as to its last run, the unit's is exit-code")
+
+
 @pytest.mark.parametrize("result", ["done", "failed", "timeout"])
 def test_a_job_that_may_have_run_the_unit_is_told_by_that_run(result: str) -> None:
     assert told("start", result, unit(exit_status=3)).endswith("the unit's is exit-code, exit status 3" + SAID)
