@@ -114,9 +114,9 @@ def test_of_a_run_that_said_nothing_it_is_told_what_was_logged_of_it() -> None:
         async def log_tail(self, unit: str, lines: int) -> list[str]:
             return []
 
-    says = "the job's result is failed, the unit's is exit-code"
-    assert told("start", "failed", unit(), units=Speechless()) == says + LOGGED
-    assert told("start", "failed", unit(), unit(), Speechless()).endswith("; as to its last run, the unit's is exit-code")
+    says = "the unit's is exit-code"
+    assert told("start", "failed", unit(), units=Speechless()) == f"the job's result is failed, {says}{LOGGED}"
+    assert told("start", "failed", unit(), unit(), Speechless()).endswith(f"; as to its last run, {says}")
 
 
 @pytest.mark.parametrize("result", ["done", "failed", "timeout"])
