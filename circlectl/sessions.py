@@ -37,8 +37,8 @@ def logout(ask: Asking, service: str, request: dict[str, Any]) -> Any:
 
 
 def _path(runtime: str) -> str:
-    """One file for each instance of CircleOSD: a token of one means nothing to another."""
-    name = os.path.abspath(runtime).strip("/").replace("/", "-")
+    """One file for each instance of CircleOSD: a token of one means nothing to another, and hosts may share a home."""
+    name = f"{os.uname().nodename}{os.path.abspath(runtime)}".replace("/", "-")
     return f"{state_home(os.environ)}/circleosd/sessions/{name}.json"
 
 

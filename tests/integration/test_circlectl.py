@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from circlectl import sessions
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import BIN, PROJECT, EmbeddedHost
 
@@ -108,6 +109,20 @@ def test_a_login_is_kept_used_and_ended(host: EmbeddedHost) -> None:
     assert json.loads(host.ok("user", "whoami", "--json"))["user"] is None
     again = host.ctl("user", "logout")
     assert again.returncode == 7
+
+
+def test_a_login_counts_on_its_own_host_where_others_share_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for token, host in (("first", "one"), ("second", "two")):
+        monkeypatch.setattr(os, "uname", lambda host=host: os.uname_result(("Linux", host, "6", "1", "x86_64")))
+        assert sessions.load("/run/circleosd") is None
+        sessions.save("/run/circleosd", {"user": "ada", "token": token, "expires": time.time() + 60})
+        assert sessions.load("/run/circleosd") == token
+    sessions.forget("/run/circleosd")
+    (kept,) = (tmp_path / "circleosd/sessions").iterdir()
+    assert json.loads(kept.read_text())["token"] == "first"
 
 
 def test_a_token_that_is_no_session_is_refused_with_the_next_step(host: EmbeddedHost) -> None:
