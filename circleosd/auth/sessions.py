@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 FLUSH = 60.0  # seconds that a use may be only in memory; a tenth of session_idle if that is shorter
 MOST = 1000  # uses in memory that are written sooner, so that one write stays short
 
-NO_SESSION = "the session is unknown, has expired or was revoked; log in again"
+NO_SESSION = "the session is unknown, has expired or was revoked; log in again, or go on without: circlectl user logout"
 
 
 class Sessions:
