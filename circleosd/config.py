@@ -148,7 +148,7 @@ _LEAST = {
 
 def _merge(into: dict[str, Any], table: Mapping[str, Any]) -> None:
     for key, value in table.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+        if isinstance(value, Mapping) and isinstance(into.setdefault(key, {}), dict):
             _merge(into[key], value)
         else:
             into[key] = value
@@ -172,9 +172,9 @@ def _from_variables(env: Mapping[str, str]) -> dict[str, dict[str, _Variable]]:
 
 
 def load(env: Mapping[str, str]) -> Settings:
-    """Read all sources. Raises `BadRequest` that names the file or variable and the key that is wrong."""
+    """Read all sources. Raises `BadRequest` that names the file, or says that it is a variable, and the wrong key."""
     merged: dict[str, Any] = {}
-    sources: list[str] = []
+    sources: dict[str, Mapping[str, Any]] = {}
     for directory in config_dirs(env):
         path = f"{directory}/config.toml"
         try:
@@ -193,24 +193,35 @@ def load(env: Mapping[str, str]) -> Settings:
             content = tomllib.loads(text)
         except ValueError as exc:
             raise BadRequest(f"cannot read {path}: {exc}") from exc
-        sources.append(path)
+        sources[path] = content
         _merge(merged, content)
     if variables := _from_variables(env):
-        sources.append("CIRCLEOSD_ variables")
+        sources["CIRCLEOSD_ variables"] = variables
         _merge(merged, variables)
-    if not merged:
-        return Settings()
-    defaults = Settings()
     try:
-        return Settings(**{
-            table: _table(table, vars(defaults).get(table), values) for table, values in merged.items()
-        })  # fmt: skip
+        return _settings(merged)
     except ValueError as exc:
-        raise BadRequest(f"{exc} (from {', '.join(sources)})") from exc
+        where = [source for source, content in sources.items() if _fails(content, exc)] or [*sources]
+        raise BadRequest(f"{exc} (from {', '.join(where)})") from exc
+
+
+def _settings(tables: Mapping[str, Any]) -> Settings:
+    """The settings with those of `tables` in place of the defaults. Raises ValueError that names what is wrong."""
+    defaults = Settings()
+    return Settings(**{table: _table(table, vars(defaults).get(table), values) for table, values in tables.items()})
+
+
+def _fails(tables: Mapping[str, Any], error: ValueError) -> bool:
+    """Whether `tables` by themselves are wrong in the same way."""
+    try:
+        _settings(tables)
+    except ValueError as exc:
+        return str(exc) == str(error)
+    return False
 
 
 def _table(name: str, defaults: Any, values: Any) -> Any:
-    """A table with its values in place of the defaults. Raises ValueError with the name of what is wrong.
+    """A table with its values in place of the defaults. Raises ValueError that names what is wrong.
 
     By hand: what validates requests, which no start of a service needs otherwise, would take a quarter of it.
     """

@@ -26,6 +26,22 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert settings.server.write_timeout == config.ServerSettings().write_timeout
 
 
+def test_of_several_sources_the_wrong_one_is_named(tmp_path: Path) -> None:
+    first, second = tmp_path / "xdg/circleosd/config.toml", tmp_path / ".circleosd/config.toml"
+    for file in (first, second):
+        file.parent.mkdir(parents=True)
+        file.write_text("[server]\nidle_exit = 5\n")
+    env = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "xdg"), "CIRCLEOSD_SERVER_READ_TIMEOUT": "7.5"}
+    config.load(env)
+    with pytest.raises(BadRequest, match=r"no such setting: server\.idle \(from CIRCLEOSD_ variables\)$"):
+        config.load({**env, "CIRCLEOSD_SERVER_IDLE": "5"})
+    for file in (first, second):
+        file.write_text("[server]\nidle_exti = 5\n")
+        with pytest.raises(BadRequest, match=rf"no such setting: server\.idle_exti \(from {file}\)$"):
+            config.load(env)
+        file.write_text("[server]\nidle_exit = 5\n")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
