@@ -26,7 +26,8 @@ def of(command: Command, data: Any, *, terminal: bool) -> str | None:
 
 
 def _login(data: dict[str, Any]) -> str:
-    return f"logged in as {data['user']} ({data['role']}) until {render.value('expires', data['expires'])}"
+    until = render.value("expires", data["expires"])
+    return f"logged in as {data['user']} ({data['role']}) until {until} at the latest"
 
 
 def _job(data: dict[str, Any]) -> str:

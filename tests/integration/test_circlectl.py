@@ -95,9 +95,9 @@ def test_a_login_is_kept_used_and_ended(host: EmbeddedHost) -> None:
     assert wrong.stderr == (
         "circlectl: the name or the password is wrong; an admin sets a new one: circlectl user passwd NAME [denied]\n"
     )
-    assert "logged in as alice (operator)" in host.ok(
-        "user", "login", "alice", "--password-stdin", stdin="correct horse\n"
-    )
+    said = host.ok("user", "login", "alice", "--password-stdin", stdin="correct horse\n")
+    assert said.startswith("logged in as alice (operator) until ")
+    assert said.endswith(" at the latest\n")  # it ends before that when it is not used
     (session,) = (Path(host.environment["XDG_STATE_HOME"]) / "circleosd/sessions").iterdir()
     assert session.stat().st_mode & 0o777 == 0o600
     identity = json.loads(host.ok("user", "whoami", "--json"))
