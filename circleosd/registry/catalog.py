@@ -186,5 +186,6 @@ def _files(directories: Sequence[Path]) -> tuple[list[Path], list[str]]:
         except OSError as exc:
             problems.append(f"{directory}: {exc.strerror}")
             continue
-        files += [directory / name for name in sorted(names) if name.endswith(".toml")]
+        # *.toml: an editor's own, such as the lock .#a.toml, begin with a dot
+        files += [directory / name for name in sorted(names) if name.endswith(".toml") and not name.startswith(".")]
     return files, problems
