@@ -107,6 +107,8 @@ def trusted(directory: Path, owner: int) -> Catalog:
 
     try:
         for place in (directory.parent, directory):
+            if place.is_symlink():
+                raise Denied(f"{place} is a symbolic link; put the directory itself there")
             check(place, place.lstat())
     except FileNotFoundError:
         return catalog.read([])
