@@ -194,8 +194,8 @@ def test_a_session_that_cannot_be_kept_is_ended(host: EmbeddedHost) -> None:
 
 
 def test_a_session_for_which_there_is_no_room_is_ended_and_leaves_nothing(host: EmbeddedHost, tmp_path: Path) -> None:
-    host.ok("user", "create", "nora", "--password-stdin", stdin="correct horse\n")
-    login = [BIN / "circlectl", "user", "login", "nora", "--password-stdin"]
+    host.ok("user", "create", "nils", "--password-stdin", stdin="correct horse\n")
+    login = [str(BIN / "circlectl"), "user", "login", "nils", "--password-stdin"]
     done = subprocess.run(
         ["bash", "-c", 'ulimit -f 0; exec "$@"', "-", *login],
         input="correct horse\n",
@@ -208,7 +208,7 @@ def test_a_session_for_which_there_is_no_room_is_ended_and_leaves_nothing(host: 
     assert f"cannot keep the session at {tmp_path}/circleosd/sessions/" in done.stderr
     assert ".json: File too large [bad-request]" in done.stderr
     assert [*(tmp_path / "circleosd/sessions").iterdir()] == []
-    assert host.data("auth-service", "show", name="nora")["sessions"] == 0
+    assert host.data("auth-service", "show", name="nils")["sessions"] == 0
 
 
 def test_passwords_are_nowhere(host: EmbeddedHost) -> None:
