@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from inspect import cleandoc
 
 from circlectl import commands
+from circlectl.__main__ import INTERRUPTED
+from circlectl.cli import BROKEN_PIPE
 from circlectl.commands import Command
 from circlectl.helptext import FLAGS, described, needed, phrase, secret
 from circleosd import __version__
@@ -146,6 +148,9 @@ def _statuses() -> Iterator[str]:
     for code, error in BY_CODE.items():
         yield f".It {error.exit_status} Ta Li {code} Ta {phrase(_text((error.__doc__ or '').partition('.')[0]))}"
     yield ".El"
+    yield ".Pp"
+    yield f"Without a line it exits with {INTERRUPTED} when it is interrupted, as what is followed has to be, and with"
+    yield f"{BROKEN_PIPE} when nobody reads its output any more."
 
 
 def _sentence(text: str) -> str:

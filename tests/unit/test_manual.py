@@ -49,6 +49,8 @@ def test_circlectls_page_has_every_command_parameter_and_exit_status() -> None:
                 assert item.word.replace("_", "-") in entry, f"{group} {command.verb} {item.name}"
     for code, error in BY_CODE.items():
         assert f".It {error.exit_status} Ta Li {code} " in page
+    assert "exits with 130 when it is interrupted" in page
+    assert "\n141 when nobody reads" in page
 
 
 def test_circleosds_page_has_every_command_and_unit() -> None:
