@@ -18,7 +18,7 @@ from circleosd import client, paths
 from circleosd.errors import BadRequest, CircleError, Unavailable
 
 _START = "start CircleOSD: {manager} start circleosd.target, or here: circleosd up"
-_LOG = "see the log: journalctl {unit} 'circleosd-*'"
+_LOG = "see the log: journalctl {unit} 'circleosd-*', or what circleosd up prints"
 _NEXT_STEP = {
     "bad-request": "see: {command} --help",
     "unknown-action": "is circlectl newer than the service? see: circlectl system status",
