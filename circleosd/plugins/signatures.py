@@ -206,7 +206,7 @@ class Signatures:
         if reason and "revoked" in reason[1]:
             raise BadSignature(Problem.REVOKED, f"the signer's key {key} is revoked; do not use what it signed")
         if reason:
-            raise Unavailable(f"cannot read {REVOKED}: {reason[1].strip()}")
+            raise _unreadable(revoked, reason[1].strip())
 
     async def _principal(self, signature: str, trusted: str, key: str) -> str:
         """Whom trusted-signers names for the key of the signature."""
@@ -226,7 +226,7 @@ class Signatures:
                 f"the signer's key {key} is valid only from {reason[1]} on; wait, or have it signed anew",
             )
         if reason := re.search(r'Unable to (?:open|read) allowed keys file ".*": (.*)', ran.err):
-            raise Unavailable(f"cannot read {SIGNERS}: {reason[1].strip()}")
+            raise _unreadable(trusted, reason[1].strip())
         if "-CERT " in key:  # ssh-keygen does not say which of these it is
             raise BadSignature(
                 Problem.UNKNOWN,
@@ -266,7 +266,7 @@ class Signatures:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as exc:
-                raise Unavailable(f"cannot read {name}: {exc.strerror}") from exc
+                raise _unreadable(str(directory / name), exc.strerror or str(exc)) from exc
             return str(directory / name)
         return None
 
@@ -305,6 +305,11 @@ def _in_memory(content: bytes) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
+
+
+def _unreadable(path: str, why: str) -> Unavailable:
+    step = f"; plugin-manager has to be able to, see: chmod a+r {path}" if why == "Permission denied" else ""
+    return Unavailable(f"cannot read {path}: {why}{step}")
 
 
 def _text(data: bytes) -> str:

@@ -298,7 +298,7 @@ def test_a_revoked_key_is_refused_by_an_ssh_keygen_that_says_nothing_of_it(
 
 def test_a_list_of_revoked_keys_that_cannot_be_read_lets_nobody_pass(signers: Host) -> None:
     (signers.directory / "revoked-signers").write_text("no key\n")
-    with pytest.raises(Unavailable, match="cannot read revoked-signers"):
+    with pytest.raises(Unavailable, match=r"cannot read .*/revoked-signers: "):
         signers.judge(sign(signers.alice, MANIFEST), policy="warn", explicit=True)
 
 
@@ -307,7 +307,7 @@ def test_a_list_of_revoked_keys_that_cannot_be_read_lets_nobody_pass(signers: Ho
 def test_a_list_of_keys_that_is_there_and_leads_nowhere_lets_nobody_pass(signers: Host, name: str, target: str) -> None:
     (signers.directory / name).unlink(missing_ok=True)
     (signers.directory / name).symlink_to(target)
-    with pytest.raises(Unavailable, match=f"cannot read {name}"):
+    with pytest.raises(Unavailable, match=f"cannot read {signers.directory}/{name}: "):
         signers.judge(sign(signers.alice, MANIFEST), policy="warn", explicit=True)
 
 
@@ -322,7 +322,7 @@ def test_a_line_of_trusted_signers_that_cannot_be_used_is_named(signers: Host) -
 def test_why_trusted_signers_cannot_be_read_is_said(signers: Host) -> None:
     (signers.directory / "trusted-signers").unlink()
     (signers.directory / "trusted-signers").mkdir()
-    with pytest.raises(Unavailable, match=r"^cannot read trusted-signers: Is a directory$"):
+    with pytest.raises(Unavailable, match=r"^cannot read .*/trusted-signers: Is a directory$"):
         signers.judge(sign(signers.alice, MANIFEST), policy="warn", explicit=True)
 
 

@@ -150,6 +150,20 @@ def test_as_many_lines_of_a_log_are_shown_as_are_asked_for_or_it_is_said_that_th
     assert "is not between 0 and 2000" in refused(machine, "service logs many --lines 2001", 2)
 
 
+def test_signers_that_root_alone_can_read_are_named_with_what_to_do(machine: Machine) -> None:
+    signers = "/etc/circleosd/trusted-signers"
+    machine.succeed(
+        "cd /tmp; cp /usr/share/circleosd/plugins/example.wasm /usr/share/circleosd/plugins/example.json .",
+        "ssh-keygen -q -t ed25519 -N '' -f /tmp/signer",
+        f'(umask 077; echo "alice@example.org $(cat /tmp/signer.pub)" >{signers})',
+        "circlectl plugin sign /tmp/example.wasm --key /tmp/signer",
+    )
+    said = refused(machine, "plugin verify /tmp/example.wasm", 12)
+    step = f"plugin-manager has to be able to, see: chmod a+r {signers}"
+    assert said == f"circlectl: cannot read {signers}: Permission denied; {step} [unavailable]\n"
+    machine.succeed(f"chmod a+r {signers}", "circlectl plugin verify /tmp/example.wasm", f"rm {signers}")
+
+
 def test_a_stranger_is_told_which_group_to_join(machine: Machine) -> None:
     for command in ("service list", "user whoami", "plugin list"):
         said = refused(machine, command, 12, "mallory")
