@@ -154,11 +154,16 @@ def parse(text: str) -> list[Entry]:
         raise BadRequest("a catalog file has [[service]] tables and nothing else")
     try:
         entries: list[Entry] = _entries().validate_python(tables["service"])
-        return entries
     except ValidationError as exc:
         _, (number, *where), what = first_wrong(exc)
         field = f", {'.'.join(map(str, where))}" if where else ""
         raise BadRequest(f"[[service]] number {int(number) + 1}{field}: {what}") from exc
+    seen: set[str] = set()
+    for count, entry in enumerate(entries, 1):
+        if entry.name in seen:
+            raise BadRequest(f"[[service]] number {count}, name: the file has another {entry.name} before it")
+        seen.add(entry.name)
+    return entries
 
 
 @cache

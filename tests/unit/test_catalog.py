@@ -194,6 +194,7 @@ def test_a_file_without_an_entry_is_no_problem(text: str) -> None:
             GOOD.replace("restart", "fly"),
             r"number 1, verbs\.0: should be 'start', 'stop', 'restart', 'reload', 'enable' or 'disable'$",
         ),
+        (GOOD + GOOD, r"^\[\[service\]\] number 2, name: the file has another nginx before it$"),
         (GOOD.replace("verbs", "verb"), "number 1, verb: there is no such member$"),
         ('[[service]]\nname = "a"\n', "number 1, unit: is missing$"),
         ('[service]\nname = "a"\n', r"^a catalog file has \[\[service\]\] tables and nothing else$"),
