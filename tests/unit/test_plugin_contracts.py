@@ -28,6 +28,12 @@ def test_the_wit_has_the_hosts_interfaces_and_calls_with_their_arguments() -> No
     assert tuple(re.findall(r"^    import (\w+);", WIT, re.M)) == INTERFACES
 
 
+def test_the_wit_names_the_capability_that_receiving_events_takes() -> None:
+    received = re.search(r"///([^\n]*)\n    export on-event:", WIT)
+    assert received is not None
+    assert "capability `events:TOPIC`" in received[1]
+
+
 def test_the_reference_lists_every_host_call_with_its_arguments_and_capability() -> None:
     rows = re.findall(r"^\| `([a-z.]+)` \|([^|]*)\| [^|]* \| `([^`]+)` \|$", ABI, re.M)
     documented = {name: (tuple(re.findall(r"`(\w+)`", arguments)), capability) for name, arguments, capability in rows}
