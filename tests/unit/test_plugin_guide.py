@@ -60,6 +60,12 @@ def test_guide_can_be_read_in_one_sitting() -> None:
     assert len(GUIDE.splitlines()) <= 290
 
 
+def test_guide_says_where_to_install_before_it_says_what() -> None:
+    before, venv, _ = GUIDE.partition("python3 -m venv ")
+    assert venv
+    assert "(`pip install" not in before
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_following_the_guide_leads_to_a_plugin_that_greets(way: str, tmp_path: Path) -> None:
     missing = [tool for tool in TOOLS[way] if shutil.which(tool, path=SEARCH) is None]
