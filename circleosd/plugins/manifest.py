@@ -209,7 +209,7 @@ def check(manifest: Manifest, head: bytes, ceiling: PluginSettings) -> None:
     """Hold a manifest against its artifact and the host's ceilings. Raises `BadRequest`, `Limit`."""
     found = type_of(head)
     if manifest.plugin_type != found:
-        raise BadRequest(f"the manifest says plugin_type {manifest.plugin_type}, but the artifact is {found}")
+        raise BadRequest(f'the artifact is {found}, so its manifest needs "plugin_type": "{found}"')
     if manifest.abi is not None and (manifest.abi == "native") != (found == "native"):
         raise BadRequest(f"the manifest says abi {manifest.abi}, but the artifact is {found}")
     for name in Bounds._fields:

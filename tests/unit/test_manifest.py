@@ -179,7 +179,9 @@ def test_a_manifest_is_held_against_its_artifact_and_the_hosts_ceilings() -> Non
     manifest.check(manifest.parse({"name": "a", "abi": "component"}), WASM, PluginSettings(memory=1))
     for kind, head in (("wasm", WASM), ("native", b"\x7fELF")):
         manifest.check(manifest.parse({"name": "a", "plugin_type": kind}), head, ceiling)
-    with pytest.raises(BadRequest, match="says plugin_type native, but the artifact is wasm"):
+    with pytest.raises(BadRequest, match='the artifact is native, so its manifest needs "plugin_type": "native"'):
+        manifest.check(manifest.parse({"name": "a"}), b"\x7fELF", ceiling)
+    with pytest.raises(BadRequest, match='the artifact is wasm, so its manifest needs "plugin_type": "wasm"'):
         manifest.check(manifest.parse(b'{"name":"a","plugin_type":"native"}'), WASM, ceiling)
     for kind, head, abi in (("wasm", WASM, "native"), ("native", b"\x7fELF", "core")):
         claims = manifest.parse({"name": "a", "plugin_type": kind, "abi": abi})
