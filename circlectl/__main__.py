@@ -8,7 +8,6 @@ import sys
 from typing import Literal, NoReturn, TextIO
 
 INTERRUPTED = 130  # as a shell counts SIGINT
-BROKEN_PIPE = 141  # and SIGPIPE
 
 
 def main() -> NoReturn:
@@ -18,7 +17,7 @@ def main() -> NoReturn:
     """
     gc.disable()
     _prepare_streams()
-    from circlectl.cli import run
+    from circlectl.cli import BROKEN_PIPE, run
 
     try:
         status = run(sys.argv[1:])

@@ -27,6 +27,7 @@ _NEXT_STEP = {
     "internal": _LOG,
     "timeout": "see: circlectl system status",
 }
+BROKEN_PIPE = 141  # as a shell counts SIGPIPE
 _SWITCHES = ("--json", "--help", "-h", "--version", "--password-stdin")
 
 
@@ -119,10 +120,27 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
 
     token = sessions.load(runtime) if command.verb != "login" else None
     request, files = composing.request(command, arguments, Asking(runtime, token), stdin="--password-stdin" in flags)
+    if command.contract.stream or "follow" in request:
+        _end_with_the_reader()
     for data in _replies(command, request, Asking(runtime, token, files, said=_note)):
         _show(command, data, as_json="--json" in flags)
         sys.stdout.flush()
     return 0
+
+
+def _end_with_the_reader() -> None:
+    """From now on end when nobody reads the output any more: what is followed may have no next line to notice it by."""
+    import select
+    import threading
+
+    def wait() -> None:
+        poll.poll()
+        os._exit(BROKEN_PIPE)
+
+    poll = select.poll()
+    with contextlib.suppress(OSError):  # it has no descriptor
+        poll.register(sys.stdout.fileno(), 0)  # errors and hang-ups alone (poll(2))
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def _replies(command: Command, request: dict[str, Any], ask: Asking) -> Iterator[Any]:

@@ -50,6 +50,33 @@ def test_watch_without_a_name_tells_of_all_in_the_order_of_the_list(talking: Emb
         assert next(name for name in later if name not in names).startswith("plugin@example")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "service watch auth-service",
+        "service logs quiet --follow",
+        "system history --follow --lines 1",
+        "plugin events --follow",
+    ],
+)
+def test_what_is_followed_ends_when_its_reader_does(new_host: NewHost, line: str) -> None:
+    host = new_host({})
+    host.add_service("quiet", "[Service]\nType=exec\nExecStart=/bin/sh -c 'echo one; exec sleep 600'\n")
+    host.ok("service", "start", "quiet")
+    follower = host.begin(*line.split())
+    try:
+        assert follower.stdout is not None
+        if "events" not in line:
+            follower.stdout.readline()
+        follower.stdout.close()
+        follower.stdout = None
+        assert follower.wait(10) == 141
+    finally:
+        follower.kill()
+        _, errors = follower.communicate()
+    assert errors == ""
+
+
 def test_logs_show_the_last_lines_and_follow_goes_on(talking: EmbeddedHost) -> None:
     talking.ok("service", "start", "talker")
     talking.wait_for(lambda: "tick" in talking.logged("talker"))

@@ -172,6 +172,8 @@ def test_a_link_is_not_followed_where_the_file_itself_is_wanted(tmp_path: Path) 
     assert catalog.text_of(tmp_path / "b.toml") == GOOD
     with pytest.raises(OSError, match="symbolic links"):
         catalog.text_of(tmp_path / "b.toml", flags=os.O_NOFOLLOW)
+
+
 def test_what_an_editor_leaves_beside_a_file_is_none_of_the_catalog(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(GOOD)
     (tmp_path / ".#a.toml").symlink_to("root@host.4711:1700000000")  # Emacs' lock
