@@ -300,6 +300,14 @@ def test_links_and_pipes_are_refused(places: tuple[Path, Path], tmp_path: Path) 
     assert "cron.service" not in places[1].read_text()
 
 
+def test_a_directory_that_is_a_link_is_refused_as_that(places: tuple[Path, Path], tmp_path: Path) -> None:
+    (places[0] / "cron.toml").write_text('[[service]]\nname = "cron"\nunit = "cron.service"\n')
+    places[0].rename(tmp_path / "elsewhere")
+    places[0].symlink_to(tmp_path / "elsewhere")
+    assert generate(places) == (f"{places[0]} is a symbolic link; put the directory itself there",)
+    assert "cron.service" not in places[1].read_text()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -309,14 +317,6 @@ def test_links_and_pipes_are_refused(places: tuple[Path, Path], tmp_path: Path) 
     ],
     ids=["a file goes", "a file has another text", "others may write"],
 )
-def test_a_directory_that_is_a_link_is_refused_as_that(places: tuple[Path, Path], tmp_path: Path) -> None:
-    (places[0] / "cron.toml").write_text('[[service]]\nname = "cron"\nunit = "cron.service"\n')
-    places[0].rename(tmp_path / "elsewhere")
-    places[0].symlink_to(tmp_path / "elsewhere")
-    assert generate(places) == (f"{places[0]} is a symbolic link; put the directory itself there",)
-    assert "cron.service" not in places[1].read_text()
-
-
 def test_a_catalog_that_changes_while_it_is_read_is_read_again(
     places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
 ) -> None:
