@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
+import socket
 import sqlite3
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -156,7 +159,7 @@ def test_what_waits_for_a_hash_is_not_done_for_who_lost_the_right_meanwhile(new_
             other.sendall(json.dumps(request).encode() + b"\n")
         request = {"action": "create", "name": "evil", "password": PASSWORD, "role": "admin", "token": token}
         sock.sendall(json.dumps(request).encode() + b"\n")
-        host.wait_for(lambda: host.data(AUTH, "health")["connections"] > 20)
+        host.wait_for(lambda: host.data(AUTH, "health")["connections"] > 20 and _is_read(sock))
         host.data(AUTH, taken, name="adam", **({"role": "operator"} if taken == "role" else {}))
         reply = read_reply(sock)
         assert all(read_reply(other)["ok"] for other in ahead)
@@ -164,6 +167,11 @@ def test_what_waits_for_a_hash_is_not_done_for_who_lost_the_right_meanwhile(new_
     assert "evil" not in [user["name"] for user in host.data(AUTH, "list")]
     row = host.data(AUTH, "history", object="evil")[-1]
     assert (row["action"], row["phase"], row["actor"]["user"]) == ("create", "denied", "adam")
+
+
+def _is_read(sock: socket.socket) -> bool:
+    """Whether the peer has read all that was sent (SIOCOUTQ, unix(7))."""
+    return fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)) == bytes(4)
 
 
 def test_what_was_begun_in_time_is_told_as_it_ends(new_host: NewHost) -> None:
