@@ -57,11 +57,13 @@ class Descriptors:
     """Descriptors that a peer passed (SCM_RIGHTS), first in first out.
 
     Never more than `MAX_FILES` wait: a peer may send some with each byte while a request is in hand, or after a
-    refusal.
+    refusal. They wait for no later request than the one that they came with, which may have been refused unread.
     """
 
+    received = 0  # bytes that have come on the connection
+
     def __init__(self) -> None:
-        self._waiting: deque[int] = deque()
+        self._waiting: deque[tuple[int, int]] = deque()  # each with `received` as of the bytes that it came with
         self._most = MAX_FILES
         self.too_many = False  # some were closed unseen
         self._missed = False  # some could not be opened here
@@ -76,7 +78,7 @@ class Descriptors:
         elif cut:  # it stops where this process may have no more open: there was room for them
             self._missed = True
         room = self._most - len(self._waiting)
-        self._waiting.extend(descriptors[:room])
+        self._waiting.extend((descriptor, self.received) for descriptor in descriptors[:room])
         for descriptor in descriptors[room:]:
             self.too_many = True
             os.close(descriptor)
@@ -92,11 +94,16 @@ class Descriptors:
             if self._missed:
                 raise Limit("too many files are open here to take the descriptor; try again later")
             raise BadRequest("the request names a descriptor that did not come with it (SCM_RIGHTS)")
-        return self._waiting.popleft()
+        return self._waiting.popleft()[0]
+
+    def answered(self, rest: int) -> None:
+        """All that was received is answered, but for the last `rest` bytes: close what came with it."""
+        while self._waiting and self._waiting[0][1] <= self.received - rest:
+            os.close(self.take())
 
     def close(self) -> None:
         while self._waiting:
-            os.close(self._waiting.popleft())
+            os.close(self.take())
 
 
 _ANCILLARY = socket.CMSG_SPACE(MAX_FILES * array.array("i").itemsize)
@@ -111,6 +118,7 @@ class PassingSocket(socket.socket):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data, ancillary, told, _ = self.recvmsg(min(size, PIECE), _ANCILLARY, flags | _CLOSE_ON_EXEC)
+        self.descriptors.received += len(data)
         if ancillary or told & _TRUNCATED:
             numbers = array.array("i")
             for level, kind, content in ancillary:
@@ -309,6 +317,8 @@ class Connection(asyncio.Protocol):
         """Answer `line` and the whole lines behind it."""
         while line is not None and not self._transport.is_closing():
             reply = await self._server.service.dispatch(line, self.peer, self._descriptors)
+            if len(self._descriptors):
+                self._descriptors.answered(len(self._buffer))
             if isinstance(reply, bytes):
                 if len(reply) > SMALL or self._booked:
                     reply = self._affordable(reply)

@@ -443,6 +443,48 @@ def test_descriptors_that_nobody_took_are_closed_with_their_connection(tmp_path:
     asyncio.run(asyncio.wait_for(run(), 5))
 
 
+class Taking(Patient):
+    """Takes a descriptor for the request `take` and refuses every other, once it is let go."""
+
+    name = "taking"
+
+    async def dispatch(self, line: bytes, peer: Peer, files: Descriptors) -> bytes:
+        await self.go.wait()
+        if line != b"take":
+            return b"refused\n"
+        descriptor = files.take()
+        try:
+            return os.read(descriptor, 10) + b"\n"
+        finally:
+            os.close(descriptor)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_request_does_not_get_the_descriptor_of_one_before_it(tmp_path: Path, at_once: bool) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).write_text(name)
+
+    async def run() -> None:
+        async with served(service := Taking(), str(tmp_path / "s"), ServerSettings()) as (peer, _):
+            peer.setblocking(True)
+            if not at_once:
+                service.go.set()
+            expected = [b"refused\n", b"second\n"]
+            for line, name, reply in zip((b"other\n", b"take\n"), ("first", "second"), expected, strict=True):
+                with (tmp_path / name).open() as file:
+                    socket.send_fds(peer, [line], [file.fileno()])
+                if not at_once:
+                    assert await asyncio.to_thread(peer.recv, PIECE) == reply
+            if at_once:
+                service.go.set()
+                told = b""
+                while len(told) < len(b"".join(expected)):
+                    told += await asyncio.to_thread(peer.recv, PIECE)
+                assert told == b"".join(expected)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_descriptors_of_a_refused_peer_are_closed_though_it_stays(tmp_path: Path, late: bool) -> None:
     async def run() -> None:
