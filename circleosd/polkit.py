@@ -22,7 +22,8 @@ from circleosd.errors import BadRequest, Denied, NotFound
 from circleosd.registry import catalog
 from circleosd.registry.catalog import ALL_VERBS, Catalog, Entry
 from circleosd.systemd import journal
-from circleosd.systemd.units import RULE_MAKER, UNIT_NAME, switch_unit
+from circleosd.systemd.names import UNIT_NAME, switch_unit
+from circleosd.systemd.units import RULE_MAKER
 
 USER = "circleosd-registry"
 SWITCH_USER = "circleosd-switch"  # of the units that enable and disable one unit each

@@ -15,12 +15,11 @@ from dbus_fast.errors import DBusFastError
 
 from circleosd.errors import Timeout, Unavailable
 from circleosd.systemd.buserrors import ErrorReply, Lost
+from circleosd.systemd.names import MANAGER, SYSTEMD
 
 log = logging.getLogger(__name__)
 
 DAEMON = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
-SYSTEMD = "org.freedesktop.systemd1"
-MANAGER = (SYSTEMD, "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 OWNER_CHANGED = f"type='signal',sender='{DAEMON[0]}',member='NameOwnerChanged',arg0='{SYSTEMD}'"
 CALL_TIMEOUT = 25.0  # seconds; libdbus's default
 ARRIVAL = 5.0  # seconds that systemd gets to come onto a bus that has just started; measured: under 80 ms

@@ -5,21 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from circleosd.errors import BadRequest, CircleError, Conflict, Denied, NotFound, Timeout, Unavailable
-from circleosd.registry.units import LogLine, Scope, Switch, UnitState, Verb, signal_name
+from circleosd.registry.units import LogLine, Scope, Switch, UnitState, Verb
 from circleosd.systemd.buserrors import ErrorReply, Lost, Unheard, explained
+from circleosd.systemd.names import (
+    FROM_SYSTEMD,
+    MANAGER,
+    PROPERTIES,
+    SYSTEMD,
+    UNIT,
+    UNIT_NAME,
+    object_path,
+    switch_unit,
+)  # fmt: skip
+from circleosd.systemd.states import absent, plain, state_of
+from circleosd.systemd.watching import changes, differs
 
 if TYPE_CHECKING:  # dbus-fast is imported at the first call: a registry asked for its health needs none of it
-    from dbus_fast import Message
-
     from circleosd.systemd.bus import Connection
 
 T = TypeVar("T")
@@ -34,32 +42,8 @@ METHODS: dict[Verb, str] = {
     "restart": "RestartUnit",
     "reload": "ReloadUnit",
 }
-UNIT_NAME = re.compile(  # systemd.unit(5); a template without its instance is no unit
-    r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]+)?"
-    r"\.(service|socket|target|device|mount|automount|swap|timer|path|slice|scope)"
-)
-
+_JOB_REMOVED = f"{FROM_SYSTEMD},interface='{MANAGER[2]}',member='JobRemoved'"
 _GONE = "systemd or the message bus went away"
-_SYSTEMD = "org.freedesktop.systemd1"
-_MANAGER = (_SYSTEMD, "/org/freedesktop/systemd1", f"{_SYSTEMD}.Manager")
-_UNITS = "/org/freedesktop/systemd1/unit"
-_UNIT = f"{_SYSTEMD}.Unit"
-_PROPERTIES = "org.freedesktop.DBus.Properties"
-_FROM_SYSTEMD = f"type='signal',sender='{_SYSTEMD}'"
-_JOB_REMOVED = f"{_FROM_SYSTEMD},interface='{_SYSTEMD}.Manager',member='JobRemoved'"
-_UNIT_NEW = f"{_FROM_SYSTEMD},interface='{_SYSTEMD}.Manager',member='UnitNew'"
-_RELOADING = f"{_FROM_SYSTEMD},interface='{_SYSTEMD}.Manager',member='Reloading'"
-_CHANGED = f"{_FROM_SYSTEMD},interface='{_PROPERTIES}',path_namespace='{_UNITS}'"
-_UNKNOWN = 2**64 - 1  # how systemd says that it cannot tell a figure
-_EXITED, _KILLED = 1, (2, 3)  # CLD_EXITED; CLD_KILLED, CLD_DUMPED: waitid(2)
-_SINCE = {  # when a unit entered its state, by the state
-    "active": "ActiveEnterTimestamp",
-    "reloading": "ActiveEnterTimestamp",
-    "inactive": "InactiveEnterTimestamp",
-    "failed": "InactiveEnterTimestamp",
-    "activating": "InactiveExitTimestamp",
-    "deactivating": "ActiveExitTimestamp",
-}
 
 
 class SystemdUnits:
@@ -78,27 +62,27 @@ class SystemdUnits:
     async def states(self, units: Sequence[str]) -> list[UnitState]:
         """See `UnitManager`. One round trip, however many units."""
         sent = [unit for unit in units if UNIT_NAME.fullmatch(unit)]
-        rows = iter(await self._ask(_MANAGER, "ListUnitsByNames", "as", sent) if sent else ())
-        return [UnitState(unit, *next(rows)[1:5]) if UNIT_NAME.fullmatch(unit) else _absent(unit) for unit in units]
+        rows = iter(await self._ask(MANAGER, "ListUnitsByNames", "as", sent) if sent else ())
+        return [UnitState(unit, *next(rows)[1:5]) if UNIT_NAME.fullmatch(unit) else absent(unit) for unit in units]
 
     async def detail(self, unit: str) -> UnitState:
         """See `UnitManager`. One round trip, another for what triggers the unit."""
         if not UNIT_NAME.fullmatch(unit):
-            return _absent(unit)
+            return absent(unit)
         properties = await self._properties(unit)
-        state = replace(state_of(unit, properties), memory=_figure(properties.get("MemoryCurrent", _UNKNOWN)))
+        state = state_of(unit, properties)
         triggers = await self.states(state.triggered_by)
         return replace(state, listening=any(trigger.active == "active" for trigger in triggers))
 
     async def listening(self, unit: str) -> list[str]:
         """See `UnitManager`. For all that `detail` tells, systemd takes 2 ms when the unit has just stopped."""
-        target = (_SYSTEMD, object_path(unit), _PROPERTIES)
-        triggers = (await self._ask(target, "Get", "ss", _UNIT, "TriggeredBy")).value
+        target = (SYSTEMD, object_path(unit), PROPERTIES)
+        triggers = (await self._ask(target, "Get", "ss", UNIT, "TriggeredBy")).value
         return [trigger.unit for trigger in await self.states(triggers) if trigger.active == "active"]
 
     async def matching(self, pattern: str) -> list[str]:
         """See `UnitManager`."""
-        rows = await self._ask(_MANAGER, "ListUnitsByPatterns", "asas", [], [pattern])
+        rows = await self._ask(MANAGER, "ListUnitsByPatterns", "asas", [], [pattern])
         return sorted(row[0] for row in rows)
 
     async def job(self, verb: Verb, unit: str) -> str:
@@ -188,7 +172,7 @@ class SystemdUnits:
     async def enabled(self, unit: str) -> str:
         """See `UnitManager`."""
         _check(unit)
-        return str(await self._ask(_MANAGER, "GetUnitFileState", "s", unit))
+        return str(await self._ask(MANAGER, "GetUnitFileState", "s", unit))
 
     async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncIterator[UnitState]:
         """See `UnitManager`. Nothing is polled."""
@@ -196,10 +180,10 @@ class SystemdUnits:
         while True:
             seen = 0
             try:
-                async with aclosing(_changes(await self._connected(), units, pattern)) as changes:
-                    async for state in changes:
+                async with aclosing(changes(await self._connected(), units, pattern)) as states:
+                    async for state in states:
                         seen += 1
-                        if _differs(state, shown.get(state.unit)):
+                        if differs(state, shown.get(state.unit)):
                             shown[state.unit] = state
                             yield state
             except ErrorReply as error:
@@ -268,13 +252,13 @@ class SystemdUnits:
         return meaning
 
     async def _properties(self, unit: str) -> dict[str, Any]:
-        return _plain(await self._ask((_SYSTEMD, object_path(unit), _PROPERTIES), "GetAll", "s", ""))
+        return plain(await self._ask((SYSTEMD, object_path(unit), PROPERTIES), "GetAll", "s", ""))
 
 
 async def _job(connection: Connection, method: str, unit: str) -> str:
     """Start a job and wait for its JobRemoved, which may come before the reply that names the job."""
     async with connection.signals([_JOB_REMOVED], lambda signal: signal.member == "JobRemoved", keep=True) as removed:
-        job = (await connection.call(_MANAGER, method, "ss", [unit, "replace"])).body[0]
+        job = (await connection.call(MANAGER, method, "ss", [unit, "replace"])).body[0]
         while signal := await removed.get():
             _number, path, _unit, result = signal.body
             if path == job:
@@ -285,85 +269,10 @@ async def _job(connection: Connection, method: str, unit: str) -> str:
 async def _switch(connection: Connection, verb: Switch, unit: str) -> None:
     """Enable or disable a unit file and have systemd read it, as systemctl(1) does."""
     if verb == "enable":
-        await connection.call(_MANAGER, "EnableUnitFiles", "asbb", [[unit], False, False])
+        await connection.call(MANAGER, "EnableUnitFiles", "asbb", [[unit], False, False])
     else:
-        await connection.call(_MANAGER, "DisableUnitFiles", "asb", [[unit], False])
-    await connection.call(_MANAGER, "Reload")
-
-
-async def _changes(connection: Connection, units: Sequence[str], pattern: str) -> AsyncGenerator[UnitState, None]:
-    """The states of `units` and of those that match `pattern`, and again after signals that concern them, also when a
-    state stayed as it was.
-    """
-    names: dict[str, list[str]] = {}  # by object path; several when one is another's alias
-    known: dict[str, dict[str, Any]] = {}
-    serials: dict[str, int] = {}
-
-    async def read(path: str) -> None:
-        reply = await connection.call((_SYSTEMD, path, _PROPERTIES), "GetAll", "s", [""])
-        known[path], serials[path] = _plain(reply.body[0]), reply.serial
-
-    def wanted(signal: Message) -> bool:
-        if signal.member == "UnitNew":
-            return fnmatchcase(signal.body[0], pattern)
-        return signal.path in names or signal.member == "Reloading"
-
-    async with connection.signals([_CHANGED, _RELOADING, *([_UNIT_NEW] if pattern else [])], wanted) as signals:
-        while True:
-            names.clear()
-            valid = [unit for unit in units if UNIT_NAME.fullmatch(unit)]
-            if pattern:
-                found = (await connection.call(_MANAGER, "ListUnitsByPatterns", "asas", [[], [pattern]])).body[0]
-                valid += [row[0] for row in found if row[0] not in valid]
-            rows = (await connection.call(_MANAGER, "ListUnitsByNames", "as", [valid])).body[0]
-            for unit, row in zip(valid, rows, strict=True):
-                names.setdefault(row[6], []).append(unit)
-            for unit in set(units).difference(valid):
-                yield _absent(unit)
-            for path in names:
-                await read(path)
-                for unit in names[path]:
-                    yield state_of(unit, known[path])
-            while signal := await signals.get():
-                if signal.member == "Reloading":
-                    if not signal.body[0]:  # the unit files were read anew
-                        break
-                elif signal.member == "UnitNew":
-                    unit, path = signal.body
-                    if path not in names:
-                        names[path] = [unit]
-                        await read(path)
-                        yield state_of(unit, known[path])
-                elif (path := signal.path or "") in names and signal.serial > serials[path]:  # later than what we read
-                    interface, changed, _invalidated = signal.body
-                    known[path] |= _plain(changed)
-                    if interface == _UNIT:  # comes after the one of the unit's type, and completes it
-                        for unit in names[path]:
-                            yield state_of(unit, known[path])
-            else:
-                raise Lost
-
-
-def state_of(unit: str, properties: Mapping[str, Any]) -> UnitState:
-    """The state that a unit's properties describe, without memory and listening."""
-    active = properties["ActiveState"]
-    alive = active not in ("inactive", "failed")  # while a unit starts, its PID is told before its state
-    ended, how = properties.get("ExecMainCode"), properties.get("ExecMainStatus", 0)
-    return UnitState(
-        unit=unit,
-        description=properties["Description"],
-        load=properties["LoadState"],
-        active=active,
-        sub=properties["SubState"],
-        since=properties[_SINCE.get(active, "StateChangeTimestamp")] / 1e6 or None,
-        pid=properties.get("MainPID") or None if alive else None,
-        restarts=properties.get("NRestarts"),
-        result=properties.get("Result"),
-        exit_status=how if ended == _EXITED else None,
-        signal=signal_name(how) if ended in _KILLED else None,
-        triggered_by=tuple(properties["TriggeredBy"]),
-        requires=tuple(unit for kind in ("Requires", "Requisite", "BindsTo") for unit in properties[kind]),
-    )
+        await connection.call(MANAGER, "DisableUnitFiles", "asb", [[unit], False])
+    await connection.call(MANAGER, "Reload")
 
 
 def bus_address(scope: Scope, env: Mapping[str, str]) -> str:
@@ -377,43 +286,6 @@ def bus_address(scope: Scope, env: Mapping[str, str]) -> str:
     raise Unavailable("cannot find the user's message bus: XDG_RUNTIME_DIR is not set; log in by a session of systemd")
 
 
-def object_path(unit: str) -> str:
-    """Where systemd shows a unit on the bus: what is no ASCII letter or digit becomes _ and its hexadecimal code."""
-    return f"{_UNITS}/" + re.sub(r"[^A-Za-z0-9]|^[0-9]", lambda found: f"_{ord(found[0]):02x}", unit)
-
-
-def switch_unit(verb: Switch, unit: str) -> str:
-    """The oneshot unit that does `verb` to `unit`, whose name is escaped as by systemd-escape(1)."""
-    instance = re.sub(r"^\.|[^A-Za-z0-9:_.]", lambda found: f"\\x{ord(found[0]):02x}", unit)
-    return f"circleosd-{verb}@{instance}.service"
-
-
 def _check(unit: str) -> None:
     if not UNIT_NAME.fullmatch(unit):
         raise BadRequest(f"{unit[:64]!r} is not the name of a unit")
-
-
-def _absent(unit: str) -> UnitState:
-    return UnitState(unit, unit, "not-found", "inactive", "dead")
-
-
-def _differs(new: UnitState, old: UnitState | None) -> bool:
-    """Whether a state is news. A failed unit may have failed again; a unit dropped from memory has no `since`.
-
-    The result is reset to success a moment before a unit leaves the state that it belonged to, which is no news; nor is
-    the end of its main process while others of it stop.
-    """
-    if old is None or (new.since or 0.0) > (old.since or 0.0):
-        return True
-    if new.pid and old.pid and new.pid != old.pid:
-        return True
-    return (new.load, new.active, new.sub) != (old.load, old.active, old.sub)
-
-
-def _plain(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Properties without the signatures of their values."""
-    return {name: variant.value for name, variant in properties.items()}
-
-
-def _figure(value: int) -> int | None:
-    return None if value == _UNKNOWN else value

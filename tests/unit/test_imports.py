@@ -47,7 +47,7 @@ ALLOWED = {
         "api", "config", "database", "delegation", "errors", "handlers", "handoff", "ledger", "places", "policy",
         "upstream", "validation", "worker.cachekey", "worker.frames", "worker.host", "worker.limits",
     },
-    "polkit": {"api", "errors", "registry.catalog", "systemd.journal", "systemd.units"},
+    "polkit": {"api", "errors", "registry.catalog", "systemd"},
     "embedded": {
         "activation", "config", "errors", "paths", "policy", "refusal", "registry.units", "server", "steering",
         "systemd", "wire",

@@ -16,7 +16,9 @@ from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, N
 from circleosd.registry.service import FOLLOWED
 from circleosd.registry.units import UnitState
 from circleosd.systemd.buserrors import ErrorReply, Lost, explained
-from circleosd.systemd.units import RULE_MAKER, SystemdUnits, bus_address, object_path, state_of, switch_unit
+from circleosd.systemd.names import object_path, switch_unit
+from circleosd.systemd.states import state_of
+from circleosd.systemd.units import RULE_MAKER, SystemdUnits, bus_address
 
 UNIT = "a.service"
 PATH = "/org/freedesktop/systemd1/unit/a_2eservice"

@@ -16,7 +16,8 @@ import pytest
 from circleosd.errors import BadRequest, Conflict, NotFound, Timeout, Unavailable
 from circleosd.registry.units import UnitState, Verb
 from circleosd.systemd import bus, logs
-from circleosd.systemd.units import METHODS, SystemdUnits, bus_address, object_path, switch_unit
+from circleosd.systemd.names import object_path, switch_unit
+from circleosd.systemd.units import METHODS, SystemdUnits, bus_address
 from tests.systemd.inside.conftest import UNIT_FILES, on_systemd, python_as, run, watching
 
 pytestmark = pytest.mark.usefixtures("unit_files")
