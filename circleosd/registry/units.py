@@ -103,7 +103,8 @@ class UnitManager(Protocol):
 
         Also of each unit that matches the glob `pattern`, as in `matching`: those there are now and those that come.
 
-        `memory` and `listening` are left unset. Raises `Unavailable` when the service manager is gone for good.
+        As in `states` not all of each is set; `since` of the first may be when it was looked at. Raises `Unavailable`
+        when the service manager is gone for good.
         """
         ...
 

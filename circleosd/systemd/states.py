@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circleosd.registry.units import UnitState, signal_name
 
 _UNKNOWN = 2**64 - 1  # how systemd says that it cannot tell a figure
 _EXITED, _KILLED = 1, (2, 3)  # CLD_EXITED; CLD_KILLED, CLD_DUMPED: waitid(2)
+STAMPS = (
+    "StateChangeTimestamp",
+    "InactiveExitTimestamp",
+    "ActiveEnterTimestamp",
+    "ActiveExitTimestamp",
+    "InactiveEnterTimestamp",
+)
 _SINCE = {  # when a unit entered its state, by the state
     "active": "ActiveEnterTimestamp",
     "reloading": "ActiveEnterTimestamp",
@@ -40,6 +47,22 @@ def state_of(unit: str, properties: Mapping[str, Any]) -> UnitState:
         triggered_by=tuple(properties["TriggeredBy"]),
         requires=tuple(unit for kind in ("Requires", "Requisite", "BindsTo") for unit in properties[kind]),
     )
+
+
+def listed(row: Sequence[Any], began: float) -> dict[str, Any]:
+    """The properties that a row of ListUnitsByNames tells of a unit.
+
+    Since when it has been in its state such a row does not tell: it is said to be `began`, seconds since the epoch.
+    """
+    _name, description, load, active, sub = row[:5]
+    return {
+        "Description": description,
+        "LoadState": load,
+        "ActiveState": active,
+        "SubState": sub,
+        **dict.fromkeys(STAMPS, began * 1e6),
+        **dict.fromkeys(("TriggeredBy", "Requires", "Requisite", "BindsTo"), ()),
+    }
 
 
 def absent(unit: str) -> UnitState:

@@ -25,7 +25,7 @@ from circleosd.systemd.names import (
     switch_unit,
 )  # fmt: skip
 from circleosd.systemd.states import absent, plain, state_of
-from circleosd.systemd.watching import changes, differs
+from circleosd.systemd.watching import Watched, changes, differs
 
 if TYPE_CHECKING:  # dbus-fast is imported at the first call: a registry asked for its health needs none of it
     from circleosd.systemd.bus import Connection
@@ -177,10 +177,11 @@ class SystemdUnits:
     async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncIterator[UnitState]:
         """See `UnitManager`. Nothing is polled."""
         shown: dict[str, UnitState] = {}
+        watched = Watched()
         while True:
             seen = 0
             try:
-                async with aclosing(changes(await self._connected(), units, pattern)) as states:
+                async with aclosing(changes(await self._connected(), watched, units, pattern)) as states:
                     async for state in states:
                         seen += 1
                         if differs(state, shown.get(state.unit)):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from circleosd.registry.units import UnitState
 from circleosd.systemd.buserrors import Lost
-from circleosd.systemd.names import FROM_SYSTEMD, MANAGER, PROPERTIES, SYSTEMD, UNIT, UNIT_NAME, UNITS
-from circleosd.systemd.states import absent, plain, state_of
+from circleosd.systemd.names import FROM_SYSTEMD, MANAGER, PROPERTIES, UNIT, UNIT_NAME, UNITS
+from circleosd.systemd.states import STAMPS, absent, listed, plain, state_of
 
 if TYPE_CHECKING:
     from dbus_fast import Message
@@ -19,57 +20,92 @@ if TYPE_CHECKING:
 _UNIT_NEW = f"{FROM_SYSTEMD},interface='{MANAGER[2]}',member='UnitNew'"
 _RELOADING = f"{FROM_SYSTEMD},interface='{MANAGER[2]}',member='Reloading'"
 _CHANGED = f"{FROM_SYSTEMD},interface='{PROPERTIES}',path_namespace='{UNITS}'"
+_LOOKS = ("LoadState", "ActiveState", "SubState")
 
 
-async def changes(connection: Connection, units: Sequence[str], pattern: str) -> AsyncGenerator[UnitState, None]:
+class Watched:
+    """What is known of the units that are watched, by their object paths; it outlives a connection."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, list[str]] = {}  # several when one is another's alias
+        self._properties: dict[str, dict[str, Any]] = {}
+        self._serials: dict[str, int] = {}  # of the message that told them first
+        self._looking = False
+
+    def wants(self, signal: Message) -> bool:
+        """Whether a PropertiesChanged may be about one of them: while we look, an alias may lead to any unit."""
+        return self._looking or signal.path in self._names
+
+    def forget_names(self) -> None:
+        """Look at all of them anew: a name may be another unit's by now."""
+        self._names.clear()
+
+    async def look(self, connection: Connection, units: Sequence[str]) -> list[UnitState]:
+        """Watch these too. One round trip, however many: each watch asks anew whenever unit files were read anew."""
+        began = time.time()
+        self._looking = True
+        try:
+            reply = await connection.call(MANAGER, "ListUnitsByNames", "as", [units])
+        finally:
+            self._looking = False
+        found = []
+        for unit, row in zip(units, reply.body[0], strict=True):
+            path, now = row[6], listed(row, began)
+            self._names.setdefault(path, []).append(unit)
+            self._serials[path] = reply.serial
+            known = self._properties.get(path, {})
+            if all(known.get(name) == now[name] for name in _LOOKS):  # and it may be known better since when
+                now |= {name: known[name] for name in STAMPS}
+            self._properties[path] = now
+            found.append(state_of(unit, self._properties[path]))
+        return found
+
+    async def hear(self, connection: Connection, signal: Message) -> list[UnitState]:
+        """The states after a signal, of which more may follow until all of a change is told."""
+        if signal.member == "UnitNew":
+            unit, path = signal.body
+            return [] if path in self._names else await self.look(connection, [unit])
+        return self._change(signal) if signal.member == "PropertiesChanged" else []
+
+    def _change(self, signal: Message) -> list[UnitState]:
+        path = signal.path or ""
+        if path not in self._names or signal.serial <= self._serials[path]:  # told before we looked
+            return []
+        interface, changed, _invalidated = signal.body
+        self._properties[path] |= plain(changed)
+        if interface != UNIT:  # which comes after the one of the unit's type, and completes it
+            return []
+        return [state_of(unit, self._properties[path]) for unit in self._names[path]]
+
+
+async def changes(
+    connection: Connection, watched: Watched, units: Sequence[str], pattern: str
+) -> AsyncGenerator[UnitState, None]:
     """The states of `units` and of those that match `pattern`, and again after signals that concern them, also when a
     state stayed as it was.
     """
-    names: dict[str, list[str]] = {}  # by object path; several when one is another's alias
-    known: dict[str, dict[str, Any]] = {}
-    serials: dict[str, int] = {}
-
-    async def read(path: str) -> None:
-        reply = await connection.call((SYSTEMD, path, PROPERTIES), "GetAll", "s", [""])
-        known[path], serials[path] = plain(reply.body[0]), reply.serial
 
     def wanted(signal: Message) -> bool:
         if signal.member == "UnitNew":
             return fnmatchcase(signal.body[0], pattern)
-        return signal.path in names or signal.member == "Reloading"
+        return signal.member == "Reloading" or watched.wants(signal)
 
     async with connection.signals([_CHANGED, _RELOADING, *([_UNIT_NEW] if pattern else [])], wanted) as signals:
         while True:
-            names.clear()
             valid = [unit for unit in units if UNIT_NAME.fullmatch(unit)]
+            for unit in set(units).difference(valid):
+                yield absent(unit)
             if pattern:
                 found = (await connection.call(MANAGER, "ListUnitsByPatterns", "asas", [[], [pattern]])).body[0]
                 valid += [row[0] for row in found if row[0] not in valid]
-            rows = (await connection.call(MANAGER, "ListUnitsByNames", "as", [valid])).body[0]
-            for unit, row in zip(valid, rows, strict=True):
-                names.setdefault(row[6], []).append(unit)
-            for unit in set(units).difference(valid):
-                yield absent(unit)
-            for path in names:
-                await read(path)
-                for unit in names[path]:
-                    yield state_of(unit, known[path])
+            watched.forget_names()
+            for state in await watched.look(connection, valid):
+                yield state
             while signal := await signals.get():
-                if signal.member == "Reloading":
-                    if not signal.body[0]:  # the unit files were read anew
-                        break
-                elif signal.member == "UnitNew":
-                    unit, path = signal.body
-                    if path not in names:
-                        names[path] = [unit]
-                        await read(path)
-                        yield state_of(unit, known[path])
-                elif (path := signal.path or "") in names and signal.serial > serials[path]:  # later than what we read
-                    interface, changed, _invalidated = signal.body
-                    known[path] |= plain(changed)
-                    if interface == UNIT:  # comes after the one of the unit's type, and completes it
-                        for unit in names[path]:
-                            yield state_of(unit, known[path])
+                if signal.member == "Reloading" and not signal.body[0]:  # the unit files were read anew
+                    break
+                for state in await watched.hear(connection, signal):
+                    yield state
             else:
                 raise Lost
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -72,14 +73,15 @@ class Bus:
         yield queue
 
     async def call(self, target: tuple[str, str, str], member: str, signature: str, body: Sequence[Any]) -> Message:
-        if member == "ListUnitsByNames":
-            return Message(path="/", member="x", body=[[(UNIT, "", "", "", "", "", PATH)]])
         serial, values = self.snapshot
+        if member == "ListUnitsByNames":
+            looks = [values[name] for name in ("Description", "LoadState", "ActiveState", "SubState")]
+            return Message(path="/", member="x", body=[[(UNIT, *looks, "", PATH)]], serial=serial)
         return Message(path="/", member="x", body=[variants(values)], serial=serial)
 
 
 def watched(bus: Bus, number: int) -> list[tuple[str, float | None]]:
-    """The first states that a watcher of `bus` sees, and since when they are."""
+    """The first states that a watcher of `bus` sees, and since when they are; the first is said to be of now."""
 
     async def main() -> list[tuple[str, float | None]]:
         manager = SystemdUnits("system", timeout=1)
@@ -87,7 +89,8 @@ def watched(bus: Bus, number: int) -> list[tuple[str, float | None]]:
         changes = manager.watch([UNIT])
         async with asyncio.timeout(1):
             found = [await anext(changes) for _ in range(number)]
-        return [(state.active, state.since) for state in found]
+        assert abs((found[0].since or 0) - time.time()) < 5
+        return [(found[0].active, None), *((state.active, state.since) for state in found[1:])]
 
     return asyncio.run(main())
 
@@ -99,9 +102,37 @@ def test_a_signal_sent_before_the_state_was_read_changes_nothing() -> None:
 
 
 def test_a_unit_that_failed_again_is_news_though_it_looks_the_same() -> None:
-    again = [(2, properties("failed", "failed", 10)), (3, properties("failed", "failed", 20))]
-    bus = Bus((1, properties("failed", "failed", 10)), [*again, (4, properties("active", "running", 30))])
-    assert watched(bus, 3) == [("failed", 10), ("failed", 20), ("active", 30)]
+    before, later = 10, int(time.time()) + 100
+    again = [(2, properties("failed", "failed", before)), (3, properties("failed", "failed", later))]
+    bus = Bus((1, properties("failed", "failed", before)), [*again, (4, properties("active", "running", later + 1))])
+    assert watched(bus, 3) == [("failed", None), ("failed", later), ("active", later + 1)]
+
+
+def test_a_watch_asks_one_question_however_many_units_and_is_silent_where_unit_files_were_read_anew() -> None:
+    names = [f"a{number}.service" for number in range(1000)]
+    asked: list[str] = []
+
+    class Many(Bus):
+        async def call(self, target: tuple[str, str, str], member: str, signature: str, body: Sequence[Any]) -> Message:
+            asked.append(member)
+            rows = [(name, "", "loaded", "active", "running", "", object_path(name)) for name in body[0]]
+            if len(asked) == 3:
+                rows[7] = (*rows[7][:3], "failed", "failed", *rows[7][5:])
+            return Message(path="/", member="x", body=[rows], serial=len(asked))
+
+    async def main() -> list[tuple[str, str]]:
+        manager, bus = SystemdUnits("system", timeout=1), Many((0, {}), [])
+        bus.waiting = [Message(path="/", member="Reloading", body=[begins]) for begins in (True, False) * 2]
+        manager._connection = bus  # type: ignore[assignment]  # what a watcher needs of one
+        changes = manager.watch(names)
+        async with asyncio.timeout(5):
+            assert [(await anext(changes)).unit for _ in names] == names
+            assert asked == ["ListUnitsByNames"]
+            changed = await anext(changes)
+        assert asked == ["ListUnitsByNames"] * 3
+        return [(changed.unit, changed.active)]
+
+    assert asyncio.run(main()) == [(names[7], "failed")]
 
 
 def test_a_question_is_asked_again_on_a_new_connection_but_not_forever() -> None:
