@@ -134,16 +134,17 @@ def decide(
 
     `own`: a user may do it to the object that is named like the user. `among`, for what only shows: the verbs of which
     a rule that allows one on the object suffices, without an object on any; what is then shown is for `sees` to say.
-    In this order: the uid, a rule that denies, the role, what is one's own, a rule that allows. The default is to deny.
+    In this order: the uid, what anyone may, a rule that denies, the role, what is one's own, a rule that allows. The
+    default is to deny.
     """
     what = f"{verb} {name}" if name is not None else verb
     if caller.privileged:
         return Decision(True, f"uid {caller.peer.uid} is admin by the kernel's word, which no rule binds")
+    if access is Access.ANYONE:  # a stranger too, so that no rule could keep a user from it
+        return Decision(True, f"anyone may {verb}")
     for rule in caller.grants:
         if rule.deny and rule.covers(verb, name):
             return Decision(False, f"{what} is denied to {caller} by the rule: {rule}", rule)
-    if access is Access.ANYONE:
-        return Decision(True, f"anyone may {verb}")
     if suffices(caller.role, access):
         return Decision(True, f"{verb} needs the role {access}, and {caller} has the role {caller.role}")
     if own and name is not None and name == caller.user:

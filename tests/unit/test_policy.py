@@ -52,6 +52,13 @@ def test_a_grant_on_every_object_is_no_right_to_an_action_without_one() -> None:
         authorize(Caller(PEER, grants=(Grant("*", "*"),)), Access.ADMIN, "user:list", None)
 
 
+def test_no_rule_keeps_a_user_from_what_a_stranger_may_do() -> None:
+    caller = Caller(PEER, Role.VIEWER, user="vera", grants=(Grant("*", "*", deny=True),))
+    authorize(caller, Access.ANYONE, "user:logout", None)
+    with pytest.raises(Denied):
+        authorize(caller, Access.VIEWER, "user:list", None)
+
+
 def test_only_root_and_the_own_uid_are_admin_by_uid() -> None:
     assert role_of_uid(0, 500) is Role.ADMIN
     assert role_of_uid(500, 500) is Role.ADMIN
