@@ -16,7 +16,7 @@ def test_a_warm_call_takes_a_few_round_trips_of_a_bare_server(new_host: NewHost)
     with invoke.loaded(new_host({})) as plugin:
         for goal in invoke.GOALS:
             found = []
-            for _ in range(4):  # what a busy machine adds is not in every one
+            for _ in range(20):  # what a busy machine adds is not in every one
                 found.append(invoke.measure(plugin, goal.size, 0.2).ratio(goal))
                 if found[-1] <= goal.times:
                     break
