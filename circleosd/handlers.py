@@ -30,6 +30,9 @@ class Handlers:
     def check(self, request: Any, act: Act) -> None:
         """Raises what stands against an act outside the database, as far as that is known without trying."""
 
+    async def look(self, request: Any, act: Act) -> None:
+        """Find out what an act outside the database begins with, while its intent is being recorded."""
+
     async def resolve(self, intent: Event) -> Resolution:
         """How an act ended of which only the intent is on record, because the service did."""
         return Resolution(after=None, error=Internal.code, found="nothing is known of its outcome")
@@ -54,13 +57,14 @@ class Act:
     """One request being carried out: who asks, about what, and its rows in the ledger.
 
     Handlers set `object`, `before` and `after` where they know better than the contract, and `message` where a success
-    needs a word to the caller.
+    needs a word to the caller. `found` is what their `check` and `look` leave to what carries it out.
     """
 
     # Of most acts these stay as they are.
     before: Any = None
     after: Any = None
     message: str | None = None
+    found: Any = None
     done = False  # what is left is to tell of it, and is not given up for its time
     _actor: dict[str, Any] | None = None
 

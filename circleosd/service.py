@@ -224,16 +224,12 @@ class Service:
     async def _carry_out(self, endpoint: Endpoint, parsed: Any, act: Act) -> Any:
         """Run the handler and see to it that the ledger knows."""
         effect = endpoint.contract.effect
-        intent = None
+        intent = looking = None
         if effect is Effect.EXTERNAL:
-            try:
-                self._handlers.check(parsed, act)
-            except CircleError as refusal:  # of which a flood is counted, while an intent always has its row
-                act.done = True
-                await act.refuse("denied" if isinstance(refusal, Denied) else "failed", refusal)
-                raise
-            intent = await act.record("intent")
+            intent, looking = await self._intend(parsed, act)
         try:
+            if looking:
+                await looking
             result = await endpoint.handler(parsed, act)
         except BaseException as exc:
             if effect is not Effect.NONE and not act.done and not self._given_up(exc):
@@ -249,6 +245,21 @@ class Service:
         if endpoint.contract.row_field and not isinstance(result, AsyncIterator):
             return [row for row in result if self._shows(endpoint, act.caller, row)]
         return result
+
+    async def _intend(self, parsed: Any, act: Act) -> tuple[int, asyncio.Task[None]]:
+        """Record what is to be done outside the database; the number of the row, and the look at what there is now."""
+        try:
+            self._handlers.check(parsed, act)
+        except CircleError as refusal:  # of which a flood is counted, while an intent always has its row
+            act.done = True
+            await act.refuse("denied" if isinstance(refusal, Denied) else "failed", refusal)
+            raise
+        looking = asyncio.create_task(self._handlers.look(parsed, act))
+        try:
+            return await act.record("intent"), looking
+        except BaseException:
+            looking.cancel()
+            raise
 
     def _given_up(self, exc: BaseException) -> bool:
         """Whether the act was cancelled because the service ends. How it ended is for the next start to find out."""

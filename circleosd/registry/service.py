@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from circleosd import ledger
@@ -40,6 +41,14 @@ MIGRATIONS = (ledger.SCHEMA,)
 OWN_NAME = "service-registry"
 FOLLOWED = 32  # logs at once; each holds a thread and an inotify instance, of which a user may have 128 by default
 FOLLOWED_BY_ONE = 16  # uid
+
+
+@dataclass
+class _Target:
+    """What an act is about: the entry that `check` found in the catalog, and for a job the state of its unit before."""
+
+    entry: Entry
+    before: UnitState | None = None
 
 
 class RegistryService(Handlers):
@@ -147,11 +156,27 @@ class RegistryService(Handlers):
         """See `Handlers`. What it lets pass, the handlers of these actions need not look at again."""
         verb, name = act.contract.action, request.name
         entry = self._entry(name, act)
+        act.found = _Target(entry)
         if entry.verbs is not None and verb not in entry.verbs:
             allowed = ", ".join(entry.verbs) or "nothing"
             raise Denied(f"the catalog does not allow {verb} for {name}; its verbs there: {allowed}")
         if entry.name == OWN_NAME and verb in ("stop", "restart"):
             raise Conflict(f"the registry cannot {verb} itself; it exits by itself when idle")
+
+    async def look(self, request: Any, act: Act) -> None:
+        """See `Handlers`."""
+        target: _Target = act.found
+        unit = target.entry.unit
+        if act.contract in (Enable, Disable):
+            try:
+                act.before = await self._units.enabled(unit)
+            except NotFound as exc:
+                raise _no_unit(target.entry) from exc
+            return
+        (target.before,) = await self._units.states([unit])
+        act.before = target.before.active
+        if act.before == "failed":  # what it failed with must not be taken for the outcome of this job
+            target.before = await self._units.detail(unit)
 
     async def resolve(self, intent: Event) -> Resolution:
         """See `Handlers`: what was wanted of a unit is compared with its state."""
@@ -177,14 +202,12 @@ class RegistryService(Handlers):
         return self._read().find(name, workers=_sees_workers(act))
 
     async def _job(self, verb: Verb, name: str, act: Act) -> Job:
-        entry = self._entry(name, act)
+        target: _Target = act.found
+        entry, before = target.entry, target.before
+        assert before is not None
         by_manager = act.caller.vouches and name.endswith(".socket")  # which listens before there is a plugin
         if verb in ("start", "restart") and name.startswith(PLUGIN_PREFIX) and not by_manager:
             await self._check_loaded(entry)
-        (before,) = await self._units.states([entry.unit])
-        act.before = before.active
-        if before.active == "failed":  # what it failed with must not be taken for the outcome of this job
-            before = await self._units.detail(entry.unit)
         began = time.time()
         try:
             result = await self._units.job(verb, entry.unit)
@@ -210,15 +233,12 @@ class RegistryService(Handlers):
             raise NotFound(f"there is no {worker.description}: {why}")
 
     async def _switch(self, verb: Switch, name: str, act: Act) -> Enabled:
-        entry = self._entry(name, act)
-        try:
-            act.before = before = await self._units.enabled(entry.unit)
-        except NotFound as exc:
-            raise _no_unit(entry) from exc
+        target: _Target = act.found
+        entry = target.entry
         # What systemd would refuse is not tried: the unit that tries it would be left behind as failed.
-        if before == "alias":
+        if act.before == "alias":
             raise Conflict(f"cannot {verb} {entry.unit}: that is another name of a unit, which the catalog must have")
-        if verb == "enable" and before.startswith("masked"):
+        if verb == "enable" and act.before.startswith("masked"):
             raise Conflict(f"cannot enable {entry.unit}: it is masked; see: systemctl unmask {entry.unit}")
         act.after = enabled = await self._units.switch(verb, entry.unit)
         return Enabled(name=name, unit=entry.unit, enabled=enabled)

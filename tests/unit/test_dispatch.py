@@ -88,6 +88,38 @@ def test_a_start_is_intended_carried_out_and_recorded(registry: Registry) -> Non
     assert [event["seq"] for event in registry.mirrored] == [1, 2]
 
 
+def test_the_state_before_a_job_is_asked_for_while_its_intent_is_written(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, states, asked = registry.ledger.record, registry.units.states, asyncio.Event()
+
+    async def noted(units: Sequence[str]) -> list[UnitState]:
+        asked.set()
+        return await states(units)
+
+    async def waiting(row: Row) -> int:
+        async with asyncio.timeout(5):
+            await asked.wait()
+        assert registry.units.jobs == ([("start", "nginx.service")] if row.intent else [])
+        return await record(row)
+
+    monkeypatch.setattr(registry.units, "states", noted)
+    monkeypatch.setattr(registry.ledger, "record", waiting)
+    assert registry.ask({"action": "start", "name": "nginx"})["ok"]
+    assert registry.history() == [("intent", "start", "nginx"), ("outcome", "start", "nginx")]
+
+
+def test_a_job_is_done_to_the_unit_that_was_checked_also_if_the_catalog_changes_meanwhile(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogs = [Catalog({"web": Entry("web", unit)}, ()) for unit in ("nginx.service", "other.service")]
+    handlers = RegistryService(lambda: catalogs.pop(0), registry.units)
+    monkeypatch.setattr(registry.service, "_handlers", handlers)
+    monkeypatch.setattr(registry.service._endpoints["start"], "handler", handlers.start)
+    assert registry.ask({"action": "start", "name": "web"})["ok"]
+    assert registry.units.jobs == [("start", "nginx.service")]
+
+
 def test_what_was_done_or_refused_in_time_has_its_row_however_long_that_takes_to_write(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
