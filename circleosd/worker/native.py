@@ -134,10 +134,12 @@ class NativePlugin:
 
 
 def _initialize(artifact: int, entry: str) -> _Plugin:
+    path = f"/proc/self/fd/{artifact}"
     try:
-        library = ctypes.CDLL(f"/proc/self/fd/{artifact}", mode=2)
+        library = ctypes.CDLL(path, mode=2)
     except OSError as exc:
-        raise PluginFailure("bad-request", f"{exc}") from exc
+        # dlerror(3) begins with the file, or ends with it: `libx.so.1: version … not found (required by …)`
+        raise PluginFailure("bad-request", f"{exc}".removeprefix(f"{path}: ").replace(path, "it")) from exc
     try:
         function = library[entry]
     except AttributeError:

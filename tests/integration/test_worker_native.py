@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
 import time
 from pathlib import Path
 
@@ -157,10 +158,22 @@ CIRCLEOSD_EXPORT const circleosd_plugin *plugin_init(void) {{ {init.replace("HAN
 
 def test_a_library_that_cannot_be_linked_is_refused_with_the_linkers_words() -> None:
     artifact = shared_object("extern int no_such_thing(void); int f(void) { return no_such_thing(); }")
-    with start(artifact, plugin_type="native") as worker:
-        with pytest.raises(CallFailed, match="undefined symbol: no_such_thing") as caught:
-            worker.ready()
-        assert caught.value.code == "bad-request"
+    refused = pytest.raises(CallFailed, match="^bad-request: undefined symbol: no_such_thing$")
+    with start(artifact, plugin_type="native") as worker, refused:
+        worker.ready()
+
+
+def test_a_library_that_wants_a_newer_one_is_told_which_version_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "map").write_text("GLIBC_9.9 { cos; };")
+    (tmp_path / "cos.c").write_text("double cos(double x) { return x; }")
+    (tmp_path / "plugin.c").write_text("double cos(double); double f(double x) { return cos(x); }")
+    gcc = ["gcc", "-shared", "-fPIC", "-fno-builtin"]
+    newer = [*gcc, "-Wl,-soname,libm.so.6", "-Wl,--version-script=map", "-o", "libm.so.6", "cos.c"]
+    subprocess.run(newer, cwd=tmp_path, check=True)
+    subprocess.run([*gcc, "-o", "plugin.so", "plugin.c", "libm.so.6"], cwd=tmp_path, check=True)
+    refused = pytest.raises(CallFailed, match=r"libm\.so\.6: version .GLIBC_9\.9. not found \(required by it\)$")
+    with start((tmp_path / "plugin.so").read_bytes(), plugin_type="native") as worker, refused:
+        worker.ready()
 
 
 def test_handlers_run_side_by_side_when_the_limits_say_so() -> None:
