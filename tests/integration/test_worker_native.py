@@ -158,7 +158,7 @@ CIRCLEOSD_EXPORT const circleosd_plugin *plugin_init(void) {{ {init.replace("HAN
 
 def test_a_library_that_cannot_be_linked_is_refused_with_the_linkers_words() -> None:
     artifact = shared_object("extern int no_such_thing(void); int f(void) { return no_such_thing(); }")
-    refused = pytest.raises(CallFailed, match="^bad-request: undefined symbol: no_such_thing$")
+    refused = pytest.raises(CallFailed, match=r"^bad-request: undefined symbol: no_such_thing$")
     with start(artifact, plugin_type="native") as worker, refused:
         worker.ready()
 
