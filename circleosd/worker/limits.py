@@ -73,6 +73,18 @@ def settle() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
 
 
+def forget_environment() -> None:
+    """Of the environment, locale and time zone stay. The rest is what somebody typed `circleosd up` with, or has in the
+    own systemd manager, and need not be for plugins to read.
+    """
+    kept = {name: value for name, value in os.environ.items() if name in ("LANG", "TZ") or name.startswith("LC_")}
+    os.environ.clear()
+    with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
+        begin, end = file.read().rpartition(")")[2].split()[47:49]  # env_start, env_end; proc(5)
+    ctypes.memset(int(begin), 0, int(end) - int(begin))
+    os.environ.update(kept)
+
+
 def bound_compilation() -> None:
     """Bounds for the child process that compiles one module; SIGALRM, SIGXCPU or an abort ends it.
 

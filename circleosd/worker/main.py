@@ -12,7 +12,7 @@ import sys
 from circleosd.activation import passed_socket
 from circleosd.worker.channel import Channel
 from circleosd.worker.frames import LOAD, FrameError, parse_load
-from circleosd.worker.limits import settle
+from circleosd.worker.limits import forget_environment, settle
 
 
 def main(name: str) -> int:
@@ -20,6 +20,7 @@ def main(name: str) -> int:
     try:
         settle()
         listener = passed_socket(os.environ, os.getpid())
+        forget_environment()
         connection, _ = listener.accept()
         listener.close()
         serve(Channel(connection))

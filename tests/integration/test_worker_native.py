@@ -384,6 +384,26 @@ def test_what_a_native_plugin_may_not_do_even_without_systemds_sandbox(tmp_path:
     assert there.read_text() == "untouched"
 
 
+ENVIRONMENT = """
+extern char **environ;
+HANDLER(everything) { UNUSED; for (char **at = environ; *at; at++) SAY("%s;", *at); return 0; }
+"""
+
+
+def test_a_native_plugin_sees_nothing_of_its_callers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_SECRET_KEY", "open sesame")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    monkeypatch.setenv("LC_TIME", "C")
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    with start(native(ENVIRONMENT, "everything"), plugin_type="native", forked=False) as worker:
+        worker.ready()
+        seen = dict(line.split("=", 1) for line in worker.invoke("everything").split(";") if line)
+        assert {*seen} - {"LC_ALL", "LC_CTYPE"} == {"LANG", "LC_TIME", "TZ"}
+        assert seen["TZ"] == "Asia/Kathmandu"
+        if os.geteuid() == 0:
+            assert not Path(f"/proc/{worker.process.pid}/environ").read_bytes().strip(b"\0")
+
+
 def test_a_worker_of_a_native_plugin_does_without_wasmtimes_memory() -> None:
     with start(plugin(), plugin_type="native", forked=False) as worker:
         worker.ready()
