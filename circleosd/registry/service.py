@@ -84,8 +84,11 @@ class RegistryService(Handlers):
         """Handler of `status`."""
         entry = self._entry(request.name, act)
         state = await self._units.detail(entry.unit)
-        if state.load == "not-found" and entry.name.startswith(PLUGIN_PREFIX):
-            raise NotFound(f"no service {request.name}; see: circlectl service list")
+        if entry.name.startswith(PLUGIN_PREFIX):
+            if state.load == "not-found":
+                raise NotFound(f"no service {request.name}; see: circlectl service list")
+            if state.active == "inactive" and not request.name.endswith(".socket"):
+                await self._check_loaded(entry)
         return ServiceStatus(
             **_service(entry, state),
             since=state.since,
