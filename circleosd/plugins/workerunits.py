@@ -63,7 +63,8 @@ class WorkerUnits:
                 break
             await asyncio.sleep(LOOK)  # the connection breaks a moment before the process is reaped
         if state["signal"]:
-            return f" by {state['signal']}"
+            why = ", for want of memory (oom-kill)" if state["result"] == "oom-kill" else ""  # systemd.exec(5)
+            return f" by {state['signal']}{why}"
         return f" with exit status {state['exit_status']}" if state["exit_status"] else ""
 
     async def stop(self, unit: str) -> None:
