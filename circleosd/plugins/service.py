@@ -223,18 +223,27 @@ class PluginService(Handlers):
         async with self._loads:
             await act.renew()  # as long as loads took
             async with self._changing:
-                plugin = self._find(request.id)
+                plugin = await self._unreadable(request.id) or self._find(request.id)
 
                 def work(tx: Transaction) -> None:
                     store.delete(tx, request.id)
                     act.commit(tx, before=brief(plugin))
 
                 await self._database.write(work)
-                del self._plugins[request.id]
+                self._plugins.pop(request.id, None)
             await self._runners.remove(request.id)
             await self._forget()
             await self._sweep()
             return shown(plugin)
+
+    async def _unreadable(self, name: str) -> Plugin | None:
+        """A plugin that is on record but not among those loaded: this version cannot read its manifest."""
+        loaded = await self._database.read(lambda connection: store.unreadable(connection, name))
+        if name in self._plugins or loaded is None:
+            return None
+        plugin = self._new(loaded.manifest, loaded.digest, Record(), {})
+        plugin.adopt(loaded)
+        return plugin
 
     async def _sweep(self) -> None:
         digests = await self._database.read(store.digests)

@@ -215,8 +215,16 @@ def plugins(connection: sqlite3.Connection) -> list[Loaded]:
         try:
             found.append(_of_row(row))
         except BadRequest as exc:
-            log.error("cannot use the plugin %s, load it again: %s", row["name"], exc)
+            log.error("cannot use the plugin %s, load it again or unload it: %s", row["name"], exc)
     return found
+
+
+def unreadable(connection: sqlite3.Connection, name: str) -> Loaded | None:
+    """A plugin that `plugins` leaves out, as far as it can be told; None if there is none of that name."""
+    row = connection.execute("SELECT * FROM plugins WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        return None
+    return _of_row(row, Manifest(name, version="unknown", plugin_type="native" if row["abi"] == "native" else "wasm"))
 
 
 def digests(connection: sqlite3.Connection) -> dict[str, str]:
@@ -297,9 +305,9 @@ def put_record(tx: Transaction, name: str, record: Record) -> None:
     )
 
 
-def _of_row(row: sqlite3.Row) -> Loaded:
+def _of_row(row: sqlite3.Row, manifest: Manifest | None = None) -> Loaded:
     return Loaded(
-        manifest=manifests.restore(row["manifest"]),
+        manifest=manifest or manifests.restore(row["manifest"]),
         digest=row["digest"],
         abi=row["abi"],
         functions=tuple(json.loads(row["functions"])),

@@ -15,6 +15,7 @@ from circleosd.api import plugins as contracts
 from circleosd.api.plugins import Disable, Unload
 from circleosd.config import PluginSettings
 from circleosd.database import Database
+from circleosd.errors import NotFound
 from circleosd.handlers import Act
 from circleosd.ledger import Ledger, Query
 from circleosd.plugins import service as plugin_service
@@ -170,4 +171,29 @@ def test_what_a_plugin_keeps_survives_a_version_that_cannot_read_its_manifest(tm
         return found
 
     assert asyncio.run(kept()) == len("keyvalue")
+    database.close()
+
+
+def test_a_plugin_whose_manifest_cannot_be_read_can_be_unloaded(tmp_path: Path) -> None:
+    database = Database(tmp_path / "plugins.db", store.MIGRATIONS)
+    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
+
+    async def unloaded() -> list[object]:
+        service = await started(tmp_path, database, ledger)
+        await service._kv.set("p", "key", "value", 1000)
+        await service.close()
+        await database.write(lambda tx: tx.execute("""UPDATE plugins SET manifest = '{"newer": true}'"""))
+        service = await opened(tmp_path, database, ledger)
+        act = Act(ledger, await identify(ROOT, None), None, Unload, "p", NoFiles(), identify, lambda caller, name: None)
+        assert (await service.unload(Unload(id="p"), act))["version"] == "unknown"
+        assert await service._kv.used("p") == 0
+        with pytest.raises(NotFound, match="no plugin p is loaded"):
+            await service.unload(Unload(id="p"), act)
+        rows = await ledger.history(Query(), 10)
+        await service.close()
+        await ledger.close()
+        return [(row["action"], row["before"]) for row in rows]
+
+    assert asyncio.run(unloaded()) == [("unload", {"version": "unknown", "digest": "0" * 64})]
+    assert asyncio.run(database.read(store.digests)) == {}
     database.close()
