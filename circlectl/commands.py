@@ -39,13 +39,20 @@ class Command(NamedTuple):
     def parameters(self) -> list[Parameter]:
         """What can be given on the command line, in order."""
         hidden = {Mark.HIDDEN, Mark.SECRET}
-        return [item for item in parameters(self.contract) if not item.marks & hidden]
+        found = [item for item in parameters(self.contract) if not item.marks & hidden]
+        return found + [_on_stdin(item.name) for item in found if Mark.STDIN in item.marks]
 
     @property
     def secrets(self) -> list[Parameter]:
         """What is asked for without echo, in order: what there is before what is to be."""
         found = [item for item in parameters(self.contract) if item.marks & {Mark.SECRET, Mark.HIDDEN} == {Mark.SECRET}]
         return sorted(found, key=lambda item: Mark.NEW in item.marks)
+
+
+def _on_stdin(name: str) -> Parameter:
+    """The switch that has a parameter read from standard input. It is no part of the request."""
+    word, doc = f"{name}_stdin", f"read the {name} from standard input, as it is"
+    return Parameter(word, word, bool, False, False, doc, frozenset({Mark.OPTION}), ())
 
 
 def of_group(group: str) -> Mapping[str, Command]:

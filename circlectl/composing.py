@@ -13,7 +13,9 @@ from circlectl.asking import Asking
 from circlectl.commands import Command
 from circlectl.helptext import choices
 from circleosd.api.contract import Mark, Parameter, quoted
-from circleosd.errors import BadRequest, NotFound
+from circleosd.errors import BadRequest, Limit, NotFound
+
+MAX_INPUT = 16 << 20  # bytes of standard input: what a worker takes, and more than plugin-manager does by default
 
 
 def request(command: Command, words: Sequence[str], ask: Asking, *, stdin: bool) -> tuple[dict[str, Any], list[int]]:
@@ -28,6 +30,11 @@ def request(command: Command, words: Sequence[str], ask: Asking, *, stdin: bool)
             composed[item.name] = value = _convert(item, given[item.name])
             if command.secrets:  # else it is for the service to say
                 item.check(value)
+    for item in command.parameters:
+        if Mark.STDIN in item.marks and composed.pop(f"{item.name}_stdin", False):
+            if item.name in composed:
+                raise BadRequest(f"the {item.name} is given twice: as an argument, and by --{item.spelled}-stdin")
+            composed[item.name] = _read_text(item.name)
     if command.secrets:
         composed |= _secrets(command, given, ask, stdin=stdin)
     if any(Mark.FILE in item.marks for item in command.parameters):
@@ -77,6 +84,19 @@ def _convert(item: Parameter, text: str) -> Any:
                 raise BadRequest(f"{item.word}: {quoted(text)} is not {kind}") from None
             return value
     return text
+
+
+def _read_text(name: str) -> str:
+    """All of standard input. Raises `BadRequest`, `Limit`."""
+    try:
+        data = sys.stdin.buffer.read(MAX_INPUT + 1)
+        if len(data) > MAX_INPUT:
+            raise Limit(f"the {name} on standard input has more than {MAX_INPUT} bytes")
+        return data.decode()
+    except OSError as exc:
+        raise BadRequest(f"cannot read the {name} from standard input: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise BadRequest(f"the {name} on standard input is not UTF-8 text, from byte {exc.start} on") from None
 
 
 def _require_oneself(ask: Asking, command: Command) -> None:

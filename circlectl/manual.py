@@ -84,6 +84,11 @@ Call a plugin with a text that looks like a flag:
 .Bd -literal -offset indent
 $ circlectl plugin invoke example handle \-\- \-\-text
 .Ed
+.Pp
+Call a plugin with what is in a file:
+.Bd -literal -offset indent
+$ circlectl plugin invoke example handle \-\-payload\-stdin <text
+.Ed
 .Sh SEE ALSO
 .Xr systemctl 1 ,
 .Xr circleosd.toml 5 ,

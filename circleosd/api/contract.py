@@ -134,6 +134,7 @@ class Mark(StrEnum):
     TIME = "time"  # seconds since the epoch; typed as such, as a date, or as a span of time ago
     OPTION = "option"  # always a --flag, never positional
     NEW = "new"  # a secret that is being chosen: asked for twice
+    STDIN = "stdin"  # may be on standard input instead, with --NAME-stdin: an argument has 128 KiB, and all can see it
 
 
 class Parameter(NamedTuple):

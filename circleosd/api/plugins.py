@@ -182,7 +182,7 @@ class Invoke(Request, action="invoke", access=Access.OPERATOR, reply=str, object
 
     id: PluginName
     func: FunctionName
-    payload: Annotated[str, Doc("the text that the function gets")] = ""
+    payload: Annotated[str, Doc("the text that the function gets"), Mark.STDIN] = ""
 
 
 @contract

@@ -48,6 +48,22 @@ def test_a_plugin_gets_the_text_behind_two_dashes(host: EmbeddedHost, text: str)
     assert host.ok("plugin", "invoke", "example", "handle", "--", text).endswith(f": {text}\n")
 
 
+def test_a_plugin_gets_the_text_on_standard_input(host: EmbeddedHost) -> None:
+    invoke = ("plugin", "invoke", "example", "upper", "--payload-stdin")
+    text = "longer than\nan argument\n" * 10_000
+    assert len(text) > 1 << 17  # bytes, which one argument may have (execve(2))
+    assert host.ok(*invoke, stdin=text) == text.upper() + "\n"
+    assert host.ok(*invoke) == "\n"
+    twice = host.ctl(*invoke, "text", stdin="text")
+    assert (twice.returncode, twice.stderr.count("the payload is given twice")) == (2, 1)
+    latin = subprocess.run(
+        [BIN / "circlectl", *invoke], env=host.environment, input=b"gr\xf6\xdfer", capture_output=True, check=False
+    )
+    assert (latin.returncode, latin.stderr.count(b"is not UTF-8 text, from byte 2 on")) == (2, 1)
+    endless = host.ctl(*invoke, stdin="x" * ((16 << 20) + 1))
+    assert (endless.returncode, endless.stderr.count("has more than 16777216 bytes")) == (8, 1)
+
+
 def test_the_text_is_four_kib() -> None:
     assert max(len(text.encode()) for text in TEXTS) > 4096
 
