@@ -72,6 +72,12 @@ class Unit:
             self._task.cancel()
         await self.ended()
 
+    def collect(self) -> None:
+        """Forget that it failed, if its CollectMode= says so: nothing needs it any more (systemd.unit(5))."""
+        modes = ("inactive", "inactive-or-failed")
+        if self.state.active == "failed" and self._file.get("Unit", "CollectMode", modes[0], of=modes) == modes[1]:
+            self._enter("inactive", "dead", **FRESH)
+
     async def ended(self) -> None:
         """Wait until it is down."""
         if self._task:
@@ -231,6 +237,8 @@ class Supervisor:
         unit = self.unit(name)
         if verb != "start" or unit.state.sub == "auto-restart":
             await unit.stop()
+        if verb == "stop" and not self.socket_of(name):
+            unit.collect()
         return await unit.start() if verb != "stop" else "done"
 
     async def stop(self) -> None:

@@ -92,6 +92,21 @@ def test_a_worker_that_ends_late_in_a_call_is_not_said_to_have_been_ended_for_it
     host.unload("crasher")
 
 
+def test_a_worker_that_died_is_a_failed_service_only_while_its_plugin_is_loaded(
+    host: EmbeddedHost, tmp_path: Path
+) -> None:
+    def failed() -> list[str]:
+        return [row["name"] for row in host.data("service-registry", "list") if row["state"] == "failed"]
+
+    artifact = native(CRASH, tmp_path / "build.so")
+    host.load(write(tmp_path, "mortal", artifact, plugin_type="native"), trust=True)
+    assert "by SIGSEGV" in invoke(host, "mortal", "crash", "s")["message"]
+    assert "plugin@mortal" in failed()
+    host.unload("mortal")
+    assert "plugin@mortal" not in failed()
+    assert host.ctl("service", "status", "plugin@mortal").returncode == 5
+
+
 @pytest.mark.parametrize("words", ["gave a hint", "trap: none"])
 def test_an_error_of_the_plugins_own_is_no_failure_however_it_is_worded(
     host: EmbeddedHost, tmp_path: Path, words: str
