@@ -7,6 +7,7 @@ skipped. Compilation validates what is only skimmed here.
 from __future__ import annotations
 
 import platform
+import struct
 from typing import Final, NamedTuple
 
 from circleosd.worker.binary import FUNC, GLOBAL, I32, I64, MEMORY, Data, Module, Reader, read_module, refuse, sections
@@ -27,6 +28,8 @@ WASI_VERSION: Final = "0.2."
 WASI_PACKAGES: Final = ("wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/")
 
 _HANDLER: Final = ((I32,), (I64,))
+_SEGMENT: Final = struct.Struct("<IIQQQQ16x")  # Elf64_Phdr: p_type, flags, offset, addresses, filesz; elf(5)
+_PT_LOAD: Final = 1
 
 
 class Artifact(NamedTuple):
@@ -68,6 +71,14 @@ def inspect_native(data: Data) -> None:
     wanted = {"x86_64": 62, "aarch64": 183}.get(platform.machine())
     if wanted is not None and machine != wanted:
         refuse(f"is for another machine (ELF machine {machine}), not for {platform.machine()}")
+    # Else the worker would end by SIGBUS: dlopen(3) maps what is not there.
+    table, entries = int.from_bytes(data[32:40], "little"), int.from_bytes(data[56:58], "little")
+    for header in range(table, table + entries * _SEGMENT.size, _SEGMENT.size):
+        if header + _SEGMENT.size > len(data):
+            refuse("is truncated: its ELF program headers are incomplete")
+        kind, _, offset, _, _, size = _SEGMENT.unpack_from(data, header)
+        if kind == _PT_LOAD and offset + size > len(data):
+            refuse("is truncated: a segment of it ends after the file does")
 
 
 def _inspect(data: Data) -> Artifact:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import random
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +235,19 @@ def test_any_damage_is_a_refusal_or_another_valid_reading() -> None:
 def test_a_native_artifact_is_checked_before_it_is_opened(data: bytes, reason: str) -> None:
     with pytest.raises(PluginFailure, match=reason):
         inspect_native(data)
+
+
+@pytest.mark.parametrize("length", [65, 119, 120, 4095])
+def test_a_native_artifact_that_is_truncated_is_refused_before_it_is_mapped(length: int) -> None:
+    header = bytearray(64)
+    header[:6], header[16] = b"\x7fELF\2\1", 3
+    header[18:20] = {"x86_64": 62, "aarch64": 183}.get(platform.machine(), 0).to_bytes(2, "little")
+    header[32], header[56] = 64, 1  # one program header, behind this one
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 4000, 4000, 4000, 96, 96, 4096)  # from 4000 to the end of the file
+    whole = (bytes(header) + segment).ljust(4096, b"\0")
+    inspect_native(whole)
+    with pytest.raises(PluginFailure, match="it is truncated: "):
+        inspect_native(whole[:length])
 
 
 def test_what_the_manager_imports_does_not_load_wasmtime() -> None:
