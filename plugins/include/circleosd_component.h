@@ -1,5 +1,5 @@
 /*
- * circleosd_component.h: the world of wit/circleosd.wit for components in C, without a libc and without generated
+ * circleosd_component.h: the world of wit/circleosd.wit for components in C or C++, without a libc and without generated
  * bindings. It follows the component model's canonical ABI (CanonicalABI.md): how text, lists and results lie in
  * memory, and what a core module must export so that `wasm-tools component new` makes a component of it.
  *
@@ -72,7 +72,7 @@ __attribute__((export_name("cabi_realloc"))) void *circleosd_realloc(void *old, 
     if (size <= old_size) {
         return old_size != 0 ? old : circleosd_alloc(0);
     }
-    char *memory = circleosd_alloc(size);
+    char *memory = (char *)circleosd_alloc(size);
     if (old_size != 0) {
         __builtin_memcpy(memory, old, old_size);
     }

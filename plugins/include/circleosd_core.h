@@ -1,5 +1,5 @@
 /*
- * circleosd_core.h: the core ABI (ABI.md, "core") for plugins in C, without a libc.
+ * circleosd_core.h: the core ABI (ABI.md, "core") for plugins in C or C++, without a libc.
  *
  * Include it in one file of the plugin. It exports what the host needs besides handlers, `circleosd_abi` and
  * `circleosd_buffer`, and declares what the host offers.
@@ -28,6 +28,9 @@
 #define CIRCLEOSD_ERROR 3
 
 /* The version of the ABI. */
+#ifdef __cplusplus
+extern "C"
+#endif
 __attribute__((used)) const uint32_t circleosd_abi = 1;
 
 /* The first address after static data and stack; the linker defines it. */

@@ -68,7 +68,7 @@ def compile_c(source: str, target: Path, *link: str, optimize: str) -> None:
     )
 
 
-@pytest.fixture(scope="module", params=["-O0", "-O2"])
+@pytest.fixture(scope="module", params=["-O0", "-O2", "-xc++"])
 def everything(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("everything")
     core, embedded, component = (directory / name for name in ("core.wasm", "embedded.wasm", "everything.wasm"))
@@ -138,7 +138,7 @@ def test_component_header_frees_what_a_call_used(everything: Path) -> None:
             assert worker.invoke("handle", "kv.keys") == "".join(f"{key};" for key in keys)
 
 
-@pytest.fixture(params=["-O0", "-O2"])
+@pytest.fixture(params=["-O0", "-O2", "-xc++"])
 def core(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     target = tmp_path / "calls.wasm"
     compile_c("calls.c", target, "-Wl,--export=circleosd_abi", optimize=request.param)

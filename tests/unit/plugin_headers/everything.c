@@ -4,14 +4,14 @@
 CIRCLEOSD_DESCRIBE("uses everything")
 
 static circleosd_text join(circleosd_text left, circleosd_text right) {
-    char *bytes = circleosd_alloc(left.length + right.length);
+    char *bytes = (char *)circleosd_alloc(left.length + right.length);
     __builtin_memcpy(bytes, left.bytes, left.length);
     __builtin_memcpy(bytes + left.length, right.bytes, right.length);
     return (circleosd_text){bytes, left.length + right.length};
 }
 
 static circleosd_text digits(uint64_t number) {
-    char *bytes = circleosd_alloc(20);
+    char *bytes = (char *)circleosd_alloc(20);
     size_t at = 20;
     do {
         bytes[--at] = (char)('0' + number % 10);
@@ -25,9 +25,12 @@ static bool is(circleosd_text left, circleosd_text right) {
 }
 
 /* Without a libc, and __builtin_memcmp is a call of it. */
+#ifdef __cplusplus
+extern "C"
+#endif
 int memcmp(const void *left, const void *right, size_t length) {
-    const unsigned char *a = left;
-    const unsigned char *b = right;
+    const unsigned char *a = (const unsigned char *)left;
+    const unsigned char *b = (const unsigned char *)right;
     for (size_t i = 0; i < length; i++) {
         if (a[i] != b[i]) {
             return a[i] - b[i];
