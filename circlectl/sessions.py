@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from circlectl.asking import Asking
-from circleosd.errors import BadRequest, Denied
+from circleosd.errors import BadRequest, Conflict, Denied
 from circleosd.paths import state_home
 
 
@@ -25,15 +25,25 @@ def login(ask: Asking, service: str, request: dict[str, Any]) -> Any:
     return data
 
 
-def logout(ask: Asking, service: str, request: dict[str, Any]) -> Any:
-    """Close the session and forget it, also where the service knows it no more."""
+def logout(ask: Asking, service: str, request: dict[str, Any]) -> None:
+    """Close the session and forget it, also one that is over already. Raises `Denied` where a rule forbids that."""
     try:
-        data = ask.once(service, request)
+        ask.once(service, request)
     except Denied:
-        forget(ask.runtime)
-        raise
+        if _in_force(ask, service):
+            raise
+    except Conflict:  # no token was sent: there is none that has not expired
+        if _kept(ask.runtime) is None:
+            raise
     forget(ask.runtime)
-    return data
+
+
+def _in_force(ask: Asking, service: str) -> bool:
+    try:
+        ask.once(service, {"action": "whoami"})
+    except Denied:
+        return False
+    return True
 
 
 def _path(runtime: str) -> str:
@@ -43,15 +53,20 @@ def _path(runtime: str) -> str:
 
 
 def load(runtime: str) -> str | None:
-    """The token to send along, if there is one that has not expired and is good for this uid.
+    """The token to send along, if there is one that has not expired and is good for this uid."""
+    kept = _kept(runtime)
+    return kept[0] if kept and kept[1] > time.time() else None
+
+
+def _kept(runtime: str) -> tuple[str, float] | None:
+    """The token that is kept and when it expires, if it is good for this uid.
 
     Root, with the HOME of somebody whose session that is, acts as root: no service takes the token from another uid.
     """
     try:
         with open(_path(runtime), encoding="utf-8") as file:
             session = json.load(file)
-        ours = session["uid"] == os.getuid() and session["expires"] > time.time()
-        return str(session["token"]) if ours else None
+        return (str(session["token"]), float(session["expires"])) if session["uid"] == os.getuid() else None
     except (OSError, ValueError, KeyError, TypeError, BadRequest):  # there is no file, it is no session, or no home
         return None
 

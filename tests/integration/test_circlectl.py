@@ -150,7 +150,7 @@ def test_a_token_that_is_no_session_is_refused_with_the_next_step(host: Embedded
     done = host.ctl("service", "list")
     assert done.returncode == 4
     assert "log in again, or go on without: circlectl user logout" in done.stderr
-    assert host.ctl("user", "logout").returncode == 4
+    host.ok("user", "logout")
     assert not session.exists(), "a session that is gone at the service is gone here too"
     host.ok("service", "list")
 
@@ -166,6 +166,16 @@ def test_a_session_that_is_over_or_unknown_stands_in_nobodys_way(host: EmbeddedH
     host.ok("user", "login", "otto", "--password-stdin", stdin="correct horse\n")
     assert json.loads(host.ok("user", "whoami", "--json"))["user"] == "otto"
     host.ok("user", "logout")
+
+
+def test_a_logout_from_a_session_that_is_over_does_what_was_asked(host: EmbeddedHost) -> None:
+    host.ok("user", "create", "ines", "--password-stdin", stdin="correct horse\n")
+    host.ok("user", "login", "ines", "--password-stdin", stdin="correct horse\n")
+    (session,) = (Path(host.environment["XDG_STATE_HOME"]) / "circleosd/sessions").iterdir()
+    session.write_text(json.dumps({**json.loads(session.read_text()), "expires": time.time() - 1}))
+    host.ok("user", "logout")
+    assert not session.exists()
+    assert host.ctl("user", "logout").returncode == 7
 
 
 def test_a_session_of_another_uid_is_neither_sent_nor_forgotten(host: EmbeddedHost) -> None:
