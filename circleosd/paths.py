@@ -10,6 +10,7 @@ from circleosd.errors import BadRequest
 SERVICES = ("auth-service", "service-registry", "plugin-manager")
 SYSTEM_RUNTIME = "/run/circleosd"
 USER_RUNTIMES = "/run/user"  # of systemd's user managers, each named by its uid
+BOOTED = "/run/systemd/system"  # is there where systemd runs the system, sd_booted(3)
 SUN_PATH = 107  # bytes of a Unix socket's path, unix(7)
 
 
@@ -36,10 +37,12 @@ def runtime_dir(env: Mapping[str, str], scope: str | None = None) -> str:
     if scope == "system":
         return SYSTEM_RUNTIME
     if scope == "user":
-        managers = f"{USER_RUNTIMES}/{os.getuid()}/circleosd"  # there is no variable in a cron job, or behind su(1)
-        if not _xdg(env, "XDG_RUNTIME_DIR") and os.path.isdir(managers):
+        own = user_runtime_dir(env)
+        managers = f"{USER_RUNTIMES}/{os.getuid()}/circleosd"  # there is no variable in a cron job, or behind sudo(8)
+        the_systems = own == SYSTEM_RUNTIME and os.path.isdir(BOOTED)
+        if the_systems or (not _xdg(env, "XDG_RUNTIME_DIR") and os.path.isdir(managers)):
             return managers
-        return user_runtime_dir(env)
+        return own
     if scope is not None:
         raise BadRequest(f"--scope is system or user, not {scope[:64]!r}")
     if given := env.get("CIRCLEOSD_RUNTIME_DIR"):

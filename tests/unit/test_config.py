@@ -196,6 +196,18 @@ def test_without_a_variable_ones_own_sockets_are_the_managers_or_else_where_up_l
     assert paths.runtime_dir({"HOME": "/h", "XDG_RUNTIME_DIR": "/y"}, "user") == "/y/circleosd"
 
 
+def test_the_systems_sockets_are_not_roots_own_where_systemd_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "USER_RUNTIMES", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(paths, "BOOTED", str(tmp_path))
+    assert paths.runtime_dir({"HOME": "/root"}, "user") == f"{tmp_path}/0/circleosd"
+    assert paths.runtime_dir({"HOME": "/root", "XDG_RUNTIME_DIR": "/y"}, "user") == "/y/circleosd"
+    monkeypatch.setattr(paths, "BOOTED", str(tmp_path / "none"))
+    assert paths.runtime_dir({"HOME": "/root"}, "user") == "/run/circleosd", "where `up` listens"
+
+
 def test_a_relative_path_in_a_variable_of_xdg_is_ignored() -> None:
     env = {"HOME": "/h"} | dict.fromkeys(
         ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"), "./x"
