@@ -179,7 +179,7 @@ def load(env: Mapping[str, str]) -> Settings:
         path = f"{directory}/config.toml"
         try:
             with open(path, encoding="utf-8") as file:
-                text = file.read()
+                text = file.read().removeprefix("\ufeff")  # a byte order mark, as editors on Windows write it
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as exc:

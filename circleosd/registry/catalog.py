@@ -121,7 +121,7 @@ def text_of(path: Path, check: Callable[[os.stat_result], None] = lambda found: 
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE:
             raise BadRequest(f"it is not a file of at most {MAX_FILE} bytes")
         check(found)
-        return file.read(MAX_FILE).decode("utf-8")
+        return file.read(MAX_FILE).decode("utf-8").removeprefix("\ufeff")  # a byte order mark
 
 
 def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> Catalog:

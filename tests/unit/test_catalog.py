@@ -41,6 +41,12 @@ def test_only_files_that_end_in_toml_are_read(tmp_path: Path) -> None:
     assert ("nginx" in found.entries, found.problems) == (False, ())
 
 
+def test_a_byte_order_mark_stands_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("\ufeff" + GOOD)
+    found = catalog.read([tmp_path])
+    assert ("nginx" in found.entries, found.problems) == (True, ())
+
+
 def test_a_directory_that_cannot_be_read_is_named_and_takes_no_other_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

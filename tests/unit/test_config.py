@@ -26,6 +26,12 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert settings.server.write_timeout == config.ServerSettings().write_timeout
 
 
+def test_a_byte_order_mark_stands_in_nobodys_way(tmp_path: Path) -> None:
+    for text in ("[server]\nidle_exit = 5\n", "# nothing is set\n"):
+        (tmp_path / "config.toml").write_text("\ufeff" + text)
+        config.load({"CIRCLEOSD_CONFIG_DIR": str(tmp_path)})
+
+
 def test_of_several_sources_the_wrong_one_is_named(tmp_path: Path) -> None:
     first, second = tmp_path / "xdg/circleosd/config.toml", tmp_path / ".circleosd/config.toml"
     for file in (first, second):
