@@ -144,6 +144,7 @@ _LEAST = {
     "plugins.default_storage": 0,
     "plugins.cache": 0,
 }
+_LONGEST = 1_000_000_000  # seconds, or days: thirty years from now are a date that can be shown
 
 
 def _merge(into: dict[str, Any], table: Mapping[str, Any]) -> None:
@@ -244,7 +245,7 @@ def _table(name: str, defaults: Any, values: Any) -> Any:
 
 _KINDS = {
     int: "a whole number from {least} on",
-    float: "a number from {least} on",
+    float: f"a number from {{least}} to {_LONGEST}",
     str: f"one of {', '.join(get_args(TrustPolicy))}",
     MappingProxyType: "a table of lists of capabilities",
 }
@@ -260,7 +261,8 @@ def _value(default: Any, value: Any, least: float) -> Any:
             if isinstance(value, str) and not isinstance(value, _Variable):
                 raise TypeError
             number = type(default)(value)
-            if isinstance(value, bool) or not least <= number < math.inf:
+            most = _LONGEST if isinstance(default, float) else math.inf
+            if isinstance(value, bool) or not least <= number <= most:
                 raise ValueError
             if isinstance(value, float) and number != value:
                 raise ValueError

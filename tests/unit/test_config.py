@@ -58,7 +58,7 @@ def test_of_several_sources_the_wrong_one_is_named(tmp_path: Path) -> None:
         ("[sever]\nidle_exit = 5\n", "no such setting: sever"),
         ("server = 5\n", "setting server"),
         ("nonsense", "cannot read"),
-        ("[server]\nidle_exit = -1\n", "setting server.idle_exit: -1 is not a number from 0 on"),
+        ("[server]\nidle_exit = -1\n", "setting server.idle_exit: -1 is not a number from 0 to 1000000000"),
         ("[server]\nidle_exit = inf\n", "setting server.idle_exit: inf is not a number"),
         ("[server]\nidle_exit = nan\n", "setting server.idle_exit: nan is not a number"),
         ("[server]\nidle_exit = true\n", "setting server.idle_exit: True is not a number"),
@@ -124,9 +124,17 @@ def test_values_of_all_kinds(tmp_path: Path) -> None:
     assert vars(settings.auth) == vars(config.Settings().auth)
 
 
+def test_a_time_beyond_what_can_be_shown_is_refused() -> None:
+    for name, text in (("AUTH_SESSION_LIFETIME", "1e17"), ("SERVER_IDLE_EXIT", "1000000001")):
+        with pytest.raises(BadRequest, match=rf"'{text}' is not a number from 0(\.001)? to 1000000000 "):
+            config.load({"CIRCLEOSD_CONFIG_DIR": "/nonexistent", f"CIRCLEOSD_{name}": text})
+    load = {"CIRCLEOSD_CONFIG_DIR": "/nonexistent", "CIRCLEOSD_AUTH_SESSION_LIFETIME": "1e9"}
+    assert config.load(load).auth.session_lifetime == 1e9
+
+
 def test_a_wrong_variable_is_named() -> None:
     for text in ("", "soon", "-1", "nan", "1e400"):
-        with pytest.raises(BadRequest, match=f"setting server.idle_exit: '{text}' is not a number from 0 on"):
+        with pytest.raises(BadRequest, match=f"setting server.idle_exit: '{text}' is not a number from 0 to"):
             config.load({"CIRCLEOSD_CONFIG_DIR": "/nonexistent", "CIRCLEOSD_SERVER_IDLE_EXIT": text})
     with pytest.raises(BadRequest, match=r"no such setting: auth\.nonsense"):
         config.load({"CIRCLEOSD_CONFIG_DIR": "/nonexistent", "CIRCLEOSD_AUTH_NONSENSE": "1"})
