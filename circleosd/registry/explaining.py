@@ -11,6 +11,12 @@ LOG_LINES = 5  # that are shown with the error
 JOURNAL_LAG = 10  # looks for what was just logged, one every 50 ms
 RUN = ("done", "failed", "timeout")  # results of a job that may have run the unit: not of one that systemd gave up
 START_LIMIT = "start-limit-hit"  # systemd.service(5), SERVICE_RESULT
+# How systemd words it that a condition was not met (src/core/job.c); its properties forget it as the unit is collected.
+SKIPPED = (
+    "was skipped because of an unmet condition",
+    "was skipped because no trigger condition",
+    "Condition check resulted in",
+)
 
 
 async def explain(
@@ -43,6 +49,15 @@ async def explain(
     return why + (await _logged_since(units, began, state.unit) if ran else "")
 
 
+async def skipped(units: UnitManager, unit: str, began: float) -> str | None:
+    """What systemd logged of a start since `began` if a condition kept it from it (systemd.unit(5), Condition…=).
+
+    To systemd such a job is done, and leaves the unit as inactive as does a program that has run and ended.
+    """
+    found = [line for line in await _logged(units, began, unit) if any(words in line for words in SKIPPED)]
+    return found[-1].rstrip(".") if found else None
+
+
 async def _missing(units: UnitManager, state: UnitState) -> str:
     """Which of the units that this one requires are not there, as a part of a sentence."""
     found = [item for item in await units.states(state.requires) if item.active != "active"]
@@ -52,6 +67,12 @@ async def _missing(units: UnitManager, state: UnitState) -> str:
 
 async def _logged_since(units: UnitManager, began: float, unit: str) -> str:
     """What was logged of a job in which the unit's own processes said nothing, as the end of a sentence."""
+    lines = await _logged(units, began, unit)
+    return f"; the log says: {' | '.join(lines)}" if lines else ""
+
+
+async def _logged(units: UnitManager, began: float, unit: str) -> list[str]:
+    """The last lines about a unit since `began`, as soon as there are any."""
     for _ in range(JOURNAL_LAG):
         await asyncio.sleep(0.05)  # what was logged a moment ago is not in the journal yet
         try:
@@ -59,8 +80,8 @@ async def _logged_since(units: UnitManager, began: float, unit: str) -> str:
         except CircleError:
             break
         if lines:
-            return f"; the log says: {' | '.join(line.text for line in lines)}"
-    return ""
+            return [line.text for line in lines]
+    return []
 
 
 def _as_before(before: UnitState, state: UnitState) -> bool:

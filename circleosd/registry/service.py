@@ -32,7 +32,7 @@ from circleosd.handlers import Act, Handlers, Resolution, closing
 from circleosd.places import Places
 from circleosd.registry import units
 from circleosd.registry.catalog import PLUGIN_PREFIX, PLUGIN_UNITS, Catalog, Entry, plugin_entry
-from circleosd.registry.explaining import explain
+from circleosd.registry.explaining import explain, skipped
 from circleosd.registry.units import Switch, UnitManager, UnitState, Verb
 
 log = logging.getLogger(__name__)
@@ -226,6 +226,9 @@ class RegistryService(Handlers):
             raise UnitFailed(f"cannot {verb} {name} ({entry.unit}): {why}")
         if verb == "stop" and (listening := await self._units.listening(entry.unit)):
             act.message = f"{name} is stopped; {' '.join(listening)} still listens and starts it on demand"
+        left_off = verb in ("start", "restart") and state.active == "inactive"
+        if left_off and (line := await skipped(self._units, entry.unit, began)):
+            act.message = f"{name} was not started: {line}"
         return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub)
 
     async def _check_loaded(self, worker: Entry) -> None:

@@ -9,11 +9,12 @@ from tests.systemd.machine import Machine
 
 CATALOG = "".join(
     f'[[service]]\nname = "{name}"\nunit = "ct-{name}.service"\n'
-    for name in ("loop", "calm", "odd", "many", "masked", "other", "none", "talker", "mute")
+    for name in ("loop", "calm", "odd", "many", "masked", "other", "none", "talker", "mute", "picky", "brief")
 )
 UNITS = {
     "loop": "Type=oneshot\nExecStart=/bin/sh -c 'echo last words; exit 4'",
     "calm": "ExecStart=/bin/sleep infinity",
+    "brief": "Type=oneshot\nExecStart=/bin/true",
     "many": "Type=oneshot\nExecStart=/usr/bin/seq 2500",
     "named": "ExecStart=/bin/sleep infinity\n[Install]\nAlias=ct-other.service",
     "talker": (
@@ -21,6 +22,7 @@ UNITS = {
         "ExecReload=/bin/sh -c 'echo not like that; exit 7'"
     ),
     "odd": "ExecStart=relative/program",
+    "picky": "ExecStart=/bin/sleep infinity\n[Unit]\nConditionPathExists=/nope",
     "mute": "ExecStartPre=/bin/sh -c 'exit 7'\nExecStart=/bin/sleep infinity",
 }
 
@@ -58,6 +60,15 @@ def test_a_unit_that_fails_too_often_is_said_to_be_held_back_by_systemd(machine:
         assert said.count("last words") == 1
     machine.succeed("systemctl reset-failed ct-loop.service")
     assert "too often" not in refused(machine, "service start loop", 11)
+
+
+def test_a_start_that_a_condition_of_the_unit_keeps_systemd_from_is_told_apart(machine: Machine) -> None:
+    for verb in ("start", "restart"):
+        said = refused(machine, f"service {verb} picky", 0)
+        assert "circlectl: picky was not started: ct-picky.service was skipped because of an unmet condition" in said
+        assert "ConditionPathExists=/nope" in said
+        assert "picky: inactive (dead)" in said
+    assert "not started" not in refused(machine, "service start brief", 0)
 
 
 def test_a_unit_that_is_restarted_too_often_is_said_to_be_held_back_by_systemd(machine: Machine) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from circleosd.errors import Unavailable
-from circleosd.registry.explaining import explain
+from circleosd.registry.explaining import explain, skipped
 from circleosd.registry.units import LogLine, UnitState, Verb
 from tests.unit.fakes import Units
 
@@ -134,3 +135,24 @@ def test_the_units_that_are_missing_are_named() -> None:
     assert told("start", "dependency", state, units=Requiring()) == f"the job's result is dependency{named}{LOGGED}"
     assert told("start", "canceled", state, units=Requiring()) == f"the job's result is canceled{LOGGED}"
     assert told("start", "dependency", unit(), units=Requiring()) == f"the job's result is dependency{LOGGED}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (["web.service was skipped because of an unmet condition check (ConditionPathExists=/x)."], r"=/x\)"),
+        (["web.service - Web was skipped because no trigger condition checks were met."], "were met"),
+        (["Starting web.service...", "Condition check resulted in web.service being skipped."], "being skipped"),
+        (["Starting web.service...", "3 files were skipped", "Finished web.service."], None),
+        ([], None),
+    ],
+)
+def test_a_start_that_a_condition_kept_systemd_from_is_told_from_one_that_is_over(
+    lines: list[str], says: str | None
+) -> None:
+    class Logged(Silent):
+        async def logs(self, unit: str, lines_: int, since: float | None = None) -> list[LogLine]:
+            return [LogLine(2.0, line) for line in lines]
+
+    found = asyncio.run(skipped(Logged(), UNIT, 1.5))
+    assert re.search(f"{says}$", found) if found and says else found == says
