@@ -175,6 +175,16 @@ def test_signers_that_root_alone_can_read_are_named_with_what_to_do(machine: Mac
     machine.succeed(f"chmod a+r {signers}", "circlectl plugin verify /tmp/example.wasm", f"rm {signers}")
 
 
+def test_a_polkit_rule_that_was_removed_or_edited_is_made_anew(machine: Machine) -> None:
+    rule = "/etc/polkit-1/rules.d/49-circleosd.rules"
+    made = machine.succeed(f"cat {rule}")
+    for change in (f"rm {rule}", f"echo '// mine' >>{rule}"):
+        machine.succeed(change)
+        machine.wait_until_succeeds(f"[ -e {rule} ] && ! grep mine {rule}", timeout=20)
+        assert machine.succeed(f"cat {rule}") == made
+    machine.succeed("circlectl service start brief")
+
+
 def test_a_stranger_is_told_which_group_to_join(machine: Machine) -> None:
     for command in ("service list", "user whoami", "plugin list"):
         said = refused(machine, command, 12, "mallory")
