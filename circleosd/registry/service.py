@@ -220,10 +220,13 @@ class RegistryService(Handlers):
             raise Conflict(str(exc)) from exc  # it has a file, of which systemd can make nothing
         (state,) = await self._units.states([entry.unit])
         act.after = state.active
-        if result != "done" or (verb != "stop" and state.active == "failed"):
+        failed = result != "done" or (verb != "stop" and state.active == "failed")
+        if failed or state.waits:
             state = await self._units.detail(entry.unit)
-            why = await explain(self._units, verb, result, before, state, began)
-            raise UnitFailed(f"cannot {verb} {name} ({entry.unit}): {why}")
+            if failed or (state.waits and state.result != "success"):
+                why = await explain(self._units, verb, result, before, state, began)
+                again = ", which systemd will try again" if state.waits else ""
+                raise UnitFailed(f"cannot {verb} {name} ({entry.unit}){again}: {why}")
         if verb == "stop" and (listening := await self._units.listening(entry.unit)):
             act.message = f"{name} is stopped; {' '.join(listening)} still listens and starts it on demand"
         left_off = verb in ("start", "restart") and state.active == "inactive"

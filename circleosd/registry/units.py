@@ -39,6 +39,11 @@ class UnitState:
     listening: bool = False
     requires: tuple[str, ...] = ()
 
+    @property
+    def waits(self) -> bool:
+        """Whether the unit has ended and is started again after a while (Restart=, systemd.service(5))."""
+        return self.sub.startswith("auto-restart")
+
 
 def signal_name(number: int) -> str:
     """The name of a signal, such as SIGSEGV; of a real-time one its number."""

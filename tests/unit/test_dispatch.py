@@ -147,6 +147,21 @@ def test_a_failed_unit_is_an_error_with_its_result_and_what_it_said(registry: Re
     assert (row["phase"], row["error"], row["intent"]) == ("outcome", "unit-failed", 1)
 
 
+@pytest.mark.parametrize(("result", "error"), [("exit-code", "unit-failed"), ("success", None)])
+def test_a_unit_that_ended_badly_at_once_has_failed_also_where_systemd_will_restart_it(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, result: str, error: str | None
+) -> None:
+    async def states(units: Sequence[str]) -> list[UnitState]:
+        return [UnitState(unit, "", "loaded", "activating", "auto-restart", result=result) for unit in units]
+
+    monkeypatch.setattr(registry.units, "states", states)
+    reply = registry.ask({"action": "start", "name": "nginx"})
+    assert reply.get("error") == error
+    if error:
+        assert "cannot start nginx (nginx.service), which systemd will try again: " in reply["message"]
+        assert "exit-code; it said: cannot bind port 80" in reply["message"]
+
+
 def test_stopping_a_service_whose_socket_listens_says_so(registry: Registry) -> None:
     registry.units.awaited = True
     assert "nginx.socket still listens" in registry.ask({"action": "stop", "name": "nginx"})["message"]
