@@ -239,7 +239,7 @@ class AuthService(Handlers):
         if account is None or account.password is None:
             return None
         if old is None:
-            raise Denied("your own password is changed with the present one: circlectl user passwd, without a name")
+            raise Denied("your own password is changed with the present one; leave out the name: circlectl user passwd")
         await self._check_password(name, caller, account, old)
         return account.password
 
@@ -298,7 +298,7 @@ class AuthService(Handlers):
         await self._check_password(request.name, act.caller, account, request.password)
         assert account is not None
         if account.disabled:
-            raise Denied(f"the user {account.name} is disabled")
+            raise Denied(f"the user {account.name} is disabled; an admin ends that: circlectl user enable {account.name}")
         stored = account.password
         assert stored is not None
         outdated, uid = self._passwords.outdated(stored), act.caller.bounded

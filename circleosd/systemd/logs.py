@@ -180,7 +180,7 @@ def _reader(scope: Scope) -> Any:
 def _about(unit: str, scope: Scope) -> Any:
     """A reader of what the processes of `unit` and its manager about it logged, as in journalctl -u."""
     if scope == "system" and not _readable():
-        raise Denied("this service may not read the journal: its user must be in the group systemd-journal")
+        raise Denied("this service may not read the journal; its user must be in the group systemd-journal")
     reader = _reader(scope)
     if scope == "system":
         reader.add_match(_SYSTEMD_UNIT=unit)

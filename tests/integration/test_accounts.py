@@ -51,7 +51,9 @@ def test_a_users_life_through_circlectl(host: EmbeddedHost) -> None:
     host.ctl("user", "logout")
     assert "yes" in host.ok("user", "disable", "ursula")
     disabled = host.ctl("user", "login", "ursula", "--password-stdin", stdin="quite another one\n")
-    assert "the user ursula is disabled" in disabled.stderr
+    assert disabled.stderr == (
+        "circlectl: the user ursula is disabled; an admin ends that: circlectl user enable ursula [denied]\n"
+    )
     host.ok("user", "enable", "ursula")
     host.ok("user", "login", "ursula", "--password-stdin", stdin="quite another one\n")
     # One's own password is changed with the present one.
