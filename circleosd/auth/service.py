@@ -298,7 +298,8 @@ class AuthService(Handlers):
         await self._check_password(request.name, act.caller, account, request.password)
         assert account is not None
         if account.disabled:
-            raise Denied(f"the user {account.name} is disabled; an admin ends that: circlectl user enable {account.name}")
+            name = account.name
+            raise Denied(f"the user {name} is disabled; an admin ends that: circlectl user enable {name}")
         stored = account.password
         assert stored is not None
         outdated, uid = self._passwords.outdated(stored), act.caller.bounded
