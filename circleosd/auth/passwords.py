@@ -70,7 +70,7 @@ class Passwords:
 
         try:
             return self._hasher.verify(stored, password)
-        except (VerifyMismatchError, InvalidHashError):
+        except (VerifyMismatchError, InvalidHashError, UnicodeEncodeError):  # the last: what is stored is not ASCII
             return False
 
     async def _run(self, uid: int | None, work: Callable[..., T], *args: str) -> T:

@@ -29,6 +29,7 @@ def test_a_hash_says_its_parameters_and_is_right_for_one_password_only() -> None
         assert not await hasher.verify(stored, "correct hors", None)
         assert not await hasher.verify(None, "correct horse", None)
         assert not await hasher.verify("not a hash", "correct horse", None)
+        assert not await hasher.verify(stored.replace("argon", "arg\ufffdn"), "correct horse", None), "a damaged one"
         assert stored != await hasher.hash("correct horse", None), "each hash has its own salt"
 
     asyncio.run(scenario())
