@@ -220,19 +220,31 @@ class RegistryService(Handlers):
             raise Conflict(str(exc)) from exc  # it has a file, of which systemd can make nothing
         (state,) = await self._units.states([entry.unit])
         act.after = state.active
-        failed = result != "done" or (verb != "stop" and state.active == "failed")
-        if failed or state.waits:
-            state = await self._units.detail(entry.unit)
-            if failed or (state.waits and state.result != "success"):
-                why = await explain(self._units, verb, result, before, state, began)
-                again = ", which systemd will try again" if state.waits else ""
-                raise UnitFailed(f"cannot {verb} {name} ({entry.unit}){again}: {why}")
-        if verb == "stop" and (listening := await self._units.listening(entry.unit)):
-            act.message = f"{name} is stopped; {' '.join(listening)} still listens and starts it on demand"
-        left_off = verb in ("start", "restart") and state.active == "inactive"
-        if left_off and (line := await skipped(self._units, entry.unit, began)):
-            act.message = f"{name} was not started: {line}"
+        await self._require_done(verb, entry, result, before, state, began)
+        act.message = await self._word(verb, entry, state, began)
         return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub)
+
+    async def _require_done(
+        self, verb: Verb, entry: Entry, result: str, before: UnitState, state: UnitState, began: float
+    ) -> None:
+        """Raises `UnitFailed` if the job did not do it, or the unit has failed since."""
+        failed = result != "done" or (verb != "stop" and state.active == "failed")
+        if not failed and not state.waits:
+            return
+        state = await self._units.detail(entry.unit)
+        if failed or state.result != "success":
+            why = await explain(self._units, verb, result, before, state, began)
+            again = ", which systemd will try again" if state.waits else ""
+            raise UnitFailed(f"cannot {verb} {entry.name} ({entry.unit}){again}: {why}")
+
+    async def _word(self, verb: Verb, entry: Entry, state: UnitState, began: float) -> str | None:
+        """What there is to say of a job that was done."""
+        if verb == "stop" and (listening := await self._units.listening(entry.unit)):
+            return f"{entry.name} is stopped; {' '.join(listening)} still listens and starts it on demand"
+        if verb in ("start", "restart") and state.active == "inactive":
+            line = await skipped(self._units, entry.unit, began)
+            return line and f"{entry.name} was not started: {line}"
+        return None
 
     async def _check_loaded(self, worker: Entry) -> None:
         """Raises `NotFound` if the worker has no socket: the templates have units for every name, of no plugin too."""
