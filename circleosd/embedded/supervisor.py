@@ -32,6 +32,7 @@ from circleosd.steering import plain
 LOG_LINES = 200  # kept of each unit
 LONGEST_DELAY = 30.0  # seconds between starts of a service that fails
 PAUSE = 0.2  # seconds until a service that failed is started for the connection that still waits
+LATE = 1.0  # seconds after its deadline at which a service is not given up at once
 LEFTOVERS = 1.0  # seconds that the output of a service may stay open after its end
 CLEAN = ("0", "SIGHUP", "SIGINT", "SIGTERM", "SIGPIPE")  # ends that are no failure, systemd.service(5)
 FRESH: dict[str, Any] = {"result": "success", "exit_status": None, "signal": None}  # of a state: nothing has ended yet
@@ -161,12 +162,17 @@ class Unit:
         reading = asyncio.create_task(self._read(process))
         self.state = replace(self.state, pid=process.pid)
         try:
-            async with asyncio.timeout(start) as self._deadline:
-                if not notifies:
-                    self.notified("READY=1")
-                await asyncio.shield(process.ended)
-        except TimeoutError:
-            result = "timeout" if self.state.sub == "start" else "watchdog"
+            while not process.ended.done() and result == "success":
+                span = start if self.state.sub == "start" else self._watchdog
+                try:
+                    async with asyncio.timeout(span) as self._deadline:
+                        if not notifies:
+                            self.notified("READY=1")
+                        await asyncio.shield(process.ended)
+                except TimeoutError:
+                    # Late: what the service said while this process stood still, as by Ctrl-Z, is not read yet.
+                    if time.monotonic() - (self._deadline.when() or 0.0) < LATE:
+                        result = "timeout" if self.state.sub == "start" else "watchdog"
         except asyncio.CancelledError:
             self._enter("deactivating", "stop-sigterm")
             process.signal(ending)

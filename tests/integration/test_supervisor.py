@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import stat
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,16 @@ import pytest
 
 from tests.integration.embedded_host import EmbeddedHost
 from tests.integration.people import ALICE, ask
+
+LIVELY = """
+import os, socket, time
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+manager.connect(os.environ["NOTIFY_SOCKET"])
+manager.send(b"READY=1")
+while True:
+    time.sleep(0.3)
+    manager.send(b"WATCHDOG=1")
+"""
 
 
 def test_nobody_else_gets_at_what_ones_own_circleosd_has(host: EmbeddedHost) -> None:
@@ -52,6 +66,23 @@ def test_a_service_is_ready_when_its_own_process_says_so(host: EmbeddedHost) -> 
             other.sendto(b"READY=1", str(host.runtime / "notify.sock"))
         assert host.data("service-registry", "status", name="pending")["state"] == "activating"
         host.data("service-registry", "stop", name="pending")
+
+
+def test_a_service_is_not_given_up_for_what_a_stopped_supervisor_did_not_hear(host: EmbeddedHost) -> None:
+    script = host.directory / "lively.py"
+    script.write_text(LIVELY)
+    run = f"[Service]\nType=notify\nWatchdogSec=1\nExecStart={sys.executable} {script}\n"
+    host.add_service("lively", run)
+    host.data("service-registry", "start", name="lively")
+    pid = host.data("service-registry", "status", name="lively")["pid"]
+    assert host.process
+    host.process.send_signal(signal.SIGSTOP)  # Ctrl-Z
+    time.sleep(3)
+    host.process.send_signal(signal.SIGCONT)
+    time.sleep(2)  # two deadlines
+    assert host.data("service-registry", "status", name="lively")["pid"] == pid
+    os.kill(pid, signal.SIGSTOP)
+    host.wait_for(lambda: host.data("service-registry", "status", name="lively")["result"] == "watchdog")
 
 
 def test_what_a_service_leaves_behind_ends_with_it(host: EmbeddedHost) -> None:
