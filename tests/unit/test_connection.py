@@ -38,7 +38,8 @@ def test_a_descriptor_that_finds_no_room_among_the_open_files_is_not_said_to_be_
         socket.send_fds(theirs, [b"x"], [theirs.fileno()] * 2)
         opened: list[int] = []
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (passing.fileno() + 3, bounds[1]))
+            highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 3, bounds[1]))
             with contextlib.suppress(OSError):
                 while True:
                     opened.append(os.dup(theirs.fileno()))
