@@ -142,6 +142,8 @@ def test_the_units_that_are_missing_are_named() -> None:
     [
         (["web.service was skipped because of an unmet condition check (ConditionPathExists=/x)."], r"=/x\)"),
         (["web.service - Web was skipped because no trigger condition checks were met."], "were met"),
+        (["web.service skipped, unmet condition check ConditionPathExists=/x"], "=/x"),
+        (["web.service skipped, no trigger condition checks were met."], "were met"),
         (["Starting web.service...", "Condition check resulted in web.service being skipped."], "being skipped"),
         (["Starting web.service...", "3 files were skipped", "Finished web.service."], None),
         ([], None),
