@@ -135,6 +135,78 @@ def test_a_watch_asks_one_question_however_many_units_and_is_silent_where_unit_f
     assert asyncio.run(main()) == [(names[7], "failed")]
 
 
+class Scripted(Bus):
+    """For each question the units it is answered with (name, state, path), and the signals that come right behind."""
+
+    def __init__(self, *answers: tuple[list[tuple[str, str, str]], list[Message]]) -> None:
+        super().__init__((0, {}), [])
+        self.answers = [*answers]
+
+    @asynccontextmanager
+    async def signals(
+        self, rules: Sequence[str], wanted: Callable[[Message], bool]
+    ) -> AsyncIterator[asyncio.Queue[Message | None]]:
+        self.wanted, self.queue = wanted, asyncio.Queue[Message | None]()
+        yield self.queue
+
+    async def call(self, target: tuple[str, str, str], member: str, signature: str, body: Sequence[Any]) -> Message:
+        units, behind = self.answers.pop(0)
+        for signal in filter(self.wanted, behind):
+            self.queue.put_nowait(signal)
+        rows = [(name, "", "loaded", active, "x", "", path) for name, active, path in units]
+        return Message(path="/", member="x", body=[rows], serial=len(units))
+
+    def seen(self, number: int, *units: str, pattern: str = "") -> list[tuple[str, str]]:
+        """The first states that a watcher sees."""
+
+        async def main() -> list[tuple[str, str]]:
+            manager = SystemdUnits("system", timeout=1)
+            manager._connection = self  # type: ignore[assignment]  # what a watcher needs of one
+            changes = manager.watch(units, pattern)
+            async with asyncio.timeout(1):
+                return [(state.unit, state.active) for state in [await anext(changes) for _ in range(number)]]
+
+        return asyncio.run(main())
+
+
+def changed(active: str, path: str = PATH, interface: str = "Unit", **more: Any) -> Message:
+    values = variants(properties(active, "x", int(time.time()) + 100, **more) if interface == "Unit" else more)
+    body = [f"org.freedesktop.systemd1.{interface}", values, []]
+    return Message(path=path, member="PropertiesChanged", body=body, serial=1000)
+
+
+RELOADED = Message(path="/", member="Reloading", body=[False])
+OTHER = object_path("b.service")
+
+
+def test_a_change_that_comes_right_behind_the_first_state_is_seen_though_only_that_tells_what_an_alias_stands_for() -> (
+    None
+):
+    bus = Scripted(([("alias.service", "active", PATH)], [changed("activating", OTHER), changed("failed")]))
+    assert bus.seen(2, "alias.service") == [("alias.service", "active"), ("alias.service", "failed")]
+
+
+def test_an_alias_that_stands_for_another_unit_by_now_is_told_of_that_one_alone() -> None:
+    before = [("alias.service", "active", PATH)], [RELOADED]
+    after = [("alias.service", "inactive", OTHER)], [changed("failed"), changed("activating", OTHER)]
+    states = [active for _, active in Scripted(before, after).seen(3, "alias.service")]
+    assert states == ["active", "inactive", "activating"]
+
+
+def test_a_unit_that_is_watched_is_not_asked_about_for_its_coming_into_memory() -> None:
+    new = Message(path="/", member="UnitNew", body=[UNIT, PATH])
+    found = [(UNIT, "inactive", PATH)]
+    bus = Scripted((found, []), (found, [new, changed("active")]))
+    assert bus.seen(2, pattern="a*.service") == [(UNIT, "inactive"), (UNIT, "active")]
+
+
+def test_a_change_is_told_when_all_of_it_is_known() -> None:
+    pids = [[changed("", interface="Service", MainPID=pid), changed(active, MainPID=pid)]
+            for pid, active in ((7, "active"), (8, "failed"))]  # fmt: skip
+    bus = Scripted(([(UNIT, "activating", PATH)], [*pids[0], *pids[1]]))
+    assert [active for _, active in bus.seen(3, UNIT)] == ["activating", "active", "failed"]
+
+
 def test_a_question_is_asked_again_on_a_new_connection_but_not_forever() -> None:
     class Dying(Bus):
         async def call(self, *_: Any) -> Message:
