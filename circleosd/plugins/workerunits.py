@@ -59,9 +59,10 @@ class WorkerUnits:
                 state = await self._ask("status", instance)
             except CircleError:
                 return ""
-            if state["state"] != "active":
+            if state["state"] not in ("active", "deactivating"):
                 break
-            await asyncio.sleep(LOOK)  # the connection breaks a moment before the process is reaped
+            # The connection breaks a moment before the process is reaped, and want of memory is told before that.
+            await asyncio.sleep(LOOK)
         if state["signal"]:
             why = ", for want of memory (oom-kill)" if state["result"] == "oom-kill" else ""  # systemd.exec(5)
             return f" by {state['signal']}{why}"

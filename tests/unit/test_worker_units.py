@@ -24,9 +24,13 @@ from circleosd.plugins.workerunits import WorkerUnits
 def test_how_a_worker_ended_is_told_as_systemd_knows_it(
     monkeypatch: pytest.MonkeyPatch, result: str, signal: str | None, status: int | None, how: str
 ) -> None:
+    states = iter(("active", "deactivating", "failed"))
+
     async def ask(path: str, request: dict[str, Any], *, timeout: float) -> dict[str, Any]:
         assert (path, request) == ("registry.sock", {"action": "status", "name": "plugin@greedy"})
-        return {"state": "failed", "result": result, "signal": signal, "exit_status": status}
+        if (state := next(states)) != "failed":
+            return {"state": state, "result": result, "signal": None, "exit_status": None}
+        return {"state": state, "result": result, "signal": signal, "exit_status": status}
 
     monkeypatch.setattr(upstream, "ask", ask)
     assert asyncio.run(WorkerUnits("registry.sock", 10).how_it_ended("greedy")) == how
