@@ -25,7 +25,8 @@ async def explain(
     """
     if verb == "reload" or result not in RUN:
         missing = await _missing(units, state) if result == "dependency" else ""
-        return f"the job's result is {result}{missing}{await _logged_since(units, began, state.unit)}"
+        down = f", and the unit is {state.active}" if result == "done" else ""
+        return f"the job's result is {result}{down}{missing}{await _logged_since(units, began, state.unit)}"
     ended = [] if state.result in (None, "success", START_LIMIT) else [f"the unit's is {state.result}"]
     if state.exit_status:
         ended.append(f"exit status {state.exit_status}")

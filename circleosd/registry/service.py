@@ -39,6 +39,12 @@ log = logging.getLogger(__name__)
 
 MIGRATIONS = (ledger.SCHEMA,)
 OWN_NAME = "service-registry"
+DOWN: dict[Verb, tuple[str, ...]] = {  # states in which a job that is done has failed all the same
+    "start": ("failed",),
+    "stop": (),
+    "restart": ("failed",),
+    "reload": ("failed", "inactive"),
+}
 FOLLOWED = 32  # logs at once; each holds a thread and an inotify instance, of which a user may have 128 by default
 FOLLOWED_BY_ONE = 16  # uid
 
@@ -228,7 +234,7 @@ class RegistryService(Handlers):
         self, verb: Verb, entry: Entry, result: str, before: UnitState, state: UnitState, began: float
     ) -> None:
         """Raises `UnitFailed` if the job did not do it, or the unit has failed since."""
-        failed = result != "done" or (verb != "stop" and state.active == "failed")
+        failed = result != "done" or state.active in DOWN[verb]
         if not failed and not state.waits:
             return
         state = await self._units.detail(entry.unit)

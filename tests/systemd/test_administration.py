@@ -9,11 +9,12 @@ from tests.systemd.machine import Machine
 
 CATALOG = "".join(
     f'[[service]]\nname = "{name}"\nunit = "ct-{name}.service"\n'
-    for name in ("loop", "calm", "odd", "many", "masked", "other", "none", "talker", "mute", "picky", "brief")
+    for name in ("loop", "calm", "odd", "many", "masked", "other", "none", "talker", "mute", "picky", "brief", "frail")
 )
 UNITS = {
     "loop": "Type=oneshot\nExecStart=/bin/sh -c 'echo last words; exit 4'",
     "calm": "ExecStart=/bin/sleep infinity",
+    "frail": "ExecStart=/bin/sleep infinity\nExecReload=/bin/kill -HUP $MAINPID",
     "brief": "Type=oneshot\nExecStart=/bin/true",
     "many": "Type=oneshot\nExecStart=/usr/bin/seq 2500",
     "named": "ExecStart=/bin/sleep infinity\n[Install]\nAlias=ct-other.service",
@@ -70,6 +71,12 @@ def test_a_start_that_a_condition_of_the_unit_keeps_systemd_from_is_told_apart(m
         assert "ConditionPathExists=/nope" in said
         assert "picky: inactive (dead)" in said
     assert "not started" not in refused(machine, "service start brief", 0)
+
+
+def test_a_reload_that_ends_the_unit_has_failed(machine: Machine) -> None:
+    machine.succeed("circlectl service start frail")
+    said = refused(machine, "service reload frail", 11)
+    assert "cannot reload frail (ct-frail.service): the job's result is done, and the unit is inactive; the log" in said
 
 
 def test_a_unit_that_is_restarted_too_often_is_said_to_be_held_back_by_systemd(machine: Machine) -> None:

@@ -129,6 +129,11 @@ def test_what_is_in_the_journal_only_later_is_waited_for() -> None:
     assert told("reload", "failed", unit(), units=Late()) == "the job's result is failed; the log says: late words"
 
 
+def test_of_a_reload_that_a_unit_did_not_outlive_its_state_is_told() -> None:
+    ended = unit("inactive", result="success")
+    assert told("reload", "done", ended) == f"the job's result is done, and the unit is inactive{LOGGED}"
+
+
 def test_the_units_that_are_missing_are_named() -> None:
     state = unit(requires=("up.service", "down.service", "gone.service"))
     named = "; it requires down.service, which is failed and gone.service, which is not-found"
