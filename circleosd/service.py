@@ -216,7 +216,9 @@ class Service:
             return await self._carry_out(endpoint, parsed, act)
         except asyncio.CancelledError:
             if self._deadlines.end(task):
-                raise Timeout(f"not done within {self._timeout:g} s") from None
+                raise Timeout(
+                    f"not done within {self._timeout:g} s (server.request_timeout); what was begun may go on"
+                ) from None
             raise
         finally:
             self._deadlines.end(task)

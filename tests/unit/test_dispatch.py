@@ -137,6 +137,21 @@ def test_what_was_done_or_refused_in_time_has_its_row_however_long_that_takes_to
     assert registry.history() == rows
 
 
+def test_who_waited_in_vain_is_told_which_setting_bounds_a_request(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def job(verb: str, unit: str) -> str:
+        await asyncio.sleep(60)
+        return "done"
+
+    monkeypatch.setattr(registry.units, "job", job)
+    monkeypatch.setattr(registry.service, "_timeout", 0.1)
+    monkeypatch.setattr(registry.service, "_deadlines", Deadlines(0.1))
+    reply = registry.ask({"action": "start", "name": "nginx"})
+    assert reply["error"] == "timeout"
+    assert reply["message"] == "not done within 0.1 s (server.request_timeout); what was begun may go on"
+
+
 def test_a_failed_unit_is_an_error_with_its_result_and_what_it_said(registry: Registry) -> None:
     registry.units.result = "failed"
     reply = registry.ask({"action": "start", "name": "nginx"})
