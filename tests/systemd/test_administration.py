@@ -14,7 +14,7 @@ CATALOG = "".join(
 UNITS = {
     "loop": "Type=oneshot\nExecStart=/bin/sh -c 'echo last words; exit 4'",
     "calm": "ExecStart=/bin/sleep infinity",
-    "frail": "ExecStart=/bin/sleep infinity\nExecReload=/bin/kill -HUP $MAINPID",
+    "frail": "ExecStart=/bin/sleep infinity\nExecReload=/bin/sh -c 'kill -HUP $MAINPID; sleep 0.3'",
     "brief": "Type=oneshot\nExecStart=/bin/true",
     "many": "Type=oneshot\nExecStart=/usr/bin/seq 2500",
     "named": "ExecStart=/bin/sleep infinity\n[Install]\nAlias=ct-other.service",
