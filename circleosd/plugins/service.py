@@ -51,7 +51,7 @@ from circleosd.plugins.runner import Runners, Superseded
 from circleosd.plugins.signatures import Signatures
 from circleosd.plugins.standing import Standing
 from circleosd.plugins.store import Artifacts, Loaded, Record
-from circleosd.plugins.views import brief, brief_of, itself, shown, to_say
+from circleosd.plugins.views import brief, brief_of, instance_of, itself, shown, to_say
 
 log = logging.getLogger(__name__)
 
@@ -269,7 +269,7 @@ class PluginService(Handlers):
             since=record.since,
             key=loaded.key,
             imports=[*loaded.imports],
-            instance=manifest.instance,
+            instance=instance_of(loaded),
             deterministic=manifest.deterministic,
             limits=plugin.bounds._asdict(),
             stored=await self._kv.used(plugin.name),

@@ -31,6 +31,11 @@ def shown(plugin: Plugin) -> api.Plugin:
     )
 
 
+def instance_of(loaded: Loaded) -> str:
+    """Whether calls share an instance; of two ABIs it is not the manifest that says so (ABI.md, "Instances")."""
+    return {"native": "shared", "wasi": "fresh"}.get(loaded.abi, loaded.manifest.instance)
+
+
 def to_say(plugin: Plugin, trust: Trust) -> str | None:
     """What whoever loaded a plugin should know."""
     said = [f"warning: {trust.warning}"] if trust.warning else []

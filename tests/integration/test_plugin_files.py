@@ -15,6 +15,8 @@ from tests.door import acting_as
 from tests.integration.embedded_host import EmbeddedHost, read_reply
 from tests.integration.made import ECHO, core, write
 from tests.integration.people import ALICE, PLUGINS, ask, create, login
+from tests.native_source import native
+from tests.wasi_text import command
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,19 @@ def test_a_webassembly_plugin_has_the_function_that_its_manifest_names(host: Emb
     assert host.data("plugin-manager", "list") == []
     host.load(write(tmp_path, "entered", core(ECHO), entry="echo"))
     host.unload("entered")
+
+
+def test_what_is_shown_of_an_instance_is_what_the_plugin_has(host: EmbeddedHost, tmp_path: Path) -> None:
+    artifacts = {
+        "core": (core(ECHO), "shared"),
+        "wasi": (command(""), "fresh"),  # also where the manifest says otherwise
+        "native": (native(""), "shared"),
+    }
+    for name, (artifact, instance) in artifacts.items():
+        asked: dict[str, Any] = {"plugin_type": "native"} if name == "native" else {"instance": "shared"}
+        host.load(write(tmp_path, name, artifact, **asked), trust=True)
+        assert host.data("plugin-manager", "show", id=name)["instance"] == instance, name
+        host.unload(name)
 
 
 def test_nobody_reads_files_with_the_rights_of_the_service(
