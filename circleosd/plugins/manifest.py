@@ -212,6 +212,8 @@ def check(manifest: Manifest, head: bytes, ceiling: PluginSettings) -> None:
         raise BadRequest(f'the artifact is {found}, so its manifest needs "plugin_type": "{found}"')
     if manifest.abi is not None and (manifest.abi == "native") != (found == "native"):
         raise BadRequest(f"the manifest says abi {manifest.abi}, but the artifact is {found}")
+    if manifest.deterministic and found == "native":
+        raise BadRequest("the manifest says deterministic, but the artifact is native, of which nothing is counted")
     for name in Bounds._fields:
         asked, most = getattr(manifest.limits, name), _ceiling(name, ceiling)
         if asked is not None and asked > most:

@@ -187,6 +187,10 @@ def test_a_manifest_is_held_against_its_artifact_and_the_hosts_ceilings() -> Non
         claims = manifest.parse({"name": "a", "plugin_type": kind, "abi": abi})
         with pytest.raises(BadRequest, match=f"says abi {abi}, but the artifact is {kind}"):
             manifest.check(claims, head, ceiling)
+    manifest.check(manifest.parse({"name": "a", "deterministic": True}), WASM, ceiling)
+    native = manifest.parse({"name": "a", "plugin_type": "native", "deterministic": True})
+    with pytest.raises(BadRequest, match="says deterministic, but the artifact is native"):
+        manifest.check(native, b"\x7fELF", ceiling)
 
 
 def test_no_host_allows_more_than_manager_and_worker_can_say_to_each_other() -> None:
