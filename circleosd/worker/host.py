@@ -170,9 +170,11 @@ class Host:
         except (ValueError, RecursionError) as exc:
             return False, f"bad-request: the host call is not JSON: {exc}"
         call = value.get("call") if isinstance(value, dict) else None
-        known = CALLS.get(call) if isinstance(call, str) else None
-        if known is None or not isinstance(call, str):
-            return False, f"bad-request: there is no host call {str(call)[:80]!r}"
+        if not isinstance(call, str):
+            return False, 'bad-request: the host call is no JSON object that names its "call"'
+        known = CALLS.get(call)
+        if known is None:
+            return False, f"bad-request: there is no host call {call[:80]!r}"
         args = value.get("args")
         if args is None:
             args = {}

@@ -82,6 +82,12 @@ def test_the_clock_goes_forward() -> None:
     assert int(tested.call_json(b'{"call":"clock.now"}')[1]) > 1_600_000_000_000
 
 
+@pytest.mark.parametrize("request_text", [b"[]", b"null", b"5", b'{"method":"kv.get"}', b'{"call":["kv.get"]}'])
+def test_a_call_without_a_name_is_told_what_it_lacks(request_text: bytes) -> None:
+    answer = host(Manager(), "kv").call_json(request_text)
+    assert answer == (False, b'bad-request: the host call is no JSON object that names its "call"')
+
+
 @pytest.mark.parametrize(
     "request_text",
     [
