@@ -96,6 +96,9 @@ class ComponentPlugin:
         self._linker = self._link(artifact.imports)
         instance = self._new_instance()
         self.functions = self._callable(instance, artifact.functions)
+        if "on-event" in self._candidates - (self._hooks or set()):  # no toolchain has one of its own, as of `init`
+            given = self._type(instance, "on-event")
+            host.log(2, f"gets no events: it exports on-event as {given}, not as {_TYPES['on-event']}")
         self.description = self._describe(instance)
         (self._ready if self._shared else self._spent).append(instance)
         self.prepare()
@@ -218,13 +221,16 @@ class ComponentPlugin:
 
     def _is(self, instance: _Instance, name: str, world: str) -> bool:
         """Whether an export has the type that the world gives to `world`."""
-        return values.function_type(self._find(instance, name), instance.context) == _TYPES[world]
+        return self._type(instance, name) == _TYPES[world]
+
+    def _type(self, instance: _Instance, name: str) -> str:
+        return values.function_type(self._find(instance, name), instance.context)
 
     def _callable(self, instance: _Instance, names: list[str]) -> list[str]:
         """The exports that can be invoked. Raises `PluginFailure` when `handle` is none of them."""
         found = [name for name in names if self._is(instance, name, "handle")]
         if "handle" not in found:
-            given = values.function_type(self._find(instance, "handle"), instance.context)
+            given = self._type(instance, "handle")
             raise PluginFailure("bad-request", f"it exports handle as {given}, not as {_TYPES['handle']}")
         return found
 

@@ -215,6 +215,8 @@ def test_an_export_of_a_hooks_name_and_another_type_is_left_alone() -> None:
       (func (export "on-event") (result u32) (canon lift (core func $i "on-event")))"""
     with start(component(body=body, exports=exports)) as worker:
         assert worker.ready().functions == ["handle"]
+        expected = "it exports on-event as func() -> …, not as func(string, string) -> result<_, string>"
+        assert worker.logs == [(0, 2, f"gets no events: {expected}")]  # and nothing of init
         assert worker.invoke("handle", "x") == "x"
         with pytest.raises(CallFailed, match="takes no events"):
             worker.wait_for(worker.send("topic", "payload", frames.EVENT))
