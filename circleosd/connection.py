@@ -332,6 +332,7 @@ class Connection(asyncio.Protocol):
                         if self._transport.is_closing():  # asyncio logs each write to a peer that is gone
                             break
                         await self._write(part)
+                        await asyncio.sleep(0)  # the other connections' turn, as below
                 self._streaming = False
             line = self._next_line()
             if line is not None:

@@ -269,6 +269,37 @@ async def served(
         await serving
 
 
+class Talkative(Patient):
+    """A service whose streams have much to say at once, and which counts what it has said."""
+
+    name = "talkative"
+
+    def __init__(self, begun: Callable[[], object]) -> None:
+        super().__init__()
+        self.go.set()
+        self.said = 0
+        self._begun = begun
+
+    async def _stream(self) -> AsyncGenerator[bytes, None]:
+        self._begun()
+        for self.said in range(1, 101):  # a count that others can see
+            yield b"x\n"
+
+
+def test_who_asks_is_answered_while_a_stream_has_much_to_say(tmp_path: Path) -> None:
+    async def run() -> None:
+        peers: list[socket.socket] = []
+        service = Talkative(lambda: peers[1].send(b"now\n"))
+        async with served(service, str(tmp_path / "s"), ServerSettings()) as (one, other):
+            peers += one, other
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(one, b"stream\n")
+            assert await loop.sock_recv(other, 100) == b"reply\n"
+            assert 0 < service.said < 100
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
 async def received(sock: socket.socket) -> bytes:
     """All that comes until the service closes."""
     data = b""
