@@ -155,10 +155,13 @@ class RegistryService(Handlers):
 
     async def _changes(self, entries: Sequence[Entry], workers: str = "") -> AsyncIterator[Service]:
         """The state of each entry's unit, then each change of it; also of the plugins' units that match `workers`."""
-        states = self._units.watch([*dict.fromkeys(entry.unit for entry in entries)], workers)
+        named: dict[str, list[Entry]] = {}
+        for entry in entries:
+            named.setdefault(entry.unit, []).append(entry)
+        states = self._units.watch([*named], workers)
         async with closing(states):
             async for state in states:
-                for entry in [entry for entry in entries if entry.unit == state.unit] or [plugin_entry(state.unit)]:
+                for entry in named.get(state.unit) or [plugin_entry(state.unit)]:
                     yield _service(entry, state)
 
     def check(self, request: Any, act: Act) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +24,10 @@ DAEMON = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus
 OWNER_CHANGED = f"type='signal',sender='{DAEMON[0]}',member='NameOwnerChanged',arg0='{SYSTEMD}'"
 CALL_TIMEOUT = 25.0  # seconds; libdbus's default
 ARRIVAL = 5.0  # seconds that systemd gets to come onto a bus that has just started; measured: under 80 ms
+# Bytes of calls that wait for their replies. When the socket takes no more at once dbus-fast ends the connection (issue
+# 153 of python-dbus-next, of which it is a fork); a socket takes some 200 KiB (net.core.wmem_default, socket(7)).
+IN_FLIGHT = 64 * 1024
+CALL_SIZE = 1024  # of these for each call, besides its texts
 MAX_WAITING = 1000  # signals that a slow reader may leave unread; one holds some twenty values
 
 
@@ -35,6 +40,11 @@ class Connection:
         self._found = asyncio.Event()
         self._readers: set[Callable[[Message | None], None]] = set()
         self._replies: dict[int, asyncio.Future[Message | None]] = {}  # by the call's serial; None: lost
+        self._in_flight = 0
+        self._in_line = asyncio.Lock()
+        self._answered = asyncio.Event()
+        self._next: dict[tuple[str, ...], asyncio.Task[tuple[float, Message]]] = {}  # questions that will be asked
+        self._asked: dict[tuple[str, ...], asyncio.Task[tuple[float, Message]]] = {}  # and those that wait for answers
         self._matches: Counter[str] = Counter()
         self._kept: set[str] = set()  # rules that stay
         self._subscribing = asyncio.Lock()
@@ -53,6 +63,59 @@ class Connection:
         self, target: tuple[str, str, str], member: str, signature: str = "", body: Sequence[Any] = ()
     ) -> Message:
         """Call a method of `target` (name, object path, interface). Raises `ErrorReply`, `Lost`, `Timeout`."""
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT), self._room(_size(body)):
+                answer = await self._reply(target, member, signature, body)
+        except TimeoutError as exc:
+            raise Timeout(f"{target[0]} did not answer within {CALL_TIMEOUT:g} s") from exc
+        if answer is None:
+            raise Lost
+        if answer.message_type is MessageType.ERROR:
+            raise ErrorReply(answer.error_name or "", str(answer.body[0]) if answer.body else "no reason given")
+        return answer
+
+    async def shared(
+        self, target: tuple[str, str, str], member: str, signature: str, names: Sequence[str]
+    ) -> tuple[float, Message]:
+        """As `call`, for a question about `names`: all who ask it while it is asked get the answer of the next time.
+
+        Also when it was asked, in seconds since the epoch, which is after the caller came.
+        """
+        key = (*target, member, *names)
+        if key not in self._next:
+            self._next[key] = asyncio.create_task(self._ask_next(key, target, member, signature, names))
+            self._next[key].add_done_callback(_note)
+        return await asyncio.shield(self._next[key])
+
+    async def _ask_next(
+        self, key: tuple[str, ...], target: tuple[str, str, str], member: str, signature: str, names: Sequence[str]
+    ) -> tuple[float, Message]:
+        if key in self._asked:
+            await asyncio.wait([self._asked[key]])
+        self._asked[key] = self._next.pop(key)
+        try:
+            return time.time(), await self.call(target, member, signature, [names])
+        finally:
+            del self._asked[key]
+
+    @asynccontextmanager
+    async def _room(self, size: int) -> AsyncIterator[None]:
+        """The turn of a call, when not too much waits for replies."""
+        async with self._in_line:
+            while self._in_flight and self._in_flight + size > IN_FLIGHT:
+                self._answered.clear()
+                await self._answered.wait()
+            self._in_flight += size
+        try:
+            yield
+        finally:
+            self._in_flight -= size
+            self._answered.set()
+
+    async def _reply(
+        self, target: tuple[str, str, str], member: str, signature: str, body: Sequence[Any]
+    ) -> Message | None:
+        """The answer to a call; None if it is lost."""
         # dbus-fast writes to a socket number that is already someone else's when it is used after the end
         if self.lost:
             raise Lost
@@ -61,17 +124,9 @@ class Connection:
         self._replies[serial] = reply
         try:
             self._send(target, member, signature, body, serial=serial)
-            async with asyncio.timeout(CALL_TIMEOUT):
-                answer = await reply
-        except TimeoutError as exc:
-            raise Timeout(f"{target[0]} did not answer within {CALL_TIMEOUT:g} s") from exc
+            return await reply
         finally:
             del self._replies[serial]
-        if answer is None:
-            raise Lost
-        if answer.message_type is MessageType.ERROR:
-            raise ErrorReply(answer.error_name or "", str(answer.body[0]) if answer.body else "no reason given")
-        return answer
 
     @asynccontextmanager
     async def signals(
@@ -216,10 +271,15 @@ class Connection:
         self._finish()
 
 
-def _note(sent: asyncio.Future[Any]) -> None:
-    """Take note that a message could not be sent: the connection ends, which everyone waiting on it is told."""
-    if not sent.cancelled():
-        sent.exception()
+def _size(body: Sequence[Any]) -> int:
+    """Bytes that a call takes of `IN_FLIGHT`."""
+    return CALL_SIZE + sum(len(text) for part in body if isinstance(part, list) for text in part)
+
+
+def _note(future: asyncio.Future[Any]) -> None:
+    """Take note of an error that everyone who waits is told otherwise, such as that a message could not be sent."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def connect(address: str) -> Connection:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -41,11 +40,12 @@ class Watched:
         self._names.clear()
 
     async def look(self, connection: Connection, units: Sequence[str]) -> list[UnitState]:
-        """Watch these too. One round trip, however many: each watch asks anew whenever unit files were read anew."""
-        began = time.time()
+        """Watch these too. One round trip, however many, for all watches that look at once, as they do whenever unit
+        files were read anew.
+        """
         self._looking = True
         try:
-            reply = await connection.call(MANAGER, "ListUnitsByNames", "as", [units])
+            began, reply = await connection.shared(MANAGER, "ListUnitsByNames", "as", units)
         finally:
             self._looking = False
         found = []

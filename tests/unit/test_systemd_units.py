@@ -79,6 +79,11 @@ class Bus:
             return Message(path="/", member="x", body=[[(UNIT, *looks, "", PATH)]], serial=serial)
         return Message(path="/", member="x", body=[variants(values)], serial=serial)
 
+    async def shared(
+        self, target: tuple[str, str, str], member: str, signature: str, names: Sequence[str]
+    ) -> tuple[float, Message]:
+        return time.time(), await self.call(target, member, signature, [names])
+
 
 def watched(bus: Bus, number: int) -> list[tuple[str, float | None]]:
     """The first states that a watcher of `bus` sees, and since when they are; the first is said to be of now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pwd
@@ -248,6 +249,41 @@ async def until(active: str, changes: Any) -> Any:
         yield state
         if state.active == active:
             return
+
+
+def test_many_long_questions_at_once_do_not_cost_the_connection() -> None:
+    names = [f"ct-absent-{'x' * 200}-{number}.service" for number in range(400)]  # some 90 KB
+
+    async def act(manager: SystemdUnits) -> None:
+        await manager.states(["dbus.service"])
+        connection = manager._connection
+        small = [manager.detail("ct-plain.service") for _ in range(200)]
+        answers = await asyncio.gather(*(manager.states(names) for _ in range(30)), *small)
+        assert all(len(states) == len(names) for states in answers[:30] if isinstance(states, list))
+        assert manager._connection is connection
+
+    on_systemd(act)
+
+
+def test_watches_that_begin_at_once_ask_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    call = bus.Connection.call
+
+    async def counted(connection: bus.Connection, target: Any, member: str, *rest: Any) -> Any:
+        asked.append(member)
+        return await call(connection, target, member, *rest)
+
+    async def act(manager: SystemdUnits) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            watches = [manager.watch(["ct-sleep.service", "ct-fail.service"]) for _ in range(20)]
+            for watch in watches:
+                stack.push_async_callback(watch.aclose)  # type: ignore[attr-defined]  # an async generator it is
+            first = await asyncio.gather(*map(anext, watches))
+            assert {state.unit for state in first} == {"ct-sleep.service"}
+
+    monkeypatch.setattr(bus.Connection, "call", counted)
+    on_systemd(act)
+    assert asked.count("ListUnitsByNames") <= 2
 
 
 def test_watch_tells_of_units_that_match_and_come_later() -> None:
