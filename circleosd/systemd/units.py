@@ -202,11 +202,14 @@ class SystemdUnits:
         from circleosd.systemd import logs
 
         properties = await self._properties(unit)
-        began, invocation = properties["InactiveExitTimestamp"] / 1e6, bytes(properties["InvocationID"]).hex()
+        state = state_of(unit, properties)
+        # Who waits for another start has left the state inactive for that: the run itself is told of by its process.
+        began = (state.waits and properties["ExecMainStartTimestamp"]) or properties["InactiveExitTimestamp"]
+        invocation = bytes(properties["InvocationID"]).hex()
         if not began or not invocation:
             return []
-        ended = properties["ActiveState"] in ("failed", "inactive") or properties["SubState"] == "auto-restart"
-        return await asyncio.to_thread(logs.of_run, unit, began, invocation, lines, self._scope, ended=ended)
+        ended = state.waits or state.active in ("failed", "inactive")
+        return await asyncio.to_thread(logs.of_run, unit, began / 1e6, invocation, lines, self._scope, ended=ended)
 
     async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:
         """See `UnitManager`."""

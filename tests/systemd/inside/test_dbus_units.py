@@ -76,6 +76,16 @@ def test_a_failing_unit_gives_its_result_exit_status_and_last_lines() -> None:
         on_systemd(act)
 
 
+def test_the_last_lines_of_a_unit_that_waits_for_another_start_are_those_of_its_run() -> None:
+    async def act(manager: SystemdUnits) -> list[str]:
+        assert await manager.job("start", "ct-again.service") == "failed"
+        assert (await manager.detail("ct-again.service")).waits
+        return await manager.log_tail("ct-again.service", 5)
+
+    assert on_systemd(act) == ["first words", "last words"]
+    assert job("stop", "ct-again.service") == "done"
+
+
 def test_the_last_lines_are_there_even_when_journald_is_slow() -> None:
     async def act(manager: SystemdUnits) -> list[str]:
         run("systemctl", "kill", "--signal=STOP", "systemd-journald.service")
