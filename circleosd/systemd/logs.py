@@ -149,7 +149,7 @@ def _settle(invocation: str, scope: Scope) -> None:
     the failed start of a unit comes last that it failed to start.
     """
     deadline = time.monotonic() + SETTLE
-    with _reader(scope) as reader:
+    with _reader() as reader:
         reader.add_match(f"{_INVOCATION[scope]}={invocation}")
         reader.add_match(*(f"MESSAGE_ID={ending}" for ending in (_NOT_STARTED, *_ENDED)))
         while (left := deadline - time.monotonic()) > 0:
@@ -167,10 +167,10 @@ def _readable() -> bool:
     return not files or any(os.access(path, os.R_OK) for path in files)
 
 
-def _reader(scope: Scope) -> Any:
-    flags = journal.LOCAL_ONLY | (journal.SYSTEM_ONLY if scope == "system" else 0)
+def _reader() -> Any:
+    """A reader of this machine's whole journal: of a service that runs as a person, a part is in that user's."""
     try:
-        reader = journal.Reader(flags)
+        reader = journal.Reader(journal.LOCAL_ONLY)
     except OSError as exc:
         raise Unavailable(f"cannot open the journal: {exc.strerror}") from exc
     reader.data_threshold = 4 * MAX_TEXT  # bytes of a field that are unpacked; a character may take four
@@ -181,7 +181,7 @@ def _about(unit: str, scope: Scope) -> Any:
     """A reader of what the processes of `unit` and its manager about it logged, as in journalctl -u."""
     if scope == "system" and not _readable():
         raise Denied("this service may not read the journal; its user must be in the group systemd-journal")
-    reader = _reader(scope)
+    reader = _reader()
     if scope == "system":
         reader.add_match(_SYSTEMD_UNIT=unit)
         reader.add_disjunction()

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 
@@ -25,10 +26,10 @@ pytestmark = pytest.mark.usefixtures("machine")
 NEXT = iter(range(10**6))
 
 
-def say(script: str) -> str:
+def say(script: str, user: str = "root") -> str:
     """Run a shell script in a transient unit; return the unit's name. Its lines are in the journal then."""
     unit = f"ct-say-{os.getpid()}-{next(NEXT)}.service"
-    run("systemd-run", "--quiet", "--wait", f"--unit={unit}", "sh", "-c", script)
+    run("systemd-run", "--quiet", "--wait", f"--uid={user}", f"--unit={unit}", "sh", "-c", script)
     run("journalctl", "--sync")
     return unit
 
@@ -66,6 +67,12 @@ def test_only_lines_of_that_unit() -> None:
     assert texts(tail(one, 100)) == ["mine"]
     assert texts(tail(other, 100)) == ["not mine"]
     assert tail("ct-absent.service", 100) == []
+
+
+def test_what_a_service_logs_as_a_person_is_among_its_lines(stranger: pwd.struct_passwd) -> None:
+    unit = say("echo mine", stranger.pw_name)
+    assert [*Path("/var/log/journal").glob(f"*/user-{stranger.pw_uid}.journal")]  # and not in the system's
+    assert texts(tail(unit, 100)) == ["mine"]
 
 
 def test_whatever_is_logged_becomes_plain_text() -> None:
@@ -181,16 +188,17 @@ print(len(asyncio.run(SystemdUnits("system", timeout=5).logs("dbus.service", 3))
     assert python_as(stranger, code, groups=["systemd-journal"]) == "3\n"
 
 
-def test_what_another_service_says_about_a_unit_is_not_in_its_log() -> None:
+def test_what_another_service_or_a_person_says_about_a_unit_is_not_in_its_log(stranger: pwd.struct_passwd) -> None:
     unit = say("echo true")
     code = """
 import os
 from systemd import journal
 journal.send("forged", UNIT=os.environ["NAMED"])
 """
-    python_as(pwd.getpwnam("nobody"), code, NAMED=unit)  # what people say is in journals of their own
+    for forger in (pwd.getpwnam("nobody"), stranger):
+        python_as(forger, code, NAMED=unit)
     run("journalctl", "--sync")
-    assert "forged" in run("journalctl", "--output=cat", f"UNIT={unit}")
+    assert run("journalctl", "--output=cat", f"UNIT={unit}").count("forged") == 2
     assert texts(tail(unit, 100)) == ["true"]
 
 
