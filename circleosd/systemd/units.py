@@ -209,21 +209,22 @@ class SystemdUnits:
         if not began or not invocation:
             return []
         ended = state.waits or state.active in ("failed", "inactive")
-        return await asyncio.to_thread(logs.of_run, unit, began / 1e6, invocation, lines, self._scope, ended=ended)
+        name = properties["Id"]
+        return await asyncio.to_thread(logs.of_run, name, began / 1e6, invocation, lines, self._scope, ended=ended)
 
     async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:
         """See `UnitManager`."""
         from circleosd.systemd import logs
 
         _check(unit)
-        return await asyncio.to_thread(logs.tail, unit, lines, since, self._scope)
+        return await asyncio.to_thread(logs.tail, await self._logged_as(unit), lines, since, self._scope)
 
     async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncIterator[LogLine]:
         """See `UnitManager`."""
         from circleosd.systemd import logs
 
         _check(unit)
-        async with aclosing(logs.follow(unit, lines, since, self._scope)) as found:
+        async with aclosing(logs.follow(await self._logged_as(unit), lines, since, self._scope)) as found:
             async for line in found:
                 yield line
 
@@ -271,6 +272,13 @@ class SystemdUnits:
         if isinstance(meaning, Denied) and (name := (await self._properties(unit))["Id"]) != unit:
             return Denied(f"{meaning}; {unit} is another name of {name}, which the catalog must have instead")
         return meaning
+
+    async def _logged_as(self, unit: str) -> str:
+        """The name that a unit has in the journal, which knows no aliases, but can be read when the bus is gone."""
+        try:
+            return str((await self._properties(unit))["Id"])
+        except Unavailable:
+            return unit
 
     async def _properties(self, unit: str) -> dict[str, Any]:
         return plain(await self._ask((SYSTEMD, object_path(unit), PROPERTIES), "GetAll", "s", ""))

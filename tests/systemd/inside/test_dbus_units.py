@@ -86,6 +86,25 @@ def test_the_last_lines_of_a_unit_that_waits_for_another_start_are_those_of_its_
     assert job("stop", "ct-again.service") == "done"
 
 
+def test_what_an_alias_stands_for_is_what_its_log_is_of() -> None:
+    alias = UNIT_FILES / "ct-failing.service"
+    alias.symlink_to(UNIT_FILES / "ct-fail.service")
+    run("systemctl", "daemon-reload")
+
+    async def act(manager: SystemdUnits) -> None:
+        assert await manager.job("start", alias.name) == "failed"
+        assert await manager.log_tail(alias.name, 2) == ["two", "last words"]
+        assert (lines := await manager.logs(alias.name, 3)) == await manager.logs("ct-fail.service", 3)
+        async with aclosing(manager.follow(alias.name, 3)) as followed:  # type: ignore[type-var]
+            assert await anext(followed) == lines[0]
+
+    try:
+        on_systemd(act)
+    finally:
+        alias.unlink()
+        run("systemctl", "daemon-reload")
+
+
 def test_the_last_lines_are_there_even_when_journald_is_slow() -> None:
     async def act(manager: SystemdUnits) -> list[str]:
         run("systemctl", "kill", "--signal=STOP", "systemd-journald.service")
