@@ -25,7 +25,8 @@ OWNER_CHANGED = f"type='signal',sender='{DAEMON[0]}',member='NameOwnerChanged',a
 CALL_TIMEOUT = 25.0  # seconds; libdbus's default
 ARRIVAL = 5.0  # seconds that systemd gets to come onto a bus that has just started; measured: under 80 ms
 # Bytes of calls that wait for their replies. When the socket takes no more at once dbus-fast ends the connection (issue
-# 153 of python-dbus-next, of which it is a fork); a socket takes some 200 KiB (net.core.wmem_default, socket(7)).
+# 153 of python-dbus-next, of which it is a fork); a socket takes some 200 KiB (net.core.wmem_default, socket(7)). The
+# bus refuses calls beyond 128, too (max_replies_per_connection, dbus-daemon(1)).
 IN_FLIGHT = 64 * 1024
 CALL_SIZE = 1024  # of these for each call, besides its texts
 MAX_WAITING = 1000  # signals that a slow reader may leave unread; one holds some twenty values

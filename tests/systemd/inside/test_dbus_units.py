@@ -59,6 +59,13 @@ def test_start_stop_and_restart_wait_until_it_is_done() -> None:
     on_systemd(act)
 
 
+def test_more_questions_at_once_than_the_bus_allows_of_one_connection_are_all_answered() -> None:
+    async def act(manager: SystemdUnits) -> list[UnitState]:
+        return await asyncio.gather(*(manager.detail("dbus.service") for _ in range(500)))
+
+    assert {state.active for state in on_systemd(act)} == {"active"}
+
+
 def test_starting_what_runs_and_stopping_what_does_not_is_done_at_once() -> None:
     assert job("start", "dbus.socket") == "done"
     assert job("stop", "ct-plain.service") == "done"
