@@ -40,7 +40,7 @@ UnitName = Annotated[
     # systemd.unit(5): at most 255 characters of this set, and a type
     Pattern(
         r"[a-zA-Z0-9:_.\\-]+(@[a-zA-Z0-9:_.\\-]+)?\.(service|socket|timer|path|target|mount|slice)",
-        "the full name of a unit, such as nginx.service",
+        "the full name of a unit (service, socket, timer, path, target, mount, slice), such as nginx.service",
     ),
     Length(3, 255),
 ]

@@ -199,6 +199,10 @@ def test_a_file_without_an_entry_is_no_problem(text: str) -> None:
     [
         (f'{GOOD}[[service]]\nname = "a"\nunit = "a"\n', r"^\[\[service\]\] number 2, unit: 'a' is not the full name"),
         (
+            GOOD.replace("nginx.service", "data.automount"),
+            r"'data.automount' is not the full name of a unit \(service, .*, slice\), such as nginx.service$",
+        ),
+        (
             GOOD.replace("restart", "fly"),
             r"number 1, verbs\.0: should be 'start', 'stop', 'restart', 'reload', 'enable' or 'disable'$",
         ),
