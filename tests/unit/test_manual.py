@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,13 @@ def test_every_setting_is_explained_with_its_default(table: str) -> None:
     section = PAGES["circleosd.toml.5"]().partition(f".Ss [{table}]\n")[2].partition("\n.S")[0]
     explained = [line.removeprefix(".It ") for line in section.splitlines() if line.startswith(".It ")]
     assert sorted(explained) == sorted(f"Ic {name} Pq {value}" for name, value in _settings(table).items())
+
+
+def test_what_the_units_allow_in_memory_stands_beside_the_settings_that_take_it() -> None:
+    page = PAGES["circleosd.toml.5"]()
+    for drop_in in (PROJECT / "units/system").glob("*.service.d/10-system.conf"):
+        (most,) = re.findall(r"^MemoryMax=(.*)$", drop_in.read_text(), re.MULTILINE)
+        assert f".It Pa {drop_in.parent.name.removesuffix('.d')} Ta {most}\n" in page
 
 
 def test_the_installed_settings_are_the_defaults_once_uncommented() -> None:
