@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.systemd.installed import write
@@ -55,10 +57,10 @@ def test_a_unit_that_fails_too_often_is_said_to_be_held_back_by_systemd(machine:
     for verb in ("start", "restart"):
         said = refused(machine, f"service {verb} loop", 11)
         assert "systemd did not start it again (start-limit-hit)" in said
-        assert (
-            "systemctl reset-failed ct-loop.service; as to its last run, the unit's is exit-code, exit status 4" in said
-        )
-        assert said.count("last words") == 1
+        assert "systemctl reset-failed ct-loop.service" in said
+        if machine.get_unit_property("ct-loop.service", "Result") != "start-limit-hit":  # as it is on systemd 262
+            assert "ct-loop.service; as to its last run, the unit's is exit-code, exit status 4" in said
+            assert said.count("last words") == 1
     machine.succeed("systemctl reset-failed ct-loop.service")
     assert "too often" not in refused(machine, "service start loop", 11)
 
@@ -76,7 +78,9 @@ def test_a_start_that_a_condition_of_the_unit_keeps_systemd_from_is_told_apart(m
 def test_a_reload_that_ends_the_unit_has_failed(machine: Machine) -> None:
     machine.succeed("circlectl service start frail")
     said = refused(machine, "service reload frail", 11)
-    assert "cannot reload frail (ct-frail.service): the job's result is done, and the unit is inactive; the log" in said
+    # On systemd 262 the reload does not outlive the unit either.
+    ended = r"the job's result is (done, and the unit is inactive|canceled); the log says: "
+    assert re.search(r"cannot reload frail \(ct-frail\.service\): " + ended, said)
 
 
 def test_a_unit_that_is_restarted_too_often_is_said_to_be_held_back_by_systemd(machine: Machine) -> None:
