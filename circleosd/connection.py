@@ -9,7 +9,6 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import os
 import select
 import socket
 import struct
@@ -20,12 +19,14 @@ from typing import Protocol
 
 from circleosd import wire
 from circleosd.config import ServerSettings
+from circleosd.discarding import discard
 from circleosd.errors import BadRequest, CircleError, Limit, Timeout
 from circleosd.handoff import Handoff
 from circleosd.policy import Peer
 
 LINGER = 5.0  # seconds in which what a refused peer still sends is read and dropped, so that it can read the reply
 MAX_FILES = 4  # descriptors that may wait on a connection; one more is closed at once, and the connection refused
+MOST_PASSED = 253  # descriptors in one message (SCM_MAX_FD, unix(7)); what there is no room for the kernel closes here
 SMALL = 64 * 1024  # bytes a connection may hold without asking the shared budget
 # Bytes that are received at once. asyncio asks for 256 KiB, which malloc(3) has to map and unmap for every line.
 PIECE = 64 * 1024
@@ -72,16 +73,15 @@ class Descriptors:
         return len(self._waiting)
 
     def add(self, descriptors: list[int], *, cut: bool) -> None:
-        """Those that came with some bytes; `cut`: the kernel has closed the others (MSG_CTRUNC, recvmsg(2))."""
-        if cut and len(descriptors) == MAX_FILES:
-            self.too_many = True
-        elif cut:  # it stops where this process may have no more open: there was room for them
-            self._missed = True
+        """Those that came with some bytes; `cut`: the kernel has closed the others, because this process may have no
+        more open (MSG_CTRUNC, recvmsg(2)).
+        """
+        self._missed = self._missed or cut
         room = self._most - len(self._waiting)
         self._waiting.extend((descriptor, self.received) for descriptor in descriptors[:room])
-        for descriptor in descriptors[room:]:
+        if descriptors[room:]:
             self.too_many = True
-            os.close(descriptor)
+            discard(descriptors[room:])
 
     def accept_none(self) -> None:
         """Close those that wait and those to come."""
@@ -99,14 +99,14 @@ class Descriptors:
     def answered(self, rest: int) -> None:
         """All that was received is answered, but for the last `rest` bytes: close what came with it."""
         while self._waiting and self._waiting[0][1] <= self.received - rest:
-            os.close(self.take())
+            discard([self.take()])
 
     def close(self) -> None:
-        while self._waiting:
-            os.close(self.take())
+        discard(descriptor for descriptor, _ in self._waiting)
+        self._waiting.clear()
 
 
-_ANCILLARY = socket.CMSG_SPACE(MAX_FILES * array.array("i").itemsize)
+_ANCILLARY = socket.CMSG_SPACE(MOST_PASSED * array.array("i").itemsize)
 # An enumeration's operators cost more than the rest of `recv`.
 _CLOSE_ON_EXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
 
@@ -126,6 +126,15 @@ class PassingSocket(socket.socket):
                     numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
             self.descriptors.add(list(numbers), cut=bool(told & _TRUNCATED))
         return data
+
+    def close(self) -> None:
+        """Close it, and take what was not read yet before: the kernel would close descriptors in there, and wait."""
+        self.descriptors.accept_none()
+        with contextlib.suppress(OSError):
+            self.shutdown(socket.SHUT_RD)  # nothing more comes in
+            while self.recv(PIECE):
+                pass
+        super().close()
 
 
 def peer_of(sock: socket.socket) -> Peer:

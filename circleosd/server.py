@@ -131,18 +131,17 @@ class Server:
             self.loop.call_later(ACCEPT_AGAIN, self._listen)
             return False
         self._last_busy = time.monotonic()
-        peer = peer_of(accepted)
+        sock = PassingSocket(fileno=accepted.detach())
+        sock.descriptors = Descriptors()
+        sock.setblocking(False)
+        peer = peer_of(sock)
         try:
             self._places.take(peer.uid)
         except Limit as refusal:
             # Answered and closed at once, not counted: a flood of these must not pile up.
-            accepted.setblocking(False)
-            with accepted, contextlib.suppress(OSError):
-                accepted.send(wire.failure(refusal))
+            with sock, contextlib.suppress(OSError):
+                sock.send(wire.failure(refusal))
             return True
-        sock = PassingSocket(fileno=accepted.detach())
-        sock.descriptors = Descriptors()
-        sock.setblocking(False)
         connection = Connection(self, peer, sock.descriptors)
         self._connections.add(connection)
         asyncio.get_running_loop().create_task(self._open(connection, sock))

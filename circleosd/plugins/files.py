@@ -13,6 +13,7 @@ from collections.abc import Container, Iterator
 
 from circleosd.api.contract import Mark, parameters, quoted
 from circleosd.api.plugins import Load, Verify
+from circleosd.discarding import discard
 from circleosd.errors import BadRequest, NotFound
 from circleosd.handlers import Files
 from circleosd.policy import Caller
@@ -40,8 +41,7 @@ class Given:
         """Close what was passed. From now on nothing can be opened."""
         with self._closing:
             self._closed = True
-            for descriptor in self._passed.values():
-                os.close(descriptor)
+            discard(self._passed.values())
 
     def read(self, field: str, name: str, most: int) -> bytes:
         """The content of a small file. Raises `NotFound`, `BadRequest` for one of more than `most` bytes."""
@@ -70,7 +70,7 @@ def given(request: Load | Verify, passed: Files, caller: Caller) -> Iterator[Giv
         for name in request.files:
             descriptor = passed.take()
             if name in taken:
-                os.close(descriptor)
+                discard([descriptor])
                 raise BadRequest(f"files names {name} twice")
             taken[name] = descriptor
             path = getattr(request, name)

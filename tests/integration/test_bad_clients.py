@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import resource
+import signal
 import socket
 import struct
 import termios
@@ -18,6 +20,7 @@ import pytest
 
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import HASTY, SERVICES, EmbeddedHost, read_reply, to_the_end
+from tests.lingering import lingering
 
 
 def resident(pid: int) -> int:
@@ -228,6 +231,22 @@ def test_descriptors_do_not_pile_up_on_a_connection(host: EmbeddedHost, busy: bo
             socket.send_fds(sock, [b"x"], [null.fileno()] * 4)
         host.wait_for(lambda: unread(sock) == 0)
         assert len([*Path(f"/proc/{pid}/fd").iterdir()]) <= count + 10
+
+
+@pytest.mark.parametrize("line", [b"{", b'{"action":"verify","path":"a","files":["path"]}\n'], ids=["half", "whole"])
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_descriptor_whose_closing_waits_holds_up_nobody(host: EmbeddedHost, service: str, line: bytes) -> None:
+    pid = host.pid(service)
+    with lingering(30) as slow:
+        os.kill(pid, signal.SIGSTOP)  # so that what is passed is closed here first
+        try:
+            with host.connect(service) as sock:
+                socket.send_fds(sock, [line], [slow.fileno()])
+                slow.close()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        host.wait_for(lambda: host.data(service, "health")["connections"] == 1, seconds=60)
+        assert host.pid(service) == pid, "its watchdog has ended it"
 
 
 def unread(sock: socket.socket) -> int:

@@ -18,6 +18,7 @@ from circleosd.connection import PIECE, SMALL, Descriptors, PassingSocket
 from circleosd.errors import Limit
 from circleosd.policy import Peer
 from circleosd.server import Server
+from tests.lingering import lingering
 
 
 def test_a_piece_stays_below_what_malloc_maps() -> None:
@@ -27,6 +28,25 @@ def test_a_piece_stays_below_what_malloc_maps() -> None:
         theirs.sendall(bytes(2 * PIECE))
         assert len(passing.recv(4 * PIECE)) == PIECE
     assert PIECE < 128 * 1024  # M_MMAP_THRESHOLD of mallopt(3)
+
+
+@pytest.mark.parametrize("received", [False, True], ids=["unread", "received"])
+@pytest.mark.parametrize("passed", [1, 5])
+def test_a_descriptor_whose_closing_waits_holds_up_nobody(received: bool, passed: int) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.ExitStack() as stack:
+        passing = stack.enter_context(PassingSocket(fileno=ours.detach()))
+        passing.descriptors = Descriptors()
+        with theirs:
+            slow = [stack.enter_context(lingering(8)) for _ in range(passed)]
+            socket.send_fds(theirs, [b"x"], [sock.fileno() for sock in slow])
+            for sock in slow:
+                sock.close()
+            began = time.monotonic()
+            if received:
+                assert passing.recv(1) == b"x"
+            passing.close()
+            assert time.monotonic() - began < 4
 
 
 @pytest.mark.parametrize("room", [0, 1])

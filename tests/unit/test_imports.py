@@ -24,6 +24,7 @@ ALLOWED = {
     "handoff": set[str](),
     "places": {"errors"},
     "deadlines": set[str](),
+    "discarding": set[str](),
     "api": {"errors", "policy"},
     "client": {"errors", "wire"},
     "database": {"errors"},
@@ -35,7 +36,7 @@ ALLOWED = {
     "ledger": {"actor", "api", "chain", "config", "database", "errors", "flood", "policy"},
     "handlers": {"actor", "api", "database", "errors", "ledger", "policy"},
     "service": {"api", "deadlines", "errors", "handlers", "ledger", "policy", "validation", "wire"},
-    "connection": {"config", "errors", "handoff", "policy", "wire"},
+    "connection": {"config", "discarding", "errors", "handoff", "policy", "wire"},
     "server": {"config", "connection", "errors", "places", "wire"},
     "upstream": {"errors", "policy", "wire"},
     "systemd": {"api", "errors", "registry.units", "steering"},
@@ -44,8 +45,8 @@ ALLOWED = {
     "auth": {"api", "config", "database", "delegation", "errors", "handlers", "ledger", "places", "policy"},
     "registry": {"api", "database", "errors", "handlers", "ledger", "places", "policy", "upstream", "validation"},
     "plugins": {
-        "api", "config", "database", "delegation", "errors", "handlers", "handoff", "ledger", "places", "policy",
-        "upstream", "validation", "worker.cachekey", "worker.frames", "worker.host", "worker.limits",
+        "api", "config", "database", "delegation", "discarding", "errors", "handlers", "handoff", "ledger", "places",
+        "policy", "upstream", "validation", "worker.cachekey", "worker.frames", "worker.host", "worker.limits",
     },
     "polkit": {"api", "errors", "registry.catalog", "systemd"},
     "embedded": {
