@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -28,10 +29,8 @@ async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
     name = path.rpartition("/")[2].removesuffix(".sock")
     try:
         async with asyncio.timeout(timeout):
-            reader, writer = await asyncio.open_unix_connection(sock=await connect(path), limit=MAX_REPLY)
+            reader, writer = await _asked(path, request)
             try:
-                writer.write(wire.encode(request))
-                await writer.drain()
                 line = await reader.readline()
             finally:
                 writer.close()
@@ -51,9 +50,8 @@ async def follow(path: str, request: dict[str, Any]) -> AsyncGenerator[Any, None
     """
     name = path.rpartition("/")[2].removesuffix(".sock")
     try:
-        reader, writer = await asyncio.open_unix_connection(sock=await connect(path), limit=MAX_REPLY)
+        reader, writer = await _asked(path, request)
         try:
-            writer.write(wire.encode(request))
             while (line := await reader.readline()).endswith(b"\n"):
                 reply = wire.decode_reply(line)
                 if not reply.get("more"):
@@ -64,6 +62,21 @@ async def follow(path: str, request: dict[str, Any]) -> AsyncGenerator[Any, None
     except OSError as exc:
         raise _unreachable(name, path, exc) from exc
     raise Unavailable(f"{name} ended the stream")
+
+
+async def _asked(path: str, request: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection on which a request was sent. Raises OSError.
+
+    A service that has already refused it has said why, so a broken pipe is left to the reading.
+    """
+    sock = await connect(path)
+    try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await asyncio.get_running_loop().sock_sendall(sock, wire.encode(request))
+        return await asyncio.open_unix_connection(sock=sock, limit=MAX_REPLY)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _unreachable(name: str, path: str, error: OSError) -> Unavailable:

@@ -13,7 +13,7 @@ import pytest
 
 from circlectl.asking import Asking
 from circleosd import client, upstream, wire
-from circleosd.errors import Unavailable
+from circleosd.errors import Limit, Unavailable
 
 
 def listener(path: Path) -> socket.socket:
@@ -74,6 +74,31 @@ def test_circlectl_waits_for_a_reply_as_long_as_the_service_takes(
         assert Asking(str(tmp_path), None, ()).once("s", {"action": "x"}) == "here"
         service.join(10)
     assert bounds == [None]
+
+
+def test_who_is_refused_before_the_request_was_sent_is_told_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "s.sock")
+
+    async def connect(path: str) -> socket.socket:
+        sock = await connecting(path)
+        peer, _ = accepting.accept()
+        with peer:
+            peer.sendall(wire.failure(Limit("at most 1 connections at once")))
+        return sock
+
+    connecting = upstream.connect
+    monkeypatch.setattr(upstream, "connect", connect)
+
+    async def follow() -> None:
+        async for _ in upstream.follow(path, {"action": "x"}):
+            pass
+
+    with listener(tmp_path / "s.sock") as accepting:
+        for asking in (lambda: upstream.ask(path, {"action": "x"}, timeout=10), follow):
+            with pytest.raises(Limit, match="at most 1 connections"):
+                asyncio.run(asking())
 
 
 @pytest.mark.parametrize(
