@@ -17,6 +17,9 @@ from circleosd.policy import Caller, Grant, Peer, Role, higher, role_of_uid
 MAX_REPLY = 16 * 1024 * 1024
 CACHED = 1.0  # seconds that a verified identity is believed; a revocation is effective everywhere within that time
 MAX_CACHED = 4096
+# Questions to auth-service at once. They all come from this service's uid, of which it takes only so many connections
+# (server.max_connections_per_uid): whoever sends many tokens must not keep others from being known.
+ASKED_AT_ONCE = 16
 _ANYBODY = (None, (), False, False)
 QUEUE_FULL = 0.01  # seconds until a listener with a full queue is tried again
 
@@ -114,6 +117,7 @@ class Identities:
     def __init__(self, auth: str, *, timeout: float, trusted: dict[int, tuple[Grant, ...]] | None = None) -> None:
         self._auth = auth
         self._timeout = timeout
+        self._asking = asyncio.Semaphore(ASKED_AT_ONCE)
         own_uid = os.getuid()
         # What the kernel's word gives to a uid that is not just anybody's: role, grants, privileged, vouches.
         self._uids: dict[int, tuple[Role | None, tuple[Grant, ...], bool, bool]] = {}
@@ -165,6 +169,9 @@ class Identities:
         if token is not None:
             request["presented"] = token
         try:
-            return await ask(self._auth, request, timeout=self._timeout)
+            async with asyncio.timeout(self._timeout), self._asking:
+                return await ask(self._auth, request, timeout=self._timeout)
+        except TimeoutError:
+            return Timeout(f"auth-service did not answer within {self._timeout:g} s")
         except CircleError as error:
             return error

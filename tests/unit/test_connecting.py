@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 import time
@@ -13,7 +14,8 @@ import pytest
 
 from circlectl.asking import Asking
 from circleosd import client, upstream, wire
-from circleosd.errors import Limit, Unavailable
+from circleosd.errors import Denied, Limit, Unavailable
+from circleosd.policy import Peer
 
 
 def listener(path: Path) -> socket.socket:
@@ -99,6 +101,31 @@ def test_who_is_refused_before_the_request_was_sent_is_told_why(
         for asking in (lambda: upstream.ask(path, {"action": "x"}, timeout=10), follow):
             with pytest.raises(Limit, match="at most 1 connections"):
                 asyncio.run(asking())
+
+
+def test_many_tokens_at_once_are_asked_about_in_few_connections(tmp_path: Path) -> None:
+    path, most, open_now = str(tmp_path / "auth-service.sock"), 0, 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal most, open_now
+        open_now += 1
+        most = max(most, open_now)
+        await reader.readline()
+        await asyncio.sleep(0.001)  # in which all others who may would connect
+        writer.write(wire.failure(Denied("no session")))
+        await reader.read()
+        open_now -= 1
+        writer.close()
+
+    async def run() -> list[object]:
+        identities = upstream.Identities(path, timeout=10)
+        peer = Peer(uid=os.getuid() + 1, gid=0, pid=0)
+        async with await asyncio.start_unix_server(answer, path):
+            asked = (identities.identify(peer, f"token {number}") for number in range(200))
+            return [type(found) for found in await asyncio.gather(*asked, return_exceptions=True)]
+
+    assert asyncio.run(run()) == [Denied] * 200
+    assert 1 < most <= 3 * upstream.ASKED_AT_ONCE  # the ends of some may not have been noticed here
 
 
 @pytest.mark.parametrize(
