@@ -39,7 +39,7 @@ class ServerSettings(Table):
     idle_exit: without a connection for so long, a service exits (0: never). idle_connection: a connection without a
     request for so long is closed. read_timeout: a line begun must be complete by then. write_timeout: replies must be
     taken by then. request_timeout: a request is given up by then. max_buffered: requests and replies in hand of all
-    connections, of each what is beyond 64 KiB.
+    connections, of each what is beyond 64 KiB; several of one uid may have half of it.
     """
 
     idle_exit: float = 30.0

@@ -13,7 +13,7 @@ import select
 import socket
 import struct
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
@@ -43,13 +43,13 @@ class Dispatcher(Protocol):
 
 
 class Owner(Protocol):
-    """What a connection needs of its server. `booked`: bytes that all connections have of the shared budget."""
+    """What a connection needs of its server. `booked`: bytes of the shared budget that each uid has."""
 
     service: Dispatcher
     settings: ServerSettings
     max_line: int
     loop: asyncio.AbstractEventLoop
-    booked: int
+    booked: Counter[int]
 
     def lost(self, connection: Connection) -> None: ...
 
@@ -289,11 +289,17 @@ class Connection(asyncio.Protocol):
         return line
 
     def _book(self, size: int) -> None:
-        """Account for `size` bytes of input or reply. Raises `Limit` when all connections together hold too much."""
+        """Account for `size` bytes of input or reply. Raises `Limit` when all connections together hold too much, or
+        several of one uid more than half of that: others are to come in, too.
+        """
         more = max(0, size - SMALL) - self._booked
-        if more > 0 and self._server.booked + more > self._server.settings.max_buffered:
-            raise Limit("too much at once is being sent to and fro here; try again later")
-        self._server.booked += more
+        booked, uid, most = self._server.booked, self.peer.uid, self._server.settings.max_buffered
+        if more > 0:
+            if booked.total() + more > most:
+                raise Limit("too much at once is being sent to and fro here; try again later")
+            if booked[uid] > self._booked and booked[uid] + more > most // 2:
+                raise Limit(f"too much at once is being sent to and fro for uid {uid}; try again later")
+        booked[uid] += more
         self._booked += more
 
     def _end_stream(self) -> None:

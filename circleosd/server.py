@@ -8,6 +8,7 @@ import logging
 import resource
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -60,7 +61,7 @@ class Server:
         self.settings = settings
         self.max_line = max_line
         self.loop: asyncio.AbstractEventLoop
-        self.booked = 0
+        self.booked: Counter[int] = Counter()
         self._listener = listener
         self._manager = manager
         self._busy = busy

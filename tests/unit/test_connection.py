@@ -135,7 +135,7 @@ def test_a_peer_that_goes_before_it_has_its_reply_leaves_nothing_booked(tmp_path
                 await asyncio.sleep(0.001)
             server.stop()
             await serving
-            assert server.booked == 0
+            assert server.booked.total() == 0
 
     asyncio.run(asyncio.wait_for(run(), 20))
 
@@ -477,6 +477,34 @@ def test_who_has_taken_replies_late_but_in_time_is_not_cut_off_later(tmp_path: P
             assert await ask(peer) == b"reply\n"
 
     asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_one_uid_leaves_others_room_for_what_they_send(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, uids = str(tmp_path / "s"), iter([1, 1, 2])
+    monkeypatch.setattr("circleosd.server.peer_of", lambda sock: Peer(next(uids), 0, 0))
+    part = b"x" * (400 << 10)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            service, settings = Patient(), ServerSettings(max_buffered=1 << 20)
+            service.go.set()
+            server = Server(service, listener, settings, max_line=1 << 20, manager=Silent())
+            serving = asyncio.create_task(server.run())
+            with connected(path) as one, connected(path) as another, connected(path) as third:
+                await loop.sock_sendall(one, part)
+                while server.booked[1] < len(part) - SMALL:
+                    await asyncio.sleep(0.001)
+                await loop.sock_sendall(another, part)
+                assert b"for uid 1" in await received(another)
+                await loop.sock_sendall(third, part + b"\n")
+                assert await loop.sock_recv(third, PIECE) == b"reply\n"
+            server.stop()
+            await serving
+
+    asyncio.run(asyncio.wait_for(run(), 20))
 
 
 def test_descriptors_that_nobody_took_are_closed_with_their_connection(tmp_path: Path) -> None:
