@@ -270,6 +270,8 @@ class RegistryService(Handlers):
             raise Conflict(f"cannot {verb} {entry.unit}: that is another name of a unit, which the catalog must have")
         if verb == "enable" and act.before.startswith("masked"):
             raise Conflict(f"cannot enable {entry.unit}: it is masked; see: systemctl unmask {entry.unit}")
+        if verb == "enable" and act.before in ("generated", "transient"):
+            raise Conflict(f"cannot enable {entry.unit}: it is {act.before}, and has no unit file of its own")
         act.after = enabled = await self._units.switch(verb, entry.unit)
         return Enabled(name=name, unit=entry.unit, enabled=enabled)
 

@@ -11,8 +11,10 @@ from tests.systemd.machine import Machine
 
 CATALOG = "".join(
     f'[[service]]\nname = "{name}"\nunit = "ct-{name}.service"\n'
-    for name in ("loop", "calm", "odd", "many", "masked", "other", "none", "talker", "mute", "picky", "brief", "frail")
-)
+    for name in (
+        "loop", "calm", "odd", "many", "masked", "other", "none", "talker", "mute", "picky", "brief", "frail", "made",
+    )
+)  # fmt: skip
 UNITS = {
     "loop": "Type=oneshot\nExecStart=/bin/sh -c 'echo last words; exit 4'",
     "calm": "ExecStart=/bin/sleep infinity",
@@ -156,6 +158,9 @@ def test_what_systemd_would_not_enable_is_refused_and_leaves_no_failed_unit(mach
     machine.succeed("ln -s /dev/null /etc/systemd/system/ct-masked.service; systemctl daemon-reload")
     machine.succeed("systemctl reset-failed", "systemctl enable ct-named.service")
     assert "it is masked; see: systemctl unmask ct-masked.service" in refused(machine, "service enable masked", 7)
+    write(machine, "/run/systemd/generator.late/ct-made.service", "[Service]\nExecStart=/bin/sleep infinity\n")
+    said = refused(machine, "service enable made", 7)
+    assert "cannot enable ct-made.service: it is generated, and has no unit file of its own" in said
     for verb in ("enable", "disable"):
         said = refused(machine, f"service {verb} other", 7)
         assert f"cannot {verb} ct-other.service: that is another name of a unit, which the catalog must have" in said
