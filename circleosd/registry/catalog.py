@@ -16,6 +16,7 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
@@ -63,6 +64,8 @@ OWN = (
     Entry("service-registry", "circleosd-registry.service", "names and the units behind them"),
     Entry("plugin-manager", "circleosd-plugins.service", "loads and invokes plugins"),
 )
+# Under another name the registry would stop itself, and be asked how that went.
+OWN_UNITS = frozenset(re.sub(r"service$", kind, entry.unit) for entry in OWN for kind in ("service", "socket"))
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> 
             for entry in parse(text(path)):
                 if entry.name in {own.name for own in OWN} or entry.name.startswith(PLUGIN_PREFIX):
                     raise BadRequest(f"the name {entry.name} is CircleOSD's own")
+                if entry.unit in OWN_UNITS or fnmatchcase(entry.unit, "circleosd-plugin@*"):
+                    raise BadRequest(f"the unit {entry.unit} is CircleOSD's own, and in the catalog by itself")
                 entries[entry.name] = entry
         except (OSError, ValueError, CircleError) as exc:
             problems.append(f"{path}: {exc.strerror or exc if isinstance(exc, OSError) else exc}")

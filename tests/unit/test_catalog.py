@@ -189,6 +189,14 @@ def test_what_an_editor_leaves_beside_a_file_is_none_of_the_catalog(tmp_path: Pa
     assert (found.problems, "nginx" in found.entries) == ((), True)
 
 
+@pytest.mark.parametrize("unit", ["circleosd-registry.service", "circleosd-auth.socket", "circleosd-plugin@x.service"])
+def test_circleosds_own_units_have_no_other_names(tmp_path: Path, unit: str) -> None:
+    (tmp_path / "a.toml").write_text(GOOD.replace("nginx.service", unit))
+    found = catalog.read([tmp_path])
+    assert found.problems == (f"{tmp_path}/a.toml: the unit {unit} is CircleOSD's own, and in the catalog by itself",)
+    assert {*found.entries.values()} == {*catalog.OWN}
+
+
 @pytest.mark.parametrize("text", ["", "".join(f"# {line}\n" for line in GOOD.splitlines())])
 def test_a_file_without_an_entry_is_no_problem(text: str) -> None:
     assert catalog.parse(text) == []
