@@ -144,6 +144,7 @@ _LEAST = {
     "plugins.default_storage": 0,
     "plugins.cache": 0,
 }
+_MOST = dict.fromkeys(("auth.hash_memory", "auth.hash_passes"), 2**32 - 1)  # RFC 9106, 3.1
 _LONGEST = 1_000_000_000  # seconds, or days: thirty years from now are a date that can be shown
 
 
@@ -235,23 +236,24 @@ def _table(name: str, defaults: Any, values: Any) -> Any:
         if (default := vars(defaults).get(key)) is None:
             raise ValueError(f"no such setting: {name}.{key}")
         least = _LEAST.get(f"{name}.{key}", 1 if isinstance(default, int) else 0.001)
+        most = _MOST.get(f"{name}.{key}", math.inf if isinstance(default, int) else _LONGEST)
         try:
-            found[key] = _value(default, value, least)
+            found[key] = _value(default, value, least, most)
         except (TypeError, ValueError, OverflowError):
-            what = _KINDS[type(default)].format(least=least)
+            what = _KINDS[type(default)].format(bounds=f"from {least} " + ("on" if most == math.inf else f"to {most}"))
             raise ValueError(f"setting {name}.{key}: {value!r} is not {what}") from None
     return type(defaults)(**found)
 
 
 _KINDS = {
-    int: "a whole number from {least} on",
-    float: f"a number from {{least}} to {_LONGEST}",
+    int: "a whole number {bounds}",
+    float: "a number {bounds}",
     str: f"one of {', '.join(get_args(TrustPolicy))}",
     MappingProxyType: "a table of lists of capabilities",
 }
 
 
-def _value(default: Any, value: Any, least: float) -> Any:
+def _value(default: Any, value: Any, least: float, most: float) -> Any:
     """A value of the default's type, a number also from a variable's text.
 
     Raises ValueError, TypeError; OverflowError for an infinite number that is to be a whole one.
@@ -261,7 +263,6 @@ def _value(default: Any, value: Any, least: float) -> Any:
             if isinstance(value, str) and not isinstance(value, _Variable):
                 raise TypeError
             number = type(default)(value)
-            most = _LONGEST if isinstance(default, float) else math.inf
             if isinstance(value, bool) or not least <= number <= most:
                 raise ValueError
             if isinstance(value, float) and number != value:

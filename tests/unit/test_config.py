@@ -65,6 +65,15 @@ def test_of_several_sources_the_wrong_one_is_named(tmp_path: Path) -> None:
         ("[server]\nidle_exit = []\n", r"setting server.idle_exit: \[\] is not a number"),
         ("[server]\nmax_connections = 1.5\n", "setting server.max_connections: 1.5 is not a whole number"),
         ("[server]\nmax_connections = inf\n", "setting server.max_connections: inf is not a whole number"),
+        (
+            "[auth]\nhash_passes = 4294967296\n",
+            "setting auth.hash_passes: .* is not a whole number from 1 to 4294967295",
+        ),
+        (
+            "[auth]\nhash_memory = 4294967296\n",
+            "setting auth.hash_memory: .* is not a whole number from 8 to 4294967295",
+        ),
+        ("[server]\nmax_connections = 0\n", "setting server.max_connections: 0 is not a whole number from 1 on"),
         ("[server.idle_exit]\n", "setting server.idle_exit: {} is not a number"),
         ("[plugins]\ntrust = 'maybe'\n", "setting plugins.trust: 'maybe' is not one of require, warn, off"),
         ("[plugins]\ntrust = 1\n", "setting plugins.trust: 1 is not one of require, warn, off"),
