@@ -121,7 +121,7 @@ def _require_file(fd: int, field: str, path: str) -> None:
 def _read(fd: int, what: str, most: int) -> bytes:
     content = b""
     try:
-        while len(content) <= most and (chunk := os.read(fd, most + 1)):
+        while len(content) <= most and (chunk := os.pread(fd, most + 1, len(content))):
             content += chunk
     except OSError as exc:
         raise BadRequest(f"cannot read {what}: {exc.strerror}") from exc

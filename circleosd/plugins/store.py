@@ -127,7 +127,7 @@ class Artifacts:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def stage(self, source: int, most: int) -> Staged:
-        """Copy what the descriptor `source` holds.
+        """Copy what the file of the descriptor `source` holds, wherever whoever passed it may have read to.
 
         Raises `Limit` for more than `most` bytes, `BadRequest` when it cannot be read, `Unavailable` when the copy
         cannot be written.
@@ -143,7 +143,7 @@ class Artifacts:
                     # A worker, another user, opens the file again by the descriptor that it gets (dlopen(3)). The
                     # directory keeps everybody else away.
                     os.fchmod(fd, 0o444)
-                    while chunk := _read(source):
+                    while chunk := _read(source, size):
                         head = head or chunk[:16]
                         size += len(chunk)
                         if size > most:
@@ -201,9 +201,9 @@ class Artifacts:
                 log.warning("cannot remove what is no artifact of a plugin: %s", exc)
 
 
-def _read(source: int) -> bytes:
+def _read(source: int, offset: int) -> bytes:
     try:
-        return os.read(source, CHUNK)
+        return os.pread(source, CHUNK, offset)
     except OSError as exc:
         raise BadRequest(f"cannot read the artifact: {exc.strerror or exc}") from exc
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -104,6 +105,18 @@ def test_what_is_shown_of_an_instance_is_what_the_plugin_has(host: EmbeddedHost,
         host.load(write(tmp_path, name, artifact, **asked), trust=True)
         assert host.data("plugin-manager", "show", id=name)["instance"] == instance, name
         host.unload(name)
+
+
+def test_a_file_that_is_passed_is_read_from_its_beginning(host: EmbeddedHost, tmp_path: Path) -> None:
+    path = write(tmp_path, "looked-at", core(ECHO))
+    request = {"action": "load", "path": "a", "manifest": "m", "files": ["path", "manifest"]}
+    with path.open("rb") as artifact, path.with_suffix(".json").open("rb") as manifest, host.connect(PLUGINS) as sock:
+        request["sha256"] = hashlib.sha256(artifact.read()).hexdigest()
+        manifest.seek(1)
+        socket.send_fds(sock, [json.dumps(request).encode() + b"\n"], [artifact.fileno(), manifest.fileno()])
+        reply = read_reply(sock)
+    assert reply["ok"], reply
+    host.unload("looked-at")
 
 
 def test_nobody_reads_files_with_the_rights_of_the_service(

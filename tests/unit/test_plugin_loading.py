@@ -30,11 +30,11 @@ def test_an_artifact_that_is_still_being_copied_keeps_its_descriptor(
     waits, goes_on, ended = threading.Event(), threading.Event(), threading.Event()
     read, found, seen = store._read, [], []
 
-    def slow_read(source: int) -> bytes:
+    def slow_read(source: int, offset: int) -> bytes:
         waits.set()
         goes_on.wait(5)
         seen.append(source)
-        found.append(read(source))
+        found.append(read(source, offset))
         ended.set()
         return b""
 
