@@ -18,7 +18,7 @@ from circleosd.errors import CircleError, Limit, PluginFailed, Timeout, Unavaila
 from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
-from circleosd.plugins.workers import GRACE, HostCalls, Worker, WorkerGone, is_fault
+from circleosd.plugins.workers import GRACE, HostCalls, Voice, Worker, WorkerGone, is_fault
 from circleosd.plugins.workerunits import WorkerUnits
 from circleosd.worker import frames
 from circleosd.worker.cachekey import cache_key
@@ -43,6 +43,7 @@ class Runner:
         self.instance = instance
         self.plugin = plugin
         self.granted = plugin.granted
+        self.voice = Voice(plugin.name)
         self.worker: Worker | None = None
         self.retired = False  # no further call begins here
         self.waiting = 0
@@ -314,7 +315,7 @@ class Runners:
             if manifest.plugin_type == "native":  # its code may have blocked the signal that ends its worker
                 timeout = min(timeout, NATIVE_START + hard_deadline(bounds.time))
             for attempt in ("listening", "started"):
-                worker = Worker(manifest.name, self._host(plugin), bounds.concurrency)
+                worker = Worker(manifest.name, self._host(plugin), bounds.concurrency, runner.voice)
                 try:
                     ready = await worker.load(path, load, descriptors, timeout, incoming)
                     break

@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 GRACE: Final = 1.5  # seconds by which the manager's deadline is later than the worker's own
 # What a call may log before its connection ends: the worker itself stops earlier, unless it was taken over.
 MOST_LOGGED: Final = 2 * LOG_BUDGET
+# What a plugin may say in so many seconds, whatever its calls may: as journald has it for a service (journald.conf(5)),
+# which does so no more for plugin-manager, or rows of the ledger would be dropped with what plugins say.
+MOST_SAID: Final = 10_000
+SAID_WITHIN: Final = 30.0
 PIECE: Final = 64 * 1024  # bytes that are received at once; a longer body gets a buffer of its own
 LOADING: Final = 0  # the call id of everything before READY
 
@@ -62,6 +66,26 @@ class WorkerGone(PluginFailed):
     """The worker's process ended while something was expected of it."""
 
 
+class Voice:
+    """The log of one plugin; what it says beyond `MOST_SAID` messages is dropped."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._since = -SAID_WITHIN
+        self._said = 0
+
+    def say(self, level: int, text: str, now: float) -> None:
+        """Log a message of a level of LOG frames; `now` in seconds, never going back."""
+        if now - self._since >= SAID_WITHIN:
+            self._since, self._said = now, 0
+        self._said += 1
+        if self._said <= MOST_SAID:
+            log.log(_LEVELS[level], "plugin %s: %s", self._name, text)
+        elif self._said == MOST_SAID + 1:
+            why = "plugin %s: said more than %d messages within %g s; the rest is dropped"
+            log.warning(why, self._name, MOST_SAID, SAID_WITHIN)
+
+
 class _Work:
     """What a worker may do under a call id: until when, following from how many events, logging how many bytes."""
 
@@ -86,11 +110,12 @@ class _Call(_Work):
 class Worker(asyncio.BufferedProtocol):
     """One connection to one worker process. It serves calls until it is closed or breaks.
 
-    `host_calls` answers the plugin; at most `concurrency` calls are made at once.
+    `host_calls` answers the plugin, `voice` is its log; at most `concurrency` calls are made at once.
     """
 
-    def __init__(self, name: str, host_calls: HostCalls, concurrency: int) -> None:
+    def __init__(self, name: str, host_calls: HostCalls, concurrency: int, voice: Voice) -> None:
         self._name = name
+        self._voice = voice
         self._host_calls = host_calls
         self._concurrency = concurrency
         self._most_asked = 2 * concurrency + 1
@@ -331,8 +356,7 @@ class Worker(asyncio.BufferedProtocol):
         call = self._calls.get(number)
         if kind == frames.LOG:
             self._count_log(call or self._preparation(number), len(body))
-            level, text = frames.parse_log(body)
-            log.log(_LEVELS[level], "plugin %s: %s", self._name, text)
+            self._voice.say(*frames.parse_log(body), self._loop.time())
         elif kind == frames.HOST_CALL:
             work = call or self._preparation(number)
             if work is None or len(self._asked) >= self._most_asked:

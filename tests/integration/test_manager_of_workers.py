@@ -23,7 +23,7 @@ from circleosd.plugins.manifest import Capability, Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners
 from circleosd.plugins.store import Record
-from circleosd.plugins.workers import GRACE, HostCalls, Worker, WorkerGone
+from circleosd.plugins.workers import GRACE, HostCalls, Voice, Worker, WorkerGone
 from circleosd.worker import frames
 from circleosd.worker.channel import Channel
 from circleosd.worker.frames import (
@@ -101,7 +101,7 @@ def run(
                 pass  # the manager has had enough
 
     async def managed() -> T:
-        worker = Worker("example", host_calls, concurrency)
+        worker = Worker("example", host_calls, concurrency, Voice("example"))
         try:
             return await manage(worker, path)
         finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from circleosd.plugins.workers import MOST_SAID
 from tests.integration.made import core
 from tests.native_source import shared_object
 from tests.systemd.installed import write
@@ -58,6 +59,30 @@ def test_a_plugin_that_takes_too_much_memory_to_compile_is_refused_for_that(mach
     machine.copy_from_host(str(tmp_path / "bomb.wasm"), "/root/bomb.wasm")
     status, said = machine.execute("circlectl plugin load /root/bomb.wasm 2>&1")
     assert (status, said.count("compiling it needs more than 1073741824 bytes of memory")) == (8, 1), said
+
+
+LOUD = """(func (export "f") (param i32) (result i64)
+  (local.set 0 (i32.const 2000))
+  (loop $again
+    (call $log (i32.const 1) (i32.const 0) (i32.const 1))
+    (br_if $again (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))
+  i64.const 0)"""
+
+
+def test_a_plugin_that_says_too_much_keeps_no_row_of_the_ledger_out_of_the_journal(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """journald has dropped the rest by then: it takes 10,000 messages of a service within 30 s, or five times that."""
+    (tmp_path / "loud.wasm").write_bytes(
+        core(LOUD, imports='(import "circleosd" "log" (func $log (param i32 i32 i32)))')
+    )
+    machine.copy_from_host(str(tmp_path / "loud.wasm"), "/root/loud.wasm")
+    machine.succeed("circlectl plugin load /root/loud.wasm", *["circlectl plugin invoke loud f"] * 30)
+    machine.succeed("circlectl plugin disable loud", "journalctl --sync")
+    rows = machine.succeed("journalctl --identifier circleosd-plugin-manager CIRCLEOSD_OBJECT=loud --output=cat")
+    assert rows.splitlines()[-1] == "uid 0: disable loud: done"
+    said = f"plugin loud: said more than {MOST_SAID} messages within 30 s; the rest is dropped"
+    machine.succeed(f"journalctl --unit circleosd-plugins.service --output=cat --grep '{said}'")
 
 
 def test_a_worker_that_died_is_a_failed_unit_only_while_its_plugin_is_loaded(machine: Machine, tmp_path: Path) -> None:

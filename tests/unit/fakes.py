@@ -11,7 +11,7 @@ from typing import Any
 
 from circleosd.database import Database, Transaction
 from circleosd.errors import Denied, NotFound
-from circleosd.plugins.workers import Worker
+from circleosd.plugins.workers import Voice, Worker
 from circleosd.policy import Caller, Grant, Peer, Role
 from circleosd.registry.units import LogLine, Switch, UnitState, Verb
 
@@ -154,7 +154,7 @@ class SlowWorker(Worker):
     ended = 0.0
 
     def __init__(self, name: str, seconds: float) -> None:
-        super().__init__(name, self._no_host_call, 1)
+        super().__init__(name, self._no_host_call, 1, Voice(name))
         self._seconds = seconds
         self.closed: asyncio.Future[float] = self._loop.create_future()
 
