@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import pwd
@@ -17,7 +16,7 @@ import pytest
 from circleosd.errors import BadRequest, Conflict, NotFound, Timeout, Unavailable
 from circleosd.registry.units import UnitState, Verb
 from circleosd.systemd import bus, logs
-from circleosd.systemd.names import object_path, switch_unit
+from circleosd.systemd.names import MANAGER, object_path, switch_unit
 from circleosd.systemd.units import METHODS, SystemdUnits, bus_address
 from tests.systemd.inside.conftest import UNIT_FILES, on_systemd, python_as, run, watching
 
@@ -301,7 +300,7 @@ def test_many_long_questions_at_once_do_not_cost_the_connection() -> None:
     on_systemd(act)
 
 
-def test_watches_that_begin_at_once_ask_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_asks_while_a_question_is_asked_shares_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     call = bus.Connection.call
 
@@ -310,16 +309,24 @@ def test_watches_that_begin_at_once_ask_once(monkeypatch: pytest.MonkeyPatch) ->
         return await call(connection, target, member, *rest)
 
     async def act(manager: SystemdUnits) -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            watches = [manager.watch(["ct-sleep.service", "ct-fail.service"]) for _ in range(20)]
-            for watch in watches:
-                stack.push_async_callback(watch.aclose)  # type: ignore[attr-defined]  # an async generator it is
-            first = await asyncio.gather(*map(anext, watches))
-            assert {state.unit for state in first} == {"ct-sleep.service"}
+        await manager.matching("dbus.service")
+        connection = manager._connection
+        assert connection
 
+        def ask() -> asyncio.Task[Any]:
+            return asyncio.create_task(connection.shared(MANAGER, "ListUnitsByNames", "as", names))
+
+        early = [ask() for _ in range(20)]
+        while "ListUnitsByNames" not in asked:
+            await asyncio.sleep(0)
+        late = [ask() for _ in range(20)]
+        for _, answer in await asyncio.gather(*early, *late):
+            assert [row[0] for row in answer.body[0]] == names
+
+    names = ["ct-sleep.service", "ct-fail.service"]
     monkeypatch.setattr(bus.Connection, "call", counted)
     on_systemd(act)
-    assert asked.count("ListUnitsByNames") <= 2
+    assert asked.count("ListUnitsByNames") == 2
 
 
 def test_watch_tells_of_units_that_match_and_come_later() -> None:
