@@ -223,7 +223,7 @@ class PluginService(Handlers):
         async with self._loads:
             await act.renew()  # as long as loads took
             async with self._changing:
-                plugin = await self._unreadable(request.id) or self._find(request.id)
+                plugin = await self._recorded(request.id)
 
                 def work(tx: Transaction) -> None:
                     store.delete(tx, request.id)
@@ -236,14 +236,17 @@ class PluginService(Handlers):
             await self._sweep()
             return shown(plugin)
 
-    async def _unreadable(self, name: str) -> Plugin | None:
-        """A plugin that is on record but not among those loaded: this version cannot read its manifest."""
-        loaded = await self._database.read(lambda connection: store.unreadable(connection, name))
-        if name in self._plugins or loaded is None:
-            return None
-        plugin = self._new(loaded.manifest, loaded.digest, Record(), {})
-        plugin.adopt(loaded)
-        return plugin
+    async def _recorded(self, name: str) -> Plugin:
+        """A plugin that is on record; of one whose manifest this version cannot read, what can be told. Raises
+        `NotFound`.
+        """
+        if name not in self._plugins:
+            loaded = await self._database.read(lambda connection: store.unreadable(connection, name))
+            if loaded:
+                plugin = self._new(loaded.manifest, loaded.digest, Record(), {})
+                plugin.adopt(loaded)
+                return plugin
+        return self._find(name)
 
     async def _sweep(self) -> None:
         digests = await self._database.read(store.digests)
