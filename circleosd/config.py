@@ -180,8 +180,8 @@ def load(env: Mapping[str, str]) -> Settings:
     for directory in config_dirs(env):
         path = f"{directory}/config.toml"
         try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read().removeprefix("\ufeff")  # a byte order mark, as editors on Windows write it
+            with open(path, encoding="utf-8-sig") as file:  # with a byte order mark or without
+                text = file.read()
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as exc:

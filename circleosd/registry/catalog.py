@@ -16,7 +16,6 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
@@ -124,7 +123,7 @@ def text_of(path: Path, check: Callable[[os.stat_result], None] = lambda found: 
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE:
             raise BadRequest(f"it is not a file of at most {MAX_FILE} bytes")
         check(found)
-        return file.read(MAX_FILE).decode("utf-8").removeprefix("\ufeff")  # a byte order mark
+        return file.read(MAX_FILE).decode("utf-8-sig")  # with a byte order mark or without
 
 
 def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> Catalog:
@@ -140,7 +139,7 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> 
             for entry in parse(text(path)):
                 if entry.name in {own.name for own in OWN} or entry.name.startswith(PLUGIN_PREFIX):
                     raise BadRequest(f"the name {entry.name} is CircleOSD's own")
-                if entry.unit in OWN_UNITS or fnmatchcase(entry.unit, "circleosd-plugin@*"):
+                if entry.unit in OWN_UNITS or entry.unit.startswith("circleosd-plugin@"):
                     raise BadRequest(f"the unit {entry.unit} is CircleOSD's own, and in the catalog by itself")
                 entries[entry.name] = entry
         except (OSError, ValueError, CircleError) as exc:

@@ -57,7 +57,7 @@ class Watched:
             if all(known.get(name) == now[name] for name in _LOOKS):  # and it may be known better since when
                 now |= {name: known[name] for name in STAMPS}
             self._properties[path] = now
-            found.append(state_of(unit, self._properties[path]))
+            found.append(state_of(unit, now))
         return found
 
     async def hear(self, connection: Connection, signal: Message) -> list[UnitState]:

@@ -22,7 +22,7 @@ manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 manager.connect(os.environ["NOTIFY_SOCKET"])
 manager.send(b"READY=1")
 while True:
-    time.sleep(0.3)
+    time.sleep(0.3)  # a tenth of WatchdogSec=
     manager.send(b"WATCHDOG=1")
 """
 

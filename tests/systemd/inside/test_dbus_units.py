@@ -101,7 +101,7 @@ def test_what_an_alias_stands_for_is_what_its_log_is_of() -> None:
         assert await manager.job("start", alias.name) == "failed"
         assert await manager.log_tail(alias.name, 2) == ["two", "last words"]
         assert (lines := await manager.logs(alias.name, 3)) == await manager.logs("ct-fail.service", 3)
-        async with aclosing(manager.follow(alias.name, 3)) as followed:  # type: ignore[type-var]
+        async with aclosing(manager.follow(alias.name, 3)) as followed:  # type: ignore[type-var]  # an async generator
             assert await anext(followed) == lines[0]
 
     try:
