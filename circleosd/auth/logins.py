@@ -24,7 +24,8 @@ class Logins:
 
     The failures of a peer count against its uid, whatever names it tries, and against the name, unless that is of a
     user who is bound to this uid or logged in from it last: so a stranger who fails on purpose locks nobody out at
-    home. Who is admin by the uid neither waits nor counts.
+    home. A success takes away the failures as that user alone: else who has an account could guess those of others
+    without end, by a login of one's own in between. Who is admin by the uid neither waits nor counts.
     """
 
     def __init__(self, settings: AuthSettings) -> None:
@@ -33,12 +34,12 @@ class Logins:
         self._in_hand: Counter[Key] = Counter()
 
     def keys(self, name: str, caller: Caller, account: Account | None) -> list[Key]:
-        """Against what an attempt counts."""
+        """Against what an attempt counts: the peer, its part that is about this user, and perhaps the user."""
         if caller.privileged:
             return []
         uid = caller.peer.uid
         at_home = account is not None and uid in (account.uid, account.last_uid)
-        return [("peer", str(uid)), *([] if at_home else [("user", name.lower())])]
+        return [("peer", str(uid)), _part(uid, name), *([] if at_home else [("user", name.lower())])]
 
     def locked_until(self, connection: sqlite3.Connection, account: Account, now: float) -> float | None:
         """Until when logins as this user are refused, at home or elsewhere."""
@@ -47,7 +48,8 @@ class Logins:
 
     def forgive(self, tx: Transaction, account: Account) -> None:
         """Forget what keeps this user from a login, at home or elsewhere."""
-        self.succeeded(tx, _keys_of(account))
+        for kind, key in _keys_of(account):
+            store.forget_failures(tx, kind, key)
 
     def _wait(self, failures: Failures, now: float) -> float:
         return backoff.wait(failures, now, tries=self._tries, lockout=self._lockout)
@@ -87,16 +89,28 @@ class Logins:
                 count = backoff.in_force(failures, now, self._lockout)
                 store.set_failures(tx, kind, key, Failures(count + 1, now))
 
-    def succeeded(self, tx: Transaction, keys: Sequence[Key]) -> None:
-        """Forget the failures."""
+    def succeeded(self, tx: Transaction, keys: Sequence[Key], now: float) -> None:
+        """Forget the failures as this user."""
+        if not keys:
+            return
+        peer, part = keys[:2]
+        failures = store.failures(tx, *peer)
+        rest = failures.number - backoff.in_force(store.failures(tx, *part), now, self._lockout)
         for kind, key in keys:
             store.forget_failures(tx, kind, key)
+        if rest > 0:
+            store.set_failures(tx, *peer, failures._replace(number=rest))
+
+
+def _part(uid: int, name: str) -> Key:
+    """What of the failures of a peer were logins as that user."""
+    return "part", f"{uid} {name.lower()}"
 
 
 def _keys_of(account: Account) -> list[Key]:
     """Under which failures may count that were meant for this user."""
-    uids = {account.uid, account.last_uid} - {None}
-    return [("user", account.name.lower()), *(("peer", str(uid)) for uid in uids)]
+    name, uids = account.name.lower(), [uid for uid in {account.uid, account.last_uid} if uid is not None]
+    return [("user", name), *(("peer", str(uid)) for uid in uids), *(_part(uid, name) for uid in uids)]
 
 
 def _too_many(seconds: float) -> Limit:

@@ -221,7 +221,10 @@ class AuthService(Handlers):
             if confirmed and account.password != present:
                 raise Conflict(f"the password of {name} was changed in the meantime")
             store.set_password(tx, name, hashed)
-            self._logins.forgive(tx, account)
+            if confirmed:
+                self._logins.succeeded(tx, self._logins.keys(name, caller, account), time.time())
+            else:
+                self._logins.forgive(tx, account)
             ended = store.close_sessions(tx, name, but=caller.session)
             act.commit(tx, after={"sessions_ended": len(ended)})
             return len(ended)
@@ -312,7 +315,7 @@ class AuthService(Handlers):
             known = store.account(tx, account.name)
             if known is None or known.disabled or known.password != stored:
                 raise Conflict(f"the user {account.name} was changed in the meantime; log in again")
-            self._logins.succeeded(tx, keys)
+            self._logins.succeeded(tx, keys, now)
             if rehashed is not None:
                 store.set_password(tx, account.name, rehashed)
             expires = now + lifetime

@@ -48,7 +48,8 @@ CREATE TABLE grants (
     PRIMARY KEY (user, verb, object, deny)
 ) WITHOUT ROWID;
 CREATE TABLE failures (
-    -- of logins as a user ('user', its name in lower case, known or not) and by a uid ('peer', its number)
+    -- of logins as a user ('user', its name in lower case, known or not), by a uid ('peer', its number) and by a uid as
+    -- a user ('part', both)
     kind TEXT NOT NULL,
     key TEXT NOT NULL,
     number INTEGER NOT NULL,

@@ -408,8 +408,35 @@ def test_failed_logins_make_a_peer_wait_and_the_wait_ends(new_host: NewHost) -> 
     login(host, "target", BOB)
     let_pass(host, 31)
     login(host, "target", STRANGER)
-    errors = [wrong(host, STRANGER, "target")["error"] for _ in range(2)]
-    assert errors == ["denied", "denied"], "a success begins anew"
+
+
+@pytest.mark.usefixtures("other_users")
+def test_a_success_begins_anew(new_host: NewHost) -> None:
+    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_LOGIN_TRIES": "3"})
+    host.open_to_everybody()
+    create(host, "target")
+    for _ in range(3):
+        errors = [wrong(host, STRANGER, "target")["error"] for _ in range(2)]
+        assert errors == ["denied", "denied"]
+        login(host, "target", STRANGER)
+
+
+@pytest.mark.usefixtures("other_users")
+@pytest.mark.parametrize("success", ["login", "passwd"])
+def test_a_success_of_ones_own_forgives_no_guess_at_others(new_host: NewHost, success: str) -> None:
+    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_LOGIN_TRIES": "3"})
+    host.open_to_everybody()
+    create(host, "guesser", uid=STRANGER)
+    create(host, "guessed")
+    login(host, "guessed", STRANGER)  # at home there too, where the uid alone has to wait
+    assert [wrong(host, STRANGER, "guessed")["error"] for _ in range(2)] == ["denied", "denied"]
+    if success == "login":
+        login(host, "guesser", STRANGER)
+    else:
+        ok(host, STRANGER, AUTH, "passwd", old=PASSWORD, password=f"{PASSWORD} more")
+    assert wrong(host, STRANGER, "guessed")["error"] == "denied"
+    let_pass(host, -30)  # or the wait may be over before it is looked at
+    assert wrong(host, STRANGER, "guessed")["error"] == "limit"
 
 
 @pytest.mark.usefixtures("other_users")

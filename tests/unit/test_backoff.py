@@ -47,10 +47,10 @@ def test_a_clock_that_was_set_back_does_not_lengthen_the_wait() -> None:
 @pytest.mark.parametrize(
     ("uid", "account", "keys"),
     [
-        (4242, ALICE, [("peer", "4242"), ("user", "alice")]),
-        (4242, None, [("peer", "4242"), ("user", "alice")]),
-        (1000, ALICE, [("peer", "1000")]),
-        (1001, ALICE, [("peer", "1001")]),
+        (4242, ALICE, [("peer", "4242"), ("part", "4242 alice"), ("user", "alice")]),
+        (4242, None, [("peer", "4242"), ("part", "4242 alice"), ("user", "alice")]),
+        (1000, ALICE, [("peer", "1000"), ("part", "1000 alice")]),
+        (1001, ALICE, [("peer", "1001"), ("part", "1001 alice")]),
         (0, ALICE, []),
     ],
 )
