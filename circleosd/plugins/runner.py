@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from circleosd.config import PluginSettings
-from circleosd.errors import CircleError, Limit, PluginFailed, Timeout, Unavailable
+from circleosd.errors import CircleError, PluginFailed, Timeout, Unavailable
+from circleosd.places import Places
 from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
@@ -39,9 +40,12 @@ class Superseded(Exception):
 class Runner:
     """The worker of one version of a plugin with certain grants. Its unit is circleosd-plugin@ and `instance`."""
 
-    def __init__(self, instance: str, plugin: Plugin) -> None:
+    def __init__(self, instance: str, plugin: Plugin, queue: int) -> None:
         self.instance = instance
         self.plugin = plugin
+        at_once = plugin.bounds.concurrency
+        # Whoever calls leaves half of the queue to others.
+        self.places = Places(f"calls of {plugin.name}", at_once + queue, at_once + (queue + 1) // 2, "plugins.queue")
         self.granted = plugin.granted
         self.voice = Voice(plugin.name)
         self.worker: Worker | None = None
@@ -49,7 +53,7 @@ class Runner:
         self.waiting = 0
         self.used = time.monotonic()
         self.connecting = asyncio.Lock()
-        self.free = plugin.bounds.concurrency  # calls that may begin at once
+        self.free = at_once  # calls that may begin at once
         self._turns: deque[asyncio.Future[None]] = deque()
 
     async def turn(self) -> None:
@@ -103,7 +107,7 @@ class Runners:
         """Have a worker load an artifact that is not in the store yet. Raises `BadRequest` with the reason if it
         cannot.
         """
-        runner = Runner(plugin.name + (STAGED if upgrade else ""), plugin)
+        runner = Runner(plugin.name + (STAGED if upgrade else ""), plugin, self._settings.queue)
         try:
             return runner, await self._connect(runner, artifact)
         except BaseException as exc:
@@ -151,13 +155,13 @@ class Runners:
         runner = self._runners.get(name)
         return runner.waiting if runner else 0
 
-    async def call(self, plugin: Plugin, function: str, payload: str) -> str:
-        """Call a function with a text and return its reply.
+    async def call(self, plugin: Plugin, function: str, payload: str, uid: int | None = None) -> str:
+        """Call a function with a text and return its reply; `uid` is who has but a part of the queue.
 
         Raises `PluginFailed`, `Timeout`, `Limit` as the plugin's failure says, `Limit` too when too many calls wait,
         `Superseded` when it is to be looked anew at whether the plugin may be called.
         """
-        reply = await self._serve(plugin, frames.INVOKE, function, payload.encode(), 0)
+        reply = await self._serve(plugin, frames.INVOKE, function, payload.encode(), 0, uid)
         try:
             return reply.decode()
         except UnicodeDecodeError as exc:
@@ -165,11 +169,14 @@ class Runners:
 
     async def event(self, plugin: Plugin, topic: str, payload: str, depth: int) -> None:
         """Deliver an event. Raises as `call` does, and `NotFound` when the plugin takes none."""
-        await self._serve(plugin, frames.EVENT, topic, payload.encode(), depth)
+        await self._serve(plugin, frames.EVENT, topic, payload.encode(), depth, None)
 
-    async def _serve(self, plugin: Plugin, kind: int, name: str, payload: bytes, depth: int) -> bytes | bytearray:
+    async def _serve(
+        self, plugin: Plugin, kind: int, name: str, payload: bytes, depth: int, uid: int | None
+    ) -> bytes | bytearray:
         """Do a call or event once it is its turn, and keep the plugin's record."""
         runner = self._of(plugin)
+        runner.places.take(uid)
         runner.waiting += 1
         try:
             if runner.free:
@@ -192,19 +199,18 @@ class Runners:
             finally:
                 runner.leave()
         finally:
+            runner.places.leave(uid)
             runner.waiting -= 1
             # Who retired it may have waited for less than its worker took to start.
             if runner.retired and not runner.waiting and runner.worker:
                 runner.worker.close()
 
     def _of(self, plugin: Plugin) -> Runner:
-        """The runner of this version with what it is granted now. Raises `Limit` when too many calls wait."""
+        """The runner of this version with what it is granted now."""
         runner = self._runners.get(plugin.name)
         if runner is None or runner.plugin is not plugin or runner.granted is not plugin.granted:
             self.retire(plugin.name)
-            runner = self._runners[plugin.name] = Runner(plugin.name, plugin)
-        if (in_line := runner.waiting - plugin.bounds.concurrency) >= self._settings.queue:
-            raise Limit(f"{in_line} calls of {plugin.name} are waiting already (plugins.queue); try again later")
+            runner = self._runners[plugin.name] = Runner(plugin.name, plugin, self._settings.queue)
         return runner
 
     async def _blame(self, runner: Runner, worker: Worker, error: CircleError) -> CircleError:

@@ -301,7 +301,7 @@ class PluginService(Handlers):
                 has = ", ".join(plugin.loaded.functions)
                 raise NotFound(f"{request.id} has no function {request.func[:64]!r}; it has: {has}")
             try:
-                return await self._runners.call(plugin, request.func, request.payload)
+                return await self._runners.call(plugin, request.func, request.payload, act.caller.bounded)
             except Superseded:
                 continue
 

@@ -35,7 +35,28 @@ def test_calls_in_hand_take_no_place_among_those_that_wait(tmp_path: Path) -> No
     *served, refused = asyncio.run(called())
     assert served == ["x"] * 3
     assert isinstance(refused, Limit)
-    assert str(refused).startswith("1 calls of p are waiting already (plugins.queue)")
+    assert str(refused).startswith("at most 3 calls of p at once (plugins.queue)")
+
+
+def test_the_calls_of_one_uid_leave_half_of_the_queue_to_others(tmp_path: Path) -> None:
+    settings = PluginSettings(queue=4)
+    health = Health("p", Record(), back_off_after=3, quarantine_after=6)
+    plugin = Plugin(Manifest("p"), "", health, {}, settings)
+
+    async def called() -> tuple[list[BaseException | str], list[BaseException | str]]:
+        runners = Runners("", tmp_path, Compiled(tmp_path, 0), unused, unused, settings)
+        runners._of(plugin).worker = SlowWorker("p", 0.01)
+
+        async def times(number: int, uid: int | None) -> list[BaseException | str]:
+            calls = (runners.call(plugin, "f", "x", uid) for _ in range(number))
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        return await asyncio.gather(times(10, 1000), times(10, None))
+
+    one, other = asyncio.run(called())
+    assert one.count("x") == 3, "one call in hand, and two that wait"
+    assert "for uid 1000" in str(one[-1])
+    assert other.count("x") == 2, "the rest of the places"
 
 
 def test_a_place_that_comes_to_a_call_just_given_up_goes_to_the_next(tmp_path: Path) -> None:
