@@ -54,12 +54,12 @@ class Runner:
         self.used = time.monotonic()
         self.connecting = asyncio.Lock()
         self.free = at_once  # calls that may begin at once
-        self._turns: deque[asyncio.Future[None]] = deque()
+        self._turns: dict[int | None, deque[asyncio.Future[None]]] = {}  # by uid, in the order of their next turns
 
-    async def turn(self) -> None:
-        """Wait until a call ends and leaves its place; first come, first served."""
+    async def turn(self, uid: int | None) -> None:
+        """Wait until a call ends and leaves its place: uids take turns, those of each are served as they came."""
         turn = asyncio.get_running_loop().create_future()
-        self._turns.append(turn)
+        self._turns.setdefault(uid, deque()).append(turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -70,7 +70,12 @@ class Runner:
     def leave(self) -> None:
         """A call has ended: the place is for the next who waits."""
         while self._turns:
-            if not (turn := self._turns.popleft()).done():
+            uid = next(iter(self._turns))
+            line = self._turns.pop(uid)
+            turn = line.popleft()
+            if line:
+                self._turns[uid] = line
+            if not turn.done():
                 turn.set_result(None)
                 return
         self.free += 1
@@ -182,7 +187,7 @@ class Runners:
             if runner.free:
                 runner.free -= 1
             else:
-                await runner.turn()
+                await runner.turn(uid)
             try:
                 if runner.retired or plugin.health.held_for(time.monotonic()):
                     raise Superseded

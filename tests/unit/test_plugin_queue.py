@@ -79,3 +79,22 @@ def test_a_place_that_comes_to_a_call_just_given_up_goes_to_the_next(tmp_path: P
             return await runners.call(plugin, "f", "third")
 
     assert asyncio.run(third()) == "third"
+
+
+def test_who_calls_once_does_not_wait_for_all_the_calls_of_another(tmp_path: Path) -> None:
+    settings = PluginSettings()
+    plugin = Plugin(Manifest("p"), "", Health("p", Record(), back_off_after=3, quarantine_after=6), {}, settings)
+
+    async def served() -> list[str]:
+        runners, order = Runners("", tmp_path, Compiled(tmp_path, 0), unused, unused, settings), list[str]()
+        runners._of(plugin).worker = SlowWorker("p", 0.001)
+
+        async def call(payload: str, uid: int | None) -> None:
+            order.append(await runners.call(plugin, "f", payload, uid))
+
+        uids = ((1, "a"), (2, "b"), (None, "c"))
+        callers = [(f"{letter}{number}", uid) for uid, letter in uids for number in range(3)]
+        await asyncio.gather(*(call(*caller) for caller in callers))
+        return order
+
+    assert asyncio.run(served()) == ["a0", "a1", "b0", "c0", "a2", "b1", "c1", "b2", "c2"]
