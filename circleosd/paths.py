@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from circleosd.errors import BadRequest
 
@@ -97,3 +98,19 @@ def socket_path(service: str, runtime: str) -> str:
     if len(os.fsencode(path)) > SUN_PATH:
         raise BadRequest(f"cannot use {path} as a socket: a path may have {SUN_PATH} bytes; choose a shorter directory")
     return path
+
+
+@contextlib.contextmanager
+def address(path: str) -> Iterator[str]:
+    """What to bind or connect a socket at `path` to meanwhile: a path that is too long leads by a descriptor of its
+    directory. For sockets that only CircleOSD connects to; others could not. Raises OSError.
+    """
+    if len(os.fsencode(path)) <= SUN_PATH:
+        yield path
+        return
+    directory, name = os.path.split(path)
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{name}"
+    finally:
+        os.close(fd)

@@ -12,6 +12,7 @@ from typing import Any
 
 from circleosd import wire
 from circleosd.errors import CircleError, Denied, Timeout, Unavailable
+from circleosd.paths import address
 from circleosd.policy import Caller, Grant, Peer, Role, higher, role_of_uid
 
 MAX_REPLY = 16 * 1024 * 1024
@@ -97,7 +98,8 @@ async def connect(path: str) -> socket.socket:
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            sock.connect(path)
+            with address(path) as reached:
+                sock.connect(reached)
             return sock
         except BlockingIOError:
             sock.close()

@@ -9,6 +9,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from circleosd.paths import address
+
 
 @contextlib.contextmanager
 def bound(name: str, kind: socket.SocketKind, mode: int = 0o600) -> Iterator[socket.socket]:
@@ -17,7 +19,8 @@ def bound(name: str, kind: socket.SocketKind, mode: int = 0o600) -> Iterator[soc
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, kind) as sock:
-        sock.bind(name)
+        with address(name) as reached:
+            sock.bind(reached)
         path.chmod(mode)  # the umask has kept everybody out until now
         ours = path.lstat()
         try:

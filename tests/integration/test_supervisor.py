@@ -7,12 +7,14 @@ import signal
 import socket
 import stat
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.conftest import running
 from tests.integration.embedded_host import EmbeddedHost
 from tests.integration.people import ALICE, ask
 
@@ -102,3 +104,19 @@ def test_a_start_does_not_wait_for_the_restart_that_is_due(host: EmbeddedHost) -
     mark.touch()
     assert host.data("service-registry", "start", name="retried")["state"] == "active"
     host.data("service-registry", "stop", name="retried")
+
+
+def test_a_plugin_of_the_longest_name_is_loaded_and_upgraded_below_the_longest_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    longest = 107 - len("/cosd-12345678/run/service-registry.sock")  # unix(7); plugins' sockets are further down
+    with tempfile.TemporaryDirectory() as short:
+        place = Path(short, "x" * (longest - len(short) - 1))
+        place.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        for host in running({}):
+            for version in ("1", "2"):
+                manifest = {"name": "n" * 48, "version": version}
+                assert host.load("plugins/example.wasm", manifest=manifest)["version"] == version
+                assert host.ok("plugin", "invoke", "n" * 48, "upper", "a").strip() == "A"
+            assert [path.stem for path in (host.runtime / "plugins").iterdir()] == ["n" * 48]

@@ -38,7 +38,7 @@ ALLOWED = {
     "service": {"api", "deadlines", "errors", "handlers", "ledger", "policy", "validation", "wire"},
     "connection": {"config", "discarding", "errors", "handoff", "policy", "wire"},
     "server": {"config", "connection", "errors", "places", "wire"},
-    "upstream": {"errors", "policy", "wire"},
+    "upstream": {"errors", "paths", "policy", "wire"},
     "systemd": {"api", "errors", "registry.units", "steering"},
     "activation": set[str](),
     "worker": {"activation"},
