@@ -45,9 +45,10 @@ def sign(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | None]
         raise BadRequest("plugin sign needs --key, the SSH key to sign with")
     path = request["path"]
     where = request.get("manifest") or os.path.splitext(path)[0] + ".json"
-    digest, size = _measure(path)
+    digest, size, head = _measure(path)
     manifest = _manifest(where)
     content = (json.dumps(manifest | {"sha256": digest, "size": size}, ensure_ascii=False, indent=2) + "\n").encode()
+    _require_loadable(content, head)
     signature = _signature(content, request["key"])
     _write(where, content)
     _write(f"{where}.sig", signature)
@@ -63,20 +64,30 @@ def _manifest(path: str) -> dict[str, Any]:
         raise NotFound(f"cannot sign without a manifest: there is no {path}; it needs at least a name") from None
     except (OSError, ValueError, RecursionError) as exc:
         raise BadRequest(f"cannot read the manifest {path}: {exc}") from exc
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("name"), str):
-        raise BadRequest(f"the manifest {path} is no JSON object with a name")
+    if not isinstance(manifest, dict):
+        raise BadRequest(f"the manifest {path} is no JSON object")
     return manifest
 
 
-def _measure(path: str) -> tuple[str, int]:
-    """The sha256 and the size of an artifact."""
+def _require_loadable(content: bytes, head: bytes) -> None:
+    """Refuse, by the code that reads it there, what no plugin manager would load. Raises `BadRequest`."""
+    from circleosd.plugins import manifest as manifests  # as heavy as a service's start; only who signs pays for it
+
+    if len(content) > manifests.MAX_MANIFEST:
+        raise BadRequest(f"the manifest, completed, is larger than {manifests.MAX_MANIFEST} bytes")
+    manifests.check_kind(manifests.parse(content), head)
+
+
+def _measure(path: str) -> tuple[str, int, bytes]:
+    """The sha256 of an artifact, its size and how it begins."""
     import hashlib
 
-    digest, size = hashlib.sha256(), 0
+    digest, size, head = hashlib.sha256(), 0, b""
     try:
         with open(path, "rb") as file:
             while piece := file.read(PIECE):
-                if size == 0 and not piece.startswith((WASM, ELF)):
+                head = head or piece[:16]
+                if not head.startswith((WASM, ELF)):
                     raise BadRequest(f"{path} is no plugin: neither WebAssembly nor a shared object (ELF)")
                 digest.update(piece)
                 size += len(piece)
@@ -84,7 +95,7 @@ def _measure(path: str) -> tuple[str, int]:
         raise NotFound(f"no file {path}") from None
     except OSError as exc:
         raise BadRequest(f"cannot read {path}: {exc.strerror}") from exc
-    return digest.hexdigest(), size
+    return digest.hexdigest(), size, head
 
 
 def _signature(content: bytes, key: str) -> bytes:

@@ -207,6 +207,15 @@ def type_of(head: bytes) -> Literal["wasm", "native"]:
 
 def check(manifest: Manifest, head: bytes, ceiling: PluginSettings) -> None:
     """Hold a manifest against its artifact and the host's ceilings. Raises `BadRequest`, `Limit`."""
+    check_kind(manifest, head)
+    for name in Bounds._fields:
+        asked, most = getattr(manifest.limits, name), _ceiling(name, ceiling)
+        if asked is not None and asked > most:
+            raise Limit(f"the manifest asks for {name} {asked}; this host allows {most} (plugins.{name})")
+
+
+def check_kind(manifest: Manifest, head: bytes) -> None:
+    """Hold a manifest against the first bytes of its artifact, on whatever host. Raises `BadRequest`."""
     found = type_of(head)
     if manifest.plugin_type != found:
         raise BadRequest(f'the artifact is {found}, so its manifest needs "plugin_type": "{found}"')
@@ -214,10 +223,6 @@ def check(manifest: Manifest, head: bytes, ceiling: PluginSettings) -> None:
         raise BadRequest(f"the manifest says abi {manifest.abi}, but the artifact is {found}")
     if manifest.deterministic and found == "native":
         raise BadRequest("the manifest says deterministic, but the artifact is native, of which nothing is counted")
-    for name in Bounds._fields:
-        asked, most = getattr(manifest.limits, name), _ceiling(name, ceiling)
-        if asked is not None and asked > most:
-            raise Limit(f"the manifest asks for {name} {asked}; this host allows {most} (plugins.{name})")
 
 
 def bounds(manifest: Manifest, settings: PluginSettings) -> Bounds:

@@ -251,6 +251,25 @@ def test_a_manifest_that_cannot_be_signed_is_left_as_it_is(signer: Signer) -> No
         assert signer.manifest.read_text() == content
 
 
+def test_a_manifest_that_no_host_would_load_is_not_signed(signer: Signer) -> None:
+    signed = signer.signature.read_bytes()
+    for manifest, reason in (
+        ({"name": "No Name"}, "name: 'No Name' is not a plugin name"),
+        ({"name": "a", "nme": "b"}, "nme: there is no such member"),
+        ({"name": "a", "capabilities": ["kv", "kv"]}, "asks for 'kv' twice"),
+        ({"name": "a", "plugin_type": "native"}, 'needs "plugin_type": "wasm"'),
+        ({"name": "a", "config": {"b": "c" * (64 << 10)}}, "is larger than 65536 bytes"),
+    ):
+        signer.manifest.write_text(json.dumps(manifest))
+        refused = signer.host.call("plugin-manager", {"action": "load", "path": str(signer.path)})
+        assert reason in refused["message"]
+        done = signer.host.ctl("plugin", "sign", str(signer.path), "--key", str(signer.key))
+        assert done.returncode == 2
+        assert reason in done.stderr
+        assert json.loads(signer.manifest.read_text()) == manifest
+        assert signer.signature.read_bytes() == signed
+
+
 def test_a_manifest_with_a_member_that_stands_twice_is_not_signed_without_one_of_them(signer: Signer) -> None:
     content = '{"name":"a","limits":{"time":1},"limits":{"memory":65536}}'
     signer.manifest.write_text(content)

@@ -53,7 +53,7 @@ ALLOWED = {
         "activation", "config", "errors", "paths", "policy", "refusal", "registry.units", "server", "steering",
         "systemd", "wire",
     },
-    "circlectl": {"api", "client", "errors", "paths", "policy", "steering"},
+    "circlectl": {"api", "client", "errors", "paths", "plugins.manifest", "policy", "steering"},
 }  # fmt: skip
 ONLY_HERE = {"dbus_fast": "systemd", "sdnotify": "systemd", "wasmtime": "worker", "argon2": "auth", "fire": "circlectl"}
 
