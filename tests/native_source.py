@@ -36,12 +36,12 @@ HANDLER(echo) { UNUSED; return host->write(reply, payload, length); }
 
 
 @cache
-def shared_object(source: str) -> bytes:
-    """A shared object of exactly that source and the usual includes."""
+def shared_object(source: str, *compiler: str) -> bytes:
+    """A shared object of exactly that source and the usual includes, by default from C."""
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "plugin.so"
-        command = ["gcc", "-shared", "-fPIC", "-O1", "-w", f"-I{ROOT}/plugins/include", "-xc", "-", "-o", str(output)]
-        subprocess.run(command, input=(_HEAD + source).encode(), check=True)
+        options = ["-shared", "-fPIC", "-O1", "-w", f"-I{ROOT}/plugins/include", "-", "-o", str(output)]
+        subprocess.run([*(compiler or ("gcc", "-xc")), *options], input=(_HEAD + source).encode(), check=True)
         return output.read_bytes()
 
 

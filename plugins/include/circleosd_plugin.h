@@ -36,11 +36,13 @@
 #include <stdint.h>
 
 #ifdef __cplusplus
+#define CIRCLEOSD_EXPORT extern "C" __attribute__((visibility("default")))
 extern "C" {
+#else
+#define CIRCLEOSD_EXPORT __attribute__((visibility("default")))
 #endif
 
 #define CIRCLEOSD_ABI_VERSION 1u
-#define CIRCLEOSD_EXPORT __attribute__((visibility("default")))
 
 /* Levels of circleosd_host.log. */
 #define CIRCLEOSD_DEBUG 0

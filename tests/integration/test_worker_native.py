@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -36,11 +37,14 @@ def plugin() -> bytes:
     return native(CALL, *PLUGIN_NAMES, more='.description = "tries everything"')
 
 
-def test_the_example_in_the_header_works() -> None:
+@pytest.mark.parametrize("compiler", ["gcc -xc", "clang -xc++"])
+def test_the_example_in_the_header_works(compiler: str) -> None:
+    if not shutil.which(compiler.split()[0]):
+        pytest.skip("needs clang")
     header = (Path(__file__).parent.parent.parent / "plugins/include/circleosd_plugin.h").read_text()
     example = header.partition("#include <circleosd_plugin.h>\n")[2].partition(" *     cc -shared")[0]
     source = "\n".join(line.removeprefix(" *") for line in example.splitlines())
-    with start(shared_object(source), plugin_type="native") as worker:
+    with start(shared_object(source, *compiler.split()), plugin_type="native") as worker:
         ready = worker.ready()
         assert (ready.abi, ready.functions, ready.description) == ("native", ["handle"], "greets")
         assert worker.invoke("handle", "wörld") == "hello, wörld"
