@@ -48,7 +48,7 @@ class Connection:
         self._asked: dict[tuple[str, ...], asyncio.Task[tuple[float, Message]]] = {}  # and those that wait for answers
         self._matches: Counter[str] = Counter()
         self._kept: set[str] = set()  # rules that stay
-        self._subscribing = asyncio.Lock()
+        self._preparing = asyncio.Lock()
         self._subscribed = False
         self._finished = False
         bus.add_message_handler(self._receive)
@@ -153,10 +153,9 @@ class Connection:
         self._readers.add(read)
         try:
             for rule in rules:
-                if rule in self._kept:
-                    continue
-                added.append(rule)
-                await self._add_match(rule)
+                if rule not in self._kept:
+                    await self._add_match(rule)
+                    added.append(rule)
             if keep:
                 self._kept.update(added)
                 added.clear()
@@ -190,7 +189,7 @@ class Connection:
 
     async def _subscribe(self) -> None:
         """Have systemd send its signals."""
-        async with self._subscribing:
+        async with self._preparing:
             if self._subscribed:
                 return
             try:
@@ -201,9 +200,16 @@ class Connection:
             self._subscribed = True
 
     async def _add_match(self, rule: str) -> None:
-        self._matches[rule] += 1
-        if self._matches[rule] == 1:
-            await self.call(DAEMON, "AddMatch", "s", [rule])
+        """Have the bus pass on what matches. Who is second waits for that too, or asks if the first has given up."""
+        async with self._preparing:
+            self._matches[rule] += 1
+            if self._matches[rule] > 1:
+                return
+            try:
+                await self.call(DAEMON, "AddMatch", "s", [rule])
+            except BaseException:
+                self._remove_match(rule)
+                raise
 
     def _remove_match(self, rule: str) -> None:
         self._matches[rule] -= 1

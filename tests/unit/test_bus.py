@@ -1,0 +1,87 @@
+"""A connection to systemd over a bus that answers when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from dbus_fast import Message, MessageType
+
+from circleosd.systemd.bus import CALL_SIZE, IN_FLIGHT, Connection
+from circleosd.systemd.names import MANAGER, SYSTEMD
+
+RULE = "type='signal'"
+
+
+class Bus:
+    """What `Connection` needs of dbus-fast. It answers at once what is asked of the bus, and of systemd its owner."""
+
+    connected = True
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self._serial = 0
+
+    def add_message_handler(self, handler: Any) -> None:
+        self._handler = handler
+
+    async def wait_for_disconnect(self) -> None:
+        await asyncio.Event().wait()
+
+    def disconnect(self) -> None:
+        self.connected = False
+
+    def next_serial(self) -> int:
+        self._serial += 1
+        return self._serial
+
+    def send(self, message: Message) -> asyncio.Future[None]:
+        self.sent.append(message)
+        if message.destination != SYSTEMD or message.member == "Subscribe":
+            body = [":1.1"] if message.member == "GetNameOwner" else []
+            asyncio.get_running_loop().call_soon(self.answer, message, body)
+        sent = asyncio.get_running_loop().create_future()
+        sent.set_result(None)
+        return sent
+
+    def answer(self, call: Message, body: list[str]) -> None:
+        kind = MessageType.METHOD_RETURN
+        self._handler(Message(message_type=kind, reply_serial=call.serial, signature="s" * len(body), body=body))
+
+    def members(self) -> list[str | None]:
+        """What was sent, in order."""
+        return [message.member for message in self.sent]
+
+
+def test_the_bus_is_asked_for_signals_though_the_first_who_wants_them_gives_up_before_it_is() -> None:
+    async def main() -> None:
+        bus = Bus()
+        connection = Connection(bus)  # type: ignore[arg-type]  # what it needs of one
+        await connection.find_systemd()
+        async with connection.signals([], lambda signal: True):
+            pass  # systemd sends its signals from now on
+
+        async def listen() -> None:
+            async with connection.signals([RULE], lambda signal: True, keep=True):
+                await connection.call(MANAGER, "StartUnit")
+
+        # systemd has as much to answer as it may have: nothing more is sent.
+        calls = [asyncio.create_task(connection.call(MANAGER, "GetUnit")) for _ in range(IN_FLIGHT // CALL_SIZE)]
+        listening = [asyncio.create_task(listen()) for _ in range(2)]
+        while bus.members().count("GetUnit") < len(calls):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # both have come as far as they get
+        first, second = listening
+        first.cancel()
+        await asyncio.wait([first])
+        for call in [*bus.sent]:
+            if call.member == "GetUnit":
+                bus.answer(call, [])
+        while "StartUnit" not in bus.members():
+            await asyncio.sleep(0)
+        *_, asked, started = [message for message in bus.sent if message.member in ("AddMatch", "StartUnit")]
+        assert (asked.member, asked.body, started.member) == ("AddMatch", [RULE], "StartUnit")
+        second.cancel()
+        await asyncio.gather(*calls)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
