@@ -37,3 +37,16 @@ def test_a_place_is_free_again_after_a_failure() -> None:
         raise ZeroDivisionError
     with places.held(2):
         pass
+
+
+def test_who_leaves_one_of_two_places_has_the_other() -> None:
+    places = Places("things", 3, 2)
+    places.take(1)
+    places.take(1)
+    places.leave(1)
+    places.take(1)
+    with pytest.raises(Limit, match="for uid 1"):
+        places.take(1)
+    places.take(2)
+    with pytest.raises(Limit, match="at most 3 things at once;"):
+        places.take(3)

@@ -77,3 +77,19 @@ def test_a_plugin_gets_in_order_what_waits_for_it_and_what_is_too_much_is_lost(t
     go = asyncio.Event()
     with_events(tmp_path, deliver, use)
     assert got == [str(number) for number in range(1 + WAITING)]
+
+
+def test_who_follows_a_topic_gets_the_events_of_that_alone_before_and_after(tmp_path: Path) -> None:
+    async def use(events: Events, emitting: Plugin) -> None:
+        for topic in ("wanted", "other", "wanted", "other"):
+            await events.emit(emitting, topic, "before", 0)
+        following = events.follow(50, "wanted")
+        got = [await anext(following) for _ in range(2)]
+        for topic in ("other", "wanted", "other", "wanted"):
+            await events.emit(emitting, topic, "after", 0)
+        got += [await anext(following) for _ in range(2)]
+        assert [(event["topic"], event["payload"]) for event in got] == [("wanted", "before")] * 2 + [
+            ("wanted", "after")
+        ] * 2
+
+    with_events(tmp_path, taken, use)

@@ -30,3 +30,15 @@ def test_the_limits_of_a_plugin_have_units() -> None:
     shown = views.of(commands.of_group("plugin")["show"], {"limits": limits, "capabilities": []}, terminal=False)
     assert shown is not None
     assert "memory=1.0 MiB, time=5.0 s, output=1.0 KiB, concurrency=2, storage=0 B" in shown
+
+
+def test_the_columns_of_a_table_are_as_wide_as_their_widest_cell_on_a_terminal() -> None:
+    names = ("a", "größer", "e\u0301e\u0301", "東京都港")
+    rows = [{"name": name, "last_login": None, "state": "x"} for name in names]
+    assert render.table(rows, ("name", "last_login", "state")).split("\n") == [
+        "NAME      LAST LOGIN  STATE",
+        "a         -           x",
+        "größer    -           x",
+        "e\u0301e\u0301        -           x",
+        "東京都港  -           x",
+    ]
