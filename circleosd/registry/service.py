@@ -45,6 +45,12 @@ DOWN: dict[Verb, tuple[str, ...]] = {  # states in which a job that is done has 
     "restart": ("failed",),
     "reload": ("failed", "inactive"),
 }
+ON_ITS_WAY: dict[str, tuple[str, ...]] = {  # states in which what nobody saw the end of is done, or still being done
+    "start": ("active", "activating", "reloading"),
+    "stop": ("inactive", "failed", "deactivating"),
+    "restart": ("active", "activating", "reloading", "deactivating"),
+    "reload": ("active", "activating", "reloading"),
+}
 FOLLOWED = 32  # logs at once; each holds a thread and an inotify instance, of which a user may have 128 by default
 FOLLOWED_BY_ONE = 16  # uid
 
@@ -205,8 +211,7 @@ class RegistryService(Handlers):
             matches = enabled.startswith("enabled") == (verb == "enable")
             return Resolution(enabled, None if matches else UnitFailed.code, f"the unit file {entry.unit} is {enabled}")
         (state,) = await self._units.states([entry.unit])
-        wanted = ("inactive", "failed") if verb == "stop" else ("active", "activating")
-        error = None if state.active in wanted else UnitFailed.code
+        error = None if state.active in ON_ITS_WAY[verb] else UnitFailed.code
         return Resolution(state.active, error, f"the unit {entry.unit} is {state.active} ({state.sub})")
 
     def _entry(self, name: str, act: Act) -> Entry:
