@@ -97,10 +97,7 @@ class RegistryService(Handlers):
         entry = self._entry(request.name, act)
         state = await self._units.detail(entry.unit)
         if entry.name.startswith(PLUGIN_PREFIX):
-            if state.load == "not-found":
-                raise NotFound(f"no service {request.name}; see: circlectl service list")
-            if state.active == "inactive" and not request.name.endswith(".socket"):
-                await self._check_loaded(entry)
+            await self._check_worker(entry, state)
         return ServiceStatus(
             **_service(entry, state),
             since=state.since,
@@ -142,9 +139,22 @@ class RegistryService(Handlers):
         """Handler of `logs`."""
         entry = self._read().find(request.name)
         if request.follow:
+            await self._check_logged(entry)
             return self._lines(self._units.follow(entry.unit, request.lines, request.since), act.caller.bounded)
         found = await self._units.logs(entry.unit, request.lines, request.since) if request.lines else []
+        if not found:
+            await self._check_logged(entry)
         return [LogLine(time=line.time, text=line.text) for line in found]
+
+    async def _check_logged(self, entry: Entry) -> None:
+        """Raises `NotFound` for a unit that does not exist and logged nothing: of one that has gone the log stays."""
+        if await self._units.logs(entry.unit, 1):
+            return
+        (state,) = await self._units.states([entry.unit])
+        if entry.name.startswith(PLUGIN_PREFIX):
+            await self._check_worker(entry, state)
+        elif state.load == "not-found":
+            raise _no_unit(entry)
 
     async def _lines(self, lines: AsyncIterator[units.LogLine], uid: int | None) -> AsyncIterator[LogLine]:
         with self._followed.held(uid):
@@ -259,6 +269,13 @@ class RegistryService(Handlers):
             line = await skipped(self._units, entry.unit, began)
             return line and f"{entry.name} was not started: {line}"
         return None
+
+    async def _check_worker(self, worker: Entry, state: UnitState) -> None:
+        """Raises `NotFound` unless there is such a worker, whose unit is in `state`."""
+        if state.load == "not-found":
+            raise NotFound(f"no service {worker.name}; see: circlectl service list")
+        if state.active == "inactive" and not worker.name.endswith(".socket"):
+            await self._check_loaded(worker)
 
     async def _check_loaded(self, worker: Entry) -> None:
         """Raises `NotFound` if the worker has no socket: the templates have units for every name, of no plugin too."""

@@ -27,7 +27,7 @@ from circleosd.ledger import Ledger, Query
 from circleosd.policy import Caller, Peer, Role
 from circleosd.registry.catalog import OWN, Catalog, Entry
 from circleosd.registry.service import MIGRATIONS, RegistryService
-from circleosd.registry.units import UnitState
+from circleosd.registry.units import LogLine, UnitState
 from circleosd.service import Service
 from tests.unit.fakes import ROOT, STRANGER, USERS, NoFiles, Units, identify
 
@@ -273,6 +273,27 @@ def test_the_registry_does_not_end_itself_while_it_answers(registry: Registry, a
     reply = registry.ask({"action": action, "name": "service-registry"})
     assert reply["error"] == "conflict"
     assert registry.units.jobs == []
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_log_of_nothing_is_not_found_unless_there_was_a_unit_that_logged(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, follow: bool
+) -> None:
+    async def nothing(unit: str, lines: int, since: float | None = None) -> list[LogLine]:
+        return []
+
+    async def problem(name: str) -> str | None:
+        line = json.dumps({"action": "logs", "name": name, "follow": follow}).encode()
+        reply = await registry.service.dispatch(line, ROOT, NoFiles())
+        found: dict[str, Any] = json.loads(reply if isinstance(reply, bytes) else await anext(reply))
+        return None if found["ok"] else found["message"]
+
+    assert asyncio.run(problem("ghost")) is None
+    monkeypatch.setattr(registry.units, "logs", nothing)
+    assert asyncio.run(problem("nginx")) is None
+    assert asyncio.run(problem("ghost")) == "the unit ghost.service of the service ghost does not exist"
+    registry.units.active["circleosd-plugin@any.service"] = "inactive"
+    assert "there is no worker of the plugin any" in (asyncio.run(problem("plugin@any")) or "")
 
 
 def test_a_worker_of_no_loaded_plugin_is_not_found(registry: Registry) -> None:
