@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from systemd import journal
 
@@ -33,29 +33,39 @@ _NOT_STARTED = "be02cf6855d2428ba40df7e9d022f03d"
 _ENDED = ("d9b373ed55a64feb8242e02dbe79a49c", "7ad2d189f7e94e70a38c781354912448")
 _INVOCATION: dict[Scope, str] = {"system": "INVOCATION_ID", "user": "USER_INVOCATION_ID"}  # in what the manager says
 _FILES = (Path("/var/log/journal"), Path("/run/log/journal"))
+_WITH_DEFAULT = 1 << 6  # SD_JOURNAL_INCLUDE_DEFAULT_NAMESPACE, sd_journal_open(3), which systemd-python does not name
 
 
-def tail(unit: str, lines: int, since: float | None, scope: Scope) -> list[LogLine]:
-    """The last `lines` lines of `unit` and of the manager about it, oldest first, none older than `since`.
+class Source(NamedTuple):
+    """A unit by its name in the journal, whose manager it is, and where its processes log (LogNamespace=)."""
+
+    unit: str
+    scope: Scope
+    namespace: str = ""
+
+
+def tail(source: Source, lines: int, since: float | None) -> list[LogLine]:
+    """The last `lines` lines of a unit and of the manager about it, oldest first, none older than `since`.
 
     `lines` is cut to MAX_LINES. Raises `Denied` when this process may not read the journal.
     """
-    with _about(unit, scope) as reader:
+    with _about(source) as reader:
         return _last(reader, lines, since)[0]
 
 
-def of_run(unit: str, began: float, invocation: str, lines: int, scope: Scope, *, ended: bool) -> list[str]:
-    """The last lines that the processes of one run of `unit` logged; empty when they cannot be read.
+def of_run(source: Source, began: float, invocation: str, lines: int, *, ended: bool) -> list[str]:
+    """The last lines that the processes of one run of a unit logged; empty when they cannot be read.
 
     `began` is in seconds since the epoch, `invocation` the run's InvocationID in hexadecimal. With `ended`, waits a
     moment for journald to catch up.
     """
+    scope = source.scope
     if scope == "system" and not _readable():
         return []
     if ended:
         _settle(invocation, scope)
     found: list[LogLine] = []  # newest first
-    with _about(unit, scope) as reader:
+    with _about(source) as reader:
         for entry in _backwards(reader, began - EARLY):
             if entry.get(_INVOCATION[scope], invocation) != invocation or len(found) >= lines:
                 break  # there systemd speaks of the run before, or it is enough
@@ -66,13 +76,13 @@ def of_run(unit: str, began: float, invocation: str, lines: int, scope: Scope, *
     return [line.text for line in reversed(found[: min(lines, MAX_LINES)])]
 
 
-async def follow(unit: str, lines: int, since: float | None, scope: Scope) -> AsyncGenerator[LogLine, None]:
+async def follow(source: Source, lines: int, since: float | None) -> AsyncGenerator[LogLine, None]:
     """What `tail` gives, then every new line, until the iterator is closed. Raises `Denied`, `Limit`."""
     thread = ThreadPoolExecutor(1, "journal")
     loop = asyncio.get_running_loop()
     follower = _Follower()
     try:
-        found = await loop.run_in_executor(thread, follower.open, unit, lines, since, scope)
+        found = await loop.run_in_executor(thread, follower.open, source, lines, since)
         while True:
             for line in found:
                 yield line
@@ -92,13 +102,13 @@ class _Follower:
         self.descriptor = -1
         self.timeout: float | None = None
 
-    def open(self, unit: str, lines: int, since: float | None, scope: Scope) -> list[LogLine]:
+    def open(self, source: Source, lines: int, since: float | None) -> list[LogLine]:
         """Begin; return the lines that are there already."""
-        self._reader = reader = _about(unit, scope)
+        self._reader = reader = _about(source)
         try:
             self.descriptor = reader.fileno()  # from here on changes are noticed
         except OSError as exc:
-            raise Limit(f"cannot follow the log of {unit}: {exc.strerror}; too many are followed") from exc
+            raise Limit(f"cannot follow the log of {source.unit}: {exc.strerror}; too many are followed") from exc
         began = time.time()
         found, cursor = _last(reader, lines, since)
         if cursor is None:
@@ -167,21 +177,28 @@ def _readable() -> bool:
     return not files or any(os.access(path, os.R_OK) for path in files)
 
 
-def _reader() -> Any:
-    """A reader of this machine's whole journal: of a service that runs as a person, a part is in that user's."""
+def _reader(namespace: str = "") -> Any:
+    """A reader of this machine's whole journal: of a service that runs as a person, a part is in that user's.
+
+    With a `namespace`, of that one's too: what a manager says of its units is not in there.
+    """
     try:
-        reader = journal.Reader(journal.LOCAL_ONLY)
+        if namespace:
+            reader = journal.Reader(journal.LOCAL_ONLY | _WITH_DEFAULT, namespace=namespace)
+        else:
+            reader = journal.Reader(journal.LOCAL_ONLY)
     except OSError as exc:
         raise Unavailable(f"cannot open the journal: {exc.strerror}") from exc
     reader.data_threshold = 4 * MAX_TEXT  # bytes of a field that are unpacked; a character may take four
     return reader
 
 
-def _about(unit: str, scope: Scope) -> Any:
-    """A reader of what the processes of `unit` and its manager about it logged, as in journalctl -u."""
+def _about(source: Source) -> Any:
+    """A reader of what the processes of a unit and its manager about it logged, as in journalctl -u."""
+    unit, scope, namespace = source
     if scope == "system" and not _readable():
         raise Denied("this service may not read the journal; its user must be in the group systemd-journal")
-    reader = _reader()
+    reader = _reader(namespace)
     if scope == "system":
         reader.add_match(_SYSTEMD_UNIT=unit)
         reader.add_disjunction()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # dbus-fast is imported at the first call: a registry asked f
     from dbus_fast import Message
 
     from circleosd.systemd.bus import Connection
+    from circleosd.systemd.logs import Source
 
 T = TypeVar("T")
 
@@ -209,22 +210,22 @@ class SystemdUnits:
         if not began or not invocation:
             return []
         ended = state.waits or state.active in ("failed", "inactive")
-        name = properties["Id"]
-        return await asyncio.to_thread(logs.of_run, name, began / 1e6, invocation, lines, self._scope, ended=ended)
+        source = self._source(properties)
+        return await asyncio.to_thread(logs.of_run, source, began / 1e6, invocation, lines, ended=ended)
 
     async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:
         """See `UnitManager`."""
         from circleosd.systemd import logs
 
         _check(unit)
-        return await asyncio.to_thread(logs.tail, await self._logged_as(unit), lines, since, self._scope)
+        return await asyncio.to_thread(logs.tail, await self._logged_as(unit), lines, since)
 
     async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncIterator[LogLine]:
         """See `UnitManager`."""
         from circleosd.systemd import logs
 
         _check(unit)
-        async with aclosing(logs.follow(await self._logged_as(unit), lines, since, self._scope)) as found:
+        async with aclosing(logs.follow(await self._logged_as(unit), lines, since)) as found:
             async for line in found:
                 yield line
 
@@ -273,12 +274,17 @@ class SystemdUnits:
             return Denied(f"{meaning}; {unit} is another name of {name}, which the catalog must have instead")
         return meaning
 
-    async def _logged_as(self, unit: str) -> str:
-        """The name that a unit has in the journal, which knows no aliases, but can be read when the bus is gone."""
+    async def _logged_as(self, unit: str) -> Source:
+        """Where a unit's log is: the journal knows no aliases, but can be read when the bus is gone."""
         try:
-            return str((await self._properties(unit))["Id"])
+            return self._source(await self._properties(unit))
         except Unavailable:
-            return unit
+            return self._source({"Id": unit})
+
+    def _source(self, properties: Mapping[str, Any]) -> Source:
+        from circleosd.systemd.logs import Source
+
+        return Source(properties["Id"], self._scope, properties.get("LogNamespace", ""))
 
     async def _properties(self, unit: str) -> dict[str, Any]:
         return plain(await self._ask((SYSTEMD, object_path(unit), PROPERTIES), "GetAll", "s", ""))

@@ -32,6 +32,7 @@ UNITS = {
         "[Service]\nType=notify\nRestart=on-failure\nRestartSec=10min\n"
         'ExecStart=sh -c "echo first words; sleep 0.3; echo last words; exit 3"\n'
     ),
+    "ct-spaced.service": '[Service]\nType=oneshot\nLogNamespace=ct-space\nExecStart=sh -c "echo said apart; exit 3"\n',
     "ct-crash.service": '[Service]\nType=oneshot\nExecStart=sh -c "kill -9 $$$$"\n',
     "ct-noexec.service": "[Service]\nType=exec\nExecStart=/nonexistent/program\n",
     "ct-slow.service": "[Service]\nType=notify\nTimeoutStartSec=300ms\nExecStart=sleep infinity\n",

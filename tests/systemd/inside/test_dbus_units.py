@@ -111,6 +111,22 @@ def test_what_an_alias_stands_for_is_what_its_log_is_of() -> None:
         run("systemctl", "daemon-reload")
 
 
+def test_the_log_of_a_unit_with_a_namespace_has_what_is_in_there_and_what_systemd_says() -> None:
+    unit = "ct-spaced.service"
+
+    async def act(manager: SystemdUnits) -> None:
+        assert await manager.job("start", unit) == "failed"
+        await asyncio.to_thread(run, "journalctl", "--namespace=ct-space", "--sync")
+        assert await manager.log_tail(unit, 5) == ["said apart"]
+        shown = [line.text for line in await manager.logs(unit, 50)]
+        assert "said apart" in shown
+        assert any(unit in line for line in shown)
+        async with aclosing(manager.follow(unit, 50)) as followed:  # type: ignore[type-var]  # an async generator
+            assert [(await anext(followed)).text for _ in shown] == shown
+
+    on_systemd(act)
+
+
 def test_the_last_lines_are_there_even_when_journald_is_slow() -> None:
     async def act(manager: SystemdUnits) -> list[str]:
         run("systemctl", "kill", "--signal=STOP", "systemd-journald.service")
