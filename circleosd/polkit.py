@@ -35,7 +35,8 @@ ROUNDS = 20  # how often a catalog that changes meanwhile is read again
 
 # With manage-units polkit is told the unit and the verb, which is the job's type. It is not told which unit files
 # manage-unit-files is about (systemd 252), so the registry never gets that: it may start the unit that enables just one
-# (systemd.units.switch_unit), and the user of that unit gets it.
+# (systemd.units.switch_unit), and the user of that unit gets it. What such a unit failed with is told to who asked: the
+# registry may have it forgotten, so that nobody looks for what is wrong with the host.
 _TEMPLATE = """\
 // Made from the catalog by `circleosd polkit-rule`; changes made here are lost.
 polkit.addRule(function (action, subject) {
@@ -53,12 +54,15 @@ polkit.addRule(function (action, subject) {
     var verb = String(action.lookup("verb"));
     // From systemd 257 on, a transient unit is asked for by unit and verb too, and would run any command as root under
     // the name of a listed unit that has no file. Only the message differs: it must be the one of an ordinary job.
-    if (action.lookup("polkit.message") !== "Authentication is required to " + verb + " '$(unit)'.") {
+    var resets = verb === "reset-failed" && /^circleosd-(enable|disable)@/.test(unit);
+    var wish = resets ? "reset the \\"failed\\" state of" : verb;
+    if (action.lookup("polkit.message") !== "Authentication is required to " + wish + " '$(unit)'.") {
         return polkit.Result.NO;
     }
     var listed = %(listed)s;
+    var cataloged = listed.indexOf((resets ? "start" : verb) + " " + unit) >= 0;
     var worker = new RegExp(%(worker)s);
-    if (listed.indexOf(verb + " " + unit) >= 0 || (worker.test(unit) && %(verbs)s.indexOf(verb) >= 0)) {
+    if (cataloged || (worker.test(unit) && %(verbs)s.indexOf(verb) >= 0)) {
         return polkit.Result.YES;
     }
     return polkit.Result.NO;

@@ -161,6 +161,8 @@ class SystemdUnits:
                 ) from exc
             if result != "done":
                 said = " | ".join(await self.log_tail(switch, 3)) or f"the result of {switch} is {result}"
+                with contextlib.suppress(ErrorReply, Lost, CircleError):  # else the host would be degraded
+                    await (await self._connected()).call(MANAGER, "ResetFailedUnit", "s", [switch])
                 raise Conflict(f"cannot {verb} {unit}: {said}")
         else:
             try:

@@ -29,7 +29,8 @@ let rules = [];
 const polkit = { addRule: (rule) => rules.push(rule), Result: { YES: "yes", NO: "no", NOT_HANDLED: null } };
 %s
 const asked = JSON.parse(require("fs").readFileSync(0));
-const message = (verb) => `Authentication is required to ${verb} '$(unit)'.`;
+const wish = (verb) => verb === "reset-failed" ? `reset the "failed" state of` : verb;
+const message = (verb) => `Authentication is required to ${wish(verb)} '$(unit)'.`;
 const ordinary = (details) => ({ "polkit.message": message(details.verb), ...details });
 const answer = ([id, user, details]) => rules[0]({ id, lookup: (key) => ordinary(details)[key] }, { user });
 console.log(JSON.stringify(asked.map(answer)));
@@ -57,6 +58,7 @@ CRON = Entry("cron", "cron.service", verbs=["restart"])
 def test_exactly_the_cataloged_units_and_verbs_are_allowed() -> None:
     units = ["nginx.service", "cron.service", "ssh.service", "nginx.socket", "nginx", "NGINX.service", "xnginx.service"]
     verbs = ["start", "stop", "restart", "reload", "kill", "set-property", "try-restart", "reload-or-restart", "clean"]
+    verbs.append("reset-failed")
     asked = [(verb, unit) for unit in units for verb in verbs]
     found = answers([NGINX, CRON], [(MANAGE, REGISTRY, {"unit": unit, "verb": verb}) for verb, unit in asked])
     allowed = {question for question, said in zip(asked, found, strict=True) if said == "yes"}
@@ -66,13 +68,11 @@ def test_exactly_the_cataloged_units_and_verbs_are_allowed() -> None:
     assert set(found) == {"yes", "no"}
 
 
-def test_a_transient_unit_of_a_listed_name_is_refused() -> None:
-    details = {
-        "unit": "nginx.service",
-        "verb": "start",
-        "polkit.message": "Authentication is required to start transient unit '$(unit)'.",
-    }
-    assert answers([NGINX], [(MANAGE, REGISTRY, details)]) == ["no"]
+@pytest.mark.parametrize("unit", ["nginx.service", "circleosd-enable@nginx.service.service"])
+def test_a_transient_unit_of_a_listed_name_is_refused(unit: str) -> None:
+    message = {"polkit.message": "Authentication is required to start transient unit '$(unit)'."}
+    for verb in ("start", "reset-failed"):
+        assert answers([NGINX], [(MANAGE, REGISTRY, {"unit": unit, "verb": verb, **message})]) == ["no"]
 
 
 def test_an_empty_catalog_allows_workers_alone() -> None:
@@ -165,10 +165,11 @@ def test_enabling_is_starting_the_unit_that_enables_just_that() -> None:
         "circleosd-disable@nginx.service.service",
         "circleosd-enable@cron.service.service",
     ]
-    assert [answer(entries, "start", unit) for unit in allowed] == ["yes"] * 3
+    for verb in ("start", "reset-failed"):
+        assert [answer(entries, verb, unit) for unit in allowed] == ["yes"] * 3
+        assert answer(entries, verb, "circleosd-enable@ssh.service.service") == "no"
     assert answer(entries, "start", "circleosd-disable@cron.service.service") == "no"
     assert answer(entries, "stop", "circleosd-enable@nginx.service.service") == "no"
-    assert answer(entries, "start", "circleosd-enable@ssh.service.service") == "no"
 
 
 def test_the_same_catalog_gives_the_same_text_in_any_order() -> None:

@@ -13,6 +13,7 @@ CATALOG = "".join(
     f'[[service]]\nname = "{name}"\nunit = "ct-{name}.service"\n'
     for name in (
         "loop", "calm", "odd", "many", "masked", "other", "none", "talker", "mute", "picky", "brief", "frail", "made",
+        "alien",
     )
 )  # fmt: skip
 UNITS = {
@@ -27,6 +28,7 @@ UNITS = {
         "ExecReload=/bin/sh -c 'echo not like that; exit 7'"
     ),
     "odd": "ExecStart=relative/program",
+    "alien": "ExecStart=/bin/sleep infinity\n[Install]\nAlias=ct-alien.socket",
     "picky": "ExecStart=/bin/sleep infinity\n[Unit]\nConditionPathExists=/nope",
     "mute": "ExecStartPre=/bin/sh -c 'exit 7'\nExecStart=/bin/sleep infinity",
 }
@@ -161,6 +163,8 @@ def test_what_systemd_would_not_enable_is_refused_and_leaves_no_failed_unit(mach
     write(machine, "/run/systemd/generator.late/ct-made.service", "[Service]\nExecStart=/bin/sleep infinity\n")
     said = refused(machine, "service enable made", 7)
     assert "cannot enable ct-made.service: it is generated, and has no unit file of its own" in said
+    said = refused(machine, "service enable alien", 7)
+    assert "Cannot alias ct-alien.service as ct-alien.socket" in said
     for verb in ("enable", "disable"):
         said = refused(machine, f"service {verb} other", 7)
         assert f"cannot {verb} ct-other.service: that is another name of a unit, which the catalog must have" in said
