@@ -37,6 +37,10 @@ class SupervisedUnits:
         state = await self.detail(unit)
         return [*state.triggered_by] if state.listening else []
 
+    async def stale(self, unit: str) -> bool:
+        """See `UnitManager`. The supervisor reads a unit's files at each start of it."""
+        return False
+
     async def matching(self, pattern: str) -> list[str]:
         """See `UnitManager`."""
         return [str(unit) for unit in await self._ask("matching", pattern=pattern)]

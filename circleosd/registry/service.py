@@ -57,10 +57,13 @@ FOLLOWED_BY_ONE = 16  # uid
 
 @dataclass
 class _Target:
-    """What an act is about: the entry that `check` found in the catalog, and for a job the state of its unit before."""
+    """What an act is about: the entry that `check` found in the catalog, and for a job the state of its unit before and
+    what is to be said of its files.
+    """
 
     entry: Entry
     before: UnitState | None = None
+    stale: str | None = None
 
 
 class RegistryService(Handlers):
@@ -98,6 +101,7 @@ class RegistryService(Handlers):
         state = await self._units.detail(entry.unit)
         if entry.name.startswith(PLUGIN_PREFIX):
             await self._check_worker(entry, state)
+        act.message = await self._stale(entry.unit)
         return ServiceStatus(
             **_service(entry, state),
             since=state.since,
@@ -202,6 +206,7 @@ class RegistryService(Handlers):
                 raise _no_unit(target.entry) from exc
             return
         (target.before,) = await self._units.states([unit])
+        target.stale = await self._stale(unit)
         act.before = target.before.active
         if act.before == "failed":  # what it failed with must not be taken for the outcome of this job
             target.before = await self._units.detail(unit)
@@ -244,14 +249,16 @@ class RegistryService(Handlers):
             raise Conflict(str(exc)) from exc  # it has a file, of which systemd can make nothing
         (state,) = await self._units.states([entry.unit])
         act.after = state.active
-        await self._require_done(verb, entry, result, before, state, began)
-        act.message = await self._word(verb, entry, state, began)
+        await self._require_done(verb, target, result, before, state, began)
+        words = (await self._word(verb, entry, state, began), target.stale)
+        act.message = "; ".join(filter(None, words)) or None
         return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub)
 
     async def _require_done(
-        self, verb: Verb, entry: Entry, result: str, before: UnitState, state: UnitState, began: float
+        self, verb: Verb, target: _Target, result: str, before: UnitState, state: UnitState, began: float
     ) -> None:
         """Raises `UnitFailed` if the job did not do it, or the unit has failed since."""
+        entry = target.entry
         failed = result != "done" or state.active in DOWN[verb]
         if not failed and not state.waits:
             return
@@ -259,7 +266,8 @@ class RegistryService(Handlers):
         if failed or state.result != "success":
             why = await explain(self._units, verb, result, before, state, began)
             again = ", which systemd will try again" if state.waits else ""
-            raise UnitFailed(f"cannot {verb} {entry.name} ({entry.unit}){again}: {why}")
+            stale = f"; {target.stale}" if target.stale else ""
+            raise UnitFailed(f"cannot {verb} {entry.name} ({entry.unit}){again}: {why}{stale}")
 
     async def _word(self, verb: Verb, entry: Entry, state: UnitState, began: float) -> str | None:
         """What there is to say of a job that was done."""
@@ -269,6 +277,12 @@ class RegistryService(Handlers):
             line = await skipped(self._units, entry.unit, began)
             return line and f"{entry.name} was not started: {line}"
         return None
+
+    async def _stale(self, unit: str) -> str | None:
+        """What there is to say of a unit whose files are not those that systemd goes by."""
+        if not await self._units.stale(unit):
+            return None
+        return f"a file of {unit} has changed, and systemd goes by what it read before; see: systemctl daemon-reload"
 
     async def _check_worker(self, worker: Entry, state: UnitState) -> None:
         """Raises `NotFound` unless there is such a worker, whose unit is in `state`."""

@@ -79,6 +79,10 @@ class UnitManager(Protocol):
         """The sockets, timers and paths that start `unit` and are active."""
         ...
 
+    async def stale(self, unit: str) -> bool:
+        """Whether a file of `unit` changed on disk since the service manager read it."""
+        ...
+
     async def matching(self, pattern: str) -> list[str]:
         """The names of the units in memory that match a glob."""
         ...

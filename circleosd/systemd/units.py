@@ -81,9 +81,12 @@ class SystemdUnits:
 
     async def listening(self, unit: str) -> list[str]:
         """See `UnitManager`. For all that `detail` tells, systemd takes 2 ms when the unit has just stopped."""
-        target = (SYSTEMD, object_path(unit), PROPERTIES)
-        triggers = (await self._ask(target, "Get", "ss", UNIT, "TriggeredBy")).value
+        triggers = await self._property(unit, "TriggeredBy")
         return [trigger.unit for trigger in await self.states(triggers) if trigger.active == "active"]
+
+    async def stale(self, unit: str) -> bool:
+        """See `UnitManager`."""
+        return bool(UNIT_NAME.fullmatch(unit)) and bool(await self._property(unit, "NeedDaemonReload"))
 
     async def matching(self, pattern: str) -> list[str]:
         """See `UnitManager`."""
@@ -287,6 +290,9 @@ class SystemdUnits:
         from circleosd.systemd.logs import Source
 
         return Source(properties["Id"], self._scope, properties.get("LogNamespace", ""))
+
+    async def _property(self, unit: str, name: str) -> Any:
+        return (await self._ask((SYSTEMD, object_path(unit), PROPERTIES), "Get", "ss", UNIT, name)).value
 
     async def _properties(self, unit: str) -> dict[str, Any]:
         return plain(await self._ask((SYSTEMD, object_path(unit), PROPERTIES), "GetAll", "s", ""))

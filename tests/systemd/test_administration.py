@@ -13,7 +13,7 @@ CATALOG = "".join(
     f'[[service]]\nname = "{name}"\nunit = "ct-{name}.service"\n'
     for name in (
         "loop", "calm", "odd", "many", "masked", "other", "none", "talker", "mute", "picky", "brief", "frail", "made",
-        "alien",
+        "alien", "edited",
     )
 )  # fmt: skip
 UNITS = {
@@ -28,6 +28,7 @@ UNITS = {
         "ExecReload=/bin/sh -c 'echo not like that; exit 7'"
     ),
     "odd": "ExecStart=relative/program",
+    "edited": "ExecStart=/bin/sleep infinity\nExecReload=/bin/false",
     "alien": "ExecStart=/bin/sleep infinity\n[Install]\nAlias=ct-alien.socket",
     "picky": "ExecStart=/bin/sleep infinity\n[Unit]\nConditionPathExists=/nope",
     "mute": "ExecStartPre=/bin/sh -c 'exit 7'\nExecStart=/bin/sleep infinity",
@@ -132,6 +133,17 @@ def test_a_unit_that_is_not_there_is_told_from_one_whose_file_is_wrong(machine: 
         assert missing in refused(machine, f"service {verb} none", 5)
     assert "bad unit file setting" in refused(machine, "service start odd", 7)
     assert "not exist" not in refused(machine, "service stop odd", 7)
+
+
+def test_a_unit_whose_file_changed_without_a_reload_of_systemd_is_told_of(machine: Machine) -> None:
+    said = "a file of ct-edited.service has changed, and systemd goes by what it read before; see: systemctl "
+    assert said not in refused(machine, "service start edited", 0)
+    machine.succeed("echo Environment=NEW=1 >>/etc/systemd/system/ct-edited.service")
+    for command, status in (("status", 0), ("restart", 0), ("reload", 11), ("stop", 0)):
+        assert said in refused(machine, f"service {command} edited", status)
+    machine.succeed("circlectl service start edited", "systemctl daemon-reload")
+    for command in ("status", "restart", "stop"):
+        assert said not in refused(machine, f"service {command} edited", 0)
 
 
 def test_settings_that_root_alone_can_read_are_not_said_to_be_in_order(machine: Machine) -> None:
