@@ -55,7 +55,7 @@ Where the sockets of the user's own CircleOSD are, in the directory
 .Pa circleosd ;
 by default
 .Pa /run/user/UID
-if there is one, else where
+if that has one, and for root always on a host that systemd runs; else where
 .Ic circleosd up
 listens.
 .It Ev XDG_STATE_HOME
