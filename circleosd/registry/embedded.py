@@ -37,9 +37,9 @@ class SupervisedUnits:
         state = await self.detail(unit)
         return [*state.triggered_by] if state.listening else []
 
-    async def stale(self, unit: str) -> bool:
+    async def stale(self, unit: str) -> str | None:
         """See `UnitManager`. The supervisor reads a unit's files at each start of it."""
-        return False
+        return None
 
     async def matching(self, pattern: str) -> list[str]:
         """See `UnitManager`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -205,8 +206,7 @@ class RegistryService(Handlers):
             except NotFound as exc:
                 raise _no_unit(target.entry) from exc
             return
-        (target.before,) = await self._units.states([unit])
-        target.stale = await self._stale(unit)
+        (target.before,), target.stale = await asyncio.gather(self._units.states([unit]), self._stale(unit))
         act.before = target.before.active
         if act.before == "failed":  # what it failed with must not be taken for the outcome of this job
             target.before = await self._units.detail(unit)
@@ -280,9 +280,8 @@ class RegistryService(Handlers):
 
     async def _stale(self, unit: str) -> str | None:
         """What there is to say of a unit whose files are not those that systemd goes by."""
-        if not await self._units.stale(unit):
-            return None
-        return f"a file of {unit} has changed, and systemd goes by what it read before; see: systemctl daemon-reload"
+        command = await self._units.stale(unit)
+        return command and f"a file of {unit} has changed, and systemd goes by what it read before; see: {command}"
 
     async def _check_worker(self, worker: Entry, state: UnitState) -> None:
         """Raises `NotFound` unless there is such a worker, whose unit is in `state`."""

@@ -79,8 +79,8 @@ class UnitManager(Protocol):
         """The sockets, timers and paths that start `unit` and are active."""
         ...
 
-    async def stale(self, unit: str) -> bool:
-        """Whether a file of `unit` changed on disk since the service manager read it."""
+    async def stale(self, unit: str) -> str | None:
+        """The command by which the manager reads a file of `unit` again, if one changed on disk since it did."""
         ...
 
     async def matching(self, pattern: str) -> list[str]:

@@ -84,9 +84,11 @@ class SystemdUnits:
         triggers = await self._property(unit, "TriggeredBy")
         return [trigger.unit for trigger in await self.states(triggers) if trigger.active == "active"]
 
-    async def stale(self, unit: str) -> bool:
+    async def stale(self, unit: str) -> str | None:
         """See `UnitManager`."""
-        return bool(UNIT_NAME.fullmatch(unit)) and bool(await self._property(unit, "NeedDaemonReload"))
+        if not UNIT_NAME.fullmatch(unit) or not await self._property(unit, "NeedDaemonReload"):
+            return None
+        return "systemctl daemon-reload" if self._scope == "system" else "systemctl --user daemon-reload"
 
     async def matching(self, pattern: str) -> list[str]:
         """See `UnitManager`."""

@@ -72,6 +72,10 @@ def test_a_user_runs_the_packages_units_beside_the_systems(machine: Machine) -> 
     modes = machine.succeed("stat --format='%a %U' /run/user/$(id -u carol)/circleosd/*.sock")
     assert modes.splitlines() == ["600 carol"] * 3
     use(machine, "circlectl")
+    machine.succeed("touch /usr/lib/systemd/user/circleosd-plugin@.service")
+    said = machine.succeed(as_carol("circlectl --scope user service status plugin@example 2>&1"))
+    assert "see: systemctl --user daemon-reload" in said
+    machine.systemctl("daemon-reload", "carol")
     # The system's is meant without the flag, and she is a stranger to it.
     assert "it is for the members of its group" in machine.fail(as_carol("circlectl service list 2>&1"))
     machine.succeed("circlectl --scope system user create dora --password-stdin <<<'long enough'")

@@ -100,8 +100,8 @@ class Units:
         state = await self.detail(unit)
         return [*state.triggered_by] if state.listening else []
 
-    async def stale(self, unit: str) -> bool:
-        return False
+    async def stale(self, unit: str) -> str | None:
+        return None
 
     async def matching(self, pattern: str) -> list[str]:
         return fnmatch.filter(self.active, pattern)
