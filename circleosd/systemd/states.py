@@ -26,6 +26,11 @@ _SINCE = {  # when a unit entered its state, by the state
 }
 
 
+def since_stamp(active: str) -> str:
+    """The property that tells since when a unit has been in a state (ActiveState)."""
+    return _SINCE.get(active, "StateChangeTimestamp")
+
+
 def state_of(unit: str, properties: Mapping[str, Any]) -> UnitState:
     """The state that a unit's properties describe, without listening."""
     active = properties["ActiveState"]
@@ -37,7 +42,7 @@ def state_of(unit: str, properties: Mapping[str, Any]) -> UnitState:
         load=properties["LoadState"],
         active=active,
         sub=properties["SubState"],
-        since=properties[_SINCE.get(active, "StateChangeTimestamp")] / 1e6 or None,
+        since=properties[since_stamp(active)] / 1e6 or None,
         pid=properties.get("MainPID") or None if alive else None,
         memory=_figure(properties.get("MemoryCurrent", _UNKNOWN)),
         restarts=properties.get("NRestarts"),

@@ -204,6 +204,7 @@ class SystemdUnits:
             except Lost as exc:
                 if seen == 0:  # not even on a new connection
                     raise Unavailable(f"cannot watch units: {_GONE}") from exc
+                watched.missed = True
 
     async def log_tail(self, unit: str, lines: int) -> list[str]:
         """See `UnitManager`."""

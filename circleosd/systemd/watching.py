@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from circleosd.registry.units import UnitState
 from circleosd.systemd.buserrors import Lost
-from circleosd.systemd.names import FROM_SYSTEMD, MANAGER, PROPERTIES, UNIT, UNIT_NAME, UNITS
-from circleosd.systemd.states import STAMPS, absent, listed, plain, state_of
+from circleosd.systemd.names import FROM_SYSTEMD, MANAGER, PROPERTIES, SYSTEMD, UNIT, UNIT_NAME, UNITS
+from circleosd.systemd.states import STAMPS, absent, listed, plain, since_stamp, state_of
 
 if TYPE_CHECKING:
     from dbus_fast import Message
@@ -30,6 +30,7 @@ class Watched:
         self._properties: dict[str, dict[str, Any]] = {}
         self._serials: dict[str, int] = {}  # of the message that told them first
         self._looking = False
+        self.missed = False  # whether there were signals that nobody heard
 
     def wants(self, signal: Message) -> bool:
         """Whether a PropertiesChanged may be about one of them: while we look, an alias may lead to any unit."""
@@ -58,6 +59,22 @@ class Watched:
                 now |= {name: known[name] for name in STAMPS}
             self._properties[path] = now
             found.append(state_of(unit, now))
+        return found
+
+    async def catch_up(self, connection: Connection) -> list[UnitState]:
+        """The states of those that entered theirs after we last heard of it, also where they look as before.
+
+        A round trip for each: to be called only where signals were missed.
+        """
+        found = []
+        for path, units in [*self._names.items()]:
+            known = self._properties[path]
+            stamp = since_stamp(known["ActiveState"])
+            reply = await connection.call((SYSTEMD, path, PROPERTIES), "Get", "ss", [UNIT, stamp])
+            if (now := reply.body[0].value) > known[stamp]:
+                known[stamp] = now
+                found += [state_of(unit, known) for unit in units]
+        self.missed = False
         return found
 
     async def hear(self, connection: Connection, signal: Message) -> list[UnitState]:
@@ -101,6 +118,9 @@ async def changes(
             watched.forget_names()
             for state in await watched.look(connection, valid):
                 yield state
+            if watched.missed:
+                for state in await watched.catch_up(connection):
+                    yield state
             while signal := await signals.get():
                 if signal.member == "Reloading" and not signal.body[0]:  # the unit files were read anew
                     break

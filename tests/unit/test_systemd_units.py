@@ -57,7 +57,7 @@ class Bus:
 
     def __init__(self, snapshot: tuple[int, dict[str, Any]], signals: Sequence[tuple[int, dict[str, Any]]]) -> None:
         self.snapshot = snapshot
-        self.waiting = [self.changed(serial, values) for serial, values in signals]
+        self.waiting: list[Message | None] = [self.changed(serial, values) for serial, values in signals]
 
     def changed(self, serial: int, values: dict[str, Any]) -> Message:
         body = ["org.freedesktop.systemd1.Unit", variants(values), []]
@@ -111,6 +111,21 @@ def test_a_unit_that_failed_again_is_news_though_it_looks_the_same() -> None:
     again = [(2, properties("failed", "failed", before)), (3, properties("failed", "failed", later))]
     bus = Bus((1, properties("failed", "failed", before)), [*again, (4, properties("active", "running", later + 1))])
     assert watched(bus, 3) == [("failed", None), ("failed", later), ("active", later + 1)]
+
+
+def test_a_watch_that_missed_signals_tells_of_what_began_anew_meanwhile_and_looks_the_same() -> None:
+    later = int(time.time()) + 100
+
+    class Slow(Bus):
+        async def call(self, target: tuple[str, str, str], member: str, *more: Any) -> Message:
+            if member == "Get":
+                return Message(path="/", member="x", body=[Variant("t", later * 1_000_000)])
+            self.waiting = [self.changed(9, properties("failed", "failed", later + 1))]
+            return await super().call(target, member, *more)
+
+    bus = Slow((1, properties("active", "running")), [])
+    bus.waiting = [None]  # nothing more will come
+    assert watched(bus, 3) == [("active", None), ("active", later), ("failed", later + 1)]
 
 
 def test_a_watch_asks_one_question_however_many_units_and_is_silent_where_unit_files_were_read_anew() -> None:

@@ -71,6 +71,22 @@ def test_a_watch_survives(upheaval: Callable[[], None]) -> None:
     on_systemd(act)
 
 
+@UPHEAVALS
+def test_a_restart_that_a_watch_did_not_hear_of_is_told(upheaval: Callable[[], None]) -> None:
+    async def act(manager: SystemdUnits) -> None:
+        await manager.job("start", "ct-sleep.service")
+        async with watching(manager, "ct-sleep.service", "ct-plain.service") as next_change:
+            upheaval()
+            run("systemctl", "restart", "ct-sleep.service")
+            state = await next_change()
+            assert (state.unit, state.active) == ("ct-sleep.service", "active")
+            await asyncio.to_thread(run, "systemctl", "start", "ct-plain.service")
+            assert (await next_change()).unit == "ct-plain.service"
+        await manager.job("stop", "ct-plain.service")
+
+    on_systemd(act)
+
+
 def test_a_job_is_done_though_the_bus_died_a_moment_ago(caplog: pytest.LogCaptureFixture) -> None:
     async def act(manager: SystemdUnits) -> str:
         await manager.states(["dbus.service"])
