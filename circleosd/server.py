@@ -79,7 +79,7 @@ class Server:
         self._last_busy = time.monotonic()
 
     def stop(self) -> None:
-        """Have `run` end, once the requests in hand are answered."""
+        """Have `run` end, once the requests in hand are answered. No connection is taken any more."""
         self._stop.set()
 
     async def run(self) -> None:
@@ -116,7 +116,7 @@ class Server:
         One at a time would let many busy connections, which all have their turn in between, keep the next one waiting.
         """
         for _ in range(ACCEPTED_AT_ONCE):
-            if not self._accept_one():
+            if self._stop.is_set() or not self._accept_one():
                 return
 
     def _accept_one(self) -> bool:

@@ -271,6 +271,26 @@ def test_the_service_manager_is_told_what_a_service_does(tmp_path: Path) -> None
     asyncio.run(asyncio.wait_for(run(), 5))
 
 
+def test_who_connects_as_a_service_is_about_to_end_is_left_in_the_queue_for_the_next_start(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+
+    async def run() -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            with listener.dup() as queue:  # as the service manager holds it
+                server = Server(Patient(), listener, ServerSettings(), max_line=1 << 20, manager=Silent())
+                serving = asyncio.create_task(server.run())
+                await asyncio.sleep(0)
+                with connected(path):
+                    await asyncio.sleep(0)  # the event loop has noticed it, and takes it behind this
+                    server.stop()
+                    await serving
+                    queue.accept()[0].close()
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
 @contextlib.asynccontextmanager
 async def served(
     service: Patient, path: str, settings: ServerSettings
