@@ -19,12 +19,12 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, cast
 
-from circleosd import chain
+from circleosd import chain, wire
 from circleosd.actor import actor
 from circleosd.api.common import Audited, Event
 from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
-from circleosd.errors import CircleError, Conflict, Unavailable
+from circleosd.errors import BadRequest, CircleError, Conflict, Unavailable
 from circleosd.flood import MEMORY, Counted, Flood
 from circleosd.policy import Caller, Peer
 
@@ -64,6 +64,7 @@ SLACK = 0.05  # of keep_rows: by so much the ledger grows before it is pruned ag
 ALWAYS_KEPT = 1000  # rows that age alone does not remove: a wrong clock must not empty the ledger …
 AT_LEAST_PRUNED = 100  # … and fewer are not worth a row that says so
 DAY = 86400.0
+END_OF_TIME = 253402300800.0  # the year 10000; much later ones cannot be shown
 _NONE = type(None)
 SHAPE: dict[str, tuple[type, ...]] = {  # of a row's body
     "seq": (int,), "time": (int, float), "phase": (str,), "actor": (dict,), "action": (str,), "object": (str, _NONE),
@@ -361,9 +362,9 @@ class Ledger:
     def _event(self, seq: int, body: str) -> Event:
         """A row as it is shown. What cannot have been written here is shown as that, so that the others can be read."""
         try:
-            row = json.loads(body)
-        except (ValueError, TypeError):
-            row = None
+            row = wire.decode_object(body.encode())
+        except (BadRequest, AttributeError):
+            row = {}
         if _well_formed(row, seq):
             return cast(Event, {"service": self._service, **row})
         return Event(
@@ -399,12 +400,12 @@ def _first_left(body: Any) -> int | None:
         return None
 
 
-def _well_formed(row: Any, seq: int) -> bool:
+def _well_formed(row: dict[str, Any], seq: int) -> bool:
     return (
-        isinstance(row, dict)
-        and row.keys() == SHAPE.keys()
+        row.keys() == SHAPE.keys()
         and all(isinstance(row[key], types) for key, types in SHAPE.items())
         and row["seq"] == seq
+        and 0 <= row["time"] < END_OF_TIME
         and row["actor"].keys() == set(ACTOR)
     )
 

@@ -33,7 +33,7 @@ ALLOWED = {
     "steering": set[str](),
     "actor": {"policy"},
     "chain": set[str](),
-    "ledger": {"actor", "api", "chain", "config", "database", "errors", "flood", "policy"},
+    "ledger": {"actor", "api", "chain", "config", "database", "errors", "flood", "policy", "wire"},
     "handlers": {"actor", "api", "database", "errors", "ledger", "policy"},
     "service": {"api", "deadlines", "errors", "handlers", "ledger", "policy", "validation", "wire"},
     "connection": {"config", "discarding", "errors", "handoff", "policy", "wire"},

@@ -16,7 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from circleosd import chain, ledger
+from circlectl import commands, views
+from circleosd import chain, ledger, wire
 from circleosd.actor import actor
 from circleosd.api.common import Event
 from circleosd.config import LedgerSettings
@@ -183,6 +184,19 @@ def test_a_row_that_nobody_can_read_hides_no_other_and_ends_no_start(opened: Ope
     assert [row["action"] for row in opened.history(object="x", since=1.0)] == ["act0", "act2"]
     assert str(opened.history()[1]["message"]).startswith("row 2 is not what CircleOSD wrote")
     assert asyncio.run(opened.ledger.unfinished()) == []
+
+
+@pytest.mark.parametrize(
+    "moment", ["NaN", "Infinity", "1e999", "1e300", "-1", "1" + "0" * 5000, "[" * 100_000], ids=lambda text: text[:8]
+)
+def test_a_row_of_no_time_that_could_be_told_hides_no_other(opened: Open, moment: str) -> None:
+    for number in range(3):
+        opened.record(f"act{number}", object="x")
+    altered = f"UPDATE ledger SET body = '{{\"time\":{moment},' || substr(json_remove(body, '$.time'), 2) WHERE seq = 2"
+    asyncio.run(opened.database.write(lambda tx: tx.execute(altered)))
+    rows = wire.decode_reply(wire.success(opened.history()))["data"]
+    assert [row["action"] for row in rows] == ["act0", "?", "act2"]
+    assert "?" in str(views.of(commands.of_group("system")["history"], rows, terminal=False))
 
 
 @pytest.mark.parametrize(
