@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from circleosd import __version__, paths
 from circleosd.activation import passed_socket
-from circleosd.errors import CircleError, Unavailable
+from circleosd.errors import CircleError, Unavailable, shortage
 
 if TYPE_CHECKING:
     import socket
@@ -158,8 +158,8 @@ async def _serve(name: str) -> None:
     except Exception as exc:
         from circleosd.refusal import refuse
 
-        known = isinstance(exc, (CircleError, OSError))
-        why = Unavailable(f"{name} cannot start: {exc if known else 'an internal error'}; its log may tell more")
+        known = exc if isinstance(exc, (CircleError, OSError)) else shortage(exc)
+        why = Unavailable(f"{name} cannot start: {known or 'an internal error'}; its log may tell more")
         refuse(listener, why)
         if known:
             raise why from exc

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import select
 import socket
 import struct
@@ -117,7 +118,10 @@ class PassingSocket(socket.socket):
     descriptors: Descriptors
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        data, ancillary, told, _ = self.recvmsg(min(size, PIECE), _ANCILLARY, flags | _CLOSE_ON_EXEC)
+        try:
+            data, ancillary, told, _ = self.recvmsg(min(size, PIECE), _ANCILLARY, flags | _CLOSE_ON_EXEC)
+        except MemoryError as exc:  # for asyncio this would be a defect here
+            raise OSError(errno.ENOMEM, "no memory") from exc
         self.descriptors.received += len(data)
         if ancillary or told & _TRUNCATED:
             numbers = array.array("i")
@@ -183,7 +187,11 @@ class Connection(asyncio.Protocol):
         ):
             self._work(line)
             return
-        self._buffer.feed(data)
+        try:
+            self._buffer.feed(data)
+        except MemoryError:
+            self._no_memory()
+            return
         if self._busy:
             if len(self._buffer) > SMALL:
                 self._transport.pause_reading()
@@ -286,7 +294,17 @@ class Connection(asyncio.Protocol):
         except Limit as error:
             self.refuse(error)
             return None
+        except MemoryError:
+            self._no_memory()
+            return None
         return line
+
+    def _no_memory(self) -> None:
+        """What was received cannot be kept. Behind a request in hand there is no place for an answer."""
+        if self._busy:
+            self._transport.abort()
+        else:
+            self.refuse(Limit("there is no memory left in this service for the line; try again later"))
 
     def _book(self, size: int) -> None:
         """Account for `size` bytes of input or reply. Raises `Limit` when all connections together hold too much, or

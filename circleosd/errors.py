@@ -5,6 +5,7 @@ The codes are a closed set; clients may match on them. The message is one senten
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -113,3 +114,17 @@ def from_code(code: str, message: str) -> CircleError:
     if error := BY_CODE.get(code):
         return error(message)
     return Internal(f"{message} ({code})")
+
+
+def shortage(exc: BaseException) -> Limit | None:
+    """What an exception says that the machine has no more of here; None for one that says something else."""
+    match exc:
+        case MemoryError():
+            what = "there is no memory left"
+        case RuntimeError(args=("can't start new thread",)):  # it has no type of its own
+            what = "there can be no more threads"
+        case OSError(errno=errno.EMFILE | errno.ENFILE | errno.ENOMEM):
+            what = exc.strerror or str(exc)
+        case _:
+            return None
+    return Limit(f"{what} in this service; try again later")

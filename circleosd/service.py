@@ -8,7 +8,6 @@ may see.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import time
@@ -20,7 +19,7 @@ from circleosd import __version__, wire
 from circleosd.api.common import EVERYWHERE, Audit, Audited, Event, Follow, Health, History, Report
 from circleosd.api.contract import Effect, Mark, Request, completed, parameters
 from circleosd.deadlines import Deadlines
-from circleosd.errors import BadRequest, CircleError, Denied, Internal, Limit, Timeout, UnknownAction
+from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, UnknownAction, shortage
 from circleosd.handlers import Act, Files, Handlers, Identify, Resolution, closing
 from circleosd.ledger import Entry, Ledger, Phase, Query, shown
 from circleosd.policy import Access, Caller, Peer, authorize, sees
@@ -338,9 +337,7 @@ def _error_of(exc: BaseException) -> CircleError:
         return exc
     if isinstance(exc, (TimeoutError, asyncio.CancelledError)):
         return Timeout("not done in the time allowed")
-    if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
-        return Limit(f"{exc.strerror} in this service; try again later")
-    return _internal()
+    return shortage(exc) or _internal()
 
 
 def _sentence(contract: type[Request], exc: Any) -> str:

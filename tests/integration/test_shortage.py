@@ -1,0 +1,87 @@
+"""A process that may have no more threads, memory or descriptors: who asks is told, and afterwards it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import NewHost, running
+from tests.integration.embedded_host import SERVICES, EmbeddedHost, read_reply
+
+THREADS = "there can be no more threads in this service; try again later"
+LARGE = 7 << 20  # bytes of a line
+
+
+@contextlib.contextmanager
+def bounded(pid: int, what: int, most: int) -> Iterator[None]:
+    """A process meanwhile has no more than that."""
+    soft, hard = resource.prlimit(pid, what)
+    resource.prlimit(pid, what, (most, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, what, (soft, hard))
+
+
+@contextlib.contextmanager
+def no_memory(pid: int) -> Iterator[None]:
+    """A process gets hardly any more memory, and so no stack for a thread, which takes 8 MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    with bounded(pid, resource.RLIMIT_AS, pages * os.sysconf("SC_PAGE_SIZE") + (1 << 20)):
+        yield
+
+
+@pytest.fixture(scope="module")
+def threadless() -> Iterator[EmbeddedHost]:
+    """A host whose processes may have less memory than a thread's stack would take."""
+    yield from running({}, ("sh", "-c", 'ulimit -S -s 1048576 && ulimit -S -v 786432 && exec "$@"', "sh"))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_request_for_which_no_thread_can_be_started_is_told_so(host: EmbeddedHost, service: str) -> None:
+    with no_memory(host.pid(service)):
+        reply = host.call(service, {"action": "audit"})  # the first that needs a thread which is not there yet
+        assert (reply["error"], reply["message"]) == ("limit", THREADS)
+        assert host.call(service, {"action": "health"})["ok"]
+    assert host.call(service, {"action": "audit"})["ok"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_that_can_start_no_thread_says_so(threadless: EmbeddedHost, service: str) -> None:
+    reply = threadless.call(service, {"action": "health"})
+    assert reply["error"] == "unavailable"
+    assert reply["message"].startswith(f"{service} cannot start: there can be no more threads")
+
+
+def test_a_line_for_which_there_is_no_memory_is_refused(host: EmbeddedHost) -> None:
+    pid = host.pid("plugin-manager")
+    request = json.dumps({"action": "invoke", "id": "absent", "func": "f", "payload": "x" * LARGE}).encode() + b"\n"
+    with no_memory(pid), host.connect("plugin-manager") as sock:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            sock.sendall(request)
+        reply = read_reply(sock)
+        assert reply["error"] == "limit"
+        assert "no memory left in this service for the line" in reply["message"]
+    assert host.call("plugin-manager", request)["error"] == "not-found"
+    assert host.pid("plugin-manager") == pid
+
+
+def test_a_socket_goes_on_listening_when_its_service_cannot_be_started_nor_told_of(new_host: NewHost) -> None:
+    host = new_host({})
+    assert host.process is not None
+    with (
+        bounded(host.process.pid, resource.RLIMIT_NOFILE, 0),  # no process can be started
+        no_memory(host.process.pid),  # no thread either
+        host.connect("auth-service") as sock,
+    ):
+        sock.sendall(b'{"action":"health"}\n')
+        host.wait_for(lambda: host.log.count("cannot run circleosd-auth.service") > 2)
+    assert host.call("auth-service", {"action": "health"})["ok"]
+    assert host.stop(signal.SIGTERM) == 0
