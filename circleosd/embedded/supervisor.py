@@ -126,9 +126,10 @@ class Unit:
                 await service.ended()
                 if service.state.result == "resources" and self.state.unit.startswith("circleosd-"):
                     why = Unavailable(service.lines[-1].text)  # as the service itself would, had it been started
-                    await asyncio.to_thread(refuse, self.listener, why, seconds=PAUSE)
-                else:
-                    await asyncio.sleep(0 if service.state.result == "success" else PAUSE)
+                    with contextlib.suppress(RuntimeError, OSError):  # there may be no more threads, either
+                        await asyncio.to_thread(refuse, self.listener, why, seconds=PAUSE)
+                        continue
+                await asyncio.sleep(0 if service.state.result == "success" else PAUSE)
 
     async def _serve(self) -> None:
         """Run the process, again and again as Restart= says, and later each time that it has not worked."""
