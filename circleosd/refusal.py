@@ -7,6 +7,7 @@ import socket
 import time
 
 from circleosd import wire
+from circleosd.connection import Descriptors, PassingSocket
 from circleosd.errors import CircleError
 
 # Each connection starts the service again, and a socket unit gives up after 20 starts in 2 s (TriggerLimitBurst=,
@@ -21,10 +22,14 @@ def refuse(listener: socket.socket, error: CircleError, *, seconds: float = SECO
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         listener.settimeout(left)
-        with contextlib.suppress(OSError):  # the time is over, or one peer has gone
-            peer, _ = listener.accept()
-            with peer:
-                peer.settimeout(PATIENCE)
-                with contextlib.suppress(TimeoutError):
-                    peer.recv(1)
-                peer.sendall(reply)
+        try:
+            accepted, _ = listener.accept()
+        except OSError:  # the time is over, or no descriptor is left
+            time.sleep(PATIENCE)
+            continue
+        with PassingSocket(fileno=accepted.detach()) as peer, contextlib.suppress(OSError):  # it may have gone
+            peer.descriptors = Descriptors()
+            peer.settimeout(PATIENCE)
+            with contextlib.suppress(TimeoutError):
+                peer.recv(1)
+            peer.sendall(reply)

@@ -250,6 +250,15 @@ def test_a_descriptor_whose_closing_waits_holds_up_nobody(host: EmbeddedHost, se
         assert host.pid(service) == pid, "its watchdog has ended it"
 
 
+def test_a_descriptor_whose_closing_waits_keeps_no_reason_from_others(new_host: NewHost) -> None:
+    host = new_host({"CIRCLEOSD_AUTH_SESSION_IDLE": "never"})
+    with lingering(300) as slow, host.connect("auth-service") as sock:
+        socket.send_fds(sock, [b"{"], [slow.fileno()])
+        slow.close()
+        for _ in range(2):
+            assert host.call("auth-service", {"action": "health"})["error"] == "unavailable"
+
+
 def unread(sock: socket.socket) -> int:
     """Bytes that the peer has not taken from its socket yet (unix(7), SIOCOUTQ)."""
     return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]  # type: ignore[no-any-return]

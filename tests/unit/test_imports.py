@@ -20,7 +20,7 @@ ALLOWED = {
     "validation": set[str](),
     "config": {"errors", "paths"},
     "wire": {"errors"},
-    "refusal": {"errors", "wire"},
+    "refusal": {"connection", "errors", "wire"},
     "handoff": set[str](),
     "places": {"errors"},
     "deadlines": set[str](),
