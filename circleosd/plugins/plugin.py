@@ -23,6 +23,7 @@ class Plugin:
         self.health = health
         self.bounds = bounds(manifest, settings)
         self.loading = True
+        self.before: Plugin | None = None  # the version that this one replaces, while calls of it are in hand
         self.functions: frozenset[str] = frozenset()
         self.configured = tuple(settings.grants.get(manifest.name, ()))
         self.decide(decided)

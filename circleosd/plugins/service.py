@@ -196,11 +196,13 @@ class PluginService(Handlers):
                 _require_own(act, plugin.granted)
                 await self._database.write(work)
                 plugin.adopt(loaded)
+                plugin.before = before
                 self._plugins[manifest.name] = plugin
         except BaseException:
             await self._runners.discard(runner)
             raise
         await self._runners.adopt(runner)
+        plugin.before = None
         await self._sweep()
         act.message = to_say(plugin, trust)
         return shown(plugin)
@@ -351,7 +353,8 @@ class PluginService(Handlers):
                 act.commit(tx, before=before, after=brief_of(plugin.loaded, after))
 
             await self._database.write(work)
-            plugin.decide(decided)
+            for version in filter(None, (plugin, plugin.before)):
+                version.decide({**version.decided, capability: granted})
             # What the manager answers it decides anew at each call; what a worker may do it is told when it starts.
             self._runners.retire(name)
             return shown(plugin)

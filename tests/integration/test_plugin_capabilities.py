@@ -131,6 +131,22 @@ def test_a_revocation_is_effective_within_a_running_call(host: EmbeddedHost, tmp
     host.unload("busy")
 
 
+def test_a_revocation_is_effective_within_a_call_of_the_version_before(host: EmbeddedHost, tmp_path: Path) -> None:
+    asks: dict[str, Any] = {"capabilities": ["kv"], "limits": {"time": 60}}
+    host.load(write(tmp_path, "busy", caller(), **asks), grant="all")
+    upgraded = write(tmp_path, "busy", caller(), **asks | {"version": "2"})
+    with ThreadPoolExecutor() as threads:
+        call = threads.submit(ask, host, "busy", "kv.get", "until_refused", key="a")
+        host.wait_for(lambda: host.data("plugin-manager", "show", id="busy")["waiting"] == 1)
+        upgrade = threads.submit(host.ctl, "plugin", "load", str(upgraded))
+        host.wait_for(lambda: host.data("plugin-manager", "show", id="busy")["version"] == "2")
+        host.ok("plugin", "revoke", "busy", "kv")
+        assert "the capability kv" in call.result()["message"]
+        assert upgrade.result().returncode == 0
+    assert "the capability kv" in refusal(host, "busy", "kv.get", key="a")
+    host.unload("busy")
+
+
 def test_a_call_that_waits_when_a_capability_is_revoked_begins_without_it(host: EmbeddedHost, tmp_path: Path) -> None:
     host.load(write(tmp_path, "queue", caller(), capabilities=["kv", "clock"], limits={"time": 20}), grant="all")
 
