@@ -102,7 +102,7 @@ class Events:
         for follower in self._followers:
             follower.put(event)
         for other in self._plugins():
-            if other is not plugin and other not in self._deaf and other.holds(f"events:{topic}"):
+            if other.name != plugin.name and other not in self._deaf and other.holds(f"events:{topic}"):
                 self._queue(other, _Waiting(topic, payload, depth + 1))
 
     async def last(self, count: int, topic: str | None) -> list[PluginEvent]:

@@ -93,3 +93,19 @@ def test_who_follows_a_topic_gets_the_events_of_that_alone_before_and_after(tmp_
         ] * 2
 
     with_events(tmp_path, taken, use)
+
+
+def test_what_an_old_version_emits_in_its_last_call_is_not_for_the_new_one(tmp_path: Path) -> None:
+    got: list[str] = []
+
+    async def use(events: Events, emitting: Plugin) -> None:
+        old = plugin("other")
+        await events.emit(old, "t", "", 0)
+        while events.delivering:
+            await asyncio.sleep(0.001)
+
+    async def deliver(plugin: Plugin, topic: str, payload: str, depth: int) -> None:
+        got.append(plugin.name)
+
+    with_events(tmp_path, deliver, use)
+    assert got == ["emitting"]
