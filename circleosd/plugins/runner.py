@@ -194,10 +194,11 @@ class Runners:
                 worker = runner.worker
                 if worker is None or worker.lost:
                     worker = await self._ready(runner)
+                began = time.monotonic()
                 try:
                     reply = await worker.call(kind, name, payload, plugin.bounds.time, depth)
                 except CircleError as error:
-                    raise await self._blame(runner, worker, error) from error
+                    raise await self._blame(runner, worker, error, time.monotonic() - began) from error
                 plugin.health.succeeded()
                 runner.used = time.monotonic()
                 return reply
@@ -218,8 +219,10 @@ class Runners:
             runner = self._runners[plugin.name] = Runner(plugin.name, plugin, self._settings.queue)
         return runner
 
-    async def _blame(self, runner: Runner, worker: Worker, error: CircleError) -> CircleError:
-        """What the caller gets for an error of a call; the plugin's record gets it too if it is the plugin's fault."""
+    async def _blame(self, runner: Runner, worker: Worker, error: CircleError, took: float) -> CircleError:
+        """What the caller gets for an error of a call that took so many seconds; the plugin's record gets it too if it
+        is the plugin's fault.
+        """
         plugin = runner.plugin
         runner.used = time.monotonic()
         if not is_fault(error):
@@ -229,8 +232,11 @@ class Runners:
         counts, worker.counted = not worker.counted, worker.lost
         if isinstance(error, WorkerGone):
             how = await self._units.how_it_ended(runner.instance)
-            if how == OVERDUE:
-                error = Timeout(f"took longer than {plugin.bounds.time:g} s, and its worker was ended")
+            overdue = f"took longer than {plugin.bounds.time:g} s"
+            if how == OVERDUE and plugin.bounds.concurrency > 1 and took < plugin.bounds.time:
+                error = WorkerGone(f"{error}, for something else in it {overdue}")
+            elif how == OVERDUE:
+                error = Timeout(f"{overdue}, and its worker was ended")
             else:
                 error = WorkerGone(f"{error}{how}")
         elif isinstance(error, Timeout) and worker.lost and counts:  # it did not even end itself

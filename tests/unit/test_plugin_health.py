@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from circleosd.config import PluginSettings
-from circleosd.errors import Conflict, PluginFailed
+from circleosd.errors import CircleError, Conflict, PluginFailed
 from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.health import Health
-from circleosd.plugins.manifest import Manifest
+from circleosd.plugins.manifest import Limits, Manifest
 from circleosd.plugins.plugin import Plugin
-from circleosd.plugins.runner import Runners, Superseded
+from circleosd.plugins.runner import OVERDUE, Runners, Superseded
 from circleosd.plugins.store import Record
-from circleosd.plugins.workers import Trapped
+from circleosd.plugins.workers import Trapped, WorkerGone
+from circleosd.plugins.workerunits import WorkerUnits
 from tests.unit.fakes import SlowWorker
 
 
@@ -26,6 +27,14 @@ class Trapping(SlowWorker):
     async def call(self, *args: Any) -> bytes:
         await super().call(*args)
         raise Trapped("trap")
+
+
+class Dying(SlowWorker):
+    """A worker that ends during every call."""
+
+    async def call(self, *args: Any) -> bytes:
+        await super().call(*args)
+        raise WorkerGone("the worker of p ended during the call")
 
 
 def make() -> Health:
@@ -113,6 +122,34 @@ def test_calls_that_wait_are_held_back_too(tmp_path: Path) -> None:
 
     assert [type(ended) for ended in asyncio.run(called())] == [Trapped] * 3 + [Superseded] * 7
     assert plugin.health.record.in_a_row == 3
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (0.001, "timeout: took longer than 0.001 s, and its worker was ended"),
+        (60, "plugin-failed: the worker of p ended during the call, for something else in it took longer than 60 s"),
+    ],
+)
+def test_who_did_not_take_too_long_is_not_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float, told: str
+) -> None:
+    settings = PluginSettings()
+    plugin = Plugin(Manifest("p", limits=Limits(time=limit, concurrency=2)), "", make(), {}, settings)
+
+    async def ended(self: WorkerUnits, instance: str) -> str:
+        return OVERDUE
+
+    async def called() -> CircleError:
+        runners = Runners("", tmp_path, Compiled(tmp_path, 0), _unused, _unused, settings)
+        runners._of(plugin).worker = Dying("p", 0.002)
+        with pytest.raises(CircleError) as caught:
+            await runners.call(plugin, "f", "x")
+        return caught.value
+
+    monkeypatch.setattr(WorkerUnits, "how_it_ended", ended)
+    error = asyncio.run(called())
+    assert f"{error.code}: {error}" == told
 
 
 def _unused(*args: Any) -> Any:
