@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import BIN, EmbeddedHost
+from tests.integration.embedded_host import BIN, EmbeddedHost, read_reply
 
 TALKER = "[Service]\nType=exec\nExecStart=/bin/sh -c 'echo one; echo two; while sleep 0.1; do echo tick; done'\n"
 
@@ -102,6 +102,7 @@ def test_a_stream_whose_reader_is_gone_ends_and_the_service_becomes_idle(talking
 def test_a_stream_whose_reader_has_sent_much_before_it_went_ends_too(talking: EmbeddedHost) -> None:
     with talking.connect("service-registry") as sock:
         sock.sendall(b'{"action":"watch","name":"talker"}\n')
+        assert read_reply(sock)["more"], "it has begun, and says nothing more: no write tells that nobody reads it"
         sock.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
