@@ -340,6 +340,39 @@ def test_who_asks_is_answered_while_a_stream_has_much_to_say(tmp_path: Path) -> 
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
+class Lingering(Patient):
+    """A service whose streams end only when they are let go. `ending` counts those that wait for it."""
+
+    ending = 0
+
+    async def _stream(self) -> AsyncGenerator[bytes, None]:
+        self.streams += 1
+        self.go.clear()
+        try:
+            await asyncio.Event().wait()
+            yield b""
+        finally:
+            self.ending += 1
+            await self.go.wait()
+
+
+def test_a_stream_that_takes_long_to_end_keeps_no_other_peer_from_being_looked_at(tmp_path: Path) -> None:
+    async def run() -> None:
+        service, settings = Lingering(), ServerSettings(idle_connection=0.5, write_timeout=0.2)
+        service.go.set()
+        async with served(service, str(tmp_path / "s"), settings) as (peer, other):
+            peer.send(b"stream\n")
+            while not service.streams:
+                await asyncio.sleep(0.001)
+            peer.close()
+            while not service.ending:
+                await asyncio.sleep(0.001)
+            assert b'"timeout"' in await received(other)
+            service.go.set()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
 async def received(sock: socket.socket) -> bytes:
     """All that comes until the service closes."""
     data = b""
