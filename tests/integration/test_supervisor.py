@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from circleosd.embedded.process import BURST
 from tests.integration.conftest import running
-from tests.integration.embedded_host import EmbeddedHost
+from tests.integration.embedded_host import EmbeddedHost, read_reply
 from tests.integration.people import ALICE, ask
 
 LIVELY = """
@@ -120,3 +121,39 @@ def test_a_plugin_of_the_longest_name_is_loaded_and_upgraded_below_the_longest_d
                 assert host.load("plugins/example.wasm", manifest=manifest)["version"] == version
                 assert host.ok("plugin", "invoke", "n" * 48, "upper", "a").strip() == "A"
             assert [path.stem for path in (host.runtime / "plugins").iterdir()] == ["n" * 48]
+
+
+def test_a_start_waits_for_the_end_of_a_stop(host: EmbeddedHost) -> None:
+    mark, script = host.directory / "may-end", host.directory / "slow"
+    script.write_text(
+        f"trap 'until [ -e {mark} ]; do sleep 0.1; done; exit' TERM; echo up; while :; do sleep 0.1; done\n"
+    )
+    host.add_service("slow", f"[Service]\nTimeoutStopSec=60\nExecStart=/bin/sh {script}\n")
+    host.data("service-registry", "start", name="slow")
+    host.wait_for(lambda: "up" in host.logged("slow"))
+    with host.connect("service-registry") as stopping, host.connect("service-registry") as starting:
+        stopping.sendall(b'{"action":"stop","name":"slow"}\n')
+        host.wait_for(lambda: host.data("service-registry", "status", name="slow")["state"] == "deactivating")
+        starting.sendall(b'{"action":"start","name":"slow"}\n')
+        host.wait_for(lambda: len(host.data("service-registry", "history", object="slow", action_name="start")) == 3)
+        mark.touch()
+        assert read_reply(stopping)["ok"]
+        assert read_reply(starting)["data"]["state"] == "active"
+    assert host.data("service-registry", "status", name="slow")["state"] == "active"
+    host.data("service-registry", "stop", name="slow")
+
+
+def test_a_service_that_is_stopped_while_its_restart_is_due_has_not_failed(host: EmbeddedHost) -> None:
+    host.add_service("retried", "[Service]\nRestart=on-failure\nRestartSec=600\nExecStart=/bin/false\n")
+    host.call("service-registry", {"action": "start", "name": "retried"})
+    host.wait_for(lambda: host.data("service-registry", "status", name="retried")["sub"] == "auto-restart")
+    assert host.data("service-registry", "stop", name="retried")["state"] == "inactive"
+
+
+def test_what_a_service_says_beyond_all_measure_is_left_out(host: EmbeddedHost) -> None:
+    host.add_service(
+        "loud", f"[Service]\nExecStart=/bin/sh -c 'head -c {BURST + 100_000} /dev/zero; echo; echo over'\n"
+    )
+    host.data("service-registry", "start", name="loud")
+    host.wait_for(lambda: host.data("service-registry", "status", name="loud")["state"] == "inactive")
+    assert host.logged("loud")[-1].startswith(f"wrote more than {BURST} bytes within 30 s")
