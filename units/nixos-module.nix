@@ -58,9 +58,12 @@ in
       (refuse (lib.filter (name: builtins.match names.serviceRule name == null) services) (
         quoted: "cannot use as names of services: ${quoted}. A name must match ${names.serviceRule}."
       ))
-      (refuse (lib.intersectLists names.ownServices services) (
-        quoted: "cannot declare services named ${quoted}: these are CircleOSD's own."
-      ))
+      (refuse
+        (lib.filter (
+          name: lib.elem name names.ownServices || lib.hasPrefix names.workerPrefix name
+        ) services)
+        (quoted: "cannot declare services named ${quoted}: these are CircleOSD's own.")
+      )
       (refuse
         (lib.filter (unit: lib.elem unit names.ownUnits || lib.hasPrefix "circleosd-plugin@" unit) units)
         (

@@ -219,20 +219,24 @@ in
   "two signers in one line are refused" = refusedByType { trustedSigners = [ (key + "\n" + key) ]; };
   "an impossible group is refused" = refusedByType { adminGroup = "no such"; };
 
-  "a service's name follows the rule" = refusedBecause "names of services: `Nginx`" {
-    services.Nginx.unit = "a.service";
-  };
-  "a service's name has at most 64 characters" =
-    accepted { services.${lib.concatStrings (lib.genList (_: "a") 64)} = { }; }
+  "a service's name follows the rule" =
+    accepted {
+      services.Nginx.unit = "a.service";
+      services."getty@tty1" = { };
+      services."site:web".unit = "b.service";
+    }
+    && refusedBecause "names of services: `a b`" { services."a b".unit = "a.service"; };
+  "a service's name has at most 128 characters" =
+    accepted { services.${lib.concatStrings (lib.genList (_: "a") 128)} = { }; }
     && refusedBecause "names of services" {
-      services.${lib.concatStrings (lib.genList (_: "a") 65)} = { };
+      services.${lib.concatStrings (lib.genList (_: "a") 129)} = { };
     };
   "a plugin's name follows the rule" = refusedBecause "names of plugins: `a b`" {
     plugins."a b" = plugin;
   };
-  "CircleOSD's own names are taken" = refusedBecause "CircleOSD's own" {
-    services.auth-service = { };
-  };
+  "CircleOSD's own names are taken" =
+    refusedBecause "CircleOSD's own" { services.auth-service = { }; }
+    && refusedBecause "CircleOSD's own" { services."plugin@a".unit = "a.service"; };
   "CircleOSD's own units are in the catalog by themselves" =
     refusedBecause "`circleosd-auth.service`" { services.a.unit = "circleosd-auth.service"; }
     && refusedBecause "`circleosd-plugin@a.service`" {

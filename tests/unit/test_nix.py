@@ -13,12 +13,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from circleosd.api.contract import Pattern
 from circleosd.api.plugins import PLUGIN_NAME
-from circleosd.registry.catalog import ALL_VERBS, OWN
+from circleosd.api.registry import ServiceName
+from circleosd.registry.catalog import ALL_VERBS, OWN, PLUGIN_PREFIX
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "units"
@@ -125,6 +127,8 @@ def test_the_module_and_the_services_agree_on_names(names: Any) -> None:
     assert set(names["ownServices"]) == {entry.name for entry in OWN}
     assert {entry.unit for entry in OWN} <= set(names["ownUnits"])
     assert names["pluginRule"] == PLUGIN_NAME
+    assert names["serviceRule"] in [mark.regex for mark in get_args(ServiceName) if isinstance(mark, Pattern)]
+    assert names["workerPrefix"] == PLUGIN_PREFIX
     assert set(names["defaultVerbs"]) <= set(ALL_VERBS)
 
 

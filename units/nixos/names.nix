@@ -9,18 +9,19 @@ rec {
   # The group that the packaged sockets name.
   socketGroup = "circleosd";
 
-  # Under these the registry lists CircleOSD itself.
+  # Under these the registry lists CircleOSD itself, and the workers of plugins under names that begin so.
   ownServices = [
     "auth-service"
     "plugin-manager"
     "service-registry"
   ];
+  workerPrefix = "plugin@";
   ownUnits = builtins.concatMap (daemon: [
     "${daemon}.service"
     "${daemon}.socket"
   ]) daemons;
 
-  serviceRule = "[a-z0-9][a-z0-9_.-]{0,63}";
+  serviceRule = "[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}";
   pluginRule = "[a-z0-9][a-z0-9_-]{0,47}";
 
   startVerbs = [

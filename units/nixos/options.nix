@@ -219,7 +219,8 @@ in
       };
       description = ''
         The catalog: which systemd units CircleOSD manages, by the names that `circlectl service` knows them by. A name
-        has up to 64 of the characters `a-z`, `0-9`, `_`, `.` and `-`, and starts with a letter or a digit.
+        has up to 128 of the characters `a-z`, `A-Z`, `0-9`, `_`, `.`, `@`, `:` and `-`, and starts with a letter or a
+        digit.
       '';
     };
 
