@@ -26,10 +26,11 @@ class Asking:
         self._files = files
         self._said = said
 
-    def once(self, service: str, request: dict[str, Any]) -> Any:
-        """The data of the one reply."""
+    def once(self, service: str, request: dict[str, Any], *, timeout: float | None = None) -> Any:
+        """The data of the one reply, which may take `timeout` seconds (None: any). Raises `Timeout`."""
         path = paths.socket_path(service, self.runtime)
-        return next(client.call(path, {**request, **self._envelope}, files=self._files, said=self._said))
+        request = {**request, **self._envelope}
+        return next(client.call(path, request, files=self._files, timeout=timeout, said=self._said))
 
     def stream(self, service: str, request: dict[str, Any]) -> Iterator[Any]:
         """The data of each reply that holds some; there may be any time between two."""

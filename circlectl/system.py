@@ -34,6 +34,8 @@ MOST = 10_000  # rows that one service gives (common.History)
 # What may be wrong with one service, and not with the request, which is the same for all.
 _OF_ONE = (Unavailable, Timeout, Limit, Internal)
 
+ANSWER = 20.0  # seconds for a report: a start that finds out how acts ended takes up to ten (circleosd/service.py)
+
 CONTRACTS: tuple[type[Request], ...] = (Status, History)
 
 
@@ -43,8 +45,11 @@ def status(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | Non
     first: CircleError | None = None
     for service in SERVICES:
         try:
-            rows.append({"state": "running", **ask.once(service, {"action": "health"})})
-        except CircleError as error:
+            rows.append({"state": "running", **ask.once(service, {"action": "health"}, timeout=ANSWER)})
+        except CircleError as failed:
+            # It hangs, or systemd starts it over and over in vain: its log knows more.
+            late = isinstance(failed, Timeout)
+            error = Unavailable(f"{service} gave no answer within {ANSWER:g} s") if late else failed
             rows.append({"service": service, "state": error.code, "problem": str(error)})
             first = first or error
     return rows, first

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from circlectl import adapter, cli, commands, helptext
+from circlectl import adapter, cli, commands, helptext, system
 from circleosd.errors import BadRequest
+from circleosd.paths import SERVICES
 
 TEXTS = ["None", "True", "12345", "1e5", "2e9672320848", "0x10", "[1,2]", '{"a":1}', "(1,)", "", " ", "a b", "'q'", '"']
 TEXTS += ["-", "-5", "-.5", "ünï→🙂" * 400, "a\nb", "__class__", "--json"[2:], "$(id)", "%s", "\\", "*"]
@@ -154,6 +157,20 @@ def test_an_error_is_one_line_with_its_code_and_a_next_step(
     assert err.count("\n") == 1
     assert "not listening at /nonexistent" in err
     assert "[unavailable]; start CircleOSD:" in err
+
+
+def test_the_status_of_a_service_that_does_not_answer_is_told_with_that_of_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIRCLEOSD_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(system, "ANSWER", 0.1)
+    with socket.socket(socket.AF_UNIX) as hangs:
+        hangs.bind(str(tmp_path / "auth-service.sock"))
+        hangs.listen()
+        assert cli.run(["system", "status"]) == 12
+    out, err = capsys.readouterr()
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [[name, "unavailable"] for name in SERVICES]
+    assert err.startswith("circlectl: auth-service gave no answer within 0.1 s [unavailable]; see the log: ")
 
 
 @pytest.mark.parametrize(
