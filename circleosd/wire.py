@@ -114,8 +114,10 @@ def decode_object(line: bytes) -> dict[str, JSON]:
         if "\\" in text and ("\\ud" in text or "\\uD" in text):
             # An unpaired surrogate is no Unicode text and could be neither stored nor sent on.
             _print(value).encode("utf-8")
-    except UnicodeError as exc:
+    except UnicodeDecodeError as exc:
         raise BadRequest("the line is not UTF-8 text") from exc
+    except UnicodeEncodeError as exc:
+        raise BadRequest("the line has half a surrogate pair (such as \\ud83d), which is no text") from exc
     except RecursionError as exc:
         raise BadRequest("the line is nested too deeply") from exc
     except json.JSONDecodeError as exc:
