@@ -160,8 +160,10 @@ def _initialize(artifact: int, entry: str) -> _Plugin:
 
 def _handlers(plugin: _Plugin) -> dict[str, Callable[..., int]]:
     count = plugin.handler_count
-    if not 1 <= count <= MAX_HANDLERS or not plugin.handlers:
+    if not 1 <= count <= MAX_HANDLERS:
         raise PluginFailure("bad-request", f"it has {count} handlers, not 1 to {MAX_HANDLERS}")
+    if not plugin.handlers:
+        raise PluginFailure("bad-request", "its pointer to its handlers is NULL")
     handlers: dict[str, Callable[..., int]] = {}
     for index in range(count):
         handler = plugin.handlers[index]

@@ -112,7 +112,7 @@ CIRCLEOSD_EXPORT const circleosd_plugin *start_here(void) { return &plugin; }"""
         ("return 0;", "its plugin_init returned NULL"),
         ("static circleosd_plugin p = { 2, 1, 0, 0, 0, 0 }; return &p;", "it has version 2 of the native ABI, not 1"),
         ("static circleosd_plugin p = { 1, 0, 0, 0, 0, 0 }; return &p;", "it has 0 handlers, not 1 to 256"),
-        ("static circleosd_plugin p = { 1, 1, 0, 0, 0, 0 }; return &p;", "it has 1 handlers, not 1 to 256"),
+        ("static circleosd_plugin p = { 1, 1, 0, 0, 0, 0 }; return &p;", "its pointer to its handlers is NULL"),
         (
             "static circleosd_handler h[257]; static circleosd_plugin p = { 1, 257, 0, 0, h, 0 }; return &p;",
             "it has 257 handlers, not 1 to 256",
