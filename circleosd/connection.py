@@ -239,6 +239,7 @@ class Connection(asyncio.Protocol):
         self._ended = self._draining = True
         self._since = time.monotonic()
         self._buffer = wire.LineBuffer(0)
+        self._book(0)
         self._descriptors.accept_none()
 
     def check(self, now: float) -> None:

@@ -560,6 +560,25 @@ def test_one_uid_leaves_others_room_for_what_they_send(tmp_path: Path, monkeypat
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
+def test_a_refused_peer_that_stays_holds_nothing_of_what_all_share(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+
+    async def run() -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            server = Server(Patient(), listener, ServerSettings(), max_line=4 * SMALL, manager=Silent())
+            serving = asyncio.create_task(server.run())
+            with connected(path) as peer:
+                await asyncio.get_running_loop().sock_sendall(peer, b"x" * (4 * SMALL + 1))
+                assert b"a line may have at most" in await received(peer)
+                assert (server.service.connections(), server.booked.total()) == (1, 0)
+            server.stop()
+            await serving
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
 def test_descriptors_that_nobody_took_are_closed_with_their_connection(tmp_path: Path) -> None:
     async def run() -> None:
         theirs, passed = os.pipe()
