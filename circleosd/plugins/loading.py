@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import PurePath
@@ -19,6 +20,7 @@ from circleosd.plugins.files import Given
 from circleosd.plugins.manifest import MAX_MANIFEST, Manifest
 from circleosd.plugins.signatures import MAX_SIGNATURE, MAX_SIGNERS, Signatures, Trust
 from circleosd.plugins.store import Artifacts, Loaded, Staged
+from circleosd.worker.frames import Ready
 
 VERIFIED_AT_ONCE = 2  # plugins, for all who only ask
 VERIFICATIONS = 128  # in hand, and of one uid
@@ -163,6 +165,22 @@ def _require_own(manifest: Manifest, staged: Staged, *, signed: bool) -> None:
             f"this is not the artifact that the manifest is for: its sha256 is {staged.digest}, "
             f"the manifest says {manifest.sha256}"
         )
+
+
+def as_loaded(candidate: Candidate, ready: Ready, trust: Trust) -> Loaded:
+    """What is kept of a candidate that a worker is ready to run."""
+    manifest = candidate.manifest
+    return Loaded(
+        manifest=manifest,
+        digest=candidate.staged.digest,
+        abi=ready.abi,
+        functions=tuple(ready.functions),
+        imports=tuple(ready.imports),
+        description=manifest.description or ready.description or "",
+        loaded=time.time(),
+        signer=trust.signer,
+        key=trust.key,
+    )
 
 
 def to_grant(manifest: Manifest, wanted: str | list[str]) -> dict[str, bool]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from circleosd.config import PluginSettings
 from circleosd.errors import CircleError, PluginFailed, Timeout, Unavailable
 from circleosd.places import Places
-from circleosd.plugins.compiled import Compiled
+from circleosd.plugins.compiled import Compiled, Incoming
 from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.workers import GRACE, HostCalls, Voice, Worker, WorkerGone, is_fault
@@ -55,6 +55,22 @@ class Runner:
         self.connecting = asyncio.Lock()
         self.free = at_once  # calls that may begin at once
         self._turns: dict[int | None, deque[asyncio.Future[None]]] = {}  # by uid, in the order of their next turns
+
+    def load_request(self, *, precompiled: bool) -> frames.Load:
+        """What its worker is to run."""
+        manifest, bounds = self.plugin.manifest, self.plugin.bounds
+        return frames.Load(
+            name=manifest.name,
+            plugin_type=manifest.plugin_type,
+            abi=manifest.abi,
+            entry=manifest.entry if manifest.plugin_type == "native" else None,
+            instance=manifest.instance,
+            limits=frames.Limits(bounds.memory, bounds.time, bounds.output, bounds.concurrency),
+            deterministic=manifest.deterministic,
+            config=manifest.config if self.plugin.holds("config") else {},
+            granted=(*self.granted, *PASSED_ON),
+            precompiled=precompiled,
+        )
 
     async def turn(self, uid: int | None) -> None:
         """Wait until a call ends and leaves its place: uids take turns, those of each are served as they came."""
@@ -302,13 +318,12 @@ class Runners:
             return runner.worker
 
     async def _connect(self, runner: Runner, artifact: int) -> frames.Ready:
-        plugin = runner.plugin
-        manifest, bounds = plugin.manifest, plugin.bounds
-        path = str(self._sockets / f"{runner.instance}.sock")
+        """Have the worker load the plugin, with the compilation that there is of it, or keep the one that it makes."""
+        manifest = runner.plugin.manifest
         with contextlib.ExitStack() as stack:
             descriptors, incoming = [artifact], None
             if manifest.plugin_type == "wasm":
-                key = cache_key(plugin.digest, deterministic=manifest.deterministic)
+                key = cache_key(runner.plugin.digest, deterministic=manifest.deterministic)
                 cached = self._compiled.open(key)
                 if cached is not None:
                     stack.callback(os.close, cached)
@@ -316,42 +331,38 @@ class Runners:
                 # A cached one that does not fit after all is compiled anew.
                 incoming = self._compiled.incoming(key)
                 stack.callback(incoming.discard)
-            load = frames.Load(
-                name=manifest.name,
-                plugin_type=manifest.plugin_type,
-                abi=manifest.abi,
-                entry=manifest.entry if manifest.plugin_type == "native" else None,
-                instance=manifest.instance,
-                limits=frames.Limits(bounds.memory, bounds.time, bounds.output, bounds.concurrency),
-                deterministic=manifest.deterministic,
-                config=manifest.config if plugin.holds("config") else {},
-                granted=(*runner.granted, *PASSED_ON),
-                precompiled=len(descriptors) > 1,
-            )
-            timeout = self._settings.load_time
-            if manifest.plugin_type == "native":  # its code may have blocked the signal that ends its worker
-                timeout = min(timeout, NATIVE_START + hard_deadline(bounds.time))
-            for attempt in ("listening", "started"):
-                worker = Worker(manifest.name, self._host(plugin), bounds.concurrency, runner.voice)
-                try:
-                    ready = await worker.load(path, load, descriptors, timeout, incoming)
-                    break
-                except (FileNotFoundError, ConnectionRefusedError) as exc:
-                    if attempt == "started":
-                        raise Unavailable(f"the socket of the worker of {manifest.name} does not listen") from exc
-                    await self._units.listen(runner.instance)
-                except OSError as exc:
-                    raise await self._units.held_back(runner.instance) or Unavailable(
-                        f"cannot reach the worker of {manifest.name}: {exc.strerror or exc}"
-                    ) from exc
-                except BaseException:
-                    worker.abort()
-                    raise
-            runner.worker = worker
-            runner.used = time.monotonic()
+            ready = await self._loaded(runner, descriptors, incoming)
             if incoming is not None and incoming.complete:
                 await incoming.keep()
                 await asyncio.to_thread(self._compiled.sweep)
+        return ready
+
+    async def _loaded(self, runner: Runner, descriptors: list[int], incoming: Incoming | None) -> frames.Ready:
+        """Connect to the worker, whose socket is started if it does not listen, and have it load what is passed."""
+        plugin = runner.plugin
+        path = str(self._sockets / f"{runner.instance}.sock")
+        timeout = self._settings.load_time
+        if plugin.manifest.plugin_type == "native":  # its code may have blocked the signal that ends its worker
+            timeout = min(timeout, NATIVE_START + hard_deadline(plugin.bounds.time))
+        for attempt in ("listening", "started"):
+            worker = Worker(plugin.name, self._host(plugin), plugin.bounds.concurrency, runner.voice)
+            try:
+                load = runner.load_request(precompiled=len(descriptors) > 1)
+                ready = await worker.load(path, load, descriptors, timeout, incoming)
+                break
+            except (FileNotFoundError, ConnectionRefusedError) as exc:
+                if attempt == "started":
+                    raise Unavailable(f"the socket of the worker of {plugin.name} does not listen") from exc
+                await self._units.listen(runner.instance)
+            except OSError as exc:
+                raise await self._units.held_back(runner.instance) or Unavailable(
+                    f"cannot reach the worker of {plugin.name}: {exc.strerror or exc}"
+                ) from exc
+            except BaseException:
+                worker.abort()
+                raise
+        runner.worker = worker
+        runner.used = time.monotonic()
         return ready
 
     async def _retired(self, name: str) -> None:

@@ -40,6 +40,7 @@ from circleosd.plugins.keyvalue import KeyValue
 from circleosd.plugins.loading import (
     Candidate,
     Loading,
+    as_loaded,
     is_asked,
     require_asked,
     require_granted_growth,
@@ -50,7 +51,7 @@ from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners, Superseded
 from circleosd.plugins.signatures import Signatures
 from circleosd.plugins.standing import Standing
-from circleosd.plugins.store import Artifacts, Loaded, Record
+from circleosd.plugins.store import Artifacts, Record
 from circleosd.plugins.views import brief, brief_of, instance_of, itself, shown, to_say
 
 log = logging.getLogger(__name__)
@@ -169,17 +170,7 @@ class PluginService(Handlers):
             runner, ready = await self._runners.probe(plugin, fd, upgrade=before is not None)
         finally:
             os.close(fd)
-        loaded = Loaded(
-            manifest=manifest,
-            digest=staged.digest,
-            abi=ready.abi,
-            functions=tuple(ready.functions),
-            imports=tuple(ready.imports),
-            description=manifest.description or ready.description or "",
-            loaded=time.time(),
-            signer=trust.signer,
-            key=trust.key,
-        )
+        loaded = as_loaded(candidate, ready, trust)
 
         def work(tx: Transaction) -> None:
             store.put(tx, loaded)
