@@ -15,6 +15,8 @@ from circleosd.registry.units import LogLine, Switch, UnitState, Verb
 class SupervisedUnits:
     """A `UnitManager` that asks the supervisor listening at `path`; a job may take `timeout` seconds."""
 
+    systemctl = "systemctl"  # which knows none of them; nor is there anything for it to do
+
     def __init__(self, path: str, *, timeout: float) -> None:
         self._path = path
         self._timeout = timeout
@@ -37,9 +39,9 @@ class SupervisedUnits:
         state = await self.detail(unit)
         return [*state.triggered_by] if state.listening else []
 
-    async def stale(self, unit: str) -> str | None:
+    async def stale(self, unit: str) -> bool:
         """See `UnitManager`. The supervisor reads a unit's files at each start of it."""
-        return None
+        return False
 
     async def matching(self, pattern: str) -> list[str]:
         """See `UnitManager`."""

@@ -37,7 +37,7 @@ async def explain(
     else:
         why = (
             f"it was started too often in a short time, and systemd did not start it again ({START_LIMIT}); "
-            f"try later, or have an administrator type: systemctl reset-failed {state.unit}"
+            f"try later, or have an administrator type: {units.systemctl} reset-failed {state.unit}"
         )
         if state.result == START_LIMIT:
             return why

@@ -280,8 +280,10 @@ class RegistryService(Handlers):
 
     async def _stale(self, unit: str) -> str | None:
         """What there is to say of a unit whose files are not those that systemd goes by."""
-        command = await self._units.stale(unit)
-        return command and f"a file of {unit} has changed, and systemd goes by what it read before; see: {command}"
+        if not await self._units.stale(unit):
+            return None
+        step = f"{self._units.systemctl} daemon-reload"
+        return f"a file of {unit} has changed, and systemd goes by what it read before; see: {step}"
 
     async def _check_worker(self, worker: Entry, state: UnitState) -> None:
         """Raises `NotFound` unless there is such a worker, whose unit is in `state`."""
@@ -304,7 +306,8 @@ class RegistryService(Handlers):
         if act.before == "alias":
             raise Conflict(f"cannot {verb} {entry.unit}: that is another name of a unit, which the catalog must have")
         if verb == "enable" and act.before.startswith("masked"):
-            raise Conflict(f"cannot enable {entry.unit}: it is masked; see: systemctl unmask {entry.unit}")
+            step = f"{self._units.systemctl} unmask {entry.unit}"
+            raise Conflict(f"cannot enable {entry.unit}: it is masked; see: {step}")
         if verb == "enable" and act.before in ("generated", "transient"):
             raise Conflict(f"cannot enable {entry.unit}: it is {act.before}, and has no unit file of its own")
         act.after = enabled = await self._units.switch(verb, entry.unit)

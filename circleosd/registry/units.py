@@ -62,7 +62,12 @@ class LogLine:
 
 
 class UnitManager(Protocol):
-    """A service manager: systemd over D-Bus, or the supervisor of the embedded mode."""
+    """A service manager: systemd over D-Bus, or the supervisor of the embedded mode.
+
+    `systemctl` is how systemctl(1) is called for its units.
+    """
+
+    systemctl: str
 
     async def states(self, units: Sequence[str]) -> list[UnitState]:
         """The states of `units` in their order; a unit that does not exist has `load` not-found.
@@ -79,8 +84,8 @@ class UnitManager(Protocol):
         """The sockets, timers and paths that start `unit` and are active."""
         ...
 
-    async def stale(self, unit: str) -> str | None:
-        """The command by which the manager reads a file of `unit` again, if one changed on disk since it did."""
+    async def stale(self, unit: str) -> bool:
+        """Whether a file of `unit` changed on disk since the service manager read it."""
         ...
 
     async def matching(self, pattern: str) -> list[str]:

@@ -56,6 +56,7 @@ class SystemdUnits:
     """
 
     def __init__(self, scope: Scope, *, timeout: float, env: Mapping[str, str] = os.environ) -> None:
+        self.systemctl = "systemctl" if scope == "system" else "systemctl --user"
         self._scope = scope
         self._timeout = timeout
         self._env = env
@@ -84,11 +85,9 @@ class SystemdUnits:
         triggers = await self._property(unit, "TriggeredBy")
         return [trigger.unit for trigger in await self.states(triggers) if trigger.active == "active"]
 
-    async def stale(self, unit: str) -> str | None:
+    async def stale(self, unit: str) -> bool:
         """See `UnitManager`."""
-        if not UNIT_NAME.fullmatch(unit) or not await self._property(unit, "NeedDaemonReload"):
-            return None
-        return "systemctl daemon-reload" if self._scope == "system" else "systemctl --user daemon-reload"
+        return bool(UNIT_NAME.fullmatch(unit)) and bool(await self._property(unit, "NeedDaemonReload"))
 
     async def matching(self, pattern: str) -> list[str]:
         """See `UnitManager`."""

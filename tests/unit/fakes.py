@@ -69,6 +69,8 @@ class NoFiles:
 class Units:
     """A service manager whose units are a dictionary of states."""
 
+    systemctl = "systemctl"
+
     def __init__(self, **states: str) -> None:
         self.active = {f"{name}.service": state for name, state in states.items()}
         self.jobs: list[tuple[str, str]] = []
@@ -100,8 +102,8 @@ class Units:
         state = await self.detail(unit)
         return [*state.triggered_by] if state.listening else []
 
-    async def stale(self, unit: str) -> str | None:
-        return None
+    async def stale(self, unit: str) -> bool:
+        return False
 
     async def matching(self, pattern: str) -> list[str]:
         return fnmatch.filter(self.active, pattern)

@@ -29,6 +29,7 @@ from circleosd.registry.catalog import OWN, Catalog, Entry
 from circleosd.registry.service import MIGRATIONS, RegistryService
 from circleosd.registry.units import LogLine, UnitState
 from circleosd.service import Service
+from circleosd.systemd.units import SystemdUnits
 from tests.unit.fakes import ROOT, STRANGER, USERS, NoFiles, Units, identify
 
 
@@ -294,6 +295,23 @@ def test_a_log_of_nothing_is_not_found_unless_there_was_a_unit_that_logged(
     assert asyncio.run(problem("ghost")) == "the unit ghost.service of the service ghost does not exist"
     registry.units.active["circleosd-plugin@any.service"] = "inactive"
     assert "there is no worker of the plugin any" in (asyncio.run(problem("plugin@any")) or "")
+
+
+def test_a_next_step_is_said_for_the_manager_that_has_the_unit(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stale(unit: str) -> bool:
+        return True
+
+    monkeypatch.setattr(registry.units, "systemctl", SystemdUnits("user", timeout=1).systemctl)
+    monkeypatch.setattr(registry.units, "stale", stale)
+    registry.units.boot["nginx.service"] = "masked"
+    steps = [
+        ({"action": "status", "name": "nginx"}, "systemctl --user daemon-reload"),
+        ({"action": "enable", "name": "nginx"}, "systemctl --user unmask nginx.service"),
+    ]
+    for request, step in steps:
+        assert registry.ask(request)["message"].endswith(f"; see: {step}")
 
 
 def test_a_worker_of_no_loaded_plugin_is_not_found(registry: Registry) -> None:
