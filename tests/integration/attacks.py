@@ -87,8 +87,8 @@ class Paced:
 
     def load(self, attack: Attack) -> dict[str, Any]:
         artifact = attack.make()
-        manifest = NATIVE if artifact.startswith(b"\x7fELF") else {"limits": {"time": 2}, **attack.manifest}
-        path = write(self.directory, attack.name, artifact, **manifest)
+        usual = NATIVE if artifact.startswith(b"\x7fELF") else {"limits": {"time": 2}}
+        path = write(self.directory, attack.name, artifact, **usual | attack.manifest)
         request = {"action": "load", "path": str(path), "grant": "all", "trust": True}
         return self.host.call("plugin-manager", request, timeout=120)
 

@@ -19,6 +19,7 @@ LOUD = 0.3  # seconds that each attack takes at least
 SLOWER = 3.0  # times
 SLICE = 0.003  # seconds that a process which computes may keep a CPU from one that wakes up
 FAST = {"limits": {"time": 0.3}}
+SLOW = {"limits": {"time": 5}}  # so that what ends at once has its reason on a busy machine, too
 KV = json.dumps({"call": "kv.set", "args": {"key": "k", "value": "x" * 20_000}})
 
 
@@ -119,6 +120,7 @@ GREEDY = (
         lambda: c("""char junk[65536]; memset(junk, 0x14, sizeof junk);
             for (;;) for (int fd = 3; fd < 16; fd++) send(fd, junk, sizeof junk, MSG_NOSIGNAL);"""),
         says="broke the protocol",
+        manifest=SLOW,
     ),
     Attack(
         "floods-the-log",
@@ -126,12 +128,14 @@ GREEDY = (
             memset(frame + 10, 'x', 4095);
             for (;;) for (int fd = 3; fd < 16; fd++) send(fd, frame, sizeof frame, MSG_NOSIGNAL);"""),
         says="logged more than",
+        manifest=SLOW,
     ),
     Attack(
         "answers-what-nobody-asked",
         lambda: c("""unsigned char frame[] = {0, 0, 0, 1, 18, 0, 0, 0, 77, 'x'};
             for (;;) for (int fd = 3; fd < 16; fd++) send(fd, frame, sizeof frame, MSG_NOSIGNAL);"""),
         says="broke the protocol",
+        manifest=SLOW,
     ),
 )
 
