@@ -7,7 +7,7 @@ for the name stands for every name. What the host calls of each are is in ABI.md
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from circleosd.errors import BadRequest
 from circleosd.policy import Grant
@@ -89,6 +89,12 @@ def effective(asked: Iterable[str], decided: Mapping[str, bool], configured: Ite
     asked, configured = tuple(asked), tuple(configured)
     single = (item for item in (*decided, *configured) if any(covers(wider, item) for wider in asked))
     return tuple(item for item in dict.fromkeys((*asked, *single)) if decided.get(item, holds(configured, item)))
+
+
+def inherited(asked: Collection[str], decided: Mapping[str, bool]) -> dict[str, bool]:
+    """What `decided` about a version says of the next, which asks for `asked`: of a kind with `*`, each of its names."""
+    narrower = {item: yes for name, yes in decided.items() for item in asked if covers(name, item)}
+    return narrower | {name: yes for name, yes in decided.items() if any(covers(item, name) for item in asked)}
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -41,7 +41,6 @@ from circleosd.plugins.loading import (
     Candidate,
     Loading,
     as_loaded,
-    is_asked,
     require_asked,
     require_granted_growth,
     to_grant,
@@ -161,7 +160,7 @@ class PluginService(Handlers):
             raise BadRequest(f"the artifact's sha256 is {staged.digest}, not {request.sha256}")
         grants = to_grant(manifest, request.grant)
         trust = await self._loading.judge(candidate, explicit=request.trust, before=before.loaded if before else None)
-        plugin = self._new(manifest, staged.digest, _fresh(before), _kept(before, manifest) | grants)
+        plugin = self._new(manifest, staged.digest, _fresh(before), _inherited(before, manifest) | grants)
         if before:
             require_granted_growth(before.manifest, manifest, plugin.granted)
         _require_own(act, plugin.granted)
@@ -200,7 +199,7 @@ class PluginService(Handlers):
 
     def _catch_up(self, plugin: Plugin, before: Plugin | None, grants: dict[str, bool]) -> None:
         """Take over what was decided about the version before while this one was loaded."""
-        decided = _kept(before, plugin.manifest) | grants
+        decided = _inherited(before, plugin.manifest) | grants
         if decided != plugin.decided:
             plugin.decide(decided)
         if before:
@@ -416,10 +415,9 @@ def _require_own(act: Act, held: Sequence[str]) -> None:
     require_within(act.caller, None, capabilities.rights(held))
 
 
-def _kept(before: Plugin | None, manifest: Manifest) -> dict[str, bool]:
+def _inherited(before: Plugin | None, manifest: Manifest) -> dict[str, bool]:
     """What was decided about the version before and still concerns this one."""
-    decided = before.decided.items() if before else ()
-    return {name: yes for name, yes in decided if is_asked(manifest.asked, name)}
+    return capabilities.inherited(manifest.asked, before.decided) if before else {}
 
 
 def _fresh(before: Plugin | None) -> Record:

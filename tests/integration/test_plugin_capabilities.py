@@ -214,6 +214,16 @@ def test_an_upgrade_that_asks_for_more_is_refused_with_the_difference(host: Embe
     host.unload("grower")
 
 
+def test_an_upgrade_that_asks_for_less_has_it_as_before(host: EmbeddedHost, tmp_path: Path) -> None:
+    path = write(tmp_path, "narrower", caller(), capabilities=["events:*"])
+    host.load(path, grant="all")
+    write(tmp_path, "narrower", caller(), version="2", capabilities=["events:deploy"])
+    assert "not granted" not in host.ok("plugin", "load", str(path))
+    assert answer(host, "narrower", "events.emit", topic="deploy", payload="") is None
+    assert "events:other" in refusal(host, "narrower", "events.emit", topic="other", payload="")
+    host.unload("narrower")
+
+
 SLOW = """__attribute__((constructor)) void slow(void) { sleep(4); }"""
 
 

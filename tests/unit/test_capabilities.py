@@ -70,6 +70,17 @@ def test_of_every_name_a_single_one_can_be_granted() -> None:
     assert capabilities.effective(["events:*"], {}, ["events:deploy"]) == ("events:deploy",)
 
 
+def test_an_upgrade_that_asks_for_less_keeps_what_was_decided_of_more() -> None:
+    for yes in (True, False):
+        decided = {"events:*": yes, "services:restart:*": not yes, "kv": yes}
+        narrower = {"events:a": yes, "events:b": yes, "kv": yes}
+        assert capabilities.inherited(("events:a", "kv", "events:b"), decided) == narrower
+    decided = {"events:a": True, "events:*": False, "events:b": True}
+    assert capabilities.inherited(("events:a", "events:c"), decided) == {"events:a": True, "events:c": False}
+    assert capabilities.inherited(("events:*",), decided) == decided
+    assert capabilities.inherited(("kv",), decided) == {}
+
+
 def test_a_list_of_capabilities_is_split_and_checked() -> None:
     assert capabilities.split("kv, clock,kv") == ("kv", "clock")
     assert capabilities.split("all") == ("all",)
