@@ -46,13 +46,14 @@ def _secrets(command: Command, given: Mapping[str, str], ask: Asking, *, stdin: 
     """The passwords that the command takes."""
     if command.contract.own_object and "name" not in given:
         _require_oneself(ask, command)
-    found = {}
+    found: dict[str, str] = {}
     for item in command.secrets:
         if item.name == "old" and "name" in given:  # another's password is changed without knowing it
             continue
         if item.name == "password" and "uid" in given and not stdin:  # the uid is the user
             continue
-        if (secret := _secret(item, stdin=stdin)) is not None:
+        what = "present password" if item.name == "old" else "new password" if "old" in found else item.name
+        if (secret := _secret(item, what, stdin=stdin)) is not None:
             found[item.name] = secret
     return found
 
@@ -105,12 +106,11 @@ def _require_oneself(ask: Asking, command: Command) -> None:
         raise BadRequest(f"{command.group} {command.verb} needs NAME: you are no CircleOSD user yourself")
 
 
-def _secret(item: Parameter, *, stdin: bool) -> str | None:
-    """Read a password: a line of standard input, or from the terminal without echo.
+def _secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
+    """Read a password, which is called `name`: a line of standard input, or from the terminal without echo.
 
     An empty one is None where that will do. Raises `BadRequest`.
     """
-    name = {"old": "present password"}.get(item.name, item.name)
     try:
         secret = _read_secret(item, name, stdin=stdin)
         (secret or "").encode()

@@ -11,7 +11,7 @@ from circleosd.api.contract import Mark, Parameter, Request
 FLAGS = {
     "--scope": "the CircleOSD of the system or the user's own: system, user (default: the one that there is)",
     "--json": "print the reply's data as JSON",
-    "--password-stdin": "read a password from standard input instead of asking",
+    "--password-stdin": "read passwords from standard input, a line each, instead of asking",
     "--": "what follows is values, also if it looks like a flag",
     "--help": "show this and do nothing",
 }

@@ -57,6 +57,8 @@ def test_a_users_life_through_circlectl(host: EmbeddedHost) -> None:
     host.ok("user", "enable", "ursula")
     host.ok("user", "login", "ursula", "--password-stdin", stdin="quite another one\n")
     # One's own password is changed with the present one.
+    one = host.ctl("user", "passwd", "--password-stdin", stdin=f"{PASSWORD}\n")
+    assert one.stderr.startswith("circlectl: no new password on standard input [bad-request]")
     host.ok("user", "passwd", "--password-stdin", stdin=f"quite another one\n{PASSWORD}\n")
     host.ok("user", "logout")
     assert host.ok("user", "delete", "ursula") == "deleted ursula\n"
