@@ -16,6 +16,7 @@ from typing import Final, Protocol, TypeVar
 from circleosd import upstream
 from circleosd.errors import BadRequest, CircleError, Limit, NotFound, PluginFailed, Timeout
 from circleosd.handoff import Handoff
+from circleosd.plugins.receiving import PIECE, Receiver, Sink
 from circleosd.worker import frames
 from circleosd.worker.frames import HEADER, FrameError
 from circleosd.worker.host import LOG_BUDGET, logged
@@ -29,7 +30,6 @@ MOST_LOGGED: Final = 2 * LOG_BUDGET
 # which does so no more for plugin-manager, or rows of the ledger would be dropped with what plugins say.
 MOST_SAID: Final = 10_000
 SAID_WITHIN: Final = 30.0
-PIECE: Final = 64 * 1024  # bytes that are received at once; a longer body gets a buffer of its own
 LOADING: Final = 0  # the call id of everything before READY
 
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
@@ -44,14 +44,6 @@ class HostCalls(Protocol):
     """Who answers a worker's host calls: the body of HOST_REPLY. `depth` counts the events behind a call."""
 
     def __call__(self, call: str, args: dict[str, str], depth: int) -> Awaitable[bytes]: ...
-
-
-class Sink(Protocol):
-    """Where a worker's compilation goes."""
-
-    def write(self, data: memoryview) -> None: ...
-
-    def finish(self) -> None: ...
 
 
 class Trapped(PluginFailed):
@@ -130,16 +122,9 @@ class Worker(asyncio.BufferedProtocol):
         self._asked: set[asyncio.Task[None]] = set()
         self._preparation_time = 0.0
         self._preparing = _Work(0.0, 0)  # all preparations together: which calls they follow, the worker alone knows
-        self._sink: Sink | None = None
+        self._receiver = Receiver()
         self.lost = False
         self.counted = False  # its end is on the plugin's record
-        # Input: `_piece` up to `_filled`, or the body of the frame `_kind`, `_call_id` that did not fit there.
-        self._piece = memoryview(bytearray(PIECE))
-        self._filled = 0
-        self._kind = self._call_id = 0
-        self._body: bytearray | None = None
-        self._rest = memoryview(b"")
-        self._sunk = 0  # bytes of a compilation that are still to come
 
     async def load(
         self, path: str, load: frames.Load, descriptors: Sequence[int], timeout: float, sink: Sink | None
@@ -149,7 +134,7 @@ class Worker(asyncio.BufferedProtocol):
         Raises FileNotFoundError or ConnectionRefusedError when nobody listens, `BadRequest` with the reason when the
         worker refuses the artifact, `WorkerGone`, `Timeout` after `timeout` seconds.
         """
-        self._sink = sink
+        self._receiver.sink = sink
         if load.plugin_type == "wasm":
             self._preparation_time = load.limits.time + GRACE
         sock = await upstream.connect(path)
@@ -168,7 +153,7 @@ class Worker(asyncio.BufferedProtocol):
         except Timeout as exc:
             setting = " (plugins.load_time)" if load.plugin_type == "wasm" else ""
             raise Timeout(f"{self._name} cannot be loaded: took longer than {timeout:g} s{setting}") from exc
-        self._sink = None
+        self._receiver.sink = None
         if kind == frames.READY:
             return self._checked(lambda: _ready(load, frames.parse_ready(body)))
         failed = self._checked(lambda: frames.parse_failed(body))
@@ -281,76 +266,18 @@ class Worker(asyncio.BufferedProtocol):
         self._transport = transport
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._rest if self._body is not None else self._piece[self._filled :]
+        return self._receiver.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         try:
-            if self._body is not None:
-                self._rest = self._rest[nbytes:]
-                if not self._rest:
-                    body, self._body = self._body, None
-                    self._take(self._kind, self._call_id, body)
-                return
-            self._filled += nbytes
-            self._parse()
+            for frame in self._receiver.received(nbytes):
+                if self.lost:
+                    break
+                self._take(*frame)
         except FrameError as exc:
             log.error("plugin %s: its worker broke the protocol: %s", self._name, exc)
             self._fail(f"the worker of {self._name} broke the protocol: {exc}")
             self.abort()
-
-    def _parse(self) -> None:
-        """Take the whole frames out of `_piece`."""
-        piece, start, filled = self._piece, 0, self._filled
-        whole: list[tuple[int, int, bytes]] = []
-        while True:
-            if self._sunk:
-                count = min(self._sunk, filled - start)
-                self._sink_in(piece[start : start + count])
-                start += count
-                if self._sunk:
-                    break
-            available = filled - start - HEADER.size
-            if available < 0:
-                break
-            length, kind, number = HEADER.unpack_from(piece, start)
-            frames.check(kind, length, frames.TO_MANAGER)
-            if kind == frames.COMPILED:
-                # Once: code of the plugin runs only after that, and could make another one up.
-                if LOADING not in self._calls or self._sink is None:
-                    raise FrameError("it sent a compilation that nobody waits for")
-                self._sunk = length
-                start += HEADER.size
-                if length == 0:  # the one that it was given fits
-                    self._sink = None
-                continue
-            if available >= length:
-                begin = start + HEADER.size
-                start = begin + length
-                whole.append((kind, number, bytes(piece[begin:start])))
-                continue
-            if length > PIECE - HEADER.size:
-                body = bytearray(length)
-                view = memoryview(body)
-                view[:available] = piece[start + HEADER.size : filled]
-                self._kind, self._call_id, self._body, self._rest = kind, number, body, view[available:]
-                start = filled
-            break
-        if start and start < filled:
-            piece[: filled - start] = bytes(piece[start:filled])
-        self._filled = filled - start
-        # Only now: what a frame sets off may use this connection.
-        for frame in whole:
-            if self.lost:
-                break
-            self._take(*frame)
-
-    def _sink_in(self, data: memoryview) -> None:
-        assert self._sink is not None
-        self._sink.write(data)
-        self._sunk -= len(data)
-        if not self._sunk:
-            self._sink.finish()
-            self._sink = None
 
     def _take(self, kind: int, number: int, body: bytes | bytearray) -> None:
         call = self._calls.get(number)

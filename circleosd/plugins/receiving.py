@@ -1,0 +1,102 @@
+"""What a worker sends, cut into frames (circleosd/worker/frames.py). No I/O here."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol, TypeAlias
+
+from circleosd.worker import frames
+from circleosd.worker.frames import HEADER, FrameError
+
+PIECE: Final = 64 * 1024  # bytes that are received at once; a longer body gets a buffer of its own
+
+Frame: TypeAlias = tuple[int, int, bytes | bytearray]  # kind, call id, body
+
+
+class Sink(Protocol):
+    """Where a worker's compilation goes."""
+
+    def write(self, data: memoryview) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Receiver:
+    """Tells where to put what is received next, and which frames are whole by it.
+
+    One compilation may come as long as there is a `sink` for it, which is given up then.
+    """
+
+    def __init__(self) -> None:
+        self.sink: Sink | None = None
+        # `_piece` up to `_filled`, or the body of the frame `_kind`, `_call_id` that did not fit there.
+        self._piece = memoryview(bytearray(PIECE))
+        self._filled = 0
+        self._kind = self._call_id = 0
+        self._body: bytearray | None = None
+        self._rest = memoryview(b"")
+        self._sunk = 0  # bytes of a compilation that are still to come
+
+    def buffer(self) -> memoryview:
+        """Where the next bytes go."""
+        return self._rest if self._body is not None else self._piece[self._filled :]
+
+    def received(self, count: int) -> list[Frame]:
+        """Take note of `count` bytes in `buffer`; the frames that are whole now. Raises `FrameError`."""
+        if self._body is None:
+            self._filled += count
+            return self._whole()
+        self._rest = self._rest[count:]
+        if self._rest:
+            return []
+        body, self._body = self._body, None
+        return [(self._kind, self._call_id, body)]
+
+    def _whole(self) -> list[Frame]:
+        """Take the whole frames out of `_piece`."""
+        piece, start, filled = self._piece, 0, self._filled
+        whole: list[Frame] = []
+        while True:
+            if self._sunk:
+                count = min(self._sunk, filled - start)
+                self._sink_in(piece[start : start + count])
+                start += count
+                if self._sunk:
+                    break
+            available = filled - start - HEADER.size
+            if available < 0:
+                break
+            length, kind, number = HEADER.unpack_from(piece, start)
+            frames.check(kind, length, frames.TO_MANAGER)
+            if kind == frames.COMPILED:
+                # Once: code of the plugin runs only after that, and could make another one up.
+                if self.sink is None:
+                    raise FrameError("it sent a compilation that nobody waits for")
+                self._sunk = length
+                start += HEADER.size
+                if length == 0:  # the one that it was given fits
+                    self.sink = None
+                continue
+            if available >= length:
+                begin = start + HEADER.size
+                start = begin + length
+                whole.append((kind, number, bytes(piece[begin:start])))
+                continue
+            if length > PIECE - HEADER.size:
+                body = bytearray(length)
+                view = memoryview(body)
+                view[:available] = piece[start + HEADER.size : filled]
+                self._kind, self._call_id, self._body, self._rest = kind, number, body, view[available:]
+                start = filled
+            break
+        if start and start < filled:
+            piece[: filled - start] = bytes(piece[start:filled])
+        self._filled = filled - start
+        return whole
+
+    def _sink_in(self, data: memoryview) -> None:
+        assert self.sink is not None
+        self.sink.write(data)
+        self._sunk -= len(data)
+        if not self._sunk:
+            self.sink.finish()
+            self.sink = None
