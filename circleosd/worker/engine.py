@@ -18,7 +18,7 @@ from wasmtime._ffi import dll
 
 from circleosd.worker.failure import PluginFailure
 from circleosd.worker.frames import Limits
-from circleosd.worker.limits import STORE_TICKS
+from circleosd.worker.watch import STORE_TICKS
 
 Pointer: TypeAlias = Any
 Kind: TypeAlias = Literal["module", "component"]

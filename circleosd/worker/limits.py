@@ -1,4 +1,4 @@
-"""What bounds the worker process itself, whatever runs in it: time, memory, descriptors, files, timers.
+"""What bounds the worker process itself, whatever runs in it: memory, descriptors, files, timers, and how it compiles.
 
 setrlimit(2), setitimer(2) and prctl(2). Memory is bounded by RLIMIT_DATA, which counts what is writable;
 RLIMIT_AS would count the address space that Wasmtime only reserves.
@@ -11,8 +11,6 @@ import os
 import resource
 import signal
 import struct
-import threading
-import time
 from typing import Final, Literal
 
 # How long after `limits.time` a call that could not be interrupted ends with the process. A caller's own
@@ -30,12 +28,6 @@ HEADROOM: Final = 32 << 20
 # A native plugin's libraries, and the address space that malloc reserves for threads.
 MAPPED: Final = 256 << 20
 
-# The clock of interruption: so many ticks are a call's time. A store may see one more, for a tick may come
-# late from the call before; so a call ends between its time and a tick later.
-TICKS: Final = 20
-STORE_TICKS: Final = TICKS + 1
-
-_SIGEV_THREAD: Final = 2
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _PR_SET_PDEATHSIG: Final = 1
@@ -136,117 +128,3 @@ def _lower(kind: int, value: int) -> None:
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
     resource.setrlimit(kind, (value, value))
-
-
-class _SignalEvent(ctypes.Structure):
-    """`struct sigevent` of 64-bit Linux, with the members of SIGEV_THREAD."""
-
-    _fields_ = (
-        ("value", ctypes.c_void_p),
-        ("signal", ctypes.c_int),
-        ("notify", ctypes.c_int),
-        ("function", ctypes.c_void_p),
-        ("attributes", ctypes.c_void_p),
-        ("padding", ctypes.c_char * 32),
-    )
-
-
-class _TimerSpec(ctypes.Structure):
-    """`struct itimerspec` of 64-bit Linux."""
-
-    _fields_ = (
-        ("interval_seconds", ctypes.c_long),
-        ("interval_nanoseconds", ctypes.c_long),
-        ("seconds", ctypes.c_long),
-        ("nanoseconds", ctypes.c_long),
-    )
-
-
-class Ticker:
-    """Calls a C function with one pointer, every so many seconds while it is started: timer_create(2).
-
-    The C library does it on a thread of its own, without the interpreter, which may be busy or waiting.
-    """
-
-    def __init__(self, interval: float, function: int, argument: int) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        event = _SignalEvent(value=argument, notify=_SIGEV_THREAD, function=function)
-        self._timer = ctypes.c_void_p()
-        if libc.timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)) != 0:
-            raise OSError(ctypes.get_errno(), "cannot make a timer")
-        seconds, nanoseconds = divmod(int(interval * 1e9), 1_000_000_000)
-        self._on = _TimerSpec(seconds, nanoseconds, seconds, nanoseconds)
-        self._off = _TimerSpec(0, 0, 0, 0)
-        # Started for every call: ctypes takes numbers in half the time that objects cost it.
-        self._set = libc["timer_settime"]
-        self._set.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-        self._number, self._on_at, self._off_at = self._timer.value, *map(ctypes.addressof, (self._on, self._off))
-
-    def start(self) -> None:
-        """The first tick is one interval away."""
-        self._set(self._number, 0, self._on_at, None)
-
-    def stop(self) -> None:
-        """A tick that is on its way may still come."""
-        self._set(self._number, 0, self._off_at, None)
-
-
-class Watch:
-    """Ends what takes too long: first by ticks, which move an epoch on, then by SIGALRM.
-
-    SIGALRM has its default action: the process ends, even if it hangs in a system call.
-    """
-
-    def __init__(self, seconds: float, tick: tuple[int, int] | None) -> None:
-        """`tick`: the addresses of a C function and of its argument."""
-        self._hard = hard_deadline(seconds)
-        self._ticker = Ticker(seconds / TICKS, *tick) if tick is not None else None
-        self._extend_at = 0.0
-
-    def begin(self) -> None:
-        """A call starts."""
-        if self._ticker is not None:
-            self._ticker.start()
-        signal.setitimer(signal.ITIMER_REAL, self._hard)
-        self._extend_at = time.monotonic() + GRACE / 2
-
-    def extend(self) -> None:
-        """The call is over, and something short follows before `end`."""
-        if time.monotonic() > self._extend_at:
-            self.begin()
-
-    def end(self) -> None:
-        """Nothing runs any more."""
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        if self._ticker is not None:
-            self._ticker.stop()
-
-
-class SharedWatch(Watch):
-    """A watch for calls that run side by side: the hard deadline is that of the oldest of them."""
-
-    def __init__(self, seconds: float, tick: tuple[int, int] | None) -> None:
-        super().__init__(seconds, tick)
-        self._lock = threading.Lock()
-        self._deadlines: dict[int, float] = {}
-
-    def begin(self) -> None:
-        with self._lock:
-            if not self._deadlines and self._ticker is not None:
-                self._ticker.start()
-            self._deadlines[threading.get_ident()] = time.monotonic() + self._hard
-            self._arm()
-
-    def extend(self) -> None:
-        self.begin()
-
-    def end(self) -> None:
-        with self._lock:
-            del self._deadlines[threading.get_ident()]
-            self._arm()
-            if not self._deadlines and self._ticker is not None:
-                self._ticker.stop()
-
-    def _arm(self) -> None:
-        remaining = min(self._deadlines.values()) - time.monotonic() if self._deadlines else 0.0
-        signal.setitimer(signal.ITIMER_REAL, max(remaining, 0.001) if self._deadlines else 0.0)

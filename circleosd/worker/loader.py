@@ -12,16 +12,9 @@ from circleosd.worker.channel import Channel
 from circleosd.worker.failure import PluginFailure
 from circleosd.worker.frames import COMPILED, Abi, Buffer, FrameError, Load, Ready
 from circleosd.worker.host import Host
-from circleosd.worker.limits import (
-    SharedWatch,
-    Watch,
-    bound_mappings,
-    bound_memory,
-    forbid_files,
-    forbid_processes,
-    forbid_timers,
-)
+from circleosd.worker.limits import bound_mappings, bound_memory, forbid_files, forbid_processes, forbid_timers
 from circleosd.worker.sandbox import confine
+from circleosd.worker.watch import SharedWatch, Watch
 
 THREAD_STACK: Final = 2 << 20
 
