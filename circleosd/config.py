@@ -182,7 +182,7 @@ def load(env: Mapping[str, str]) -> Settings:
         try:
             with open(path, encoding="utf-8-sig") as file:  # with a byte order mark or without
                 text = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # as where the home is /dev/null
             continue
         except (OSError, ValueError) as exc:
             what = exc.strerror if isinstance(exc, OSError) else exc

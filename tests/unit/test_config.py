@@ -186,6 +186,10 @@ def test_where_the_sockets_are() -> None:
         paths.socket_path("auth-service", "/" + "x" * 100)
 
 
+def test_a_home_that_is_no_directory_has_no_settings() -> None:
+    assert config.load({"HOME": "/dev/null", "CIRCLEOSD_SERVER_IDLE_EXIT": "7"}).server.idle_exit == 7
+
+
 def test_without_a_variable_the_home_is_the_user_databases(monkeypatch: pytest.MonkeyPatch) -> None:
     assert paths.state_home({"XDG_STATE_HOME": "/s", "HOME": "/h"}) == "/s"
     assert paths.state_home({"HOME": "/h"}) == "/h/.local/state"
