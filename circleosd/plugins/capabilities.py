@@ -92,7 +92,7 @@ def effective(asked: Iterable[str], decided: Mapping[str, bool], configured: Ite
 
 
 def inherited(asked: Collection[str], decided: Mapping[str, bool]) -> dict[str, bool]:
-    """What `decided` about a version says of the next, which asks for `asked`: of a kind with `*`, each of its names."""
+    """What `decided` about a version says of the next, which asks for `asked`: of `*`, each name."""
     narrower = {item: yes for name, yes in decided.items() for item in asked if covers(name, item)}
     return narrower | {name: yes for name, yes in decided.items() if any(covers(item, name) for item in asked)}
 
