@@ -14,7 +14,8 @@ from typing import Final
 from circleosd.worker.limits import GRACE, hard_deadline
 
 # The clock of interruption: so many ticks are a call's time. A store may see one more, for a tick may come
-# late from the call before; so a call ends between its time and a tick later.
+# late from the call before; so a call ends between its time and a tick later. Where the machine is so busy that several
+# come late, it ends as much earlier.
 TICKS: Final = 20
 STORE_TICKS: Final = TICKS + 1
 
