@@ -24,6 +24,7 @@ from circleosd.discarding import discard
 from circleosd.errors import BadRequest, CircleError, Limit, Timeout
 from circleosd.handoff import Handoff
 from circleosd.policy import Peer
+from circleosd.turns import Turns
 
 LINGER = 5.0  # seconds in which what a refused peer still sends is read and dropped, so that it can read the reply
 MAX_FILES = 4  # descriptors that may wait on a connection; one more is closed at once, and the connection refused
@@ -51,6 +52,7 @@ class Owner(Protocol):
     max_line: int
     loop: asyncio.AbstractEventLoop
     booked: Counter[int]
+    turns: Turns
 
     def lost(self, connection: Connection) -> None: ...
 
@@ -350,6 +352,8 @@ class Connection(asyncio.Protocol):
     async def _answer(self, line: bytes | None) -> None:
         """Answer `line` and the whole lines behind it."""
         while line is not None and not self._transport.is_closing():
+            if (turn := self._server.turns.take(self.peer.uid, len(line))) is not None:
+                await turn
             reply = await self._server.service.dispatch(line, self.peer, self._descriptors)
             if len(self._descriptors):
                 self._descriptors.answered(len(self._buffer))

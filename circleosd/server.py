@@ -17,6 +17,7 @@ from circleosd.config import ServerSettings
 from circleosd.connection import Connection, Descriptors, Dispatcher, PassingSocket, peer_of
 from circleosd.errors import Limit, Unavailable
 from circleosd.places import Places
+from circleosd.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Server:
         self.max_line = max_line
         self.loop: asyncio.AbstractEventLoop
         self.booked: Counter[int] = Counter()
+        self.turns: Turns
         self._listener = listener
         self._manager = manager
         self._busy = busy
@@ -89,6 +91,7 @@ class Server:
         in the queue of the socket, which the service manager holds and listens to again.
         """
         self.loop = loop = asyncio.get_running_loop()
+        self.turns = Turns(loop)
         _raise_descriptor_limit()
         self._listener.setblocking(False)
         self._listen()
