@@ -25,6 +25,7 @@ from circleosd.systemd.notify import Notifier
 log = logging.getLogger(__name__)
 
 TARGET = "circleosd.target"
+MOST = 1 << 16  # connections, all of one uid: the registry's, which has one for each that asks it, and bounds those
 
 
 async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -> int:
@@ -58,7 +59,8 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
         notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         loop.add_reader(notify, supervisor.notified, notify)
         control.listen()
-        server = Server(Control(supervisor), control, ServerSettings(idle_exit=0), max_line=64 * 1024, manager=ours)
+        settings = ServerSettings(idle_exit=0, max_connections=MOST, max_connections_per_uid=MOST)
+        server = Server(Control(supervisor), control, settings, max_line=64 * 1024, manager=ours)
         serving = asyncio.create_task(server.run())
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:

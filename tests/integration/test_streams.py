@@ -151,3 +151,14 @@ def test_nobody_follows_what_is_not_cataloged(talking: EmbeddedHost) -> None:
     for wrong in ({"lines": -1}, {"lines": 10_001}, {"since": "yesterday"}, {"follow": "yes"}):
         reply = talking.call("service-registry", {"action": "logs", "name": "talker", **wrong})
         assert reply["error"] == "bad-request"
+
+
+def test_who_watches_as_often_as_the_registry_allows_keeps_nobody_from_asking_it(new_host: NewHost) -> None:
+    host = new_host({"CIRCLEOSD_SERVER_MAX_CONNECTIONS_PER_UID": "600"})
+    with contextlib.ExitStack() as stack:
+        watching = [stack.enter_context(host.connect("service-registry")) for _ in range(550)]
+        for sock in watching:
+            sock.sendall(b'{"action":"watch","name":"auth-service"}\n')
+        for sock in watching:
+            assert read_reply(sock)["ok"]
+        assert host.data("service-registry", "list")
