@@ -144,18 +144,18 @@ def test_followed_lines_come_as_they_are_logged() -> None:
     assert descriptors() == before
 
 
-def test_a_thousand_lines_at_once_are_followed_in_order() -> None:
-    unit = f"ct-say-burst-{os.getpid()}.service"
+def test_a_thousand_lines_at_once_are_followed_in_order(tmp_path: Path) -> None:
+    unit, go = f"ct-say-burst-{os.getpid()}.service", tmp_path / "go"
+    script = f"echo followed; until [ -e {go} ]; do sleep 0.05; done; seq 1000"
 
     async def act(manager: SystemdUnits) -> list[str]:
         seen: list[str] = []
-        async with aclosing(manager.follow(unit, 0)) as lines:  # type: ignore[type-var]
-            first = asyncio.ensure_future(anext(lines))
-            await asyncio.to_thread(run, "systemd-run", "--quiet", f"--unit={unit}", "seq", "1000")
-            seen.append((await first).text)
-            async with asyncio.timeout(10):
-                while "1000" not in seen:
+        await asyncio.to_thread(run, "systemd-run", "--quiet", f"--unit={unit}", "sh", "-c", script)
+        async with asyncio.timeout(30), aclosing(manager.follow(unit, 5)) as lines:  # type: ignore[type-var]
+            for last in ("followed", "1000"):
+                while last not in seen:
                     seen.append((await anext(lines)).text)
+                go.touch()
         return [text for text in seen if text.isdigit()]
 
     assert on_systemd(act) == [str(number) for number in range(1, 1001)]
