@@ -20,8 +20,10 @@ def login(ask: Asking, service: str, request: dict[str, Any]) -> Any:
         save(ask.runtime, data)
     except (OSError, BadRequest) as exc:
         ask.once(service, {"action": "logout", "token": data["token"]})
-        why = f" at {exc.filename}: {exc.strerror}" if isinstance(exc, OSError) else f": {exc}"
-        raise BadRequest(f"cannot keep the session{why}") from exc
+        if not isinstance(exc, OSError):
+            raise BadRequest(f"cannot keep the session: {exc}") from exc
+        why = f"{exc.filename}: {exc.strerror}; set XDG_STATE_HOME to a directory where it can be kept"
+        raise BadRequest(f"cannot keep the session at {why}") from exc
     return data
 
 
