@@ -23,7 +23,7 @@ from circleosd.steering import plain
 from circleosd.systemd.journal import ROW
 
 MAX_TEXT = 2048  # characters of a line that are shown; journald itself cuts at 48 KiB (LineMax=)
-BATCH = 200  # entries that `follow` reads at a time
+BATCH = 200  # lines by which `follow` hands on what it has read so far
 SETTLE = 1.0  # seconds that journald gets to write down how a unit ended: 2–4 ms when idle, over 300 when flooded
 STRAGGLERS = 0.05  # seconds by which lines may come later than systemd's word that the run is over; measured: 0.1 ms
 EARLY = 0.05  # seconds by which a line may seem older than its run, whose time is taken after the process was made
@@ -120,7 +120,7 @@ class _Follower:
         return found
 
     def read(self) -> list[LogLine]:
-        """The lines that came since, of at most BATCH entries."""
+        """The lines that came since, BATCH and those of one entry at most."""
         self._reader.process()
         found: list[LogLine] = []
         while len(found) < BATCH and (entry := self._reader.get_next()):
