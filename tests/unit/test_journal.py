@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from circleosd.api.common import Event
-from circleosd.ledger import ACTOR
+from circleosd.ledger import ACTOR, Phase
 from circleosd.systemd import journal
 from circleosd.systemd.journal import Mirror, _OneLine, _Prefixed
+from tests.integration.embedded_host import PROJECT
 
 
 @pytest.mark.parametrize(("form", "begins"), [(_OneLine(), ""), (_Prefixed(), "<3>")])
@@ -119,3 +122,10 @@ def test_without_a_journal_rows_go_nowhere(
     monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "none"))
     Mirror()(row(None))
     assert not caplog.messages
+
+
+def test_the_catalog_of_the_journal_explains_every_kind_of_row_by_fields_that_rows_have() -> None:
+    text = (PROJECT / "units/circleosd.catalog").read_text()
+    assert journal.MESSAGE_IDS.keys() == {*get_args(Phase)}
+    assert re.findall("^-- (.*)$", text, re.MULTILINE) == [*journal.MESSAGE_IDS.values()]
+    assert {*re.findall("@(.*?)@", text)} <= journal._fields(row(None)).keys()
