@@ -1,0 +1,66 @@
+"""The time that a call and what follows it have."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from circleosd.worker import watch
+from circleosd.worker.limits import hard_deadline
+from circleosd.worker.watch import SharedWatch, Watch
+
+SECONDS = 2.0
+NOW = 1000.0
+
+
+class Alarm:
+    """The clock, and when the alarm is due; None: it is off."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = NOW
+        self.due: float | None = None
+        monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(watch, "signal", SimpleNamespace(setitimer=self._set, ITIMER_REAL=signal.ITIMER_REAL))
+
+    def _set(self, which: int, seconds: float) -> None:
+        assert which == signal.ITIMER_REAL
+        self.due = self.now + seconds if seconds else None
+
+
+@pytest.fixture
+def alarm(monkeypatch: pytest.MonkeyPatch) -> Alarm:
+    return Alarm(monkeypatch)
+
+
+@pytest.mark.parametrize("kind", [Watch, SharedWatch])
+def test_what_follows_a_long_call_has_the_time_of_a_call_to_itself(alarm: Alarm, kind: type[Watch]) -> None:
+    call = kind(SECONDS, None)
+    call.begin()
+    assert alarm.due == pytest.approx(NOW + hard_deadline(SECONDS))
+    alarm.now += SECONDS
+    call.extend()
+    assert alarm.due == pytest.approx(NOW + SECONDS + hard_deadline(SECONDS))
+    call.end()
+    assert alarm.due is None
+
+
+def test_of_calls_side_by_side_the_oldest_one_says_when_the_worker_ends(
+    alarm: Alarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread = 1
+    monkeypatch.setattr(watch, "threading", SimpleNamespace(Lock=threading.Lock, get_ident=lambda: thread))
+    call = SharedWatch(SECONDS, None)
+    call.begin()
+    alarm.now += 1
+    thread = 2
+    call.begin()
+    assert alarm.due == pytest.approx(NOW + hard_deadline(SECONDS))
+    thread = 1
+    call.end()
+    assert alarm.due == pytest.approx(NOW + 1 + hard_deadline(SECONDS))
+    thread = 2
+    call.end()
+    assert alarm.due is None
