@@ -86,4 +86,9 @@ def _pad(text: str, width: int) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _WIDE else text[: _WIDE - 1] + "…"
+    if _width(text) <= _WIDE:
+        return text
+    text = text[: _WIDE - 1]
+    while _width(text) >= _WIDE:
+        text = text[:-1]
+    return text + "…"

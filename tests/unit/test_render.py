@@ -42,3 +42,10 @@ def test_the_columns_of_a_table_are_as_wide_as_their_widest_cell_on_a_terminal()
         "e\u0301e\u0301        -           x",
         "東京都港  -           x",
     ]
+
+
+def test_a_long_cell_of_a_table_is_cut_to_as_many_columns_whatever_its_characters_take() -> None:
+    whole = "x" * 64, "東" * 32, "e\u0301" * 64
+    cut = {"x" * 65: "x" * 63 + "…", "東" * 33: "東" * 31 + "…", "x" + "東" * 40: "x" + "東" * 31 + "…"}
+    shown = render.table([{"name": text} for text in (*whole, *cut)], ("name",)).split("\n")
+    assert shown == ["NAME", *whole, *cut.values()]
