@@ -33,7 +33,7 @@ from circleosd.api.auth import (
     WhoAmI,
 )
 from circleosd.api.auth import Sessions as ListSessions
-from circleosd.auth import passwords, store
+from circleosd.auth import passwords, rules, store
 from circleosd.auth.logins import Logins
 from circleosd.auth.passwords import Passwords
 from circleosd.auth.sessions import Sessions
@@ -43,7 +43,7 @@ from circleosd.database import Database, Transaction
 from circleosd.delegation import require_within
 from circleosd.errors import BadRequest, Conflict, Denied, Exists, Limit, NotFound
 from circleosd.handlers import Act, Handlers
-from circleosd.policy import Access, Caller, Grant, Peer, decide, higher, role_of_uid
+from circleosd.policy import Caller, Grant, Peer, higher, role_of_uid
 
 RESERVED = ("root", "nobody")  # and what begins with circleosd: names that others would take for something else
 MAX_RULES = 200  # of one user; each is sent with every verification and looked at with every decision
@@ -389,7 +389,7 @@ class AuthService(Handlers):
     async def grant(self, request: AddGrant, act: Act) -> Sequence[Rule]:
         """Handler of `grant`."""
         given = Grant(request.verb, request.object, request.deny)
-        _require_known(given)
+        rules.require_known(given)
 
         def work(tx: Transaction) -> Sequence[Rule]:
             self._target(tx, act, request.name)
@@ -422,28 +422,11 @@ class AuthService(Handlers):
 
     async def can(self, request: Can, act: Act) -> Answer:
         """Handler of `can`."""
-        from circleosd.api import actions  # all services' contracts: only what is about rules waits for them
-
-        contract = actions.BY_VERB.get(request.verb)
-        if contract is None:
-            raise BadRequest(f"there is no action {request.verb}; there are: {', '.join(actions.BY_VERB)}")
+        contract = rules.action(request.verb)
         account, grants = await self._database.read(
             lambda db: (self._find(db, request.name), store.grants(db, request.name))
         )
-        if account.disabled:
-            return Answer(allowed=False, why=f"the user {account.name} is disabled", rule=None)
-        listing = contract.row_field is not None
-        decision = decide(
-            Caller(Peer(-1, -1, -1), account.role, account.name, grants=grants),
-            contract.access,
-            request.verb,
-            None if contract.claimed_object else request.object,
-            own=contract.own_object,
-            among=actions.object_verbs(request.verb.partition(":")[0]) if listing else (),
-        )
-        rule = store.rules((decision.rule,))[0] if decision.rule else None
-        shown = "; only what the rules allow something on is listed" if listing and rule and decision.allowed else ""
-        return Answer(allowed=decision.allowed, why=decision.why + shown, rule=rule)
+        return rules.answer(account, grants, contract, request.verb, request.object)
 
     # what no action may exceed
 
@@ -475,20 +458,3 @@ def _named(act: Act) -> str:
     if act.object is None:
         raise BadRequest(f"{act.contract.action} needs the parameter name: you are no CircleOSD user yourself")
     return act.object
-
-
-def _require_known(given: Grant) -> None:
-    """Refuse a rule that can never apply, such as one with a misspelt verb. Raises `BadRequest`."""
-    from circleosd.api import actions
-
-    covered = [verb for verb in actions.BY_VERB if given._replace(object="*").covers(verb, None)]
-    if not covered:
-        raise BadRequest(f"there is no action {given.verb}; there are: {', '.join(actions.BY_VERB)}")
-    if given.deny:
-        if not any(actions.BY_VERB[verb].has_object() or given.covers(verb, None) for verb in covered):
-            raise BadRequest(f"no rule about an object can deny {given.verb}, which has none to go by; deny it for *")
-        return
-    if not any(actions.BY_VERB[verb].takes_rules() for verb in covered):
-        needs = actions.BY_VERB[covered[0]].access
-        why = "anyone may do it" if needs is Access.ANYONE else f"it needs the role {needs}"
-        raise BadRequest(f"no rule about an object can allow {given.verb}: {why}")

@@ -1,0 +1,57 @@
+"""What a rule can be about, and what a user's rules come to. No I/O here."""
+
+from __future__ import annotations
+
+from circleosd.api.auth import Answer
+from circleosd.api.contract import Request
+from circleosd.auth import store
+from circleosd.auth.store import Account
+from circleosd.errors import BadRequest
+from circleosd.policy import Access, Caller, Grant, Peer, decide
+
+
+def action(verb: str) -> type[Request]:
+    """The contract of an action such as service:restart. Raises `BadRequest` if there is none."""
+    from circleosd.api import actions  # all services' contracts: only what is about rules waits for them
+
+    contract = actions.BY_VERB.get(verb)
+    if contract is None:
+        raise BadRequest(f"there is no action {verb}; there are: {', '.join(actions.BY_VERB)}")
+    return contract
+
+
+def answer(account: Account, grants: tuple[Grant, ...], contract: type[Request], verb: str, name: str | None) -> Answer:
+    """Whether a user with these rules may do an action, on the object `name` if that is given, and what decides."""
+    from circleosd.api import actions
+
+    if account.disabled:
+        return Answer(allowed=False, why=f"the user {account.name} is disabled", rule=None)
+    listing = contract.row_field is not None
+    decision = decide(
+        Caller(Peer(-1, -1, -1), account.role, account.name, grants=grants),
+        contract.access,
+        verb,
+        None if contract.claimed_object else name,
+        own=contract.own_object,
+        among=actions.object_verbs(verb.partition(":")[0]) if listing else (),
+    )
+    rule = store.rules((decision.rule,))[0] if decision.rule else None
+    shown = "; only what the rules allow something on is listed" if listing and rule and decision.allowed else ""
+    return Answer(allowed=decision.allowed, why=decision.why + shown, rule=rule)
+
+
+def require_known(given: Grant) -> None:
+    """Refuse a rule that can never apply, such as one with a misspelt verb. Raises `BadRequest`."""
+    from circleosd.api import actions
+
+    covered = [verb for verb in actions.BY_VERB if given._replace(object="*").covers(verb, None)]
+    if not covered:
+        raise BadRequest(f"there is no action {given.verb}; there are: {', '.join(actions.BY_VERB)}")
+    if given.deny:
+        if not any(actions.BY_VERB[verb].has_object() or given.covers(verb, None) for verb in covered):
+            raise BadRequest(f"no rule about an object can deny {given.verb}, which has none to go by; deny it for *")
+        return
+    if not any(actions.BY_VERB[verb].takes_rules() for verb in covered):
+        needs = actions.BY_VERB[covered[0]].access
+        why = "anyone may do it" if needs is Access.ANYONE else f"it needs the role {needs}"
+        raise BadRequest(f"no rule about an object can allow {given.verb}: {why}")
