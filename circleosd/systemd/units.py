@@ -189,19 +189,20 @@ class SystemdUnits:
         """See `UnitManager`. Nothing is polled."""
         shown: dict[str, UnitState] = {}
         watched = Watched()
+        in_vain = 0  # connections in a row that told of no unit
         while True:
-            seen = 0
             try:
                 async with aclosing(changes(await self._connected(), watched, units, pattern)) as states:
                     async for state in states:
-                        seen += 1
+                        in_vain = 0
                         if differs(state, shown.get(state.unit)):
                             shown[state.unit] = state
                             yield state
             except ErrorReply as error:
                 raise explained("watch units", error) from error
             except Lost as exc:
-                if seen == 0:  # not even on a new connection
+                in_vain += 1
+                if in_vain == TRIES:
                     raise Unavailable(f"cannot watch units: {_GONE}") from exc
                 watched.missed = True
 

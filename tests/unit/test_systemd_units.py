@@ -247,6 +247,31 @@ def test_a_question_is_asked_again_on_a_new_connection_but_not_forever() -> None
         asyncio.run(main([dying] * 5 + [alive]))
 
 
+@pytest.mark.parametrize(("dead", "seen"), [(4, "active"), (5, None)])
+def test_a_watch_that_begins_as_the_bus_goes_away_begins_again_but_not_forever(dead: int, seen: str | None) -> None:
+    class Dying(Bus):
+        @asynccontextmanager
+        async def signals(self, *_: Any, **__: Any) -> AsyncIterator[asyncio.Queue[Message | None]]:
+            raise Lost
+            yield
+
+    async def main() -> str:
+        manager = SystemdUnits("system", timeout=1)
+        connections = [Dying((1, {}), [])] * dead + [Bus((1, properties("active", "running")), [])]
+
+        async def connected() -> Bus:
+            return connections.pop(0)
+
+        manager._connected = connected  # type: ignore[assignment,method-assign]  # no bus here
+        return (await anext(manager.watch([UNIT]))).active
+
+    if seen:
+        assert asyncio.run(main()) == seen
+    else:
+        with pytest.raises(Unavailable, match="cannot watch units"):
+            asyncio.run(main())
+
+
 @pytest.mark.parametrize(("invocation", "job", "asked"), [(b"new", 0, 1), (b"old", 7, 1), (b"old", 0, 2)])
 def test_a_restart_whose_answer_was_lost_is_asked_for_again_unless_it_was_done_or_is_on_its_way(
     invocation: bytes, job: int, asked: int
