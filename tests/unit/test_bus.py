@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
+from pathlib import Path
 from typing import Any
 
+import pytest
 from dbus_fast import Message, MessageType
+from dbus_fast.aio import MessageBus
 
-from circleosd.systemd.bus import CALL_SIZE, IN_FLIGHT, Connection
+from circleosd.systemd.bus import CALL_SIZE, DAEMON, IN_FLIGHT, Connection
+from circleosd.systemd.buserrors import Lost
 from circleosd.systemd.names import MANAGER, SYSTEMD
 
 RULE = "type='signal'"
@@ -85,3 +91,41 @@ def test_the_bus_is_asked_for_signals_though_the_first_who_wants_them_gives_up_b
         await asyncio.gather(*calls)
 
     asyncio.run(asyncio.wait_for(main(), 20))
+
+
+async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Lets a peer in, as a message bus does, and answers its first call (D-Bus Specification, "Authentication")."""
+    while (line := await reader.readline()) != b"BEGIN\r\n":
+        if b"AUTH" in line:
+            writer.write(b"OK 1234deadbeef\r\n")
+    await reader.readuntil(b"Hello\0")
+    kind = MessageType.METHOD_RETURN
+    hello = Message(message_type=kind, reply_serial=1, sender=DAEMON[0], signature="s", body=[":1.7"], serial=1)
+    writer.write(bytes(hello._marshall(False)))
+
+
+def test_a_call_behind_the_end_of_the_bus_is_lost_and_leaves_no_word_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        peers: list[asyncio.StreamWriter] = []
+
+        async def let_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await daemon(reader, writer)
+            peers.append(writer)
+
+        server = await asyncio.start_unix_server(let_in, tmp_path / "bus")
+        bus = await MessageBus(bus_address=f"unix:path={tmp_path}/bus").connect()
+        connection = Connection(bus)
+        while not peers:
+            await asyncio.sleep(0)
+        peers[0].get_extra_info("socket").shutdown(socket.SHUT_RDWR)  # which the event loop has not noticed yet
+        with pytest.raises(Lost):
+            await connection.call(MANAGER, "Subscribe")
+        await connection.close()
+        peers[0].close()
+        server.close()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    gc.collect()
+    assert not caplog.records, caplog.text
