@@ -241,7 +241,7 @@ class Connection:
             self._bus.send(message).add_done_callback(_note)
         except OSError as exc:
             # dbus-fast keeps the future to itself then, and asyncio would log that nobody looked at it.
-            failed: asyncio.Future[None] | None = getattr(self._bus._writer, "fut", None)
+            failed: asyncio.Future[None] | None = getattr(getattr(self._bus, "_writer", None), "fut", None)
             if failed is not None and failed.done():
                 _note(failed)
             self._finish()
