@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import sys
@@ -47,6 +48,8 @@ def run(channel: Channel, load: Load, descriptors: list[int]) -> None:
         for descriptor in descriptors:
             os.close(descriptor)
     channel.send(READY, 0, ready_body(session.loaded.ready))
+    gc.freeze()
+    gc.enable()  # each call leaves cycles, as ctypes.cast makes them
     session.serve()
 
 

@@ -18,9 +18,10 @@ import pytest
 from circleosd.worker.limits import hard_deadline
 from tests.component_text import component
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import EmbeddedHost
+from tests.integration.embedded_host import EmbeddedHost, read_reply
 from tests.integration.made import ECHO, core, native, write
 from tests.native_source import native as handlers
+from tests.wasi_text import command
 from tests.wasm_binary import padded
 
 TRAP = '(func $deep (unreachable)) (func (export "trap") (param i32) (result i64) (call $deep) (i64.const 0))'
@@ -481,3 +482,22 @@ def test_a_native_plugin_neither_fills_the_log_nor_steers_the_terminal(new_host:
     assert "wrote more than" in host.log
     assert len(host.log) < 16 << 20
     host.unload("flood")
+
+
+def test_a_worker_that_is_always_called_keeps_nothing_of_its_calls(host: EmbeddedHost, tmp_path: Path) -> None:
+    host.load(write(tmp_path, "busy", command("(call $exit (i32.const 3))")))
+
+    def used_after(calls: int) -> int:
+        """The memory of the plugin's worker in KiB."""
+        with host.connect("plugin-manager") as sock:
+            for _ in range(calls):
+                sock.sendall(b'{"action":"invoke","id":"busy","func":"handle"}\n')
+                assert read_reply(sock)["message"] == "exited with status 3"
+        pid = host.data("service-registry", "status", name="plugin@busy")["pid"]
+        found = re.search(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        assert found
+        return int(found[1])
+
+    before = used_after(200)
+    assert used_after(1500) < before + 3 * 1024
+    host.unload("busy")
