@@ -184,6 +184,16 @@ def test_a_reply_that_is_not_utf8_fails_with_the_place(data: str, reason: str, e
         assert caught.value.message == f"gave a reply that is not UTF-8: {reason}"
 
 
+def test_the_room_for_a_call_like_the_last_one_is_asked_for_before_it_comes() -> None:
+    body = """(data (i32.const 64) "asked")
+      (func $where (result i32) (call $log (i32.const 1) (i32.const 64) (i32.const 5)) (i32.const 1024))"""
+    with start(core(body, buffer="(call $where)", imports=HOST)) as worker:
+        worker.ready()
+        for payload in ("four", "five", "longer"):
+            assert worker.invoke("echo", payload) == payload
+        assert [log[0] for log in worker.logs][:4] == [1, 1 | frames.PREPARING, 2 | frames.PREPARING, 3]
+
+
 @pytest.mark.parametrize("address", ["131072", "131070", "-1", "-2147483648"])
 def test_a_buffer_outside_memory_fails_the_call_alone(address: str) -> None:
     with start(core(buffer=f"(i32.const {address})")) as worker:
