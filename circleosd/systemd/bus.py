@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from dbus_fast import Message, MessageFlag, MessageType
@@ -214,7 +214,8 @@ class Connection:
     def _remove_match(self, rule: str) -> None:
         self._matches[rule] -= 1
         if self._matches[rule] == 0 and not self.lost:
-            self._send(DAEMON, "RemoveMatch", "s", [rule], flags=MessageFlag.NO_REPLY_EXPECTED)
+            with suppress(Lost):  # it would take the place of a cancellation
+                self._send(DAEMON, "RemoveMatch", "s", [rule], flags=MessageFlag.NO_REPLY_EXPECTED)
 
     def _send(
         self,

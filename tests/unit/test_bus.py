@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,28 +106,57 @@ async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     writer.write(bytes(hello._marshall(False)))
 
 
+@asynccontextmanager
+async def connected(directory: Path) -> AsyncIterator[tuple[Connection, Callable[[], None]]]:
+    """A connection to a bus, and what ends the bus without the event loop noticing it before its next turn."""
+    peers: list[asyncio.StreamWriter] = []
+
+    async def let_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await daemon(reader, writer)
+        peers.append(writer)
+
+    server = await asyncio.start_unix_server(let_in, directory / "bus")
+    connection = Connection(await MessageBus(bus_address=f"unix:path={directory}/bus").connect())
+    while not peers:
+        await asyncio.sleep(0)
+    yield connection, lambda: peers[0].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+    await connection.close()
+    peers[0].close()
+    server.close()
+
+
 def test_a_call_behind_the_end_of_the_bus_is_lost_and_leaves_no_word_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        peers: list[asyncio.StreamWriter] = []
-
-        async def let_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await daemon(reader, writer)
-            peers.append(writer)
-
-        server = await asyncio.start_unix_server(let_in, tmp_path / "bus")
-        bus = await MessageBus(bus_address=f"unix:path={tmp_path}/bus").connect()
-        connection = Connection(bus)
-        while not peers:
-            await asyncio.sleep(0)
-        peers[0].get_extra_info("socket").shutdown(socket.SHUT_RDWR)  # which the event loop has not noticed yet
-        with pytest.raises(Lost):
-            await connection.call(MANAGER, "Subscribe")
-        await connection.close()
-        peers[0].close()
-        server.close()
+        async with connected(tmp_path) as (connection, end):
+            end()
+            with pytest.raises(Lost):
+                await connection.call(MANAGER, "Subscribe")
 
     asyncio.run(asyncio.wait_for(main(), 20))
     gc.collect()
     assert not caplog.records, caplog.text
+
+
+def test_who_gives_up_listening_as_the_bus_ends_has_given_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with connected(tmp_path) as (connection, end):
+            connection._subscribed = True  # there is no systemd on this bus
+            connection._matches[RULE] = 1  # nor who answers; another one listens to that, too
+            listening = asyncio.Event()
+
+            async def listen() -> None:
+                async with connection.signals([RULE], lambda signal: True) as signals:
+                    connection._matches[RULE] -= 1  # which has given up meanwhile
+                    listening.set()
+                    await signals.get()
+
+            task = asyncio.create_task(listen())
+            await listening.wait()
+            end()
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
