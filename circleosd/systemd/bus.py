@@ -312,6 +312,8 @@ async def connect(address: str) -> Connection:
     except BaseException as exc:
         await connection.close()
         if isinstance(exc, (TimeoutError, ErrorReply, Lost)):
-            raise Unavailable(f"cannot find systemd on the message bus at {address}: {exc}") from exc
+            late = isinstance(exc, TimeoutError)
+            why = str(exc) or (f"it did not come within {ARRIVAL:g} s" if late else "the connection was lost")
+            raise Unavailable(f"cannot find systemd on the message bus at {address}: {why}") from exc
         raise
     return connection

@@ -14,7 +14,8 @@ import pytest
 from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
-from circleosd.systemd.bus import CALL_SIZE, DAEMON, IN_FLIGHT, Connection
+from circleosd.errors import Unavailable
+from circleosd.systemd.bus import CALL_SIZE, DAEMON, IN_FLIGHT, Connection, connect
 from circleosd.systemd.buserrors import Lost
 from circleosd.systemd.names import MANAGER, SYSTEMD
 
@@ -160,3 +161,25 @@ def test_who_gives_up_listening_as_the_bus_ends_has_given_up(tmp_path: Path) -> 
             assert task.cancelled()
 
     asyncio.run(asyncio.wait_for(main(), 20))
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_bus_without_a_systemd_is_said_to_lack_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    monkeypatch.setattr("circleosd.systemd.bus.ARRIVAL", 20.0 if ends else 0.1)
+
+    async def let_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await daemon(reader, writer)
+        await reader.readuntil(b"AddMatch\0")
+        if not ends:
+            await reader.read()
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_unix_server(let_in, tmp_path / "bus"):
+            await connect(f"unix:path={tmp_path}/bus")
+
+    why = "the connection was lost" if ends else "it did not come within 0.1 s"
+    with pytest.raises(Unavailable, match=f"^cannot find systemd on the message bus at unix:path=.*/bus: {why}$"):
+        asyncio.run(asyncio.wait_for(main(), 20))
