@@ -318,6 +318,18 @@ def test_a_message_that_is_not_utf8_is_logged_with_replacements() -> None:
         assert worker.logs == [(1, 3, "a\ufffdb")]
 
 
+def test_what_a_deterministic_plugin_computes_does_not_depend_on_the_machine() -> None:
+    """Of a NaN it sees no bits but those of the one; what relaxed SIMD leaves to the machine is the same everywhere."""
+    body = """(func (export "f") (param $len i32) (result i64) (local $nan f32)
+        (local.set $nan (f32.add (f32.const nan:0x200000) (f32.convert_i32_u (local.get $len))))
+        (if (i32.ne (i32.reinterpret_f32 (local.get $nan)) (i32.const 0x7fc00000)) (then unreachable))
+        (if (i32x4.extract_lane 0 (i32x4.relaxed_trunc_f32x4_s (f32x4.splat (local.get $nan)))) (then unreachable))
+        (i64.const 0))"""
+    with start(core(body), deterministic=True) as worker:
+        worker.ready()
+        assert worker.invoke("f", "x") == ""
+
+
 @pytest.mark.parametrize("instance", ["fresh", "shared"])
 def test_a_deterministic_plugin_runs_out_of_fuel_at_the_same_place(instance: str) -> None:
     body = """(global $n (mut i32) (i32.const 0))
