@@ -10,15 +10,16 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 
 from circleosd.config import ServerSettings
 from circleosd.embedded.control import Control
 from circleosd.embedded.sockets import bound, listens
 from circleosd.embedded.supervisor import Supervisor
-from circleosd.errors import Conflict, UnitFailed
-from circleosd.paths import SERVICES, home, socket_path
+from circleosd.errors import BadRequest, Conflict, UnitFailed
+from circleosd.paths import SERVICES, home, runtime_dir, socket_path
 from circleosd.server import Server
 from circleosd.systemd.notify import Notifier
 
@@ -69,7 +70,7 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
             for name in supervisor.file(TARGET).words("Unit", "Wants"):
                 if await supervisor.job("start", name) != "done":
                     raise UnitFailed(f"cannot start {name}")
-            log.info("listening below %s; stop with Ctrl-C", runtime)
+            log.info("listening below %s%s; stop with Ctrl-C", runtime, found_with(str(runtime), os.environ))
             await told.wait()
         finally:
             await supervisor.stop()
@@ -77,6 +78,17 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
             await serving
             loop.remove_reader(notify)
     return 0
+
+
+def found_with(runtime: str, env: Mapping[str, str]) -> str:
+    """What circlectl has to be told to find `runtime`, as the end of a sentence; nothing where it does so by itself."""
+    how = f"CIRCLEOSD_RUNTIME_DIR={quote(runtime)}"
+    with contextlib.suppress(BadRequest):  # of one who has no home
+        if runtime == runtime_dir(env):
+            return ""
+        if runtime == runtime_dir(env, "user"):
+            how = "--scope user"
+    return f", where circlectl finds it with {how}"
 
 
 @contextlib.contextmanager

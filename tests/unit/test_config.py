@@ -12,6 +12,7 @@ import pytest
 
 from circlectl import sessions
 from circleosd import config, paths
+from circleosd.embedded.up import found_with
 from circleosd.errors import BadRequest
 
 
@@ -221,6 +222,20 @@ def test_without_a_variable_ones_own_sockets_are_the_managers_or_else_where_up_l
     managers.mkdir(parents=True)
     assert paths.runtime_dir({"HOME": "/h"}, "user") == str(managers)
     assert paths.runtime_dir({"HOME": "/h", "XDG_RUNTIME_DIR": "/y"}, "user") == "/y/circleosd"
+
+
+def test_circleosd_up_says_what_circlectl_needs_to_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "SYSTEM_RUNTIME", str(tmp_path / "circleosd"))
+    env = {"XDG_RUNTIME_DIR": "/y"}
+    named = ", where circlectl finds it with CIRCLEOSD_RUNTIME_DIR="
+    assert found_with("/y/circleosd", env) == ""
+    assert found_with("/z z/run", env) == f"{named}'/z z/run'"
+    (tmp_path / "circleosd").mkdir()  # which is taken for the system's
+    assert found_with("/y/circleosd", env) == ", where circlectl finds it with --scope user"
+    assert found_with("/z/run", env) == f"{named}/z/run"
+    assert found_with("/z/run", {**env, "CIRCLEOSD_RUNTIME_DIR": "/z/run"}) == ""
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    assert found_with("/z/run", {}) == f"{named}/z/run", "also who has no home"
 
 
 def test_the_systems_sockets_are_not_roots_own_where_systemd_runs(
