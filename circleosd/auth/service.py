@@ -189,7 +189,7 @@ class AuthService(Handlers):
 
     async def list(self, request: ListUsers, act: Act) -> Sequence[User]:
         """Handler of `list`."""
-        return await self._database.read(store.users)
+        return await self._database.scan(store.users)
 
     async def show(self, request: Show, act: Act) -> UserDetail:
         """Handler of `show`."""

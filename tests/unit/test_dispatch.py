@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
+import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -449,6 +451,40 @@ def test_a_change_that_the_disk_did_not_take_has_failed_on_record(
     row = asyncio.run(asked())
     assert (row["phase"], row["action"], row["object"]) == ("failed", "create", "alice")
     assert (row["error"], row["after"]) == ("unavailable", None)
+    database.close()
+
+
+def test_who_somebody_is_can_be_told_while_all_users_are_being_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, begun, told = Database(tmp_path / "a.db", store.MIGRATIONS), threading.Event(), threading.Event()
+    users = AuthService(database, AuthSettings(), services=frozenset())
+    ledger = Ledger(database, accounts.SERVICE, lambda event: None)
+    service = Service(
+        accounts.SERVICE,
+        accounts.GROUP,
+        accounts.CONTRACTS,
+        users,
+        identify=users.identify,
+        ledger=ledger,
+        request_timeout=60,
+    )
+
+    def slow(connection: sqlite3.Connection) -> list[accounts.User]:
+        begun.set()
+        assert told.wait(20)
+        return []
+
+    async def asked() -> None:
+        listing = asyncio.create_task(_bytes(service, b'{"action":"list"}', Peer(os.getuid(), 0, 0)))
+        await asyncio.to_thread(begun.wait, 20)
+        reply = json.loads(await _bytes(service, b'{"action":"whoami"}', STRANGER))
+        assert reply["data"]["uid"] == STRANGER.uid
+        told.set()
+        assert json.loads(await listing)["ok"]
+
+    monkeypatch.setattr(store, "users", slow)
+    asyncio.run(asyncio.wait_for(asked(), 40))
     database.close()
 
 
