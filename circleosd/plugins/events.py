@@ -11,12 +11,14 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
 from typing import NamedTuple, cast
 from weakref import WeakSet
 
 from circleosd.api.plugins import PluginEvent
 from circleosd.database import Database, Transaction
 from circleosd.errors import CircleError, Limit, NotFound
+from circleosd.places import Places
 from circleosd.plugins.plugin import Plugin
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ KEPT = 1000  # events
 MAX_PAYLOAD = 16 * 1024  # bytes of one event
 WAITING = 64  # events that may wait for one plugin
 DEEPEST = 4  # how many events may follow from one another
+FOLLOWED_AT_ONCE = 16  # events that are read at once for a follower, who may take them slowly
+READINGS, READINGS_BY_ONE = 128, 16  # of the newest events in hand, and of one uid; each may have 16 MB
 
 Deliver = Callable[[Plugin, str, str, int], Awaitable[None]]
 
@@ -76,6 +80,8 @@ class Events:
         self._waiting: dict[Plugin, deque[_Waiting]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._followers: set[_Follower] = set()
+        self._reading = asyncio.Lock()
+        self._readings = Places("readings of events", READINGS, READINGS_BY_ONE)
 
     async def emit(self, plugin: Plugin, topic: str, payload: str, depth: int) -> None:
         """Keep an event and hand it to every other plugin that holds its topic.
@@ -105,9 +111,11 @@ class Events:
             if other.name != plugin.name and other not in self._deaf and other.holds(f"events:{topic}"):
                 self._queue(other, _Waiting(topic, payload, depth + 1))
 
-    async def last(self, count: int, topic: str | None) -> list[PluginEvent]:
-        """The newest events, oldest first."""
-        return await self._database.read(lambda connection: _last(connection, count, topic))
+    async def last(self, count: int, topic: str | None, uid: int | None) -> list[PluginEvent]:
+        """The newest events, oldest first; `uid` is who has but a part of the places. Raises `Limit`."""
+        with self._readings.held(uid):
+            async with self._reading:  # or many would be in memory that have no reply yet
+                return await self._database.scan(lambda connection: _last(connection, count, topic))
 
     async def follow(self, count: int, topic: str | None) -> AsyncIterator[PluginEvent]:
         """The newest events, then each that is emitted. Raises `Limit` when they are not taken fast enough."""
@@ -115,9 +123,12 @@ class Events:
         self._followers.add(follower)
         try:
             known = 0
-            for event in await self.last(count, topic):
-                known = event["seq"]
-                yield event
+            if count:
+                known = await self._database.scan(lambda connection: _before(connection, count, topic))
+                while found := await self._database.scan(partial(_after, seq=known, topic=topic)):
+                    for event in found:
+                        known = event["seq"]
+                        yield event
             while True:
                 event = await follower.next()
                 if event["seq"] > known and topic in (None, event["topic"]):
@@ -165,10 +176,21 @@ class Events:
             del self._waiting[plugin]
 
 
+_EVENTS = "SELECT seq, time, plugin, topic, payload FROM events WHERE (?1 IS NULL OR topic = ?1)"
+
+
 def _last(connection: sqlite3.Connection, count: int, topic: str | None) -> list[PluginEvent]:
-    rows = connection.execute(
-        "SELECT seq, time, plugin, topic, payload FROM events WHERE ?1 IS NULL OR topic = ?1"
-        " ORDER BY seq DESC LIMIT ?2",
-        (topic, count),
-    ).fetchall()
+    rows = connection.execute(f"{_EVENTS} ORDER BY seq DESC LIMIT ?2", (topic, count)).fetchall()
     return [cast(PluginEvent, dict(row)) for row in reversed(rows)]
+
+
+def _before(connection: sqlite3.Connection, count: int, topic: str | None) -> int:
+    """The number of the event before the newest `count`; 0 if there is none."""
+    row = connection.execute(f"{_EVENTS} ORDER BY seq DESC LIMIT 1 OFFSET ?2", (topic, count)).fetchone()
+    return row["seq"] if row else 0
+
+
+def _after(connection: sqlite3.Connection, seq: int, topic: str | None) -> list[PluginEvent]:
+    """The first events behind that number."""
+    rows = connection.execute(f"{_EVENTS} AND seq > ?2 ORDER BY seq LIMIT ?3", (topic, seq, FOLLOWED_AT_ONCE))
+    return [cast(PluginEvent, dict(row)) for row in rows]

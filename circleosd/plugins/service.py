@@ -280,7 +280,7 @@ class PluginService(Handlers):
         """Handler of `events`."""
         if request.follow:
             return self._events.follow(request.lines, request.topic)
-        return await self._events.last(request.lines, request.topic)
+        return await self._events.last(request.lines, request.topic, act.caller.bounded)
 
     # calling
 

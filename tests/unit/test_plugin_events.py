@@ -1,18 +1,22 @@
-"""Events that nobody takes as fast as they are emitted."""
+"""Events that are read, or that nobody takes as fast as they are emitted."""
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from circleosd.api.plugins import PluginEvent
 from circleosd.config import PluginSettings
 from circleosd.database import Database
 from circleosd.errors import Limit
-from circleosd.plugins.events import WAITING, Deliver, Events
+from circleosd.plugins.events import FOLLOWED_AT_ONCE, READINGS_BY_ONE, WAITING, Deliver, Events
 from circleosd.plugins.health import Health
+from circleosd.plugins.keyvalue import KeyValue
 from circleosd.plugins.manifest import Capability, Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.service import HOST_MIGRATIONS
@@ -95,6 +99,24 @@ def test_who_follows_a_topic_gets_the_events_of_that_alone_before_and_after(tmp_
     with_events(tmp_path, taken, use)
 
 
+@pytest.mark.parametrize(("topic", "step"), [(None, 1), ("odd", 2)])
+def test_who_follows_gets_the_newest_and_then_what_comes(tmp_path: Path, topic: str | None, step: int) -> None:
+    last = 5 * FOLLOWED_AT_ONCE
+
+    async def use(events: Events, emitting: Plugin) -> None:
+        for number in range(1, last):
+            await events.emit(emitting, "odd" if number % 2 else "even", str(number), 0)
+        following = aiter(events.follow(2 * FOLLOWED_AT_ONCE, topic))
+        found = [(await anext(following))["payload"]]
+        await events.emit(emitting, "odd", "new", 0)
+        while found[-1] != "new":
+            found.append((await anext(following))["payload"])
+        first = last - 2 * FOLLOWED_AT_ONCE * step
+        assert found == [*(str(number) for number in range(first, last) if step == 1 or number % 2), "new"]
+
+    with_events(tmp_path, taken, use)
+
+
 def test_what_an_old_version_emits_in_its_last_call_is_not_for_the_new_one(tmp_path: Path) -> None:
     got: list[str] = []
 
@@ -109,3 +131,26 @@ def test_what_an_old_version_emits_in_its_last_call_is_not_for_the_new_one(tmp_p
 
     with_events(tmp_path, deliver, use)
     assert got == ["emitting"]
+
+
+def test_what_plugins_keep_can_be_had_while_many_events_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, told = threading.Event(), threading.Event()
+
+    def slow(connection: sqlite3.Connection, count: int, topic: str | None) -> list[PluginEvent]:
+        begun.set()
+        assert told.wait(20)
+        return []
+
+    async def use(events: Events, emitting: Plugin) -> None:
+        readings = [asyncio.ensure_future(events.last(1000, None, 1000)) for _ in range(READINGS_BY_ONE)]
+        await asyncio.to_thread(begun.wait, 20)
+        with pytest.raises(Limit, match="for uid 1000"):
+            await events.last(1000, None, 1000)
+        assert await KeyValue(events._database).get("emitting", "key") is None
+        told.set()
+        assert await asyncio.gather(*readings) == [[]] * READINGS_BY_ONE
+
+    monkeypatch.setattr("circleosd.plugins.events._last", slow)
+    with_events(tmp_path, taken, use)
