@@ -213,7 +213,7 @@ class Delete(Request, action="delete", access=Access.ADMIN, reply=User, effect=E
 class Sessions(Request, action="sessions", access=Access.ADMIN, reply=list[Session], object="name", own=True):
     """List a user's sessions."""
 
-    name: OwnName = None
+    name: Annotated[UserName | None, Doc("the user's name; default: yourself, or all where you are no user")] = None
 
 
 @contract

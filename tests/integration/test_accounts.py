@@ -301,6 +301,14 @@ def test_a_session_of_a_clock_that_was_far_ahead_has_ended_when_that_is_set_back
     assert host.data(AUTH, "sessions") == []
 
 
+def test_who_is_admin_and_no_user_is_shown_the_sessions_of_all_and_the_help_says_so(host: EmbeddedHost) -> None:
+    for name in ("una", "uma"):
+        create(host, name)
+        login(host, name, os.getuid())
+    assert {"una", "uma"} <= {item["user"] for item in host.data(AUTH, "sessions")}
+    assert "default: yourself, or all where you are no user\n" in host.ok("user", "sessions", "--help")
+
+
 def test_verifying_does_not_write_to_the_disk(new_host: NewHost) -> None:
     host = new_host(CHEAP)  # where nothing that others did is written later
     create(host, "verified")
