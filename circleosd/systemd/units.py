@@ -169,16 +169,28 @@ class SystemdUnits:
                     await (await self._connected()).call(MANAGER, "ResetFailedUnit", "s", [switch])
                 raise Conflict(f"cannot {verb} {unit}: {said}")
         else:
-            try:
-                await _switch(await self._connected(), verb, unit)
-            except ErrorReply as error:
-                raise explained(f"{verb} {unit}", error) from error
-            except Lost as exc:
-                raise Unavailable(f"cannot {verb} {unit}: {_GONE}") from exc
+            await self._switch(verb, unit)
         state = await self.enabled(unit)
         if verb == "enable" and state == "static":
             raise Conflict(f"cannot enable {unit}: it has no [Install] section")
         return state
+
+    async def _switch(self, verb: Switch, unit: str) -> None:
+        """Enable or disable a unit file and have systemd read it, as systemctl(1) does; what is lost is done again."""
+        for _ in range(TRIES):
+            connection = await self._connected()
+            try:
+                if verb == "enable":
+                    await connection.call(MANAGER, "EnableUnitFiles", "asbb", [[unit], False, False])
+                else:
+                    await connection.call(MANAGER, "DisableUnitFiles", "asb", [[unit], False])
+                await connection.call(MANAGER, "Reload")
+                return
+            except ErrorReply as error:
+                raise explained(f"{verb} {unit}", error) from error
+            except Lost:
+                continue
+        raise Unavailable(f"cannot {verb} {unit}: {_GONE}")
 
     async def enabled(self, unit: str) -> str:
         """See `UnitManager`."""
@@ -310,15 +322,6 @@ async def _job(connection: Connection, method: str, unit: str) -> str:
             if path == job:
                 return str(result)
     raise Unheard
-
-
-async def _switch(connection: Connection, verb: Switch, unit: str) -> None:
-    """Enable or disable a unit file and have systemd read it, as systemctl(1) does."""
-    if verb == "enable":
-        await connection.call(MANAGER, "EnableUnitFiles", "asbb", [[unit], False, False])
-    else:
-        await connection.call(MANAGER, "DisableUnitFiles", "asb", [[unit], False])
-    await connection.call(MANAGER, "Reload")
 
 
 def bus_address(scope: Scope, env: Mapping[str, str]) -> str:

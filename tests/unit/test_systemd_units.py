@@ -307,6 +307,30 @@ def test_a_restart_whose_answer_was_lost_is_asked_for_again_unless_it_was_done_o
     assert calls == ["RestartUnit"] * asked
 
 
+@pytest.mark.parametrize(("lost", "state"), [(4, "enabled"), (5, None)])
+def test_a_unit_is_enabled_again_where_the_bus_went_away_over_it_but_not_forever(lost: int, state: str | None) -> None:
+    asked: list[str] = []
+
+    class Dying(Bus):
+        async def call(self, target: tuple[str, str, str], member: str, *_: Any) -> Message:
+            asked.append(member)
+            if member == "Reload" and asked.count("Reload") <= lost:
+                raise Lost
+            return Message(path="/", member="x", body=["enabled"])
+
+    async def main() -> str:
+        manager = SystemdUnits("user", timeout=1)
+        manager._connection = Dying((1, {}), [])  # type: ignore[assignment]  # what this needs of one
+        return await manager.switch("enable", UNIT)
+
+    if state:
+        assert asyncio.run(main()) == state
+        assert asked == ["EnableUnitFiles", "Reload"] * (lost + 1) + ["GetUnitFileState"]
+    else:
+        with pytest.raises(Unavailable, match=r"cannot enable a\.service"):
+            asyncio.run(main())
+
+
 def test_where_the_configuration_enables_units_nobody_else_can(monkeypatch: pytest.MonkeyPatch) -> None:
     class Bare(Bus):
         @asynccontextmanager
