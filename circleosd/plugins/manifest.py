@@ -164,12 +164,12 @@ def dump(manifest: Manifest) -> str:
 
 
 def restore(stored: str) -> Manifest:
-    """A manifest that was stored. Raises `BadRequest` for what another version of CircleOSD has stored."""
+    """A manifest that was stored. Raises `BadRequest` for what another version or a failing disk has left."""
     try:
         value = json.loads(stored)
         asked = tuple(Capability(**item) for item in value.pop("capabilities"))
         return Manifest(**value | {"capabilities": asked, "limits": Limits(**value["limits"])})
-    except (ValueError, TypeError, KeyError) as exc:
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
         raise BadRequest(f"its stored manifest cannot be read: {exc}") from exc
 
 

@@ -209,11 +209,11 @@ def _read(source: int, offset: int) -> bytes:
 
 
 def plugins(connection: sqlite3.Connection) -> list[Loaded]:
-    """All plugins by name; one whose manifest this version cannot read is left out and logged."""
+    """All plugins by name; one that this version cannot read is left out and logged."""
     found = []
     for row in connection.execute("SELECT * FROM plugins ORDER BY name"):
         try:
-            found.append(_of_row(row))
+            found.append(_readable(row))
         except BadRequest as exc:
             log.error("cannot use the plugin %s, load it again or unload it: %s", row["name"], exc)
     return found
@@ -224,7 +224,8 @@ def unreadable(connection: sqlite3.Connection, name: str) -> Loaded | None:
     row = connection.execute("SELECT * FROM plugins WHERE name = ?", (name,)).fetchone()
     if row is None:
         return None
-    return _of_row(row, Manifest(name, version="unknown", plugin_type="native" if row["abi"] == "native" else "wasm"))
+    manifest = Manifest(name, version="unknown", plugin_type="native" if row["abi"] == "native" else "wasm")
+    return _of_row(row, manifest, (), ())
 
 
 def digests(connection: sqlite3.Connection) -> dict[str, str]:
@@ -305,13 +306,22 @@ def put_record(tx: Transaction, name: str, record: Record) -> None:
     )
 
 
-def _of_row(row: sqlite3.Row, manifest: Manifest | None = None) -> Loaded:
+def _readable(row: sqlite3.Row) -> Loaded:
+    """Raises `BadRequest` for a row that cannot be read."""
+    try:
+        functions, imports = (tuple(json.loads(row[key])) for key in ("functions", "imports"))
+    except (ValueError, TypeError) as exc:
+        raise BadRequest(f"what is stored of it cannot be read: {exc}") from exc
+    return _of_row(row, manifests.restore(row["manifest"]), functions, imports)
+
+
+def _of_row(row: sqlite3.Row, manifest: Manifest, functions: tuple[str, ...], imports: tuple[str, ...]) -> Loaded:
     return Loaded(
-        manifest=manifest or manifests.restore(row["manifest"]),
+        manifest=manifest,
         digest=row["digest"],
         abi=row["abi"],
-        functions=tuple(json.loads(row["functions"])),
-        imports=tuple(json.loads(row["imports"])),
+        functions=functions,
+        imports=imports,
         description=row["description"],
         loaded=row["loaded"],
         signer=row["signer"],

@@ -174,7 +174,10 @@ def test_what_a_plugin_keeps_survives_a_version_that_cannot_read_its_manifest(tm
     database.close()
 
 
-def test_a_plugin_whose_manifest_cannot_be_read_can_be_unloaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage", ["""manifest = '{"newer": true}'""", "manifest = 'null'", "functions = '['", "imports = '1'"]
+)
+def test_a_plugin_that_cannot_be_read_can_be_unloaded(tmp_path: Path, damage: str) -> None:
     database = Database(tmp_path / "plugins.db", store.MIGRATIONS)
     ledger = Ledger(database, contracts.SERVICE, lambda event: None)
 
@@ -182,7 +185,7 @@ def test_a_plugin_whose_manifest_cannot_be_read_can_be_unloaded(tmp_path: Path) 
         service = await started(tmp_path, database, ledger)
         await service._kv.set("p", "key", "value", 1000)
         await service.close()
-        await database.write(lambda tx: tx.execute("""UPDATE plugins SET manifest = '{"newer": true}'"""))
+        await database.write(lambda tx: tx.execute(f"UPDATE plugins SET {damage}"))
         service = await opened(tmp_path, database, ledger)
         act = Act(ledger, await identify(ROOT, None), None, Unload, "p", NoFiles(), identify, lambda caller, name: None)
         assert (await service.unload(Unload(id="p"), act))["version"] == "unknown"
