@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,7 +115,7 @@ class _Follower:
             reader.seek_realtime(began)
         else:
             reader.seek_cursor(cursor)
-            reader.get_next()
+            _entry(reader.get_next)
         self._note_timeout()
         return found
 
@@ -123,7 +123,7 @@ class _Follower:
         """The lines that came since, BATCH and those of one entry at most."""
         self._reader.process()
         found: list[LogLine] = []
-        while len(found) < BATCH and (entry := self._reader.get_next()):
+        while len(found) < BATCH and (entry := _entry(self._reader.get_next)):
             found += _lines(entry)
         self._note_timeout()
         return found
@@ -163,7 +163,7 @@ def _settle(invocation: str, scope: Scope) -> None:
         reader.add_match(f"{_INVOCATION[scope]}={invocation}")
         reader.add_match(*(f"MESSAGE_ID={ending}" for ending in (_NOT_STARTED, *_ENDED)))
         while (left := deadline - time.monotonic()) > 0:
-            if not (entry := reader.get_next()):
+            if not (entry := _entry(reader.get_next)):
                 reader.wait(left)
             elif entry["MESSAGE_ID"].hex == _NOT_STARTED:
                 return
@@ -215,10 +215,19 @@ def _by_manager(entry: dict[str, Any], scope: Scope) -> bool:
     return entry.get("_SYSTEMD_UNIT" if scope == "system" else "_SYSTEMD_USER_UNIT") == "init.scope"
 
 
+def _entry(step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The entry that a step of a reader leads to; {} at the end. One that a failing disk has damaged is passed over."""
+    while True:
+        try:
+            return step()
+        except UnicodeDecodeError:  # the name of a field
+            continue
+
+
 def _backwards(reader: Any, since: float | None) -> Iterator[dict[str, Any]]:
     """The entries from the newest to that of `since`."""
     reader.seek_tail()
-    while entry := reader.get_previous():
+    while entry := _entry(reader.get_previous):
         if since is not None and entry["__REALTIME_TIMESTAMP"].timestamp() < since:
             return
         yield entry
