@@ -54,6 +54,7 @@ ON_ITS_WAY: dict[str, tuple[str, ...]] = {  # states in which what nobody saw th
 }
 FOLLOWED = 32  # logs at once; each holds a thread and an inotify instance, of which a user may have 128 by default
 FOLLOWED_BY_ONE = 16  # uid
+READ, READ_BY_ONE = 128, 16  # logs at once that are not followed: few threads read them, for everybody
 
 
 @dataclass
@@ -75,6 +76,7 @@ class RegistryService(Handlers):
         self._units = units
         self._reported: tuple[str, ...] = ()
         self._followed = Places("followed logs", FOLLOWED, FOLLOWED_BY_ONE)
+        self._reading = Places("logs to be read", READ, READ_BY_ONE)
 
     def _read(self) -> Catalog:
         catalog = self._catalog()
@@ -143,12 +145,13 @@ class RegistryService(Handlers):
     async def logs(self, request: Logs, act: Act) -> Sequence[LogLine] | AsyncIterator[LogLine]:
         """Handler of `logs`."""
         entry = self._read().find(request.name)
+        with self._reading.held(act.caller.bounded):
+            told = request.lines and not request.follow
+            found = await self._units.logs(entry.unit, request.lines, request.since) if told else []
+            if not found:
+                await self._check_logged(entry)
         if request.follow:
-            await self._check_logged(entry)
             return self._lines(self._units.follow(entry.unit, request.lines, request.since), act.caller.bounded)
-        found = await self._units.logs(entry.unit, request.lines, request.since) if request.lines else []
-        if not found:
-            await self._check_logged(entry)
         return [LogLine(time=line.time, text=line.text) for line in found]
 
     async def _check_logged(self, entry: Entry) -> None:

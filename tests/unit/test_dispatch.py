@@ -602,6 +602,29 @@ def test_who_follows_many_logs_leaves_places_for_others(registry: Registry) -> N
     assert asyncio.run(scenario()) == [""] * 16 + [refused] + [""] * 2
 
 
+def test_who_reads_many_logs_at_once_leaves_places_for_others(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = b'{"action":"logs","name":"nginx","token":"operator"}'
+
+    async def scenario() -> list[str]:
+        told = asyncio.Event()
+
+        async def slow(unit: str, lines: int, since: float | None = None) -> list[LogLine]:
+            await told.wait()
+            return []
+
+        monkeypatch.setattr(registry.units, "logs", slow)
+        peers = [Peer(uid, uid, 1) for uid in [4242] * 17 + [4243]]
+        asked = [asyncio.create_task(_bytes(registry.service, request, peer)) for peer in peers]
+        refused = json.loads(await asked[16])
+        told.set()
+        return [refused["message"], *(json.loads(reply)["message"] or "" for reply in await asyncio.gather(*asked))]
+
+    refused = "at most 16 logs to be read at once for uid 4242; try again later"
+    assert asyncio.run(scenario()) == [refused, *[""] * 16, refused, ""]
+
+
 def test_the_records_verification_is_for_admins(registry: Registry) -> None:
     registry.ask({"action": "start", "name": "nginx"})
     assert registry.ask({"action": "audit"})["data"]["problems"] == []
