@@ -302,10 +302,10 @@ def test_a_session_of_a_clock_that_was_far_ahead_has_ended_when_that_is_set_back
 
 
 def test_who_is_admin_and_no_user_is_shown_the_sessions_of_all_and_the_help_says_so(host: EmbeddedHost) -> None:
-    for name in ("una", "uma"):
+    for name in ("ulla", "umut"):
         create(host, name)
         login(host, name, os.getuid())
-    assert {"una", "uma"} <= {item["user"] for item in host.data(AUTH, "sessions")}
+    assert {"ulla", "umut"} <= {item["user"] for item in host.data(AUTH, "sessions")}
     assert "default: yourself, or all where you are no user\n" in host.ok("user", "sessions", "--help")
 
 
