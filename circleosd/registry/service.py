@@ -59,13 +59,10 @@ READ, READ_BY_ONE = 128, 16  # logs at once that are not followed: few threads r
 
 @dataclass
 class _Target:
-    """What an act is about: the entry that `check` found in the catalog, and for a job the state of its unit before and
-    what is to be said of its files.
-    """
+    """What an act is about: the entry that `check` found in the catalog, and for a job the state of its unit before."""
 
     entry: Entry
     before: UnitState | None = None
-    stale: str | None = None
 
 
 class RegistryService(Handlers):
@@ -209,7 +206,7 @@ class RegistryService(Handlers):
             except NotFound as exc:
                 raise _no_unit(target.entry) from exc
             return
-        (target.before,), target.stale = await asyncio.gather(self._units.states([unit]), self._stale(unit))
+        (target.before,) = await self._units.states([unit])
         act.before = target.before.active
         if act.before == "failed":  # what it failed with must not be taken for the outcome of this job
             target.before = await self._units.detail(unit)
@@ -250,27 +247,27 @@ class RegistryService(Handlers):
             if before.load == "not-found":
                 raise _no_unit(entry) from exc
             raise Conflict(str(exc)) from exc  # it has a file, of which systemd can make nothing
-        (state,) = await self._units.states([entry.unit])
+        # Not before the job, for which systemd would read the files once more.
+        (state,), stale = await asyncio.gather(self._units.states([entry.unit]), self._stale(entry.unit))
         act.after = state.active
-        await self._require_done(verb, target, result, before, state, began)
-        words = (await self._word(verb, entry, state, began), target.stale)
-        act.message = "; ".join(filter(None, words)) or None
+        if why := await self._failure(verb, entry, result, before, state, began):
+            raise UnitFailed("; ".join(filter(None, (why, stale))))
+        act.message = "; ".join(filter(None, (await self._word(verb, entry, state, began), stale))) or None
         return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub)
 
-    async def _require_done(
-        self, verb: Verb, target: _Target, result: str, before: UnitState, state: UnitState, began: float
-    ) -> None:
-        """Raises `UnitFailed` if the job did not do it, or the unit has failed since."""
-        entry = target.entry
+    async def _failure(
+        self, verb: Verb, entry: Entry, result: str, before: UnitState, state: UnitState, began: float
+    ) -> str | None:
+        """What to say of a job that did not do it, or of a unit that has failed since."""
         failed = result != "done" or state.active in DOWN[verb]
         if not failed and not state.waits:
-            return
+            return None
         state = await self._units.detail(entry.unit)
-        if failed or state.result != "success":
-            why = await explain(self._units, verb, result, before, state, began)
-            again = ", which systemd will try again" if state.waits else ""
-            stale = f"; {target.stale}" if target.stale else ""
-            raise UnitFailed(f"cannot {verb} {entry.name} ({entry.unit}){again}: {why}{stale}")
+        if not failed and state.result == "success":
+            return None
+        why = await explain(self._units, verb, result, before, state, began)
+        again = ", which systemd will try again" if state.waits else ""
+        return f"cannot {verb} {entry.name} ({entry.unit}){again}: {why}"
 
     async def _word(self, verb: Verb, entry: Entry, state: UnitState, began: float) -> str | None:
         """What there is to say of a job that was done."""
