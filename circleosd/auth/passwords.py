@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from circleosd.config import AuthSettings
 from circleosd.errors import BadRequest, Unavailable
+from circleosd.fair import Fair
 from circleosd.places import Places
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Passwords:
         self._settings = settings
         self._threads = ThreadPoolExecutor(settings.hashing, "argon2", _give_way)
         self._places = Places("passwords", settings.hashing + settings.login_queue, MOST_AT_ONCE, "auth.login_queue")
+        self._turns = Fair(settings.hashing)
         self._decoy = _decoy(settings)
 
     async def hash(self, password: str, uid: int | None) -> str:
@@ -75,7 +77,8 @@ class Passwords:
 
     async def _run(self, uid: int | None, work: Callable[..., T], *args: str) -> T:
         with self._places.held(uid):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, _explained, work, *args)
+            async with self._turns.turn(uid):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, _explained, work, *args)
 
 
 def _explained(work: Callable[..., T], *args: str) -> T:

@@ -9,12 +9,12 @@ import contextlib
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from circleosd.config import PluginSettings
 from circleosd.errors import CircleError, PluginFailed, Timeout, Unavailable
+from circleosd.fair import Fair
 from circleosd.places import Places
 from circleosd.plugins.compiled import Compiled, Incoming
 from circleosd.plugins.host import PASSED_ON
@@ -53,8 +53,7 @@ class Runner:
         self.waiting = 0
         self.used = time.monotonic()
         self.connecting = asyncio.Lock()
-        self.free = at_once  # calls that may begin at once
-        self._turns: dict[int | None, deque[asyncio.Future[None]]] = {}  # by uid, in the order of their next turns
+        self.turns = Fair(at_once)
 
     def load_request(self, *, precompiled: bool) -> frames.Load:
         """What its worker is to run."""
@@ -71,30 +70,6 @@ class Runner:
             granted=(*self.granted, *PASSED_ON),
             precompiled=precompiled,
         )
-
-    async def turn(self, uid: int | None) -> None:
-        """Wait until a call ends and leaves its place: uids take turns, those of each are served as they came."""
-        turn = asyncio.get_running_loop().create_future()
-        self._turns.setdefault(uid, deque()).append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.leave()  # the place came and nobody takes it
-            raise
-
-    def leave(self) -> None:
-        """A call has ended: the place is for the next who waits."""
-        while self._turns:
-            uid = next(iter(self._turns))
-            line = self._turns.pop(uid)
-            turn = line.popleft()
-            if line:
-                self._turns[uid] = line
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self.free += 1
 
 
 class Runners:
@@ -200,10 +175,7 @@ class Runners:
         runner.places.take(uid)
         runner.waiting += 1
         try:
-            if runner.free:
-                runner.free -= 1
-            else:
-                await runner.turn(uid)
+            await runner.turns.begin(uid)
             try:
                 if runner.retired or plugin.health.held_for(time.monotonic()):
                     raise Superseded
@@ -219,7 +191,7 @@ class Runners:
                 runner.used = time.monotonic()
                 return reply
             finally:
-                runner.leave()
+                runner.turns.end()
         finally:
             runner.places.leave(uid)
             runner.waiting -= 1

@@ -122,6 +122,22 @@ def test_more_than_may_wait_are_turned_away() -> None:
     assert [isinstance(item, Limit) for item in found] == [False, False, False, True, True]
 
 
+def test_who_has_one_password_looked_at_does_not_wait_for_all_those_of_another() -> None:
+    hasher = Passwords(AuthSettings(hash_memory=64, hash_passes=1, hashing=1))
+
+    async def scenario() -> list[int]:
+        order = list[int]()
+
+        async def verify(uid: int) -> None:
+            await hasher.verify(None, "x", uid)
+            order.append(uid)
+
+        await asyncio.gather(*(verify(uid) for uid in [4242] * 20 + [4243]))
+        return order
+
+    assert asyncio.run(scenario()).index(4243) == 2
+
+
 def test_one_uid_leaves_places_for_others() -> None:
     hasher = Passwords(AuthSettings(hash_memory=1024, hash_passes=2, hashing=1, login_queue=128))
 
