@@ -139,9 +139,9 @@ def test_a_unit_whose_file_changed_without_a_reload_of_systemd_is_told_of(machin
     said = "a file of ct-edited.service has changed, and systemd goes by what it read before; see: systemctl "
     assert said not in refused(machine, "service start edited", 0)
     machine.succeed("echo Environment=NEW=1 >>/etc/systemd/system/ct-edited.service")
-    for command, status in (("status", 0), ("restart", 0), ("reload", 11), ("stop", 0)):
+    for command, status in (("status", 0), ("restart", 0), ("reload", 11)):
         assert said in refused(machine, f"service {command} edited", status)
-    machine.succeed("circlectl service start edited", "systemctl daemon-reload")
+    machine.succeed("systemctl daemon-reload")
     for command in ("status", "restart", "stop"):
         assert said not in refused(machine, f"service {command} edited", 0)
 
