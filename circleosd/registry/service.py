@@ -99,8 +99,7 @@ class RegistryService(Handlers):
         """Handler of `status`."""
         entry = self._entry(request.name, act)
         state = await self._units.detail(entry.unit)
-        if entry.name.startswith(PLUGIN_PREFIX):
-            await self._check_worker(entry, state)
+        await self._check_worker(entry, state)
         act.message = await self._stale(entry.unit)
         return ServiceStatus(
             **_service(entry, state),
@@ -156,9 +155,8 @@ class RegistryService(Handlers):
         if await self._units.logs(entry.unit, 1):
             return
         (state,) = await self._units.states([entry.unit])
-        if entry.name.startswith(PLUGIN_PREFIX):
-            await self._check_worker(entry, state)
-        elif state.load == "not-found":
+        await self._check_worker(entry, state)
+        if state.load == "not-found":
             raise _no_unit(entry)
 
     async def _lines(self, lines: AsyncIterator[units.LogLine], uid: int | None) -> AsyncIterator[LogLine]:
@@ -171,7 +169,10 @@ class RegistryService(Handlers):
         """Handler of `watch`."""
         catalog = self._read()
         if request.name is not None:
-            return self._changes([catalog.find(request.name)])
+            entry = catalog.find(request.name)
+            (state,) = await self._units.states([entry.unit])
+            await self._check_worker(entry, state)
+            return self._changes([entry])
         return self._changes([*catalog.entries.values()], PLUGIN_UNITS)
 
     async def _changes(self, entries: Sequence[Entry], workers: str = "") -> AsyncIterator[Service]:
@@ -285,12 +286,14 @@ class RegistryService(Handlers):
         step = f"{self._units.systemctl} daemon-reload"
         return f"a file of {unit} has changed, and systemd goes by what it read before; see: {step}"
 
-    async def _check_worker(self, worker: Entry, state: UnitState) -> None:
-        """Raises `NotFound` unless there is such a worker, whose unit is in `state`."""
+    async def _check_worker(self, entry: Entry, state: UnitState) -> None:
+        """Raises `NotFound` for a plugin's worker that there is not, whose unit is in `state`."""
+        if not entry.name.startswith(PLUGIN_PREFIX):
+            return
         if state.load == "not-found":
-            raise NotFound(f"no service {worker.name}; see: circlectl service list")
-        if state.active == "inactive" and not worker.name.endswith(".socket"):
-            await self._check_loaded(worker)
+            raise NotFound(f"no service {entry.name}; see: circlectl service list")
+        if state.active == "inactive":
+            await self._check_loaded(entry)
 
     async def _check_loaded(self, worker: Entry) -> None:
         """Raises `NotFound` if the worker has no socket: the templates have units for every name, of no plugin too."""

@@ -322,7 +322,7 @@ def test_a_worker_of_no_loaded_plugin_is_not_found(registry: Registry) -> None:
 
 def test_a_worker_is_started_where_its_socket_is(registry: Registry) -> None:
     registry.units.active["circleosd-plugin@echo.service"] = "inactive"  # as systemd has it of every name
-    for action in ("start", "restart", "status"):
+    for action in ("start", "restart", "status", "watch"):
         reply = registry.ask({"action": action, "name": "plugin@echo"})
         assert reply["error"] == "not-found"
         assert "not loaded" in reply["message"]
@@ -332,8 +332,10 @@ def test_a_worker_is_started_where_its_socket_is(registry: Registry) -> None:
         reply = registry.ask({"action": action, "name": "plugin@echo.socket", "token": "operator"}, STRANGER)
         assert reply["error"] == "not-found"
     assert registry.units.jobs == []
-    assert registry.ask({"action": "status", "name": "plugin@echo.socket"})["data"]["state"] == "inactive"
+    for action in ("status", "watch"):
+        assert registry.ask({"action": action, "name": "plugin@echo.socket"})["error"] == "not-found"
     assert registry.ask({"action": "start", "name": "plugin@echo.socket"})["ok"]  # as the plugin manager does
+    assert registry.ask({"action": "status", "name": "plugin@echo.socket"})["data"]["state"] == "active"
     assert registry.ask({"action": "status", "name": "plugin@echo"})["data"]["state"] == "inactive"
     assert registry.ask({"action": "restart", "name": "plugin@echo.socket", "token": "operator"}, STRANGER)["ok"]
     assert registry.ask({"action": "start", "name": "plugin@echo"})["ok"]
