@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -140,7 +141,8 @@ class Signatures:
             async with asyncio.timeout(SECONDS):
                 with contextlib.ExitStack() as files:
                     armored = files.enter_context(_in_memory(signature))
-                    trusted = files.enter_context(_in_memory(signers)) if signers is not None else self._found(SIGNERS)
+                    given = self._found(SIGNERS) if signers is None else files.enter_context(_in_memory(signers))
+                    trusted = given and files.enter_context(_unmarked(given))
                     key = await self._whole(manifest, armored)
                     await self._not_revoked(manifest, armored, key)
                     if trusted is None:
@@ -305,6 +307,20 @@ def _in_memory(content: bytes) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _unmarked(path: str) -> Iterator[str]:
+    """A path to what the file holds behind a byte order mark, which ssh-keygen takes for a part of the first name."""
+
+    def at_once(name: str, flags: int) -> int:  # a pipe as well
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    with contextlib.ExitStack() as files:
+        with contextlib.suppress(OSError), open(path, "rb", opener=at_once) as file:  # ssh-keygen says why
+            if file.read(len(BOM_UTF8)) == BOM_UTF8:
+                path = files.enter_context(_in_memory(file.read()))
+        yield path
 
 
 def _unreadable(path: str, why: str) -> Unavailable:

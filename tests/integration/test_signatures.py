@@ -63,6 +63,15 @@ def test_the_signature_of_a_trusted_signer_is_accepted(signers: Host, kind: str)
     assert "SHA256:" in (trust.key or "")
 
 
+def test_a_byte_order_mark_is_no_part_of_a_signers_name(signers: Host) -> None:
+    signers.trust(f"\ufeffalice@example.org {public(signers.alice)}", f"m@example.org {public(signers.mallory)}")
+    assert signers.judge(sign(signers.alice, MANIFEST)).signer == "alice@example.org"
+    assert signers.judge(sign(signers.mallory, MANIFEST)).signer == "m@example.org"
+    signatures, content = Signatures([], "require", os.environ), (signers.directory / "trusted-signers").read_bytes()
+    signer = asyncio.run(signatures.verify(MANIFEST, sign(signers.alice, MANIFEST), content))
+    assert signer.principal == "alice@example.org", "as of --signers"
+
+
 def test_a_manifest_that_was_changed_after_signing_is_refused(signers: Host) -> None:
     error = signers.refusal(sign(signers.alice, MANIFEST), MANIFEST.replace(b"00", b"01"))
     assert error.problem is Problem.TAMPERED
