@@ -117,9 +117,9 @@ def text_of(path: Path, check: Callable[[os.stat_result], None] = lambda found: 
 
     Never waits, as the opening of a pipe would. Raises OSError, ValueError, `BadRequest`, and what `check` raises.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
-    with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
+    # Given a descriptor, open would leave that of a directory behind.
+    with open(path, "rb", opener=lambda name, usual: os.open(name, usual | os.O_NONBLOCK | flags)) as file:
+        found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE:
             raise BadRequest(f"it is not a file of at most {MAX_FILE} bytes")
         check(found)

@@ -172,6 +172,15 @@ def test_what_is_no_file_of_a_sensible_size_is_named_and_not_waited_for(tmp_path
     assert all(problem.count(str(tmp_path)) == 1 for problem in found.problems)
 
 
+def test_a_directory_in_the_place_of_a_file_leaves_no_descriptor_behind(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").mkdir()
+    reader = catalog.Reader([tmp_path])
+    assert reader().problems == (f"{tmp_path}/a.toml: Is a directory",)
+    before = os.listdir("/proc/self/fd")
+    reader()
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
+
+
 def test_a_link_is_not_followed_where_the_file_itself_is_wanted(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(GOOD)
     (tmp_path / "b.toml").symlink_to("a.toml")
