@@ -63,7 +63,8 @@ def _manifest(path: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise NotFound(f"cannot sign without a manifest: there is no {path}; it needs at least a name") from None
     except (OSError, ValueError, RecursionError) as exc:
-        raise BadRequest(f"cannot read the manifest {path}: {exc}") from exc
+        why = exc.strerror if isinstance(exc, OSError) else exc
+        raise BadRequest(f"cannot read the manifest {path}: {why}") from exc
     if not isinstance(manifest, dict):
         raise BadRequest(f"the manifest {path} is no JSON object")
     return manifest

@@ -235,6 +235,11 @@ def test_signing_says_what_is_wrong(signer: Signer, tmp_path: Path) -> None:
         ([str(tmp_path / "none.wasm"), "--key", str(signer.key)], 5, f"no file {tmp_path}/none.wasm"),
         ([str(signer.path)], 2, "needs --key"),
         ([str(signer.manifest), "--key", str(signer.key)], 2, "is no plugin"),
+        (
+            [str(signer.path), "--key", str(signer.key), "--manifest", str(tmp_path)],
+            2,
+            f"circlectl: cannot read the manifest {tmp_path}: Is a directory [bad-request]",
+        ),
     ):
         done = signer.host.ctl("plugin", "sign", *arguments)
         assert done.returncode == status, arguments
