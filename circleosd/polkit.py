@@ -123,12 +123,23 @@ def trusted(directory: Path, owner: int) -> Catalog:
 
 
 def write(text: str, target: Path) -> bool:
-    """Have `target` hold `text`, readable by all, without a moment in between. Whether anything had to be done."""
+    """Have `target` hold `text`, readable by all, without a moment in between. Whether anything had to be done.
+
+    Raises `OSError` that names `target`.
+    """
     try:
         if target.read_text(encoding="utf-8") == text and stat.S_IMODE(target.stat().st_mode) == 0o644:
             return False
     except (FileNotFoundError, UnicodeDecodeError):
         pass
+    try:
+        _replace(text, target)
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, str(target)) from exc
+    return True
+
+
+def _replace(text: str, target: Path) -> None:
     # polkitd reads what ends in .rules
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
@@ -141,7 +152,6 @@ def write(text: str, target: Path) -> bool:
     except BaseException:
         os.unlink(name)
         raise
-    return True
 
 
 def generate(directory: Path = CATALOG, target: Path = RULES, *, owner: int = 0) -> tuple[str, ...]:
@@ -169,11 +179,15 @@ def _fingerprint(directory: Path) -> list[tuple[str, int, int]]:
 def show(directory: Path) -> int:
     """Print the rule for a catalog of the caller's own; return the exit status, 1 when a part of it is refused.
 
-    Raises `NotFound` when there is no such directory.
+    Raises `NotFound` when there is no such directory, `BadRequest` when the caller may not look at it.
     """
-    if not directory.is_dir():
-        raise NotFound(f"no directory {directory}")
-    found = trusted(directory, os.geteuid())
+    try:
+        os.listdir(directory)
+        found = trusted(directory, os.geteuid())
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound(f"no directory {directory}") from None
+    except OSError as exc:
+        raise BadRequest(f"cannot read {directory}: {exc.strerror}") from exc
     for problem in found.problems:
         print(f"circleosd: {problem}", file=sys.stderr)
     print(rule(found.entries.values()), end="")
@@ -186,7 +200,7 @@ def main() -> NoReturn:
     try:
         problems = generate()
     except OSError as exc:
-        problems = (f"the polkit rule cannot be brought up to date: {exc}",)
+        problems = (f"the polkit rule cannot be brought up to date: {exc.filename}: {exc.strerror}",)
     for problem in problems:
         journal.complain(problem)
     # A path unit does not start its service again for what changes while that runs: leave at once after the last look.

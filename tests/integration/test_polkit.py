@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from circleosd import polkit
 from circleosd.errors import BadRequest
 from circleosd.registry.catalog import Entry
+from circleosd.systemd import journal
 
 NODE = shutil.which("node")
 MANAGE = "org.freedesktop.systemd1.manage-units"
@@ -346,6 +348,18 @@ def test_a_rule_that_cannot_be_written_leaves_the_old_one_and_no_temporary_file(
     assert places[1].read_text() == "// old\n"
 
 
+def test_why_the_rule_cannot_be_written_is_said_without_the_name_of_a_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, complaints = tmp_path / "none" / "49-circleosd.rules", list[str]()
+    monkeypatch.setattr(polkit, "generate", partial(polkit.generate, tmp_path / "services.d", target))
+    monkeypatch.setattr(journal, "complain", complaints.append)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit, match="1"):
+        polkit.main()
+    assert complaints == [f"the polkit rule cannot be brought up to date: {target}: No such file or directory"]
+
+
 def test_the_rule_for_a_catalog_of_ones_own_is_printed(places: tuple[Path, Path]) -> None:
     generate(places)
     command = [sys.executable, "-m", "circleosd", "polkit-rule", str(places[0])]
@@ -355,3 +369,5 @@ def test_the_rule_for_a_catalog_of_ones_own_is_printed(places: tuple[Path, Path]
     assert (done.returncode, "not the full name of a unit" in done.stderr) == (1, True)
     done = subprocess.run([*command[:-1], "/nonexistent"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, "no directory /nonexistent" in done.stderr) == (5, "", True)
+    done = subprocess.run([*command[:-1], "x" * 300], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, f"circleosd: cannot read {'x' * 300}: File name too long\n")
