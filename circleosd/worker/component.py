@@ -25,7 +25,7 @@ from circleosd.worker.engine import (
 from circleosd.worker.failure import PluginFailure, contained
 from circleosd.worker.frames import LEVELS, MAX_DESCRIPTION, MAX_HOST_CALL, MAX_LOG, Buffer, Load
 from circleosd.worker.host import CALLS, TOO_LONG, Answer, Host
-from circleosd.worker.inspect import INTERFACE_VERSION, Artifact
+from circleosd.worker.inspect import INTERFACE_VERSION, Artifact, require_few
 from circleosd.worker.wasi import LineLog, Streams, exit_failure, set_wasi
 
 _call = c._wasmtime_component_func_call
@@ -227,11 +227,12 @@ class ComponentPlugin:
         return values.function_type(self._find(instance, name), instance.context)
 
     def _callable(self, instance: _Instance, names: list[str]) -> list[str]:
-        """The exports that can be invoked. Raises `PluginFailure` when `handle` is none of them."""
+        """The exports that can be invoked. Raises `PluginFailure` when `handle` is none, or they are too many."""
         found = [name for name in names if self._is(instance, name, "handle")]
         if "handle" not in found:
             given = self._type(instance, "handle")
             raise PluginFailure("bad-request", f"it exports handle as {given}, not as {_TYPES['handle']}")
+        require_few(found)
         return found
 
     def _describe(self, instance: _Instance) -> str | None:

@@ -11,7 +11,7 @@ import struct
 from typing import Final, NamedTuple
 
 from circleosd.worker.binary import FUNC, GLOBAL, I32, I64, MEMORY, Data, Module, Reader, read_module, refuse, sections
-from circleosd.worker.frames import MAX_FUNCTIONS, MAX_NAME, Abi
+from circleosd.worker.frames import MAX_FUNCTIONS, MAX_ITEM, MAX_ITEMS, MAX_NAME, Abi
 
 CORE_ABI_VERSION: Final = 1
 VARIABLES: Final = 16  # from this value on, an exported global is the address of a variable
@@ -52,9 +52,20 @@ def inspect(data: Data, abi: Abi | None = None) -> Artifact:
     artifact = _inspect(data)
     if abi is not None and abi != artifact.abi:
         refuse(f"is of the ABI {artifact.abi}, not {abi} as its manifest says")
-    if len(artifact.functions) > MAX_FUNCTIONS:
-        refuse(f"has {len(artifact.functions)} functions to call: at most {MAX_FUNCTIONS} are allowed")
-    return artifact._replace(imports=list(dict.fromkeys(artifact.imports)))
+    if artifact.abi != "component":
+        require_few(artifact.functions)
+    imports = list(dict.fromkeys(artifact.imports))
+    if len(imports) > MAX_ITEMS:
+        refuse(f"has {len(imports)} imports: at most {MAX_ITEMS} are allowed")
+    if long := next((name for name in imports if len(name.encode()) > MAX_ITEM), None):
+        refuse(f"imports {_shown(long)}, and the name of an import has at most {MAX_ITEM} bytes")
+    return artifact._replace(imports=imports)
+
+
+def require_few(functions: list[str]) -> None:
+    """Raises `PluginFailure` (`bad-request`) for more functions to call than a plugin may have."""
+    if len(functions) > MAX_FUNCTIONS:
+        refuse(f"has {len(functions)} functions to call: at most {MAX_FUNCTIONS} are allowed")
 
 
 def inspect_native(data: Data) -> None:

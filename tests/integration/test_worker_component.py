@@ -83,6 +83,18 @@ def test_further_exports_of_handles_type_can_be_called_and_others_not() -> None:
             worker.invoke("number")
 
 
+def test_of_a_components_functions_those_that_can_be_called_are_counted() -> None:
+    others = "".join(f'(func (export "f{n}") (canon lift (core func $i "nothing")))' for n in range(1000))
+    with start(component(body='(func (export "nothing"))', exports=others)) as worker:
+        assert worker.ready().functions == ["handle"]
+    with (
+        start(component(exports="".join(another(f"f{n}", "handle") for n in range(1000)))) as worker,
+        pytest.raises(CallFailed, match="it has 1001 functions to call: at most 1000 are allowed") as caught,
+    ):
+        worker.ready()
+    assert caught.value.code == "bad-request"
+
+
 def test_a_handle_of_another_type_is_refused_with_both_types() -> None:
     text = """(component (core module $m (func (export "f") (result i32) i32.const 1))
       (core instance $i (instantiate $m))

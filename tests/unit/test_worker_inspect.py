@@ -173,6 +173,16 @@ def test_a_component_may_import_nothing_but_the_hosts_interfaces(name: str, reas
     assert reason in message
 
 
+def test_more_imports_than_are_told_of_a_plugin_are_refused() -> None:
+    def versions(count: int) -> bytes:
+        return component(imports="".join(f'(import "wasi:cli/environment@0.2.{n}" (instance))' for n in range(count)))
+
+    assert len(inspect(versions(1000)).imports) == 1000
+    assert refusal(versions(1001)) == "it has 1001 imports: at most 1000 are allowed"
+    long = component(imports=f'(import "wasi:cli/{"x" * 1024}@0.2.0" (instance))')
+    assert refusal(long).endswith("and the name of an import has at most 1024 bytes")
+
+
 def test_a_component_without_handle_is_refused_with_what_it_exports() -> None:
     text = '(component (instance $x) (export "run:it/now" (instance $x)))'
     assert refusal(wat(text)) == ("it is a component but exports no function handle; it exports run:it/now")
