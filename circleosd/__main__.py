@@ -76,7 +76,7 @@ def run(argv: list[str]) -> int:
             from circleosd import config
             from circleosd.plugins import capabilities
 
-            capabilities.check_configured(config.load(_environment_of_services()).plugins.grants)
+            config.load(_environment_of_services(), capabilities.check_configured)
             return 0
         case ["up"]:
             return up(None)
@@ -180,7 +180,12 @@ async def _composed(name: str, listener: socket.socket) -> tuple[Settings, Compo
     """The settings and the service, ready to serve."""
     from circleosd import config
 
-    settings = config.load(os.environ)
+    if name == "plugin-manager":
+        from circleosd.plugins import capabilities
+
+        settings = config.load(os.environ, capabilities.check_configured)
+    else:
+        settings = config.load(os.environ)
     # The other services listen beside this one, in whatever mode and directory that is.
     runtime = os.path.dirname(listener.getsockname())
     state = os.environ.get("STATE_DIRECTORY") or f"{paths.state_home(os.environ)}/circleosd/{name}"
@@ -253,7 +258,6 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
     from circleosd.api import plugins as contracts
     from circleosd.database import Database
     from circleosd.ledger import Ledger
-    from circleosd.plugins import capabilities
     from circleosd.plugins.compiled import Compiled
     from circleosd.plugins.runner import Runners
     from circleosd.plugins.service import HOST_MIGRATIONS, PluginService
@@ -262,7 +266,6 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
     from circleosd.systemd.journal import Mirror
     from circleosd.upstream import Identities
 
-    capabilities.check_configured(settings.plugins.grants)
     database = Database(f"{state}/plugins.db", MIGRATIONS)
     artifacts = Artifacts(Path(state, "store"))
     registry_path = paths.socket_path(registry.SERVICE, runtime)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, dataclass_transform, get_args
 
@@ -173,8 +173,11 @@ def _from_variables(env: Mapping[str, str]) -> dict[str, dict[str, _Variable]]:
     return tables
 
 
-def load(env: Mapping[str, str]) -> Settings:
-    """Read all sources. Raises `BadRequest` that names the file, or says that it is a variable, and the wrong key."""
+def load(env: Mapping[str, str], check: Callable[[Settings], None] = lambda settings: None) -> Settings:
+    """Read all sources. Raises `BadRequest` that names the file, or says that it is a variable, and the wrong key.
+
+    `check` raises ValueError for what is wrong beyond that.
+    """
     merged: dict[str, Any] = {}
     sources: dict[str, Mapping[str, Any]] = {}
     for directory in config_dirs(env):
@@ -201,9 +204,11 @@ def load(env: Mapping[str, str]) -> Settings:
         sources["CIRCLEOSD_ variables"] = variables
         _merge(merged, variables)
     try:
-        return _settings(merged)
+        settings = _settings(merged)
+        check(settings)
+        return settings
     except ValueError as exc:
-        where = [source for source, content in sources.items() if _fails(content, exc)] or [*sources]
+        where = [source for source, content in sources.items() if _fails(content, check, exc)] or [*sources]
         raise BadRequest(f"{exc} (from {', '.join(where)})") from exc
 
 
@@ -213,10 +218,10 @@ def _settings(tables: Mapping[str, Any]) -> Settings:
     return Settings(**{table: _table(table, vars(defaults).get(table), values) for table, values in tables.items()})
 
 
-def _fails(tables: Mapping[str, Any], error: ValueError) -> bool:
+def _fails(tables: Mapping[str, Any], check: Callable[[Settings], None], error: ValueError) -> bool:
     """Whether `tables` by themselves are wrong in the same way."""
     try:
-        _settings(tables)
+        check(_settings(tables))
     except ValueError as exc:
         return str(exc) == str(error)
     return False

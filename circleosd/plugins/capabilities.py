@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 
+from circleosd.api.plugins import PLUGIN_NAMES
+from circleosd.config import Settings
 from circleosd.errors import BadRequest
 from circleosd.policy import Grant
 from circleosd.worker.host import covers as covers
@@ -59,14 +61,18 @@ def check(capability: str) -> None:
     raise BadRequest(f"there is no capability {capability[:200]!r}; there are: {known}")
 
 
-def check_configured(grants: Mapping[str, Iterable[str]]) -> None:
-    """Raises `BadRequest` unless the setting `plugins.grants` names capabilities that this host has."""
-    for plugin, names in grants.items():
+def check_configured(settings: Settings) -> None:
+    """Raises ValueError unless `plugins.grants` has names that plugins can have, and capabilities that this host has."""
+    for plugin, names in settings.plugins.grants.items():
+        try:
+            PLUGIN_NAMES.check(plugin)
+        except ValueError as exc:
+            raise ValueError(f"setting plugins.grants: {exc}") from exc
         for name in names:
             try:
                 check(name)
             except BadRequest as exc:
-                raise BadRequest(f"setting plugins.grants.{plugin}: {exc}") from exc
+                raise ValueError(f"setting plugins.grants.{plugin}: {exc}") from exc
 
 
 def check_topic(topic: str) -> None:

@@ -99,7 +99,13 @@ def test_a_wrong_setting_is_named_with_its_file(tmp_path: Path, text: str, says:
             "[plugins.grants]\nweb = ['kv', 'clok']\n",
             2,
             "circleosd: setting plugins.grants.web: there is no capability 'clok'; there are: log, kv, config, clock, "
-            "services:read, services:restart:NAME, events:NAME\n",
+            "services:read, services:restart:NAME, events:NAME (from {path})\n",
+        ),
+        (
+            "[plugins.grants]\n'Counter x' = []\n",
+            2,
+            "circleosd: setting plugins.grants: 'Counter x' is not a plugin name: a lower-case ASCII letter or digit, "
+            "then those, _ or -, at most 48 (from {path})\n",
         ),
     ],
 )
