@@ -62,7 +62,7 @@ def check(capability: str) -> None:
 
 
 def check_configured(settings: Settings) -> None:
-    """Raises ValueError unless `plugins.grants` has names that plugins can have, and capabilities that this host has."""
+    """Raises ValueError unless `plugins.grants` has names that plugins can have, and capabilities that there are."""
     for plugin, names in settings.plugins.grants.items():
         try:
             PLUGIN_NAMES.check(plugin)
