@@ -12,6 +12,7 @@ from typing import Any
 
 from circleosd import wire
 from circleosd.errors import CircleError, Denied, Timeout, Unavailable
+from circleosd.fair import Fair
 from circleosd.paths import address
 from circleosd.policy import Caller, Grant, Peer, Role, higher, role_of_uid
 
@@ -119,7 +120,7 @@ class Identities:
     def __init__(self, auth: str, *, timeout: float, trusted: dict[int, tuple[Grant, ...]] | None = None) -> None:
         self._auth = auth
         self._timeout = timeout
-        self._asking = asyncio.Semaphore(ASKED_AT_ONCE)
+        self._asking = Fair(ASKED_AT_ONCE)
         own_uid = os.getuid()
         # What the kernel's word gives to a uid that is not just anybody's: role, grants, privileged, vouches.
         self._uids: dict[int, tuple[Role | None, tuple[Grant, ...], bool, bool]] = {}
@@ -171,7 +172,7 @@ class Identities:
         if token is not None:
             request["presented"] = token
         try:
-            async with asyncio.timeout(self._timeout), self._asking:
+            async with asyncio.timeout(self._timeout), self._asking.turn(peer.uid):
                 return await ask(self._auth, request, timeout=self._timeout)
         except TimeoutError:
             return Timeout(f"auth-service did not answer within {self._timeout:g} s")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from circleosd.api.plugins import Load, Verified, Verify
 from circleosd.config import PluginSettings
 from circleosd.errors import BadRequest, Denied
+from circleosd.fair import Fair
 from circleosd.places import Places
 from circleosd.plugins import capabilities
 from circleosd.plugins import manifest as manifests
@@ -44,7 +45,7 @@ class Loading:
         self._signatures = signatures
         self._settings = settings
         # Each has a copy of its artifact on disk. Loads come one at a time and do not wait for these.
-        self._verifying = asyncio.Semaphore(VERIFIED_AT_ONCE)
+        self._verifying = Fair(VERIFIED_AT_ONCE)
         self._verifications = Places("verifications", VERIFICATIONS, VERIFICATIONS_OF_ONE)
 
     @asynccontextmanager
@@ -97,7 +98,7 @@ class Loading:
         what `candidate` raises.
         """
         with self._verifications.held(uid):
-            async with self._verifying:
+            async with self._verifying.turn(uid):
                 return await self._verify(files, request)
 
     async def _verify(self, files: Given, request: Verify) -> Verified:

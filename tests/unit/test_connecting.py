@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import threading
@@ -126,6 +127,25 @@ def test_many_tokens_at_once_are_asked_about_in_few_connections(tmp_path: Path) 
 
     assert asyncio.run(run()) == [Denied] * 200
     assert 1 < most <= 3 * upstream.ASKED_AT_ONCE  # the ends of some may not have been noticed here
+
+
+def test_who_has_one_token_does_not_wait_for_all_those_of_another(tmp_path: Path) -> None:
+    path, asked_about = str(tmp_path / "auth-service.sock"), list[int]()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked_about.append(json.loads(await reader.readline())["uid"])
+        writer.write(wire.failure(Denied("no session")))
+        writer.close()
+
+    async def run() -> None:
+        identities = upstream.Identities(path, timeout=10)
+        uids = [*[70_001] * 200, 70_002]
+        async with await asyncio.start_unix_server(answer, path):
+            asked = (identities.identify(Peer(uid, 0, 0), f"token {number}") for number, uid in enumerate(uids))
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    asyncio.run(run())
+    assert asked_about.index(70_002) < 100
 
 
 @pytest.mark.parametrize(

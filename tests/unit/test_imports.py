@@ -40,7 +40,7 @@ ALLOWED = {
     "fair": set[str](),
     "connection": {"config", "discarding", "errors", "handoff", "policy", "turns", "wire"},
     "server": {"config", "connection", "errors", "places", "turns", "wire"},
-    "upstream": {"errors", "paths", "policy", "wire"},
+    "upstream": {"errors", "fair", "paths", "policy", "wire"},
     "systemd": {"api", "errors", "registry.units", "steering"},
     "activation": set[str](),
     "worker": {"activation"},
