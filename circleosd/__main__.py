@@ -148,7 +148,9 @@ async def _serve(name: str) -> None:
 
     from circleosd.server import Server
     from circleosd.systemd.notify import Notifier
+    from circleosd.threads import Threads
 
+    asyncio.get_running_loop().set_default_executor(Threads(thread_name_prefix="asyncio"))
     try:
         listener = passed_socket(os.environ, os.getpid())
     except OSError as exc:

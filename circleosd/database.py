@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from circleosd.errors import Unavailable
+from circleosd.threads import Threads
 
 T = TypeVar("T")
 
@@ -64,7 +65,7 @@ class Database:
         self.path = os.fspath(path)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="database-read")
-        self._scanner = ThreadPoolExecutor(1, thread_name_prefix="database-scan")
+        self._scanner = Threads(1, thread_name_prefix="database-scan")
         try:
             self._connection = self._writer.submit(self._open, migrations).result()
             self._reading = self._reader.submit(self._open_reader, READ_CACHE).result()

@@ -9,7 +9,6 @@ import os
 import threading
 import unicodedata
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +16,7 @@ from circleosd.config import AuthSettings
 from circleosd.errors import BadRequest, Unavailable
 from circleosd.fair import Fair
 from circleosd.places import Places
+from circleosd.threads import Threads
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
@@ -36,7 +36,7 @@ class Passwords:
 
     def __init__(self, settings: AuthSettings) -> None:
         self._settings = settings
-        self._threads = ThreadPoolExecutor(settings.hashing, "argon2", _give_way)
+        self._threads = Threads(settings.hashing, "argon2", _give_way)
         self._places = Places("passwords", settings.hashing + settings.login_queue, MOST_AT_ONCE, "auth.login_queue")
         self._turns = Fair(settings.hashing)
         self._decoy = _decoy(settings)

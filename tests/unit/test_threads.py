@@ -1,0 +1,26 @@
+"""Threads that cannot always be started."""
+
+from __future__ import annotations
+
+import threading
+from typing import NoReturn
+
+import pytest
+
+from circleosd.threads import Threads
+
+
+def test_what_was_refused_for_want_of_a_thread_is_not_done_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(thread: threading.Thread) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    done = list[str]()
+    with Threads(1) as threads:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            for _ in range(3):
+                with pytest.raises(RuntimeError, match="can't start new thread"):
+                    threads.submit(done.append, "refused")
+        assert threads.submit(int, "7", base=8).result(10) == 7
+        threads.submit(done.append, "taken").result(10)
+    assert done == ["taken"]
