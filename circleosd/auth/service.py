@@ -42,6 +42,7 @@ from circleosd.config import AuthSettings
 from circleosd.database import Database, Transaction
 from circleosd.delegation import require_within
 from circleosd.errors import BadRequest, Conflict, Denied, Exists, Limit, NotFound
+from circleosd.fair import Fair
 from circleosd.handlers import Act, Handlers
 from circleosd.policy import Caller, Grant, Peer, higher, role_of_uid
 
@@ -62,6 +63,7 @@ class AuthService(Handlers):
         self._passwords = Passwords(settings)
         self._sessions = Sessions(database, settings)
         self._logins = Logins(settings)
+        self._listing = Fair(1)  # there may be many users, and who asks who somebody is waits for what is read
         self._own_uid = os.getuid()
         self._services = services
 
@@ -189,7 +191,8 @@ class AuthService(Handlers):
 
     async def list(self, request: ListUsers, act: Act) -> Sequence[User]:
         """Handler of `list`."""
-        return await self._database.scan(store.users)
+        async with self._listing.turn(act.caller.bounded):
+            return await self._database.read(store.users)
 
     async def show(self, request: Show, act: Act) -> UserDetail:
         """Handler of `show`."""
