@@ -34,7 +34,8 @@ class Fair:
         while self._waiting:
             uid = next(iter(self._waiting))
             line = self._waiting.pop(uid)
-            turn = line.popleft()
+            while line and (turn := line.popleft()).done():
+                pass  # it was given up, which is no turn of its uid
             if line:
                 self._waiting[uid] = line
             if not turn.done():

@@ -98,3 +98,25 @@ def test_who_calls_once_does_not_wait_for_all_the_calls_of_another(tmp_path: Pat
         return order
 
     assert asyncio.run(served()) == ["a0", "a1", "b0", "c0", "a2", "b1", "c1", "b2", "c2"]
+
+
+def test_calls_that_were_given_up_cost_their_uid_no_turn(tmp_path: Path) -> None:
+    settings = PluginSettings()
+    plugin = Plugin(Manifest("p"), "", Health("p", Record(), back_off_after=3, quarantine_after=6), {}, settings)
+
+    async def served() -> list[str]:
+        runners, order = Runners("", tmp_path, Compiled(tmp_path, 0), unused, unused, settings), list[str]()
+        runners._of(plugin).worker = SlowWorker("p", 0.001)
+
+        async def call(payload: str, uid: int) -> None:
+            order.append(await runners.call(plugin, "f", payload, uid))
+
+        callers = [("first", 0), *((f"a{number}", 1) for number in range(3)), *((f"b{number}", 2) for number in range(3))]
+        calls = [asyncio.create_task(call(*caller)) for caller in callers]
+        await asyncio.sleep(0)
+        for given_up in (calls[1], calls[2]):
+            given_up.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        return order
+
+    assert asyncio.run(served()) == ["first", "a2", "b0", "b1", "b2"]
