@@ -111,7 +111,8 @@ def test_calls_that_were_given_up_cost_their_uid_no_turn(tmp_path: Path) -> None
         async def call(payload: str, uid: int) -> None:
             order.append(await runners.call(plugin, "f", payload, uid))
 
-        callers = [("first", 0), *((f"a{number}", 1) for number in range(3)), *((f"b{number}", 2) for number in range(3))]
+        waiting = [(f"{letter}{number}", uid) for uid, letter in ((1, "a"), (2, "b")) for number in range(3)]
+        callers = [("first", 0), *waiting]
         calls = [asyncio.create_task(call(*caller)) for caller in callers]
         await asyncio.sleep(0)
         for given_up in (calls[1], calls[2]):
