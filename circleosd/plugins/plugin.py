@@ -39,6 +39,11 @@ class Plugin:
         self.decided = dict(decided)
         self.granted = capabilities.effective(self.manifest.asked, self.decided, self.configured)
 
+    def revoke(self, capability: str) -> None:
+        """From now on it lacks this one, and each `*` that it would have it by: a later version may ask for less."""
+        wider = {item: False for item in self.granted if capabilities.covers(item, capability)}
+        self.decide(self.decided | wider)
+
     def holds(self, capability: str) -> bool:
         """Whether the plugin has a capability now."""
         return capabilities.holds(self.granted, capability)

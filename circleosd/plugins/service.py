@@ -343,8 +343,9 @@ class PluginService(Handlers):
                 act.commit(tx, before=before, after=brief_of(plugin.loaded, after))
 
             await self._database.write(work)
-            for version in filter(None, (plugin, plugin.before)):
-                version.decide({**version.decided, capability: granted})
+            plugin.decide(decided)
+            if plugin.before and not granted:
+                plugin.before.revoke(capability)
             # What the manager answers it decides anew at each call; what a worker may do it is told when it starts.
             self._runners.retire(name)
             return shown(plugin)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from circleosd.api import plugins as contracts
-from circleosd.api.plugins import Disable, Unload
+from circleosd.api.plugins import Disable, GrantCapability, RevokeCapability, Unload
 from circleosd.config import PluginSettings
 from circleosd.database import Database
 from circleosd.errors import NotFound
@@ -21,7 +21,7 @@ from circleosd.ledger import Ledger, Query
 from circleosd.plugins import service as plugin_service
 from circleosd.plugins import store
 from circleosd.plugins.compiled import Compiled
-from circleosd.plugins.manifest import Manifest
+from circleosd.plugins.manifest import Capability, Manifest
 from circleosd.plugins.runner import Runners
 from circleosd.plugins.service import HOST_MIGRATIONS, PluginService
 from circleosd.plugins.signatures import Signatures
@@ -199,4 +199,46 @@ def test_a_plugin_that_cannot_be_read_can_be_unloaded(tmp_path: Path, damage: st
 
     assert asyncio.run(unloaded()) == [("unload", {"version": "unknown", "digest": "0" * 64})]
     assert asyncio.run(database.read(store.digests)) == {}
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "decision", "left"),
+    [
+        ("kv", "kv", GrantCapability, ()),  # which is for the version that is looked at
+        ("events:*", "events:a", RevokeCapability, ()),
+        ("kv", "events:a", RevokeCapability, ("kv",)),
+    ],
+)
+def test_calls_of_the_version_before_an_upgrade_lose_what_is_revoked_and_get_nothing_that_is_granted(
+    tmp_path: Path,
+    before: str,
+    now: str,
+    decision: type[GrantCapability | RevokeCapability],
+    left: tuple[str, ...],
+) -> None:
+    database = Database(tmp_path / "plugins.db", store.MIGRATIONS)
+    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
+    revoked = decision is RevokeCapability
+
+    async def decided() -> tuple[str, ...]:
+        service = await started(tmp_path, database, ledger)
+        old, new = (
+            service._new(Manifest("p", capabilities=(Capability(name),)), "0" * 64, store.Record(), {name: revoked})
+            for name in (before, now)
+        )
+        new.adopt(service._plugins["p"].loaded)
+        new.before = old
+        service._plugins["p"] = new
+        act = Act(
+            ledger, await identify(ROOT, None), None, decision, "p", NoFiles(), identify, lambda caller, name: None
+        )
+        handler = service.revoke if revoked else service.grant
+        await handler(decision(id="p", capability=now), act)  # type: ignore[arg-type]  # each with its own
+        assert new.holds(now) is not revoked
+        await service.close()
+        await ledger.close()
+        return old.granted
+
+    assert asyncio.run(decided()) == left
     database.close()
