@@ -29,7 +29,7 @@ def test_calls_in_hand_take_no_place_among_those_that_wait(tmp_path: Path) -> No
     async def called() -> list[BaseException | str]:
         runners = Runners("", tmp_path, Compiled(tmp_path, 0), unused, unused, settings)
         runners._of(plugin).worker = SlowWorker("p", 0.01)
-        calls = (runners.call(plugin, "f", "x") for _ in range(4))
+        calls = (runners.call(plugin, "f", "x", 1000) for _ in range(4))
         return await asyncio.gather(*calls, return_exceptions=True)
 
     *served, refused = asyncio.run(called())
@@ -51,7 +51,9 @@ def test_the_calls_of_one_uid_leave_half_of_the_queue_to_others(tmp_path: Path) 
             calls = (runners.call(plugin, "f", "x", uid) for _ in range(number))
             return await asyncio.gather(*calls, return_exceptions=True)
 
-        return await asyncio.gather(times(10, 1000), times(10, None))
+        found = await asyncio.gather(times(10, 1000), times(10, None))
+        assert await times(1, 1000) == ["x"], "a call that has ended leaves its place"
+        return found
 
     one, other = asyncio.run(called())
     assert one.count("x") == 3, "one call in hand, and two that wait"
