@@ -13,7 +13,7 @@ from circleosd import wire
 from circleosd.errors import Timeout, Unavailable
 
 CHUNK = 256 * 1024
-CONNECT = 60.0  # seconds to connect when replies may take any time
+CONNECT = 60.0  # seconds to connect, and until the request is read, when replies may take any time
 
 
 class NotListening(Unavailable):
@@ -31,10 +31,10 @@ def call(
 ) -> Iterator[Any]:
     """Send `request` to the service that listens at `path`; yield the `data` of each reply, one unless it is a stream.
 
-    `files` are descriptors to pass along, `timeout` seconds that a reply may take (None: any, for a service gives a
-    request up by itself); `stream` says that the reply is one, `said` gets the message that a reply may carry. Raises
-    the error that the service names, `NotListening` when nobody listens, `Unavailable` when it cannot be reached
-    otherwise or goes away, `Timeout`.
+    `files` are descriptors to pass along, `timeout` seconds that a reply may take (None: any once the request was read,
+    for a service gives it up by itself); `stream` says that the reply is one, `said` gets the message that a reply may
+    carry. Raises the error that the service names, `NotListening` when nobody listens, `Unavailable` when it cannot be
+    reached otherwise or goes away, `Timeout`.
     """
     name = path.rpartition("/")[2].removesuffix(".sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -42,8 +42,10 @@ def call(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(timeout or CONNECT) + 1, 0))
         try:
             sock.connect(path)
-            sock.settimeout(timeout)
+            sock.settimeout(timeout or CONNECT)
             _send(sock, wire.encode(request), files)
+            if timeout is None:
+                _wait_for_a_reader(sock)
             yield from _replies(sock, name, said, streaming=stream)
         except (TimeoutError, BlockingIOError) as exc:
             raise Timeout(f"no reply from {name} in time") from exc
@@ -65,6 +67,21 @@ def _send(sock: socket.socket, line: bytes, files: Sequence[int]) -> None:
         sock.sendall(line)
     except (BrokenPipeError, ConnectionResetError):
         return
+
+
+def _wait_for_a_reader(sock: socket.socket) -> None:
+    """Wait for a reply, or until the request was read. Raises TimeoutError where nobody does, as when systemd listens
+    for a service that cannot be run.
+    """
+    try:
+        sock.recv(1, socket.MSG_PEEK)
+    except TimeoutError:
+        import fcntl
+        import termios
+
+        if any(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))):  # what the peer has not read yet, also before accept(2)
+            raise
+    sock.settimeout(None)
 
 
 def _refusal(path: str) -> str:

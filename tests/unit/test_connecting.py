@@ -15,7 +15,7 @@ import pytest
 
 from circlectl.asking import Asking
 from circleosd import client, upstream, wire
-from circleosd.errors import Denied, Limit, Unavailable
+from circleosd.errors import Denied, Limit, Timeout, Unavailable
 from circleosd.policy import Peer
 
 
@@ -70,13 +70,42 @@ def test_circlectl_waits_for_a_reply_as_long_as_the_service_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bounds: list[float | None] = []
+    taken, received = threading.Event(), socket.socket.recv
+
+    def answer() -> None:
+        peer, _ = sock.accept()
+        with peer:
+            received(peer, 4096)
+            taken.set()
+            peer.sendall(wire.success("here"))
+
+    def receive(self: socket.socket, size: int, flags: int = 0) -> bytes:
+        if flags != socket.MSG_PEEK:
+            return received(self, size, flags)
+        assert taken.wait(60)
+        raise TimeoutError
+
     monkeypatch.setattr(socket.socket, "settimeout", lambda self, seconds: bounds.append(seconds))
+    monkeypatch.setattr(socket.socket, "recv", receive)
     with listener(tmp_path / "s.sock") as sock:
-        service = threading.Thread(target=answer_all, args=[sock, 1])
+        service = threading.Thread(target=answer)
         service.start()
         assert Asking(str(tmp_path), None, ()).once("s", {"action": "x"}) == "here"
         service.join(10)
-    assert bounds == [None]
+    assert bounds == [client.CONNECT, None]
+
+
+@pytest.mark.timeout(20)
+def test_circlectl_does_not_wait_for_ever_where_nobody_reads_what_it_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "CONNECT", 0.1)
+    with listener(tmp_path / "s.sock"):
+        ask = Asking(str(tmp_path), None, ())
+        with pytest.raises(Timeout, match="no reply from s in time"):
+            ask.once("s", {"action": "x"})
+    with listener(tmp_path / "t.sock"), pytest.raises(Timeout, match="no reply from t in time"):
+        next(ask.stream("t", {"action": "x", "text": "long" * 1_000_000}))
 
 
 def test_who_is_refused_before_the_request_was_sent_is_told_why(
