@@ -71,14 +71,15 @@ def save(runtime: str, login: dict[str, Any]) -> None:
     new = f"{path}.{os.getpid()}"
     with contextlib.suppress(FileNotFoundError):  # of a process that had this number and did not finish
         os.unlink(new)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             kept = {"user": login["user"], "token": login["token"], "expires": login["expires"], "uid": os.getuid()}
             json.dump(kept, file)
         os.replace(new, path)
-    except OSError as exc:  # of writing, which names no file
-        os.unlink(new)
+    except OSError as exc:  # of writing, which names no file, or names the new one
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
         raise OSError(exc.errno, exc.strerror, path) from exc
 
 

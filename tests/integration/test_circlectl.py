@@ -220,6 +220,20 @@ def test_a_session_that_cannot_be_kept_is_ended(host: EmbeddedHost) -> None:
     assert host.data("auth-service", "show", name="nina")["sessions"] == 0
 
 
+def test_a_session_that_cannot_be_kept_is_told_by_the_name_that_it_would_have(
+    host: EmbeddedHost, tmp_path: Path
+) -> None:
+    host.ok("user", "create", "norbert", "--password-stdin", stdin="correct horse\n")
+    (tmp_path / "circleosd").mkdir()
+    (tmp_path / "circleosd/sessions").symlink_to("/proc")
+    done = host.ctl(
+        "user", "login", "norbert", "--password-stdin", stdin="correct horse\n", env={"XDG_STATE_HOME": str(tmp_path)}
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"circlectl: cannot keep the session at {tmp_path}/circleosd/sessions/")
+    assert ".json: No such file or directory; " in done.stderr
+
+
 def test_a_session_for_which_there_is_no_room_is_ended_and_leaves_nothing(host: EmbeddedHost, tmp_path: Path) -> None:
     host.ok("user", "create", "nils", "--password-stdin", stdin="correct horse\n")
     login = [str(BIN / "circlectl"), "user", "login", "nils", "--password-stdin"]
