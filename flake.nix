@@ -45,6 +45,7 @@
             pkgs.python3Packages.mypy
             pkgs.python3Packages.pytest
             pkgs.python3Packages.pytest-timeout
+            pkgs.python3Packages.pytest-xdist
             pkgs.ruff
           ];
         };

