@@ -32,6 +32,7 @@ MOST_PASSED = 253  # descriptors in one message (SCM_MAX_FD, unix(7)); what ther
 SMALL = 64 * 1024  # bytes a connection may hold without asking the shared budget
 # Bytes that are received at once. asyncio asks for 256 KiB, which malloc(3) has to map and unmap for every line.
 PIECE = 64 * 1024
+NO_MEMORY = "there is no memory left in this service for the line; try again later"
 
 
 class Dispatcher(Protocol):
@@ -192,7 +193,10 @@ class Connection(asyncio.Protocol):
         try:
             self._buffer.feed(data)
         except MemoryError:
-            self._no_memory()
+            if self._busy:  # an answer would be taken for that to the request in hand
+                self._transport.abort()
+            else:
+                self.refuse(Limit(NO_MEMORY))
             return
         if self._busy:
             if len(self._buffer) > SMALL:
@@ -298,16 +302,9 @@ class Connection(asyncio.Protocol):
             self.refuse(error)
             return None
         except MemoryError:
-            self._no_memory()
+            self.refuse(Limit(NO_MEMORY))
             return None
         return line
-
-    def _no_memory(self) -> None:
-        """What was received cannot be kept. Behind a request in hand there is no place for an answer."""
-        if self._busy:
-            self._transport.abort()
-        else:
-            self.refuse(Limit("there is no memory left in this service for the line; try again later"))
 
     def _book(self, size: int) -> None:
         """Account for `size` bytes of input or reply. Raises `Limit` when all connections together hold too much, or

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import resource
 import socket
+import termios
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
@@ -307,6 +309,52 @@ async def served(
             await asyncio.sleep(0.001)
         server.stop()
         await serving
+
+
+def refuse_memory(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """From now on there is none for what a buffer does."""
+
+    def without_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(f"circleosd.wire.LineBuffer.{method}", without_memory)
+
+
+@pytest.mark.parametrize("method", ["feed", "next_line"])
+def test_a_line_for_which_there_is_no_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    async def run() -> None:
+        async with served(Patient(), str(tmp_path / "s"), ServerSettings()) as (peer, _):
+            refuse_memory(monkeypatch, method)
+            peer.send(b"a part")
+            assert b"no memory left in this service for the line" in await received(peer)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+@pytest.mark.parametrize(("method", "told"), [("feed", []), ("next_line", [b"reply", b"no memory"])])
+def test_what_is_refused_for_want_of_memory_is_not_taken_for_the_answer_to_what_came_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, told: list[bytes]
+) -> None:
+    async def run() -> None:
+        service = Patient()
+        async with served(service, str(tmp_path / "s"), ServerSettings()) as (peer, _):
+            peer.send(b"first\n")
+            while not service.requests:
+                await asyncio.sleep(0.001)
+            refuse_memory(monkeypatch, method)
+            peer.send(b"second\n")
+            if told:
+                while fcntl.ioctl(peer, termios.TIOCOUTQ, bytes(4)) != bytes(4):  # until it is received
+                    await asyncio.sleep(0.001)
+                service.go.set()
+            lines = (await received(peer)).splitlines()
+            assert len(lines) == len(told)
+            assert all(word in line for word, line in zip(told, lines, strict=True))
+            service.go.set()
+
+    asyncio.run(asyncio.wait_for(run(), 20))
 
 
 class Talkative(Patient):
