@@ -1,0 +1,25 @@
+"""What a worker sends, cut into frames however it arrives."""
+
+from __future__ import annotations
+
+import pytest
+
+from circleosd.plugins.receiving import PIECE, Frame, Receiver
+from circleosd.worker.frames import HEADER, LOG, RESULT
+
+FITS = PIECE - HEADER.size  # bytes of the longest body that has no buffer of its own
+
+
+@pytest.mark.parametrize("most", [1, HEADER.size + 1, PIECE - 1, PIECE])
+@pytest.mark.parametrize("length", [0, 1, FITS - 1, FITS, FITS + 1, PIECE, PIECE + 1])
+def test_frames_are_whole_again_whatever_their_length_and_however_much_comes_at_once(length: int, most: int) -> None:
+    sent: list[Frame] = [(LOG, 1, b"before"), (RESULT, 2, b"x" * length), (RESULT, 3, b"behind")]
+    rest = memoryview(b"".join(HEADER.pack(len(body), kind, number) + body for kind, number, body in sent))
+    receiver, found = Receiver(), list[Frame]()
+    while rest:
+        count = min(most, len(buffer := receiver.buffer()), len(rest))
+        assert count, "asyncio takes no empty buffer"
+        buffer[:count] = rest[:count]
+        rest = rest[count:]
+        found += receiver.received(count)
+    assert found == sent
