@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -113,6 +114,14 @@ def test_who_follows_gets_the_newest_and_then_what_comes(tmp_path: Path, topic: 
             found.append((await anext(following))["payload"])
         first = last - 2 * FOLLOWED_AT_ONCE * step
         assert found == [*(str(number) for number in range(first, last) if step == 1 or number % 2), "new"]
+        later = asyncio.ensure_future(anext(following))
+        (follower,) = events._followers
+        while not follower._queue.empty():  # what came meanwhile, and was read with what was there before
+            await asyncio.sleep(0)
+        await events.emit(emitting, "odd", "newer", 0)
+        assert (await later)["payload"] == "newer"
+        await cast(AsyncGenerator[PluginEvent, None], following).aclose()
+        assert not events._followers
 
     with_events(tmp_path, taken, use)
 

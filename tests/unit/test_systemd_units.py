@@ -19,7 +19,7 @@ from circleosd.registry.units import UnitState
 from circleosd.systemd.buserrors import ErrorReply, Lost, explained
 from circleosd.systemd.names import object_path, switch_unit
 from circleosd.systemd.states import state_of
-from circleosd.systemd.units import RULE_MAKER, SystemdUnits, bus_address
+from circleosd.systemd.units import RULE_MAKER, TRIES, SystemdUnits, bus_address
 
 UNIT = "a.service"
 PATH = "/org/freedesktop/systemd1/unit/a_2eservice"
@@ -270,6 +270,30 @@ def test_a_watch_that_begins_as_the_bus_goes_away_begins_again_but_not_forever(d
     else:
         with pytest.raises(Unavailable, match="cannot watch units"):
             asyncio.run(main())
+
+
+def test_a_watch_outlives_any_number_of_connections_that_told_it_of_its_units() -> None:
+    class Ending(Bus):
+        async def call(self, target: tuple[str, str, str], member: str, *more: Any) -> Message:
+            if member == "Get":
+                return Message(path="/", member="x", body=[Variant("t", 0)])
+            return await super().call(target, member, *more)
+
+    async def main() -> list[str]:
+        manager = SystemdUnits("system", timeout=1)
+        connections = [Ending((1, properties("active", "running")), []) for _ in range(TRIES + 1)]
+        for ending in connections:
+            ending.waiting = [None]
+        connections.append(Ending((1, properties("failed", "failed")), []))
+
+        async def connected() -> Bus:
+            return connections.pop(0)
+
+        manager._connected = connected  # type: ignore[assignment,method-assign]  # no bus here
+        changes = manager.watch([UNIT])
+        return [(await anext(changes)).active for _ in range(2)]
+
+    assert asyncio.run(main()) == ["active", "failed"]
 
 
 @pytest.mark.parametrize(("invocation", "job", "asked"), [(b"new", 0, 1), (b"old", 7, 1), (b"old", 0, 2)])
