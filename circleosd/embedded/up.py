@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 TARGET = "circleosd.target"
 MOST = 1 << 16  # connections, all of one uid: the registry's, which has one for each that asks it, and bounds those
+MAX_LINE = 16 << 20  # bytes: the registry asks about all units of the catalog at once, whose files may have 1 MiB each
 
 
 async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -> int:
@@ -61,7 +62,7 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
         loop.add_reader(notify, supervisor.notified, notify)
         control.listen()
         settings = ServerSettings(idle_exit=0, max_connections=MOST, max_connections_per_uid=MOST)
-        server = Server(Control(supervisor), control, settings, max_line=64 * 1024, manager=ours)
+        server = Server(Control(supervisor), control, settings, max_line=MAX_LINE, manager=ours)
         serving = asyncio.create_task(server.run())
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -157,3 +158,17 @@ def test_what_a_service_says_beyond_all_measure_is_left_out(host: EmbeddedHost) 
     host.data("service-registry", "start", name="loud")
     host.wait_for(lambda: host.data("service-registry", "status", name="loud")["state"] == "inactive")
     assert host.logged("loud")[-1].startswith(f"wrote more than {BURST} bytes within 30 s")
+
+
+def test_a_catalog_of_thousands_is_listed_and_watched(host: EmbeddedHost) -> None:
+    names = [f"many-{number}" for number in range(3000)]
+    file = host.catalog / "many.toml"
+    file.write_text("".join(f'[[service]]\nname = "{name}"\nunit = "one-of-{name}.service"\n' for name in names))
+    try:
+        assert {*names} <= {item["name"] for item in host.data("service-registry", "list")}
+        with host.connect("service-registry") as sock, sock.makefile() as replies:
+            sock.sendall(b'{"action":"watch"}\n')
+            for _ in names:
+                assert json.loads(replies.readline())["more"]
+    finally:
+        file.unlink()
