@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import sqlite3
@@ -253,6 +254,27 @@ def test_wrong_requests_get_a_code_and_a_reason(
     assert (reply["ok"], reply["data"], reply["error"]) == (False, None, code)
     assert says in reply["message"]
     assert registry.units.jobs == []
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        (MemoryError(), "there is no memory left"),
+        (RuntimeError("can't start new thread"), "there can be no more threads"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (OSError(errno.ENFILE, "Too many open files in system"), "Too many open files in system"),
+    ],
+)
+def test_what_the_machine_has_no_more_of_is_no_defect(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, lacking: Exception, said: str
+) -> None:
+    async def without(units: object) -> list[object]:
+        raise lacking
+
+    monkeypatch.setattr(registry.units, "states", without)
+    reply = registry.ask({"action": "list"})
+    assert (reply["error"], reply["message"]) == ("limit", f"{said} in this service; try again later")
 
 
 def test_a_defect_is_an_opaque_reply_and_the_service_goes_on(
