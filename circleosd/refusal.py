@@ -16,9 +16,9 @@ SECONDS = 2.0
 PATIENCE = 0.1  # seconds for a request to arrive; who is answered before it was sent may not look for the answer
 
 
-def refuse(listener: socket.socket, error: CircleError, *, seconds: float = SECONDS) -> None:
-    """Answer every connection with `error` and close it, for so long. Blocks."""
-    reply = wire.failure(error)
+def refuse(listener: socket.socket, error: CircleError | None, *, seconds: float = SECONDS) -> None:
+    """Answer every connection with `error`, or with nothing, and close it, for so long. Blocks."""
+    reply = wire.failure(error) if error else b""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         listener.settimeout(left)

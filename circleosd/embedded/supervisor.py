@@ -125,7 +125,8 @@ class Unit:
                 await service.start()
                 await service.ended()
                 if service.state.result == "resources" and self.state.unit.startswith("circleosd-"):
-                    why = Unavailable(service.lines[-1].text)  # as the service itself would, had it been started
+                    # As the service itself would, had it been started; but a worker does not speak in lines.
+                    why = None if "@" in self.state.unit else Unavailable(service.lines[-1].text)
                     with contextlib.suppress(RuntimeError, OSError):  # there may be no more threads, either
                         await asyncio.to_thread(refuse, self.listener, why, seconds=PAUSE)
                         continue

@@ -37,20 +37,28 @@ class WorkerUnits:
         await self.stop(instance)
 
     async def held_back(self, instance: str) -> Unavailable | None:
-        """The error to raise if systemd gave the worker's socket up, since it had to start workers too often.
+        """The error to raise if no worker was started: systemd gave its socket up, since it had to start workers too
+        often, or there was not what a process needs.
 
         That is no failure of the plugin, of which nothing has run.
         """
+        if await self._result(f"{instance}.socket") == "trigger-limit-hit":
+            return Unavailable(
+                f"the worker of {instance} was started too often in a short time, and systemd holds it back; "
+                f"try again in some seconds, or see: journalctl --unit 'circleosd-plugin@{instance}.*'"
+            )
+        if await self._result(instance) == "resources":
+            return Unavailable(
+                f"the worker of {instance} cannot be started; see: circlectl service logs plugin@{instance}"
+            )
+        return None
+
+    async def _result(self, unit: str) -> Any:
+        """How the unit's last run ended (systemd.service(5), SERVICE_RESULT); None where that cannot be told."""
         try:
-            state = await self._ask("status", f"{instance}.socket")
+            return (await self._ask("status", unit))["result"]
         except CircleError:
             return None
-        if state["result"] != "trigger-limit-hit":
-            return None
-        return Unavailable(
-            f"the worker of {instance} was started too often in a short time, and systemd holds it back; "
-            f"try again in some seconds, or see: journalctl --unit 'circleosd-plugin@{instance}.*'"
-        )
 
     async def how_it_ended(self, instance: str) -> str:
         """What the service manager knows of a worker's end, as the end of a sentence."""

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from circleosd.embedded.process import BURST
-from tests.integration.conftest import running
+from tests.integration.conftest import NewHost, running
 from tests.integration.embedded_host import EmbeddedHost, read_reply
 from tests.integration.people import ALICE, ask
 
@@ -172,3 +172,21 @@ def test_a_catalog_of_thousands_is_listed_and_watched(host: EmbeddedHost) -> Non
                 assert json.loads(replies.readline())["more"]
     finally:
         file.unlink()
+
+
+def test_a_worker_that_cannot_be_started_is_no_failure_of_its_plugin(new_host: NewHost) -> None:
+    host = new_host({"CIRCLEOSD_PLUGINS_IDLE_WORKER": "0.1"})
+    host.load("plugins/example.wasm")
+    host.wait_for(lambda: host.data("service-registry", "status", name="plugin@example")["state"] == "inactive")
+    unit = host.units / "circleosd-plugin@.service"
+    unit.write_text("[Service]\nExecStart=/absent\n")
+    request = {"action": "invoke", "id": "example", "func": "upper", "payload": "a"}
+    reply = host.call("plugin-manager", request)
+    assert (reply["error"], reply["message"]) == (
+        "unavailable",
+        "the worker of example cannot be started; see: circlectl service logs plugin@example",
+    )
+    assert "No such file or directory: '/absent'" in host.ok("service", "logs", "plugin@example")
+    unit.unlink()
+    host.wait_for(lambda: host.call("plugin-manager", request)["data"] == "A")  # who comes at once is sent away, too
+    assert host.data("plugin-manager", "show", id="example")["failures"] == 0
