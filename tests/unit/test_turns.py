@@ -46,6 +46,20 @@ def test_a_large_request_begins_however_large_it_is() -> None:
     asyncio.run(run())
 
 
+def test_what_would_fit_does_not_overtake_what_waits_of_the_same_uid() -> None:
+    async def run() -> None:
+        turns = Turns(asyncio.get_running_loop())
+        assert turns.take(1, 1) is None
+        large, small = turns.take(1, ROUND), turns.take(1, 1)
+        assert large
+        assert small
+        await large
+        assert not small.done()
+        await small
+
+    asyncio.run(run())
+
+
 def test_a_turn_that_nobody_waits_for_any_more_is_the_next_ones() -> None:
     async def run() -> None:
         turns = Turns(asyncio.get_running_loop())
