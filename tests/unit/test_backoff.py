@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from pathlib import Path
 
 import pytest
 
+from circleosd.auth import store
 from circleosd.auth.backoff import Failures, in_force, wait
 from circleosd.auth.logins import Logins
 from circleosd.auth.store import Account
 from circleosd.config import AuthSettings
+from circleosd.database import Database, Transaction
 from circleosd.errors import Limit
 from circleosd.policy import Caller, Peer, Role
 
@@ -58,6 +62,33 @@ def test_a_stranger_counts_against_the_name_and_its_owner_at_home_does_not(
     uid: int, account: Account | None, keys: list[tuple[str, str]]
 ) -> None:
     assert Logins(AuthSettings()).keys("Alice", caller(uid), account) == keys
+
+
+@pytest.mark.parametrize(
+    ("own", "left"),
+    [
+        (Failures(2, NOW - 5), Failures(3, NOW - 1)),
+        (Failures(2, NOW - 1801), Failures(5, NOW - 1)),  # they are forgotten, and not among the five
+        (Failures(5, NOW - 1), Failures()),
+    ],
+)
+def test_a_success_takes_away_what_still_counts_of_ones_own_failures(
+    tmp_path: Path, own: Failures, left: Failures
+) -> None:
+    database = Database(tmp_path / "auth.db", store.MIGRATIONS)
+    logins = Logins(AuthSettings(login_tries=5, login_lockout=900.0))
+    keys = logins.keys("Alice", caller(1000), ALICE)
+    peer, part = keys
+
+    def work(tx: Transaction) -> Failures:
+        store.set_failures(tx, *peer, Failures(5, NOW - 1))
+        store.set_failures(tx, *part, own)
+        logins.succeeded(tx, keys, NOW)
+        assert store.failures(tx, *part) == Failures()
+        return store.failures(tx, *peer)
+
+    assert asyncio.run(database.write(work)) == left
+    database.close()
 
 
 def test_many_attempts_at_once_are_not_more_guesses_than_one_after_another() -> None:
