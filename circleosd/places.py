@@ -22,9 +22,14 @@ class Places:
         self._setting = f" ({setting})" if setting else ""
         self._taken: Counter[int | None] = Counter()
 
+    @property
+    def taken(self) -> int:
+        """How many places are taken, by whomever."""
+        return self._taken.total()
+
     def take(self, uid: int | None) -> None:
         """Take a place, until `leave`. Raises `Limit` if there is none."""
-        if self._taken.total() >= self._total:
+        if self.taken >= self._total:
             raise Limit(f"at most {self._total} {self._what} at once{self._setting}; try again later")
         if uid is not None and self._taken[uid] >= self._each:
             raise Limit(f"at most {self._each} {self._what} at once for uid {uid}; try again later")

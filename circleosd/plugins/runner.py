@@ -50,7 +50,6 @@ class Runner:
         self.voice = Voice(plugin.name)
         self.worker: Worker | None = None
         self.retired = False  # no further call begins here
-        self.waiting = 0
         self.used = time.monotonic()
         self.connecting = asyncio.Lock()
         self.turns = Fair(at_once)
@@ -149,7 +148,7 @@ class Runners:
     def waiting(self, name: str) -> int:
         """Calls of the plugin that are in hand or wait."""
         runner = self._runners.get(name)
-        return runner.waiting if runner else 0
+        return runner.places.taken if runner else 0
 
     async def call(self, plugin: Plugin, function: str, payload: str, uid: int | None = None) -> str:
         """Call a function with a text and return its reply; `uid` is who has but a part of the queue.
@@ -173,7 +172,6 @@ class Runners:
         """Do a call or event once it is its turn, and keep the plugin's record."""
         runner = self._of(plugin)
         runner.places.take(uid)
-        runner.waiting += 1
         try:
             await runner.turns.begin(uid)
             try:
@@ -194,9 +192,8 @@ class Runners:
                 runner.turns.end()
         finally:
             runner.places.leave(uid)
-            runner.waiting -= 1
             # Who retired it may have waited for less than its worker took to start.
-            if runner.retired and not runner.waiting and runner.worker:
+            if runner.retired and not runner.places.taken and runner.worker:
                 runner.worker.close()
 
     def _of(self, plugin: Plugin) -> Runner:
@@ -244,7 +241,7 @@ class Runners:
             await asyncio.sleep(min(SWEEP, self._settings.idle_worker))
             limit = time.monotonic() - self._settings.idle_worker
             for runner in self._runners.values():
-                if runner.worker and not runner.waiting and runner.used < limit:
+                if runner.worker and not runner.places.taken and runner.used < limit:
                     runner.worker.close()
                     runner.worker = None
 
@@ -353,7 +350,7 @@ class Runners:
         """
         deadline = time.monotonic() + 2 * (runner.plugin.bounds.time + GRACE)
         try:
-            while runner.waiting and time.monotonic() < deadline:
+            while runner.places.taken and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)  # between looks at the calls in hand
         finally:
             if runner.worker:
