@@ -14,6 +14,7 @@ from circleosd.config import Settings
 from circleosd.errors import BadRequest
 from circleosd.policy import Grant
 from circleosd.worker.host import covers as covers
+from circleosd.worker.host import is_covered as is_covered
 
 KINDS = {
     "log": "writes to the host's log; every plugin may",
@@ -83,7 +84,7 @@ def check_topic(topic: str) -> None:
 
 def holds(granted: Iterable[str], capability: str) -> bool:
     """Whether any of the granted capabilities covers this one; `log` is always there."""
-    return capability == ALWAYS or any(covers(item, capability) for item in granted)
+    return capability == ALWAYS or is_covered(capability, granted)
 
 
 def effective(asked: Iterable[str], decided: Mapping[str, bool], configured: Iterable[str]) -> tuple[str, ...]:
@@ -93,14 +94,14 @@ def effective(asked: Iterable[str], decided: Mapping[str, bool], configured: Ite
     decision comes before the configuration. Of a kind with `*` that it asks for, single names can be granted.
     """
     asked, configured = tuple(asked), tuple(configured)
-    single = (item for item in (*decided, *configured) if any(covers(wider, item) for wider in asked))
+    single = (item for item in (*decided, *configured) if is_covered(item, asked))
     return tuple(item for item in dict.fromkeys((*asked, *single)) if decided.get(item, holds(configured, item)))
 
 
 def inherited(asked: Collection[str], decided: Mapping[str, bool]) -> dict[str, bool]:
     """What `decided` about a version says of the next, which asks for `asked`: of `*`, each name."""
     narrower = {item: yes for name, yes in decided.items() for item in asked if covers(name, item)}
-    return narrower | {name: yes for name, yes in decided.items() if any(covers(item, name) for item in asked)}
+    return narrower | {name: yes for name, yes in decided.items() if is_covered(name, asked)}
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -196,14 +196,9 @@ def to_grant(manifest: Manifest, wanted: str | list[str]) -> dict[str, bool]:
 
 def require_asked(manifest: Manifest, capability: str) -> None:
     """Raises `BadRequest` unless the plugin asks for a capability."""
-    if not is_asked(manifest.asked, capability):
+    if not capabilities.is_covered(capability, manifest.asked):
         asked = ", ".join(manifest.asked) or "nothing"
         raise BadRequest(f"{manifest.name} does not ask for {capability}; it asks for: {asked}")
-
-
-def is_asked(asked: Iterable[str], capability: str) -> bool:
-    """Whether a capability is among those asked for, or one name of a kind that is."""
-    return any(capabilities.covers(item, capability) for item in asked)
 
 
 def require_granted_growth(before: Manifest, manifest: Manifest, granted: Iterable[str]) -> None:
@@ -212,7 +207,7 @@ def require_granted_growth(before: Manifest, manifest: Manifest, granted: Iterab
     missing = [
         item
         for item in manifest.capabilities
-        if not is_asked(before.asked, item.name) and not capabilities.holds(granted, item.name)
+        if not capabilities.is_covered(item.name, before.asked) and not capabilities.holds(granted, item.name)
     ]
     if missing:
         listed = ", ".join(f"{item.name} ({item.reason or 'no reason given'})" for item in missing)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from circleosd.worker.frames import (
@@ -71,9 +71,9 @@ def covers(granted: str, capability: str) -> bool:
     return granted == capability or any(capability.startswith(kind) and granted == f"{kind}*" for kind in _NAMED)
 
 
-def is_granted(capability: str, granted: tuple[str, ...]) -> bool:
-    """Whether any of the granted capabilities covers this one."""
-    return any(covers(item, capability) for item in granted)
+def is_covered(capability: str, by: Iterable[str]) -> bool:
+    """Whether any of the capabilities `by` is this one, or its kind with `*` for the name."""
+    return any(covers(item, capability) for item in by)
 
 
 def needed_capability(call: str, args: dict[str, str]) -> str:
@@ -107,7 +107,7 @@ class Host:
         ask: Callable[[int, Buffer], Buffer],
     ) -> None:
         self._granted = load.granted
-        self._config = load.config if is_granted("config", load.granted) else {}
+        self._config = load.config if is_covered("config", load.granted) else {}
         self._send = send
         self._ask = ask
         self._current = _Current()
@@ -146,7 +146,7 @@ class Host:
     def call(self, call: str, args: dict[str, str]) -> Answer:
         """One call of `CALLS`, whose arguments are complete."""
         capability = needed_capability(call, args)
-        if not is_granted(capability, self._granted):
+        if not is_covered(capability, self._granted):
             return False, f"denied: this plugin has not been granted the capability {capability}"
         local = self._local.get(call)
         if local is not None:
