@@ -18,6 +18,7 @@ from weakref import WeakSet
 from circleosd.api.plugins import PluginEvent
 from circleosd.database import Database, Transaction
 from circleosd.errors import CircleError, Limit, NotFound
+from circleosd.fair import Fair
 from circleosd.places import Places
 from circleosd.plugins.plugin import Plugin
 
@@ -80,7 +81,7 @@ class Events:
         self._waiting: dict[Plugin, deque[_Waiting]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._followers: set[_Follower] = set()
-        self._reading = asyncio.Lock()
+        self._reading = Fair(1)
         self._readings = Places("readings of events", READINGS, READINGS_BY_ONE)
 
     async def emit(self, plugin: Plugin, topic: str, payload: str, depth: int) -> None:
@@ -114,7 +115,7 @@ class Events:
     async def last(self, count: int, topic: str | None, uid: int | None) -> list[PluginEvent]:
         """The newest events, oldest first; `uid` is who has but a part of the places. Raises `Limit`."""
         with self._readings.held(uid):
-            async with self._reading:  # or many would be in memory that have no reply yet
+            async with self._reading.turn(uid):  # or many would be in memory that have no reply yet
                 return await self._database.scan(lambda connection: _last(connection, count, topic))
 
     async def follow(self, count: int, topic: str | None) -> AsyncIterator[PluginEvent]:
