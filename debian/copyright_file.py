@@ -22,7 +22,7 @@ def license_of(metadata: Message) -> str:
     """What a distribution says about its license, in a line (Core Metadata Specifications)."""
     classifiers = [text for text in metadata.get_all("Classifier", []) if text.startswith("License ::")]
     named = classifiers[-1].rpartition(" :: ")[2] if classifiers else ""
-    return str(metadata["License-Expression"] or named or metadata["License"] or "").partition("\n")[0]
+    return str(metadata.get("License-Expression") or named or metadata.get("License", "")).partition("\n")[0]
 
 
 def main() -> None:
