@@ -76,6 +76,7 @@ TEXT_SHOWN = 256  # characters of a text parameter that a row keeps
 _PRUNED = '"action":"prune"'  # in the body of a row that says so; within a text its quotes would be escaped
 FOLLOWED_AT_ONCE = 200  # rows that a follower holds in memory
 RECALLED = 2000  # newest rows among which those are that still count against somebody's allowance (flood.py)
+LAST = 2**62  # no row's number comes to this; an integer of SQLite may be twice as large
 
 
 class Entry(NamedTuple):
@@ -387,9 +388,10 @@ class Ledger:
 
 
 def _ends(connection: sqlite3.Connection | Transaction) -> sqlite3.Row | None:
-    """The row of `ledger_ends`; None unless it is there, and of the types that were written."""
+    """The row of `ledger_ends`; None unless it is there, and such as could have been written."""
     ends: sqlite3.Row | None = connection.execute("SELECT * FROM ledger_ends").fetchone()
-    return ends if ends and [type(value) for value in ends] == [int, int, bytes, int, bytes] else None
+    written = ends and [type(value) for value in ends] == [int, int, bytes, int, bytes] and ends["last_seq"] < LAST
+    return ends if written else None
 
 
 def _first_left(body: Any) -> int | None:

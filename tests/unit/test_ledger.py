@@ -143,6 +143,7 @@ ROTTEN = "UPDATE ledger SET body = CAST(replace(body, '\"x\"', x'22ff22') AS TEX
         (["DELETE FROM ledger_ends"], "the ends of its chain"),
         (["UPDATE ledger_ends SET last_hash = 'x'"], "the ends of its chain"),
         (["UPDATE ledger_ends SET last_seq = 'x'"], "the ends of its chain"),
+        ([f"UPDATE ledger_ends SET last_seq = {2**63 - 1}"], "the ends of its chain"),
     ],
 )
 def test_an_altered_deleted_or_inserted_row_is_found(
@@ -203,6 +204,7 @@ def test_a_row_of_no_time_that_could_be_told_hides_no_other(opened: Open, moment
     "sql",
     [
         "UPDATE ledger_ends SET last_seq = 1",
+        f"UPDATE ledger_ends SET last_seq = {2**63 - 1}",
         "UPDATE ledger_ends SET last_hash = 'x'",
         "DELETE FROM ledger_ends",
         "UPDATE ledger SET seq = 4 WHERE seq = 3",
