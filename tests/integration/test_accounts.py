@@ -164,6 +164,7 @@ def test_what_waits_for_a_hash_is_not_done_for_who_lost_the_right_meanwhile(new_
         request = {"action": "create", "name": "evil", "password": PASSWORD, "role": "admin", "token": token}
         sock.sendall(json.dumps(request).encode() + b"\n")
         host.wait_for(lambda: host.data(AUTH, "health")["connections"] > 20 and _is_read(sock))
+        assert ok(host, ALICE, AUTH, "whoami", token=token)["user"] == "adam"  # who sent the first is known then
         host.data(AUTH, taken, name="adam", **({"role": "operator"} if taken == "role" else {}))
         reply = read_reply(sock)
         assert all(read_reply(other)["ok"] for other in ahead)

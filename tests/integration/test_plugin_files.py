@@ -29,7 +29,7 @@ from tests.wasi_text import command
         ("/dev/zero", "bad-request", "not a regular file"),
         ("pipe.wasm", "bad-request", "not a regular file"),
         ("circle.wasm", "bad-request", "symbolic links"),
-        ("x\0y.wasm", "bad-request", "null byte"),
+        ("x\0y.wasm", "bad-request", "embedded null"),
         ("sparse.wasm", "limit", "larger than 67108864 bytes"),
         ("empty.wasm", "bad-request", "it is empty"),
         ("/proc/self/maps", "bad-request", "it is empty"),

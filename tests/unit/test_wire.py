@@ -53,7 +53,7 @@ def test_a_long_line_is_refused_also_when_its_end_is_there_already() -> None:
         (b'{"action":"x","tag":[{"a":-1e309}]}', "too large"),
         (b'{"action":"x","v":"\\ud800"}', "half a surrogate pair"),
         (b'{"action":"x","v":"\\uD800"}', "half a surrogate pair"),
-        (b"[" * 9_000, "nested too deeply"),
+        (b'{"action":"x","tag":' + b"[" * 9_000 + b"]" * 9_000 + b"}", "nested too deeply"),
         (b'{"action":' + b"9" * 5000 + b"}", "a number that is too large$"),
         (b'{"action":"x","tag":' + b"[" * 100 + b"]" * 100 + b"}", "nested too deeply"),
         (b'{"action":"x","v":[1,' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"]}", "nested too deeply"),
