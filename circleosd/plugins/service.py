@@ -315,15 +315,9 @@ class PluginService(Handlers):
 
     # capabilities
 
-    async def grant(self, request: GrantCapability, act: Act) -> api.Plugin:
-        """Handler of `grant`."""
-        return await self._decide(request.id, request.capability, act, granted=True)
-
-    async def revoke(self, request: RevokeCapability, act: Act) -> api.Plugin:
-        """Handler of `revoke`."""
-        return await self._decide(request.id, request.capability, act, granted=False)
-
-    async def _decide(self, name: str, capability: str, act: Act, *, granted: bool) -> api.Plugin:
+    async def _decide(self, request: GrantCapability | RevokeCapability, act: Act) -> api.Plugin:
+        """Handler of `grant` and `revoke`."""
+        name, capability, granted = request.id, request.capability, isinstance(request, GrantCapability)
         async with self._changing:
             plugin = self._find(name)
             capabilities.check(capability)
@@ -349,6 +343,8 @@ class PluginService(Handlers):
             # What the manager answers it decides anew at each call; what a worker may do it is told when it starts.
             self._runners.retire(name)
             return shown(plugin)
+
+    grant = revoke = _decide
 
     async def _refused(self, plugin: Plugin, call: str, name: str, error: Denied) -> None:
         """A plugin tried a privileged act without the capability."""

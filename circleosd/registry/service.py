@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from circleosd import ledger
 from circleosd.api.common import Event
@@ -114,30 +114,6 @@ class RegistryService(Handlers):
             listening=state.listening,
         )
 
-    async def start(self, request: Start, act: Act) -> Job:
-        """Handler of `start`."""
-        return await self._job("start", request.name, act)
-
-    async def stop(self, request: Stop, act: Act) -> Job:
-        """Handler of `stop`."""
-        return await self._job("stop", request.name, act)
-
-    async def restart(self, request: Restart, act: Act) -> Job:
-        """Handler of `restart`."""
-        return await self._job("restart", request.name, act)
-
-    async def reload(self, request: Reload, act: Act) -> Job:
-        """Handler of `reload`."""
-        return await self._job("reload", request.name, act)
-
-    async def enable(self, request: Enable, act: Act) -> Enabled:
-        """Handler of `enable`."""
-        return await self._switch("enable", request.name, act)
-
-    async def disable(self, request: Disable, act: Act) -> Enabled:
-        """Handler of `disable`."""
-        return await self._switch("disable", request.name, act)
-
     async def logs(self, request: Logs, act: Act) -> Sequence[LogLine] | AsyncIterator[LogLine]:
         """Handler of `logs`."""
         entry = self._read().find(request.name)
@@ -234,7 +210,9 @@ class RegistryService(Handlers):
         """The entry of `name`, for who acts. Raises `NotFound`."""
         return self._read().find(name, workers=_sees_workers(act))
 
-    async def _job(self, verb: Verb, name: str, act: Act) -> Job:
+    async def _job(self, request: Start | Stop | Restart | Reload, act: Act) -> Job:
+        """Handler of `start`, `stop`, `restart` and `reload`."""
+        verb, name = cast(Verb, request.action), request.name
         target: _Target = act.found
         entry, before = target.entry, target.before
         assert before is not None
@@ -255,6 +233,8 @@ class RegistryService(Handlers):
             raise UnitFailed("; ".join(filter(None, (why, stale))))
         act.message = "; ".join(filter(None, (await self._word(verb, entry, state, began), stale))) or None
         return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub)
+
+    start = stop = restart = reload = _job
 
     async def _failure(
         self, verb: Verb, entry: Entry, result: str, before: UnitState, state: UnitState, began: float
@@ -302,7 +282,9 @@ class RegistryService(Handlers):
             why = "it is not loaded, or was not called yet; see: circlectl plugin list"
             raise NotFound(f"there is no {worker.description}: {why}")
 
-    async def _switch(self, verb: Switch, name: str, act: Act) -> Enabled:
+    async def _switch(self, request: Enable | Disable, act: Act) -> Enabled:
+        """Handler of `enable` and `disable`."""
+        verb = cast(Switch, request.action)
         target: _Target = act.found
         entry = target.entry
         # What systemd would refuse is not tried: the unit that tries it would be left behind as failed.
@@ -314,7 +296,9 @@ class RegistryService(Handlers):
         if verb == "enable" and act.before in ("generated", "transient"):
             raise Conflict(f"cannot enable {entry.unit}: it is {act.before}, and has no unit file of its own")
         act.after = enabled = await self._units.switch(verb, entry.unit)
-        return Enabled(name=name, unit=entry.unit, enabled=enabled)
+        return Enabled(name=request.name, unit=entry.unit, enabled=enabled)
+
+    enable = disable = _switch
 
 
 def _sees_workers(act: Act) -> bool:

@@ -234,7 +234,7 @@ def test_calls_of_the_version_before_an_upgrade_lose_what_is_revoked_and_get_not
             ledger, await identify(ROOT, None), None, decision, "p", NoFiles(), identify, lambda caller, name: None
         )
         handler = service.revoke if revoked else service.grant
-        await handler(decision(id="p", capability=now), act)  # type: ignore[arg-type]  # each with its own
+        await handler(decision(id="p", capability=now), act)
         assert new.holds(now) is not revoked
         await service.close()
         await ledger.close()
