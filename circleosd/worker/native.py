@@ -15,6 +15,7 @@ from circleosd.worker.text import require_text
 
 ABI_VERSION: Final = 1
 MAX_HANDLERS: Final = 256
+_LINE_BUFFERED: Final = 1  # _IOLBF, setvbuf(3)
 
 _HandlerFunction = ctypes.CFUNCTYPE(c_int32, c_void_p, c_char_p, c_size_t, c_void_p)
 _LogFunction = ctypes.CFUNCTYPE(None, c_int32, c_void_p, c_size_t)
@@ -134,6 +135,9 @@ class NativePlugin:
 
 
 def _initialize(artifact: int, entry: str) -> _Plugin:
+    # Else what it prints would wait for more, as standard output is no terminal, and be lost with its worker.
+    libc = ctypes.CDLL(None)
+    libc.setvbuf(c_void_p.in_dll(libc, "stdout"), None, _LINE_BUFFERED, c_size_t(0))
     path = f"/proc/self/fd/{artifact}"
     try:
         library = ctypes.CDLL(path, mode=2)

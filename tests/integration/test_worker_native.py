@@ -233,6 +233,18 @@ def test_a_crash_ends_its_worker_and_nothing_else(end: str) -> None:
         assert other.invoke("echo", "fine") == "fine"
 
 
+def test_a_line_that_is_printed_is_there_though_its_worker_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # whose part this is not
+    crash = """
+__attribute__((constructor)) static void begin(void) { dup2(2, 1); }
+HANDLER(crash) { UNUSED; printf("so far, so good\\n"); abort(); }"""
+    with start(native(crash, "crash"), plugin_type="native", forked=False) as worker:
+        worker.ready()
+        with pytest.raises(WorkerEnded):
+            worker.invoke("crash")
+    assert worker.errors == "so far, so good\n"
+
+
 @pytest.mark.parametrize(
     "hang",
     ["for (;;) pause();", "for (;;) ;", "sigset_t s; sigfillset(&s); sigprocmask(SIG_BLOCK, &s, 0); for (;;) pause();"],
