@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 from circleosd.activation import passed_socket
 from circleosd.worker.channel import Channel
@@ -15,8 +16,17 @@ from circleosd.worker.frames import LOAD, FrameError, parse_load
 from circleosd.worker.limits import forget_environment, settle
 
 
-def main(name: str) -> int:
-    """`name` is the unit's instance name, for messages; what to run, the manager says."""
+def main(name: str) -> NoReturn:
+    """`name` is the unit's instance name, for messages; what to run, the manager says.
+
+    Of a native plugin no code is run at the end, as exit(3) would: it could hang, and nothing bounds its time then.
+    """
+    status = _main(name)
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _main(name: str) -> int:
     try:
         settle()
         listener = passed_socket(os.environ, os.getpid())

@@ -128,7 +128,6 @@ class _Parallel(_Serial):
                 self._tasks.put(received)
             elif (replies := self._replies.get(received.call_id)) is not None:
                 replies.put(received.body)
-        _end(0)
 
     def _work(self) -> None:
         try:

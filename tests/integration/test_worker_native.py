@@ -245,6 +245,16 @@ HANDLER(crash) { UNUSED; printf("so far, so good\\n"); abort(); }"""
     assert worker.errors == "so far, so good\n"
 
 
+@pytest.mark.parametrize("end", ["for (;;) pause();", "abort();"])
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_nothing_of_a_plugin_is_run_when_its_worker_ends(end: str, concurrency: int) -> None:
+    artifact = native(f"__attribute__((destructor)) static void end(void) {{ {end} }}")
+    with start(artifact, plugin_type="native", concurrency=concurrency, forked=False) as worker:
+        worker.ready()
+        assert worker.invoke("echo", "fine") == "fine"
+        assert worker.close() == 0
+
+
 @pytest.mark.parametrize(
     "hang",
     ["for (;;) pause();", "for (;;) ;", "sigset_t s; sigfillset(&s); sigprocmask(SIG_BLOCK, &s, 0); for (;;) pause();"],
