@@ -15,6 +15,7 @@ from circleosd.errors import Unavailable
 from circleosd.threads import Threads
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 log = logging.getLogger(__name__)
 
@@ -67,23 +68,14 @@ class Database:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="database-read")
         self._scanner = Threads(1, thread_name_prefix="database-scan")
         try:
-            self._connection = self._writer.submit(self._open, migrations).result()
-            self._reading = self._reader.submit(self._open_reader, READ_CACHE).result()
+            self._connection = self._writer.submit(self._connect, self._for_writing, migrations).result()
+            self._reading = self._reader.submit(self._connect, self._for_reading, READ_CACHE).result()
             self._file = self._at_path()
         except _FAILURES as exc:
             raise Unavailable(f"cannot open {path}: {self._why_not(exc)}") from exc
 
-    def _open(self, migrations: Sequence[str]) -> sqlite3.Connection:
-        connection = self._connect()
-        try:
-            self._set_up(connection, migrations)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
     @staticmethod
-    def _set_up(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
+    def _for_writing(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
@@ -94,11 +86,10 @@ class Database:
         for number, script in enumerate(migrations[version:], version + 1):
             connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version={number}; COMMIT")
 
-    def _open_reader(self, cache: int) -> sqlite3.Connection:
-        connection = self._connect()
+    @staticmethod
+    def _for_reading(connection: sqlite3.Connection, cache: int) -> None:
         connection.execute("PRAGMA query_only=ON")
         connection.execute(f"PRAGMA cache_size=-{cache}")
-        return connection
 
     def _why_not(self, failure: Exception) -> str:
         """Why the file could not be opened, where SQLite only says that it could not."""
@@ -128,11 +119,16 @@ class Database:
             name = os.path.basename(self.path)
             raise Unavailable(f"cannot use {name}: it was removed or replaced; the service has to start anew for that")
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, set_up: Callable[[sqlite3.Connection, V], None], given: V) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
-        connection.row_factory = sqlite3.Row
-        # A text that a failing disk has made no UTF-8 hides no other row; what it should be, a ledger's hashes tell.
-        connection.text_factory = lambda data: data.decode("utf-8", "replace")
+        try:
+            connection.row_factory = sqlite3.Row
+            # A text that a failing disk has made no UTF-8 hides no other row; what it was, a ledger's hashes tell.
+            connection.text_factory = lambda data: data.decode("utf-8", "replace")
+            set_up(connection, given)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -144,7 +140,7 @@ class Database:
 
         def scanning() -> T:
             self._require_file()
-            connection = self._open_reader(SCAN_CACHE)
+            connection = self._connect(self._for_reading, SCAN_CACHE)
             try:
                 return _snapshot(connection, work)
             finally:

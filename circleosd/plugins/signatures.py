@@ -293,7 +293,7 @@ class Signatures:
         finally:
             if process.returncode is None:
                 process.kill()
-                await process.wait()
+                await process.communicate()
         assert process.returncode is not None
         return _Ran(process.returncode, _text(out), _text(err))
 

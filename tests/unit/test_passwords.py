@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,18 +113,28 @@ def test_the_list_of_the_commonest_holds_what_can_be_chosen_at_all() -> None:
     assert all(len(word) >= 8 and word == word.casefold() for word in passwords.common())
 
 
-def test_more_than_may_wait_are_turned_away() -> None:
-    hasher = Passwords(AuthSettings(hash_memory=1024, hash_passes=2, hashing=1, login_queue=2))
+def gated(settings: AuthSettings, monkeypatch: pytest.MonkeyPatch) -> tuple[Passwords, threading.Event]:
+    """The first password is looked at once the event is set."""
+    gate = threading.Event()
+    monkeypatch.setattr(Passwords, "_matches", lambda self, stored, password: gate.wait(20))
+    return Passwords(settings), gate
 
-    async def scenario() -> list[object]:
-        return await asyncio.gather(*(hasher.verify(None, "x", None) for _ in range(5)), return_exceptions=True)
+
+def test_more_than_may_wait_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    hasher, gate = gated(AuthSettings(hashing=1, login_queue=2), monkeypatch)
+
+    async def scenario() -> list[bool | BaseException]:
+        found = asyncio.gather(*(hasher.verify(None, "x", None) for _ in range(5)), return_exceptions=True)
+        await asyncio.sleep(0)
+        gate.set()
+        return await found
 
     found = asyncio.run(scenario())
     assert [isinstance(item, Limit) for item in found] == [False, False, False, True, True]
 
 
-def test_who_has_one_password_looked_at_does_not_wait_for_all_those_of_another() -> None:
-    hasher = Passwords(AuthSettings(hash_memory=64, hash_passes=1, hashing=1))
+def test_who_has_one_password_looked_at_does_not_wait_for_all_those_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    hasher, gate = gated(AuthSettings(hashing=1), monkeypatch)
 
     async def scenario() -> list[int]:
         order = list[int]()
@@ -132,19 +143,26 @@ def test_who_has_one_password_looked_at_does_not_wait_for_all_those_of_another()
             await hasher.verify(None, "x", uid)
             order.append(uid)
 
-        await asyncio.gather(*(verify(uid) for uid in [4242] * 20 + [4243]))
+        found = asyncio.gather(*(verify(uid) for uid in [4242] * 20 + [4243]))
+        await asyncio.sleep(0)
+        gate.set()
+        await found
         return order
 
     assert asyncio.run(scenario()).index(4243) == 2
 
 
-def test_one_uid_leaves_places_for_others() -> None:
-    hasher = Passwords(AuthSettings(hash_memory=1024, hash_passes=2, hashing=1, login_queue=128))
+def test_one_uid_leaves_places_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = AuthSettings(hash_memory=8, hash_passes=1, hashing=1, login_queue=128)
+    hasher, gate = gated(settings, monkeypatch)
 
     async def scenario() -> list[object]:
         asked = [hasher.hash("x", 4242) if number % 2 else hasher.verify(None, "x", 4242) for number in range(70)]
         others = [hasher.verify(None, "x", 4243), hasher.hash("x", None)]
-        return await asyncio.gather(*asked, *others, return_exceptions=True)
+        found = asyncio.gather(*asked, *others, return_exceptions=True)
+        await asyncio.sleep(0)
+        gate.set()
+        return await found
 
     found = asyncio.run(scenario())
     assert [isinstance(item, Limit) for item in found] == [False] * 64 + [True] * 6 + [False] * 2
