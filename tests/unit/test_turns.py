@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 
 import pytest
 
-from circleosd.config import ServerSettings
 from circleosd.connection import Descriptors
 from circleosd.policy import Peer
-from circleosd.server import Server
 from circleosd.turns import LEAST, ROUND, Turns
-from tests.unit.test_connection import Patient, Silent, connected
+from tests.unit.serving import Patient, connected, serving
 
 AT_ONCE = ROUND // LEAST
 
@@ -87,20 +84,14 @@ def test_who_comes_last_does_not_wait_for_all_the_connections_of_another(
             return b"reply\n"
 
     async def run() -> None:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(path)
-            listener.listen(many + 1)
+        async with serving(Noting(), path):
             peers = [connected(path) for _ in range(many + 1)]
             for peer in peers:
                 peer.send(b"x" * (ROUND // 2) + b"\n")
-            server = Server(Noting(), listener, ServerSettings(), max_line=ROUND, manager=Silent())
-            serving = asyncio.create_task(server.run())
             while len(order) <= many:
                 await asyncio.sleep(0.001)
             for peer in peers:
                 peer.close()
-            server.stop()
-            await serving
         assert order.index(2) < 10
 
     asyncio.run(asyncio.wait_for(run(), 20))
