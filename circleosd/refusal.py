@@ -7,8 +7,8 @@ import socket
 import time
 
 from circleosd import wire
-from circleosd.connection import Descriptors, PassingSocket
 from circleosd.errors import CircleError
+from circleosd.passing import PassingSocket
 
 # Each connection starts the service again, and a socket unit gives up after 20 starts in 2 s (TriggerLimitBurst=,
 # systemd.socket(5)): one start answers for so long.
@@ -27,8 +27,7 @@ def refuse(listener: socket.socket, error: CircleError | None, *, seconds: float
         except OSError:  # the time is over, or no descriptor is left
             time.sleep(PATIENCE)
             continue
-        with PassingSocket(fileno=accepted.detach()) as peer, contextlib.suppress(OSError):  # it may have gone
-            peer.descriptors = Descriptors()
+        with PassingSocket(accepted) as peer, contextlib.suppress(OSError):  # it may have gone
             peer.settimeout(PATIENCE)
             with contextlib.suppress(TimeoutError):
                 peer.recv(1)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import resource
 import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from typing import Protocol
 
 from circleosd import wire
 from circleosd.config import ServerSettings
-from circleosd.connection import Connection, Descriptors, Dispatcher, PassingSocket, peer_of
+from circleosd.connection import Connection, Dispatcher
 from circleosd.errors import Limit, Unavailable
+from circleosd.passing import PassingSocket
 from circleosd.places import Places
+from circleosd.policy import Peer
 from circleosd.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -135,8 +138,7 @@ class Server:
             self.loop.call_later(ACCEPT_AGAIN, self._listen)
             return False
         self._last_busy = time.monotonic()
-        sock = PassingSocket(fileno=accepted.detach())
-        sock.descriptors = Descriptors()
+        sock = PassingSocket(accepted)
         sock.setblocking(False)
         peer = peer_of(sock)
         try:
@@ -198,6 +200,12 @@ class Server:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GIVEN_UP):
                 await asyncio.gather(*(connection.give_up(Unavailable(told)) for connection in self._connections))
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Who connected, by the kernel's word (SO_PEERCRED, unix(7))."""
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return Peer(uid=uid & 0xFFFFFFFF, gid=gid & 0xFFFFFFFF, pid=pid)
 
 
 def _raise_descriptor_limit() -> None:

@@ -8,7 +8,8 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from circleosd.config import ServerSettings
-from circleosd.connection import PIECE, SMALL, Descriptors, Dispatcher
+from circleosd.connection import SMALL, Dispatcher
+from circleosd.passing import PIECE, Descriptors
 from circleosd.policy import Peer
 from circleosd.server import Server
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from circleosd.config import ServerSettings
-from circleosd.connection import PIECE, SMALL, Descriptors
+from circleosd.connection import SMALL
+from circleosd.passing import PIECE, Descriptors
 from circleosd.policy import Peer
 from tests.unit.serving import Patient, Silent, ask, connected, received, served, serving
 

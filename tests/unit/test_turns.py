@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from circleosd.connection import Descriptors
+from circleosd.passing import Descriptors
 from circleosd.policy import Peer
 from circleosd.turns import LEAST, ROUND, Turns
 from tests.unit.serving import Patient, connected, serving

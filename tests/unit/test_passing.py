@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from circleosd.config import ServerSettings
-from circleosd.connection import PIECE, Descriptors, PassingSocket
 from circleosd.errors import Limit
+from circleosd.passing import PIECE, Descriptors, PassingSocket
 from circleosd.policy import Peer
 from tests.lingering import lingering
 from tests.unit.serving import Patient, received, served
@@ -22,8 +22,7 @@ from tests.unit.serving import Patient, received, served
 
 def test_a_piece_stays_below_what_malloc_maps() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with theirs, PassingSocket(fileno=ours.detach()) as passing:
-        passing.descriptors = Descriptors()
+    with theirs, PassingSocket(ours) as passing:
         theirs.sendall(bytes(2 * PIECE))
         assert len(passing.recv(4 * PIECE)) == PIECE
     assert PIECE < 128 * 1024  # M_MMAP_THRESHOLD of mallopt(3)
@@ -34,8 +33,7 @@ def test_a_piece_stays_below_what_malloc_maps() -> None:
 def test_a_descriptor_whose_closing_waits_holds_up_nobody(received: bool, passed: int) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with contextlib.ExitStack() as stack:
-        passing = stack.enter_context(PassingSocket(fileno=ours.detach()))
-        passing.descriptors = Descriptors()
+        passing = stack.enter_context(PassingSocket(ours))
         with theirs:
             slow = [stack.enter_context(lingering(8)) for _ in range(passed)]
             socket.send_fds(theirs, [b"x"], [sock.fileno() for sock in slow])
@@ -52,8 +50,7 @@ def test_a_descriptor_whose_closing_waits_holds_up_nobody(received: bool, passed
 def test_a_descriptor_that_finds_no_room_among_the_open_files_is_not_said_to_be_missing(room: int) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     bounds = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with theirs, PassingSocket(fileno=ours.detach()) as passing:
-        passing.descriptors = Descriptors()
+    with theirs, PassingSocket(ours) as passing:
         socket.send_fds(theirs, [b"x"], [theirs.fileno()] * 2)
         opened: list[int] = []
         try:
@@ -77,8 +74,7 @@ def test_a_descriptor_that_finds_no_room_among_the_open_files_is_not_said_to_be_
 
 def test_a_descriptor_that_was_passed_is_not_handed_on_to_programs() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with theirs, PassingSocket(fileno=ours.detach()) as passing:
-        passing.descriptors = Descriptors()
+    with theirs, PassingSocket(ours) as passing:
         socket.send_fds(theirs, [b"x"], [theirs.fileno()])
         assert passing.recv(1) == b"x"
         descriptor = passing.descriptors.take()

@@ -1,0 +1,106 @@
+"""A socket by which a peer passes descriptors (SCM_RIGHTS, unix(7)), and what becomes of them."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import socket
+from collections import deque
+
+from circleosd.discarding import discard
+from circleosd.errors import BadRequest, Limit
+
+MAX_FILES = 4  # descriptors that may wait on a connection; one more is closed at once, and the connection refused
+MOST_PASSED = 253  # descriptors in one message (SCM_MAX_FD, unix(7)); what there is no room for the kernel closes here
+# Bytes that are received at once. asyncio asks for 256 KiB, which malloc(3) has to map and unmap for every line.
+PIECE = 64 * 1024
+
+
+class Descriptors:
+    """Descriptors that a peer passed (SCM_RIGHTS), first in first out.
+
+    Never more than `MAX_FILES` wait: a peer may send some with each byte while a request is in hand, or after a
+    refusal. They wait for no later request than the one that they came with, which may have been refused unread.
+    """
+
+    received = 0  # bytes that have come on the connection
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, int]] = deque()  # each with `received` as of the bytes that it came with
+        self._most = MAX_FILES
+        self.too_many = False  # some were closed unseen
+        self._missed = False  # some could not be opened here
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, descriptors: list[int], *, cut: bool) -> None:
+        """Those that came with some bytes; `cut`: the kernel has closed the others, because this process may have no
+        more open (MSG_CTRUNC, recvmsg(2)).
+        """
+        self._missed = self._missed or cut
+        room = self._most - len(self._waiting)
+        self._waiting.extend((descriptor, self.received) for descriptor in descriptors[:room])
+        if descriptors[room:]:
+            self.too_many = True
+            discard(descriptors[room:])
+
+    def accept_none(self) -> None:
+        """Close those that wait and those to come."""
+        self._most = 0
+        self.close()
+
+    def take(self) -> int:
+        """The next one; the caller closes it. Raises `BadRequest` if there is none, `Limit` if it got lost here."""
+        if not self._waiting:
+            if self._missed:
+                raise Limit("too many files are open here to take the descriptor; try again later")
+            raise BadRequest("the request names a descriptor that did not come with it (SCM_RIGHTS)")
+        return self._waiting.popleft()[0]
+
+    def answered(self, rest: int) -> None:
+        """All that was received is answered, but for the last `rest` bytes: close what came with it."""
+        while self._waiting and self._waiting[0][1] <= self.received - rest:
+            discard([self.take()])
+
+    def close(self) -> None:
+        discard(descriptor for descriptor, _ in self._waiting)
+        self._waiting.clear()
+
+
+_ANCILLARY = socket.CMSG_SPACE(MOST_PASSED * array.array("i").itemsize)
+# An enumeration's operators cost more than the rest of `recv`.
+_CLOSE_ON_EXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
+
+
+class PassingSocket(socket.socket):
+    """A socket whose `recv` also collects passed descriptors, so that asyncio's transport can read from it."""
+
+    def __init__(self, accepted: socket.socket) -> None:
+        """Take the place of `accepted`."""
+        super().__init__(fileno=accepted.detach())
+        self.descriptors = Descriptors()
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        try:
+            data, ancillary, told, _ = self.recvmsg(min(size, PIECE), _ANCILLARY, flags | _CLOSE_ON_EXEC)
+        except MemoryError as exc:  # for asyncio this would be a defect here
+            raise OSError(errno.ENOMEM, "no memory") from exc
+        self.descriptors.received += len(data)
+        if ancillary or told & _TRUNCATED:
+            numbers = array.array("i")
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+            self.descriptors.add(list(numbers), cut=bool(told & _TRUNCATED))
+        return data
+
+    def close(self) -> None:
+        """Close it, and take what was not read yet before: the kernel would close descriptors in there, and wait."""
+        self.descriptors.accept_none()
+        with contextlib.suppress(OSError):
+            self.shutdown(socket.SHUT_RD)  # nothing more comes in
+            while self.recv(PIECE):
+                pass
+        super().close()
