@@ -125,12 +125,12 @@ def _is_name(word: str) -> bool:
 def serve(name: str) -> int:
     """Run one of the three services on the socket that was passed to it."""
     _import_asyncio()
-    import asyncio
 
+    from circleosd import threads
     from circleosd.systemd import journal
 
     journal.set_up()
-    asyncio.run(_serve(name))
+    threads.run(_serve(name))
     return 0
 
 
@@ -148,9 +148,7 @@ async def _serve(name: str) -> None:
 
     from circleosd.server import Server
     from circleosd.systemd.notify import Notifier
-    from circleosd.threads import Threads
 
-    asyncio.get_running_loop().set_default_executor(Threads(thread_name_prefix="asyncio"))
     try:
         listener = passed_socket(os.environ, os.getpid())
     except OSError as exc:

@@ -56,7 +56,9 @@ def test_a_request_for_which_no_thread_can_be_started_is_told_so(host: EmbeddedH
 def test_a_service_that_can_start_no_thread_says_so(threadless: EmbeddedHost, service: str) -> None:
     reply = threadless.call(service, {"action": "health"})
     assert reply["error"] == "unavailable"
-    assert reply["message"].startswith(f"{service} cannot start: there can be no more threads")
+    why = f"{service} cannot start: there can be no more threads"
+    assert reply["message"].startswith(why)
+    threadless.wait_for(lambda: f": circleosd: {why}" in threadless.log)  # and no traceback
 
 
 def test_a_line_for_which_there_is_no_memory_is_refused(host: EmbeddedHost) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import NoReturn
 
 import pytest
 
-from circleosd.threads import Threads
+from circleosd.threads import Threads, run
+
+
+def fail(thread: threading.Thread) -> NoReturn:
+    raise RuntimeError("can't start new thread")
 
 
 def test_what_was_refused_for_want_of_a_thread_is_not_done_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(thread: threading.Thread) -> NoReturn:
-        raise RuntimeError("can't start new thread")
-
     done = list[str]()
     with Threads(1) as threads:
         with monkeypatch.context() as patch:
@@ -24,3 +26,12 @@ def test_what_was_refused_for_want_of_a_thread_is_not_done_later(monkeypatch: py
         assert threads.submit(int, "7", base=8).result(10) == 7
         threads.submit(done.append, "taken").result(10)
     assert done == ["taken"]
+
+
+def test_what_has_used_threads_ends_without_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> int:
+        done = await asyncio.to_thread(int, "7")
+        monkeypatch.setattr(threading.Thread, "start", fail)
+        return done
+
+    assert run(main()) == 7
