@@ -327,10 +327,10 @@ def _uids(*services: str) -> dict[str, int]:
 def up(directory: str | None) -> int:
     """Run the embedded mode in the foreground, below `directory` if that is given."""
     _import_asyncio()
-    import asyncio
     import logging
     from pathlib import Path
 
+    from circleosd import threads
     from circleosd.embedded.up import run as supervise
 
     gc.enable()
@@ -344,7 +344,7 @@ def up(directory: str | None) -> int:
     else:
         runtime, state, cache = (Path(directory).absolute() / name for name in ("run", "state", "cache"))
     try:
-        return asyncio.run(supervise(runtime, state, cache, _unit_directories()))
+        return threads.run(supervise(runtime, state, cache, _unit_directories()))
     except OSError as exc:
         raise Unavailable(f"cannot run CircleOSD at {runtime}: {exc.strerror or exc}") from exc
 

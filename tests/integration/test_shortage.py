@@ -85,3 +85,20 @@ def test_a_socket_goes_on_listening_when_its_service_cannot_be_started_nor_told_
         sock.sendall(b'{"action":"health"}\n')
         host.wait_for(lambda: host.log.count("cannot run circleosd-auth.service") > 2)
     host.wait_for(lambda: host.call("auth-service", {"action": "health"})["ok"])  # it may still be told of
+
+
+def test_who_could_not_be_told_for_want_of_a_thread_is_told_what_is_wrong_now(new_host: NewHost) -> None:
+    """In the embedded mode."""
+    host = new_host({})
+    assert host.process is not None
+    unit = host.units / "circleosd-auth.service"
+    with host.connect("auth-service") as sock:
+        sock.sendall(b'{"action":"health"}\n')
+        with no_memory(host.process.pid):
+            unit.write_text("[Service]\nExecStart=/bin/true\nUser=first\n")
+            host.wait_for(lambda: "User=first" in host.log)
+            unit.write_text("[Service]\nExecStart=/bin/true\nUser=second\n")
+            host.wait_for(lambda: "User=second" in host.log)
+        assert "User=second" in read_reply(sock)["message"]
+    unit.unlink()
+    host.wait_for(lambda: host.call("auth-service", {"action": "health"})["ok"])
