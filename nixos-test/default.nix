@@ -80,7 +80,5 @@ pkgs.testers.runNixOSTest {
       environment.etc."circleosd-test/hostile".source = hostile;
     };
 
-  # The driver's type check knows only its own prelude; `make lint` checks the scenario.
-  skipTypeCheck = true;
   testScript = builtins.readFile ./scenario.py;
 }

