@@ -37,7 +37,7 @@ NOT_ON_NIXOS = {
     "circleosd.sysusers.conf",
 }
 
-# What the NixOS test driver puts before a scenario (nixos/lib/test-script-prepend.py), over the machine of tests/systemd.
+# What the NixOS test driver puts before a scenario with the machine of tests/systemd.
 PRELUDE = """\
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -176,8 +176,10 @@ def test_the_scenario_passes_the_checks_of_the_test_driver(tmp_path: Path) -> No
     script = tmp_path / "scenario.py"
     script.write_text(PRELUDE + test["testScript"])
     # As nixos/lib/testing/driver.nix calls it.
-    command = [sys.executable, "-m", "mypy", "--config-file=", "--no-implicit-optional", "--cache-dir=/dev/null", script]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"MYPYPATH": str(ROOT)}, capture_output=True, text=True)
+    command = [sys.executable, "-m", "mypy", "--config-file=", "--no-implicit-optional", "--cache-dir=/dev/null"]
+    done = subprocess.run(
+        [*command, script], cwd=ROOT, env=os.environ | {"MYPYPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
