@@ -82,6 +82,17 @@ in
     && off.systemd.services == { }
     && !off.security.polkit.enable;
   "enabling it is enough" = accepted { };
+  "NixOS has every option that is set, for such values" =
+    let
+      set = configuration: {
+        inherit (configuration) environment systemd users;
+      };
+    in
+    builtins.deepSeq (map set [
+      plain
+      full
+      wheel
+    ]) true;
   "declared plugins are loaded at boot, once the sockets listen" =
     let
       service = plain.systemd.services.circleosd-declared-plugins;

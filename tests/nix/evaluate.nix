@@ -1,20 +1,54 @@
-# Evaluates the NixOS module with nixpkgs' own module system and types. What the module sets elsewhere goes into
-# options that take anything. `configuration` is a module; the result has `config` and `options`.
+# Evaluates the NixOS module with nixpkgs' own module system and types. What the module sets elsewhere is declared here,
+# no wider than in NixOS: an option that NixOS does not have, or a value that it does not take, is an error here too.
+# `configuration` is a module; the result has `config` and `options`.
 { lib }:
 configuration:
 let
   inherit (lib) mkOption types;
-  anything =
-    default:
+  list =
+    type:
     mkOption {
-      type = types.anything;
-      inherit default;
+      type = types.listOf type;
+      default = [ ];
     };
-  list = mkOption {
-    type = types.listOf types.anything;
-    default = [ ];
+  set =
+    type:
+    mkOption {
+      type = types.attrsOf type;
+      default = { };
+    };
+  text = mkOption {
+    type = types.singleLineStr;
+    default = "";
   };
-  attributes = types.attrsOf types.anything;
+  yes = mkOption {
+    type = types.bool;
+    default = true;
+  };
+
+  unit = types.strMatching "[a-zA-Z0-9@%:_.\\-]+[.](service|socket|target)";
+  value = types.oneOf [
+    types.bool
+    types.int
+    types.str
+    types.package
+  ];
+  section = set (types.either value (types.listOf value));
+  units =
+    more:
+    set (
+      types.submodule {
+        options = {
+          description = text;
+          wantedBy = list unit;
+          wants = list unit;
+          after = list unit;
+          unitConfig = section;
+          restartTriggers = list types.raw;
+        }
+        // more;
+      }
+    );
 in
 lib.evalModules {
   specialArgs.pkgs = import ./pkgs.nix { inherit lib; };
@@ -25,74 +59,77 @@ lib.evalModules {
       { config, ... }:
       {
         options = {
-          assertions = list;
-          warnings = list;
-          environment.systemPackages = list;
-          environment.etc = mkOption {
-            default = { };
-            type = types.attrsOf (
-              types.submodule (
-                { config, name, ... }:
-                {
-                  options.text = mkOption {
-                    type = types.nullOr types.lines;
-                    default = null;
-                  };
-                  options.source = anything "/made/${name}";
-                }
-              )
-            );
-          };
+          assertions = list types.raw;
+          warnings = list types.str;
+          environment.systemPackages = list types.package;
+          environment.etc = set (
+            types.submodule (
+              { config, name, ... }:
+              {
+                options.text = mkOption {
+                  type = types.nullOr types.lines;
+                  default = null;
+                };
+                options.source = mkOption {
+                  type = types.path;
+                  default = "/made/${name}";
+                };
+              }
+            )
+          );
           security.polkit.enable = lib.mkEnableOption "polkit";
           systemd = {
-            package = anything "/made/systemd";
-            packages = list;
-            tmpfiles.packages = list;
-            paths = anything { };
-            services = anything { };
-            sockets = anything { };
-            targets = anything { };
+            package = mkOption {
+              type = types.path;
+              default = "/made/systemd";
+            };
+            packages = list types.package;
+            tmpfiles.packages = list types.package;
+            services = units {
+              environment = set types.str;
+              restartIfChanged = yes;
+              serviceConfig = section;
+            };
+            sockets = units { };
+            targets = units { };
           };
-          users.groups = mkOption {
-            default = { };
-            type = types.attrsOf (
-              types.submodule (
-                { name, ... }:
-                {
-                  options.members = mkOption {
-                    type = types.listOf types.str;
-                    default = [ ];
-                  };
-                  config.members = map (user: user.name) (
-                    lib.filter (user: lib.elem name user.extraGroups) (lib.attrValues config.users.users)
-                  );
-                }
-              )
-            );
-          };
-          users.users = mkOption {
-            default = { };
-            type = types.attrsOf (
-              types.submodule (
-                { name, ... }:
-                {
-                  freeformType = attributes;
-                  options.name = mkOption {
-                    type = types.str;
+          users.groups = set (
+            types.submodule (
+              { name, ... }:
+              {
+                options.members = list (types.passwdEntry types.str);
+                config.members = map (user: user.name) (
+                  lib.filter (user: user.enable && lib.elem name user.extraGroups) (
+                    lib.attrValues config.users.users
+                  )
+                );
+              }
+            )
+          );
+          users.users = set (
+            types.submodule (
+              { name, ... }:
+              {
+                options = {
+                  enable = yes;
+                  name = mkOption {
+                    type = types.passwdEntry types.str;
                     default = name;
                   };
-                  options.group = mkOption {
-                    type = types.str;
+                  description = mkOption {
+                    type = types.passwdEntry types.str;
                     default = "";
                   };
-                  options.extraGroups = mkOption {
-                    type = types.listOf types.str;
-                    default = [ ];
+                  isSystemUser = mkOption {
+                    type = types.bool;
+                    default = false;
                   };
-                }
-              )
-            );
-          };
+                  group = text;
+                  extraGroups = list types.str;
+                };
+              }
+            )
+          );
         };
       }
     )
