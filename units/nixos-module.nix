@@ -40,7 +40,9 @@ let
   '';
 
   # NixOS counts among a group's members who names it in extraGroups, and leaves out whose primary group it is.
-  primaryUsers = lib.filter (user: user.group == cfg.adminGroup) (lib.attrValues config.users.users);
+  primaryUsers = lib.filter (user: user.enable && user.group == cfg.adminGroup) (
+    lib.attrValues config.users.users
+  );
   admins = config.users.groups.${cfg.adminGroup}.members ++ map (user: user.name) primaryUsers;
 
   refuse = import ./nixos/refuse.nix lib;

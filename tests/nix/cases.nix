@@ -66,6 +66,10 @@ let
     users.users.alice.extraGroups = [ "wheel" ];
     users.users.bob.group = "wheel";
     users.users.carol.extraGroups = [ "users" ];
+    users.users.erin = {
+      enable = false;
+      group = "wheel";
+    };
   };
   settingsOf =
     configuration: configuration.environment.etc."circleosd/config.toml".source.environment.settings;
