@@ -112,13 +112,19 @@ def test_a_handle_of_the_asynchronous_abi_is_refused() -> None:
         (func (export "handle") (param i32 i32) (result i32) unreachable)
         (func (export "callback") (param i32 i32 i32) (result i32) unreachable))
       (core instance $i (instantiate $m))
+      (alias core export $i "memory" (core memory $memory))
+      (alias core export $i "realloc" (core func $realloc))
+      (alias core export $i "callback" (core func $callback))
       (func (export "handle") async (param "payload" string) (result (result string (error string)))
-        (canon lift (core func $i "handle") (memory (core memory $i "memory"))
-          (realloc (core func $i "realloc")) async (callback (core func $i "callback")))))"""
+        (canon lift (core func $i "handle") (memory $memory) (realloc $realloc) async (callback $callback))))"""
     with start(wat(text)) as worker, pytest.raises(CallFailed) as caught:
         worker.ready()
     wanted = "func(string) -> result<string, string>"
-    assert caught.value.message == f"it exports handle as async {wanted}, not as {wanted}"
+    assert caught.value.message in (
+        f"it exports handle as async {wanted}, not as {wanted}",
+        # Wasmtime before 46.
+        "it does not compile: async component functions require the component model async feature (at offset 0xae)",
+    )
 
 
 HOOKS = """
