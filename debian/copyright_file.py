@@ -13,7 +13,7 @@ HEAD = """\
 CircleOSD is the work of the CircleOSD maintainers.
 
 This package also contains, below /usr/lib/circleosd, these works of others, unchanged but for debugging symbols. The
-license of each is in its NAME.dist-info directory.
+license of each is in its NAME.dist-info directory, and the LGPL in /usr/share/common-licenses/LGPL-2.1.
 
 """
 

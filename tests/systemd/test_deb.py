@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -100,6 +102,28 @@ def test_what_the_documents_link_to_is_in_the_package(package: Path, tmp_path: P
         assert links, page
         assert [link for link in links if not (installed.parent / link).exists()] == [], page
     assert not [*tmp_path.glob("usr/share/circleosd/plugins/**/*.so")]  # what was built here stays here
+
+
+def test_what_the_package_brings_is_as_debian_has_it(package: Path, tmp_path: Path) -> None:
+    """Policy 4.4, 10.1 and 12.5; where there is lintian(1), that too."""
+    subprocess.run(["dpkg-deb", "--extract", package, tmp_path], check=True)
+    libraries = sorted(tmp_path.rglob("*.so"))
+    assert len(libraries) > 10
+    sections = subprocess.run(["readelf", "--section-headers", *libraries], capture_output=True, text=True, check=True)
+    assert ".symtab" not in sections.stdout
+    found = [path for path in tmp_path.rglob("*") if not path.is_symlink() and path.is_file()]
+    assert [path for path in found if path.name.startswith(".git")] == []
+    executable = {path for path in found if path.stat().st_mode & 0o111 and path.suffix != ".so"}
+    assert {path.name for path in executable} == {"circleosd", "circlectl"}
+    documents = tmp_path / "usr/share/doc/circleosd"
+    first, *_, last = gzip.decompress((documents / "changelog.gz").read_bytes()).decode().splitlines()
+    assert re.fullmatch(r"circleosd \([0-9.]+\) UNRELEASED; urgency=medium", first)
+    assert re.fullmatch(r" -- .+ <.+@.+>  \w{3}, \d\d \w{3} \d{4} [\d:]{8} \+0000", last)
+    assert "/usr/share/common-licenses/LGPL-2.1" in (documents / "copyright").read_text(encoding="utf-8")
+    if shutil.which("lintian"):
+        done = subprocess.run(["lintian", package], capture_output=True, text=True, check=False)
+        # No license has been chosen.
+        assert set(done.stdout.splitlines()) <= {"W: circleosd: copyright-without-copyright-notice"}
 
 
 @pytest.mark.skipif("CIRCLEOSD_TEST_DEB" in os.environ, reason="the package was built elsewhere")
