@@ -34,8 +34,12 @@ class Service(TypedDict):
 
 
 class ServiceStatus(Service):
-    """One service in detail. Times in seconds since the epoch, memory in bytes; None is unknown or not applicable."""
+    """One service in detail. Times in seconds since the epoch, memory in bytes; None is unknown or not applicable.
 
+    `enabled` is what it is in `Enabled`.
+    """
+
+    enabled: str | None
     since: float | None
     pid: int | None
     memory: int | None

@@ -103,6 +103,7 @@ class RegistryService(Handlers):
         act.message = await self._stale(entry.unit)
         return ServiceStatus(
             **_service(entry, state),
+            enabled=state.enabled,
             since=state.since,
             pid=state.pid,
             memory=state.memory,

@@ -20,7 +20,7 @@ class UnitState:
     entered that state, seconds since the epoch. `memory` in bytes. `result`: success, exit-code, signal, timeout, ….
     `exit_status`: of the main process, if it ended by exiting; `signal`: the name of the one that ended it.
     `triggered_by`: the sockets, timers and paths that start it; `listening`: whether one of them is active. `requires`:
-    the units without which it does not start (Requires=, Requisite=, BindsTo=).
+    the units without which it does not start (Requires=, Requisite=, BindsTo=). `enabled`: the state of its unit file.
     """
 
     unit: str
@@ -38,6 +38,7 @@ class UnitState:
     triggered_by: tuple[str, ...] = ()
     listening: bool = False
     requires: tuple[str, ...] = ()
+    enabled: str | None = None
 
     @property
     def waits(self) -> bool:

@@ -51,6 +51,7 @@ def state_of(unit: str, properties: Mapping[str, Any]) -> UnitState:
         signal=signal_name(how) if ended in _KILLED else None,
         triggered_by=tuple(properties["TriggeredBy"]),
         requires=tuple(unit for kind in ("Requires", "Requisite", "BindsTo") for unit in properties[kind]),
+        enabled=properties.get("UnitFileState") or None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -13,7 +14,7 @@ CATALOG = "".join(
     f'[[service]]\nname = "{name}"\nunit = "ct-{name}.service"\n'
     for name in (
         "loop", "calm", "odd", "many", "masked", "other", "none", "talker", "mute", "picky", "brief", "frail", "made",
-        "alien", "edited",
+        "alien", "edited", "booted",
     )
 )  # fmt: skip
 UNITS = {
@@ -30,6 +31,7 @@ UNITS = {
     "odd": "ExecStart=relative/program",
     "edited": "ExecStart=/bin/sleep infinity\nExecReload=/bin/false",
     "alien": "ExecStart=/bin/sleep infinity\n[Install]\nAlias=ct-alien.socket",
+    "booted": "ExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target",
     "picky": "ExecStart=/bin/sleep infinity\n[Unit]\nConditionPathExists=/nope",
     "mute": "ExecStartPre=/bin/sh -c 'exit 7'\nExecStart=/bin/sleep infinity",
 }
@@ -182,6 +184,16 @@ def test_what_systemd_would_not_enable_is_refused_and_leaves_no_failed_unit(mach
         assert f"cannot {verb} ct-other.service: that is another name of a unit, which the catalog must have" in said
     assert machine.succeed("systemctl --failed --no-legend") == ""
     assert machine.succeed("systemctl is-enabled ct-named.service").strip() == "enabled"
+
+
+def test_the_status_tells_whether_a_service_starts_at_boot(machine: Machine) -> None:
+    def enabled(name: str) -> object:
+        return json.loads(machine.succeed(f"circlectl service status {name} --json"))["enabled"]
+
+    assert (enabled("booted"), enabled("brief"), enabled("none")) == ("disabled", "static", None)
+    for verb in ("enable", "disable"):
+        machine.succeed(f"circlectl service {verb} booted")
+        assert enabled("booted") == f"{verb}d"
 
 
 def test_as_many_lines_of_a_log_are_shown_as_are_asked_for_or_it_is_said_that_these_are_too_many(
