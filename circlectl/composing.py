@@ -126,7 +126,7 @@ def _read_secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
         line = sys.stdin.readline()
         if not line:
             raise BadRequest(f"no {name} on standard input")
-        secret = line.removesuffix("\n")
+        secret = line.removesuffix("\n").removesuffix("\r")  # of a file from Windows: nobody could type it
         return secret if secret or item.required else None
     if not sys.stdin.isatty():
         if not item.required:

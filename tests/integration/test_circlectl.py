@@ -369,6 +369,15 @@ def test_a_password_on_standard_input_must_be_text(host: EmbeddedHost) -> None:
         )
 
 
+def test_a_line_of_a_windows_file_is_the_password_that_can_be_typed(host: EmbeddedHost) -> None:
+    host.ok("user", "create", "vera", "--password-stdin", stdin="correct horse\r\n")
+    for typed in ("correct horse\n", "correct horse\r\n"):
+        assert "as vera" in host.ok("user", "login", "vera", "--password-stdin", stdin=typed)
+    host.ok("user", "passwd", "--password-stdin", stdin="correct horse\r\nbattery staple\r\n")
+    assert "as vera" in host.ok("user", "login", "vera", "--password-stdin", stdin="battery staple\n")
+    host.ok("user", "logout")
+
+
 def test_without_a_terminal_a_password_needs_its_flag(host: EmbeddedHost) -> None:
     done = host.ctl("user", "login", "alice")
     assert done.returncode == 2
