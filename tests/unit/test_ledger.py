@@ -115,6 +115,7 @@ ALTER = "UPDATE ledger SET body = json_set(body, '$.actor.uid', 7) WHERE seq = {
 
 
 ROTTEN = "UPDATE ledger SET body = CAST(replace(body, '\"x\"', x'22ff22') AS TEXT) WHERE seq = {}"  # no UTF-8
+BLOB = "UPDATE ledger SET body = CAST(body AS BLOB) WHERE seq = {}"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,7 @@ ROTTEN = "UPDATE ledger SET body = CAST(replace(body, '\"x\"', x'22ff22') AS TEX
         (["UPDATE ledger_ends SET pruned_seq = 2", "DELETE FROM ledger WHERE seq < 3"], "row 3 has been altered"),
         (["UPDATE ledger SET hash = 'x' WHERE seq = 3"], "row 3 has been altered"),
         ([ROTTEN.format(3)], "row 3 has been altered"),
+        ([BLOB.format(3)], "row 3 has been altered"),
         (["DELETE FROM ledger_ends"], "the ends of its chain"),
         (["UPDATE ledger_ends SET last_hash = 'x'"], "the ends of its chain"),
         (["UPDATE ledger_ends SET last_seq = 'x'"], "the ends of its chain"),
@@ -175,8 +177,8 @@ def test_the_oldest_rows_removed_without_a_row_that_says_so_are_missed(tmp_path:
     book.database.close()
 
 
-@pytest.mark.parametrize("body", ["{}", "[]", "{", '{"time":"never"}', '{"seq":3}'])
-def test_a_row_that_nobody_can_read_hides_no_other_and_ends_no_start(opened: Open, body: str) -> None:
+@pytest.mark.parametrize("body", ["{}", "[]", "{", '{"time":"never"}', '{"seq":3}', b"{}"])
+def test_a_row_that_nobody_can_read_hides_no_other_and_ends_no_start(opened: Open, body: str | bytes) -> None:
     for number in range(3):
         opened.record(f"act{number}", object="x")
     asyncio.run(opened.database.write(lambda tx: tx.execute("UPDATE ledger SET body = ? WHERE seq = 2", (body,))))
@@ -225,6 +227,7 @@ def test_a_ledger_that_cannot_be_continued_says_so(opened: Open, sql: str) -> No
         "UPDATE ledger SET body = json_set(body, '$.time', 'never') WHERE seq = 1",
         "UPDATE ledger SET body = substr(body, 2) WHERE seq = 3",
         ROTTEN.format(3),
+        BLOB.format(3),
     ],
 )
 def test_no_row_keeps_others_from_being_shown_and_the_ledger_from_going_on(tmp_path: Path, sql: str) -> None:
