@@ -363,8 +363,8 @@ class Ledger:
     def _event(self, seq: int, body: str) -> Event:
         """A row as it is shown. What cannot have been written here is shown as that, so that the others can be read."""
         try:
-            row = wire.decode_object(body.encode())
-        except (BadRequest, AttributeError):
+            row = wire.decode_request(body.encode())  # none that could be read but not shown
+        except (CircleError, AttributeError):
             row = {}
         if _well_formed(row, seq):
             return cast(Event, {"service": self._service, **row})
@@ -397,9 +397,10 @@ def _ends(connection: sqlite3.Connection | Transaction) -> sqlite3.Row | None:
 def _first_left(body: Any) -> int | None:
     """What a row about pruning names as the first that was left; None if it names none."""
     try:
-        return int(json.loads(body)["after"]["first"])
-    except (ValueError, TypeError, LookupError):
+        first = wire.decode_object(body.encode())["after"]["first"]
+    except (BadRequest, AttributeError, TypeError, LookupError):
         return None
+    return first if isinstance(first, int) else None
 
 
 def _well_formed(row: dict[str, Any], seq: int) -> bool:

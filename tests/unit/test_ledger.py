@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -116,6 +117,7 @@ ALTER = "UPDATE ledger SET body = json_set(body, '$.actor.uid', 7) WHERE seq = {
 
 ROTTEN = "UPDATE ledger SET body = CAST(replace(body, '\"x\"', x'22ff22') AS TEXT) WHERE seq = {}"  # no UTF-8
 BLOB = "UPDATE ledger SET body = CAST(body AS BLOB) WHERE seq = {}"
+PRUNE = 'UPDATE ledger SET body = \'{{"action":"prune"{}}}\' WHERE seq = 3'
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,11 @@ BLOB = "UPDATE ledger SET body = CAST(body AS BLOB) WHERE seq = {}"
         (["UPDATE ledger SET hash = 'x' WHERE seq = 3"], "row 3 has been altered"),
         ([ROTTEN.format(3)], "row 3 has been altered"),
         ([BLOB.format(3)], "row 3 has been altered"),
+        ([PRUNE.format("")], "row 3 has been altered"),
+        ([PRUNE.format(',"after":null')], "row 3 has been altered"),
+        ([PRUNE.format(',"after":{"first":"x"}')], "row 3 has been altered"),
+        ([PRUNE.format(',"after":{"first":1e999}')], "row 3 has been altered"),
+        ([PRUNE.format(f',"after":{"[" * 100_000}')], "row 3 has been altered"),
         (["DELETE FROM ledger_ends"], "the ends of its chain"),
         (["UPDATE ledger_ends SET last_hash = 'x'"], "the ends of its chain"),
         (["UPDATE ledger_ends SET last_seq = 'x'"], "the ends of its chain"),
@@ -200,6 +207,18 @@ def test_a_row_of_no_time_that_could_be_told_hides_no_other(opened: Open, moment
     rows = wire.decode_reply(wire.success(opened.history()))["data"]
     assert [row["action"] for row in rows] == ["act0", "?", "act2"]
     assert "?" in str(views.of(commands.of_group("system")["history"], rows, terminal=False))
+
+
+@pytest.mark.parametrize("below", range(0, 100, 10))
+def test_a_row_nested_so_deeply_that_it_could_only_be_read_hides_no_other(opened: Open, below: int) -> None:
+    for number in range(3):
+        opened.record(f"act{number}", object="x")
+    depth = sys.getrecursionlimit() - below
+    after = f'"after":{"[" * depth}{"]" * depth}'
+    altered = f"UPDATE ledger SET body = replace(body, '\"after\":null', '{after}') WHERE seq = 2"
+    asyncio.run(opened.database.write(lambda tx: tx.execute(altered)))
+    rows = wire.decode_reply(wire.success(opened.history()))["data"]
+    assert [row["action"] for row in rows] == ["act0", "?", "act2"]
 
 
 @pytest.mark.parametrize(
