@@ -96,12 +96,42 @@ def test_many_attempts_at_once_are_not_more_guesses_than_one_after_another() -> 
     keys = [("peer", "4242")]
     once = [Failures(1, NOW)]
     with contextlib.ExitStack() as held:
-        for _ in range(4):
+        for _ in range(3):
             held.enter_context(logins.attempt(keys, once, NOW))
+        for _ in range(2):
+            with logins.attempt(keys, once, NOW):  # one that ends leaves the others in hand
+                pass
+        held.enter_context(logins.attempt(keys, once, NOW))
         with pytest.raises(Limit, match="at once"):
             held.enter_context(logins.attempt(keys, once, NOW))
     with logins.attempt(keys, once, NOW):
         pass
+    assert not logins._in_hand, "names that were tried are forgotten"
+
+
+@pytest.mark.parametrize("name", ["alice", "user{}"])
+@pytest.mark.parametrize("right", [False, True])
+def test_of_first_attempts_at_once_no_more_are_told_of_than_there_are_tries(
+    tmp_path: Path, name: str, right: bool
+) -> None:
+    """Also of attempts with a name each, and whether the last one is right."""
+    database = Database(tmp_path / "auth.db", store.MIGRATIONS)
+    logins = Logins(AuthSettings(login_tries=5))
+    attempts = [logins.keys(name.format(number), caller(4242), None) for number in range(7)]
+
+    def work(tx: Transaction) -> int:
+        told = 0
+        with contextlib.ExitStack() as held:
+            for keys in attempts:
+                held.enter_context(logins.attempt(keys, [Failures()] * len(keys), NOW))
+            for keys in attempts:
+                with contextlib.suppress(Limit):
+                    logins.tell(tx, keys, NOW, right=right and keys is attempts[-1])
+                    told += 1
+        return told
+
+    assert asyncio.run(database.write(work)) == 5
+    database.close()
 
 
 def test_who_has_to_wait_has_no_password_looked_at() -> None:
