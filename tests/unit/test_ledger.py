@@ -165,6 +165,13 @@ def test_an_altered_deleted_or_inserted_row_is_found(
     assert any(problem in found for found in problems), problems
 
 
+def test_of_many_altered_rows_no_more_are_named_than_can_be_shown(opened: Open, tmp_path: Path) -> None:
+    for number in range(30):
+        opened.record(f"act{number}", object="x")
+    raw(tmp_path, "UPDATE ledger SET hash = zeroblob(32)")
+    assert len(asyncio.run(opened.ledger.audit())["problems"]) == 20
+
+
 CUT = (
     "UPDATE ledger_ends SET pruned_seq = {0}, pruned_hash = (SELECT hash FROM ledger WHERE seq = {0})",
     "DELETE FROM ledger WHERE seq <= {0}",
@@ -324,6 +331,11 @@ def test_pruning_by_age_keeps_what_is_young_and_the_newest_thousand(
     fill(1, 1400)
     objects = [row["object"] for row in book.history(lines=5000) if row["action"] == "act"]
     assert objects == ["10.5"] * 99 + ["1"] * 1401, "what is a day beyond its time goes, what is not stays"
+    for number, left in enumerate((59, 19, 0), 1):  # of the 99, which are beyond it now
+        monkeypatch.setattr("circleosd.ledger.PRUNED_AT_ONCE", 40)
+        fill(-1.5, 1)
+        objects = [row["object"] for row in book.history(lines=5000) if row["action"] == "act"]
+        assert objects == ["10.5"] * left + ["1"] * 1401 + ["-1.5"] * number
     assert asyncio.run(book.ledger.audit())["problems"] == []
     book.database.close()
 
