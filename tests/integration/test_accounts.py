@@ -471,18 +471,18 @@ def test_guesses_at_once_are_not_more_than_one_after_another(new_host: NewHost) 
 def test_a_stranger_locks_a_user_out_only_where_the_user_has_not_been(new_host: NewHost) -> None:
     host = new_host({**CHEAP, "CIRCLEOSD_AUTH_LOGIN_TRIES": "2", "CIRCLEOSD_AUTH_LOGIN_LOCKOUT": "600"})
     host.open_to_everybody()
-    create(host, "ada", role="admin")
-    login(host, "ada", ALICE)
+    create(host, "Ada", role="admin")
+    login(host, "Ada", ALICE)
     for uid in range(62000, 62016):  # many strangers, so that none waits for itself
         wrong(host, uid, "ADA" if uid % 2 else "ada")
-    assert host.data(AUTH, "show", name="ada")["locked_until"] > time.time()
-    assert ask(host, BOB, AUTH, "login", name="ada", password=PASSWORD)["error"] == "limit"
-    login(host, "ada", ALICE)
-    login(host, "ada", 0)
+    assert host.data(AUTH, "show", name="Ada")["locked_until"] > time.time()
+    assert ask(host, BOB, AUTH, "login", name="Ada", password=PASSWORD)["error"] == "limit"
+    login(host, "Ada", ALICE)
+    login(host, "Ada", 0)
     for _ in range(10):
-        assert wrong(host, 0, "ada")["error"] == "denied", "root neither waits nor counts"
-    host.data(AUTH, "enable", name="ada")
-    assert host.data(AUTH, "show", name="ada")["locked_until"] is None
+        assert wrong(host, 0, "Ada")["error"] == "denied", "root neither waits nor counts"
+    host.data(AUTH, "enable", name="Ada")
+    assert host.data(AUTH, "show", name="Ada")["locked_until"] is None
 
 
 @pytest.mark.usefixtures("other_users")

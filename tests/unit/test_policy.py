@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from circleosd.auth import rules
+from circleosd.auth.store import Account
 from circleosd.errors import Denied
 from circleosd.policy import Access, Caller, Grant, Peer, Role, authorize, decide, higher, role_of_uid, sees
 
@@ -170,3 +172,35 @@ def test_an_answer_names_the_rule_that_allows() -> None:
     decision = decide(Caller(PEER, grants=(Grant("service:*", "db"),)), Access.OPERATOR, "service:stop", "db")
     assert decision.why == "service:stop db is allowed to uid 1000 by the rule: allow service:* db"
     assert decide(Caller(PEER), Access.ANYONE, "user:whoami", None).why == "anyone may user:whoami"
+
+
+@pytest.mark.parametrize(
+    ("role", "verb", "name", "allowed", "why"),
+    [
+        (
+            None,
+            "service:restart",
+            "db",
+            True,
+            "service:restart db is allowed to olga by the rule: allow service:restart db",
+        ),
+        (None, "service:stop", "db", False, "service:stop db needs the role operator, and olga has no role here"),
+        (None, "service:status", "db", False, "service:status db needs the role viewer, and olga has no role here"),
+        (
+            None,
+            "service:list",
+            None,
+            True,
+            "service:list is allowed to olga by the rule: allow service:restart db"
+            "; only what the rules allow something on is listed",
+        ),
+        (Role.VIEWER, "service:list", None, True, "service:list needs the role viewer, and olga has the role viewer"),
+        (None, "plugin:list", None, False, "plugin:list needs the role viewer, and olga has no role here"),
+    ],
+)
+def test_a_question_about_a_user_is_answered_as_the_service_decides(
+    role: Role | None, verb: str, name: str | None, allowed: bool, why: str
+) -> None:
+    olga = Account("olga", None, role, None, False, 0.0, None, None)
+    answer = rules.answer(olga, (Grant("service:restart", "db"),), rules.action(verb), verb, name)
+    assert (answer["allowed"], answer["why"]) == (allowed, why)
