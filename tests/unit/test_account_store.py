@@ -11,7 +11,10 @@ import pytest
 
 from circleosd.auth import store
 from circleosd.auth.backoff import Failures
+from circleosd.auth.sessions import Sessions
+from circleosd.config import AuthSettings
 from circleosd.database import Database, Transaction
+from circleosd.errors import Unavailable
 from circleosd.policy import Grant
 
 T = TypeVar("T")
@@ -37,11 +40,16 @@ def alice(tx: Transaction) -> None:
     store.insert_user(tx, "alice", None, "viewer", 1005, NOW)
 
 
-def login(tx: Transaction, now: float = NOW) -> bytes:
-    """The hash of the token of a session that alice begins, for an hour."""
+def opened(tx: Transaction, now: float = NOW) -> str:
+    """The token of a session that alice begins, for an hour."""
     account = store.account(tx, "alice")
     assert account
-    return store.token_hash(store.open_session(tx, account, 1005, now, now + 3600)[0])
+    return store.open_session(tx, account, 1005, now, now + 3600)[0]
+
+
+def login(tx: Transaction, now: float = NOW) -> bytes:
+    """The hash of the token of such a session."""
+    return store.token_hash(opened(tx, now))
 
 
 def test_who_gets_the_name_of_a_deleted_user_has_none_of_the_sessions_and_rules(database: Database) -> None:
@@ -100,6 +108,56 @@ def test_a_use_that_is_noted_late_takes_no_later_one_back(database: Database) ->
     found = changed(database, use)
     assert found
     assert found.used == NOW + 9
+
+
+def used(database: Database, token: str) -> float:
+    found = changed(database, lambda tx: store.session(tx, store.token_hash(token)))
+    assert found
+    return found.used
+
+
+@pytest.mark.parametrize(("seconds", "number"), [(0.0, 1000), (60.0, 2)])
+def test_uses_of_sessions_are_written_in_time_and_before_they_are_many(
+    database: Database, monkeypatch: pytest.MonkeyPatch, seconds: float, number: int
+) -> None:
+    monkeypatch.setattr("circleosd.auth.sessions.FLUSH", seconds)
+    monkeypatch.setattr("circleosd.auth.sessions.MOST", number)
+    tokens = [changed(database, opened) for _ in range(2)]
+
+    async def use() -> None:
+        sessions = Sessions(database, AuthSettings())
+        for token in tokens:
+            sessions.note(token)
+        async with asyncio.timeout(10):
+            while sessions._task:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(use())
+    assert all(used(database, token) > NOW for token in tokens)
+
+
+def test_uses_of_sessions_that_cannot_be_written_now_are_known_and_written_later(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = changed(database, opened)
+    session = changed(database, lambda tx: store.session(tx, store.token_hash(token)))
+    assert session
+    sessions = Sessions(database, AuthSettings())
+
+    async def use() -> None:
+        async def write(work: object) -> None:
+            assert sessions.used(session) > NOW, "also while it is being written"
+            raise Unavailable("the disk is full")
+
+        sessions.note(token)
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "write", write)
+            with pytest.raises(Unavailable):
+                await sessions.flush()
+        await sessions.flush()
+
+    asyncio.run(use())
+    assert used(database, token) > NOW
 
 
 def test_of_too_many_failed_logins_those_longest_ago_are_forgotten(
