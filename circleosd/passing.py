@@ -6,10 +6,12 @@ import array
 import contextlib
 import errno
 import socket
+import struct
 from collections import deque
 
-from circleosd.discarding import discard
+from circleosd.discarding import crowded, discard
 from circleosd.errors import BadRequest, Limit
+from circleosd.policy import Peer
 
 MAX_FILES = 4  # descriptors that may wait on a connection; one more is closed at once, and the connection refused
 MOST_PASSED = 253  # descriptors in one message (SCM_MAX_FD, unix(7)); what there is no room for the kernel closes here
@@ -18,7 +20,7 @@ PIECE = 64 * 1024
 
 
 class Descriptors:
-    """Descriptors that a peer passed (SCM_RIGHTS), first in first out.
+    """Descriptors that a peer of `uid` passed (SCM_RIGHTS), first in first out.
 
     Never more than `MAX_FILES` wait: a peer may send some with each byte while a request is in hand, or after a
     refusal. They wait for no later request than the one that they came with, which may have been refused unread.
@@ -26,7 +28,8 @@ class Descriptors:
 
     received = 0  # bytes that have come on the connection
 
-    def __init__(self) -> None:
+    def __init__(self, uid: int) -> None:
+        self.uid = uid
         self._waiting: deque[tuple[int, int]] = deque()  # each with `received` as of the bytes that it came with
         self._most = MAX_FILES
         self.too_many = False  # some were closed unseen
@@ -44,7 +47,7 @@ class Descriptors:
         self._waiting.extend((descriptor, self.received) for descriptor in descriptors[:room])
         if descriptors[room:]:
             self.too_many = True
-            discard(descriptors[room:])
+            discard(descriptors[room:], self.uid)
 
     def accept_none(self) -> None:
         """Close those that wait and those to come."""
@@ -62,16 +65,16 @@ class Descriptors:
     def answered(self, rest: int) -> None:
         """All that was received is answered, but for the last `rest` bytes: close what came with it."""
         while self._waiting and self._waiting[0][1] <= self.received - rest:
-            discard([self.take()])
+            discard([self.take()], self.uid)
 
     def close(self) -> None:
-        discard(descriptor for descriptor, _ in self._waiting)
+        discard((descriptor for descriptor, _ in self._waiting), self.uid)
         self._waiting.clear()
 
 
 _ANCILLARY = socket.CMSG_SPACE(MOST_PASSED * array.array("i").itemsize)
 # An enumeration's operators cost more than the rest of `recv`.
-_CLOSE_ON_EXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
+_CLOSE_ON_EXEC, _PEEK, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_PEEK), int(socket.MSG_CTRUNC)
 
 
 class PassingSocket(socket.socket):
@@ -80,9 +83,12 @@ class PassingSocket(socket.socket):
     def __init__(self, accepted: socket.socket) -> None:
         """Take the place of `accepted`."""
         super().__init__(fileno=accepted.detach())
-        self.descriptors = Descriptors()
+        self.peer = peer_of(self)
+        self.descriptors = Descriptors(self.peer.uid)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
+        if crowded(self.descriptors.uid):
+            raise OSError(errno.ETOOMANYREFS, "too many descriptors wait to be closed")
         try:
             data, ancillary, told, _ = self.recvmsg(min(size, PIECE), _ANCILLARY, flags | _CLOSE_ON_EXEC)
         except MemoryError as exc:  # for asyncio this would be a defect here
@@ -97,10 +103,19 @@ class PassingSocket(socket.socket):
         return data
 
     def close(self) -> None:
-        """Close it, and take what was not read yet before: the kernel would close descriptors in there, and wait."""
+        """Close it; where descriptors were not read yet, which the kernel then closes and waits for, not here."""
         self.descriptors.accept_none()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):
             self.shutdown(socket.SHUT_RD)  # nothing more comes in
-            while self.recv(PIECE):
-                pass
+            while (found := self.recvmsg(PIECE, 0, _PEEK))[0]:
+                if found[2] & _TRUNCATED:  # there is a descriptor in it
+                    discard([self.detach()], self.descriptors.uid)
+                    break
+                super().recv(len(found[0]))
         super().close()
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Who connected, by the kernel's word (SO_PEERCRED, unix(7))."""
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return Peer(uid=uid & 0xFFFFFFFF, gid=gid & 0xFFFFFFFF, pid=pid)

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import resource
 import socket
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,10 +15,10 @@ from typing import Protocol
 from circleosd import wire
 from circleosd.config import ServerSettings
 from circleosd.connection import Connection, Dispatcher
+from circleosd.discarding import crowded
 from circleosd.errors import Limit, Unavailable
 from circleosd.passing import PassingSocket
 from circleosd.places import Places
-from circleosd.policy import Peer
 from circleosd.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -140,8 +139,10 @@ class Server:
         self._last_busy = time.monotonic()
         sock = PassingSocket(accepted)
         sock.setblocking(False)
-        peer = peer_of(sock)
+        peer = sock.peer
         try:
+            if crowded(peer.uid):
+                raise Limit(f"too many descriptors of uid {peer.uid} wait to be closed here; try again later")
             self._places.take(peer.uid)
         except Limit as refusal:
             # Answered and closed at once, not counted: a flood of these must not pile up.
@@ -200,12 +201,6 @@ class Server:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GIVEN_UP):
                 await asyncio.gather(*(connection.give_up(Unavailable(told)) for connection in self._connections))
-
-
-def peer_of(sock: socket.socket) -> Peer:
-    """Who connected, by the kernel's word (SO_PEERCRED, unix(7))."""
-    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return Peer(uid=uid & 0xFFFFFFFF, gid=gid & 0xFFFFFFFF, pid=pid)
 
 
 def _raise_descriptor_limit() -> None:

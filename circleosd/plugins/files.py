@@ -16,15 +16,16 @@ from circleosd.api.plugins import Load, Verify
 from circleosd.discarding import discard
 from circleosd.errors import BadRequest, NotFound
 from circleosd.handlers import Files
-from circleosd.policy import Caller
+from circleosd.policy import Caller, Peer
 
 
 class Given:
-    """The files of one request. A name is relative to the directory that process `pid` works in."""
+    """The files of one request of `peer`. A name is relative to the directory that its process works in."""
 
-    def __init__(self, passed: dict[str, int], pid: int) -> None:
+    def __init__(self, passed: dict[str, int], peer: Peer) -> None:
         self._passed = passed
-        self._directory = f"/proc/{pid}/cwd"
+        self._uid = peer.uid
+        self._directory = f"/proc/{peer.pid}/cwd"
         self._closed = False
         self._closing = threading.Lock()
 
@@ -41,7 +42,7 @@ class Given:
         """Close what was passed. From now on nothing can be opened."""
         with self._closing:
             self._closed = True
-            discard(self._passed.values())
+            discard(self._passed.values(), self._uid)
 
     def read(self, field: str, name: str, most: int) -> bytes:
         """The content of a small file. Raises `NotFound`, `BadRequest` for one of more than `most` bytes."""
@@ -65,12 +66,12 @@ def given(request: Load | Verify, passed: Files, caller: Caller) -> Iterator[Giv
     Raises `BadRequest` for a file that is no regular one, or that `caller` has to pass and does not.
     """
     taken: dict[str, int] = {}
-    files = Given(taken, caller.peer.pid)
+    files = Given(taken, caller.peer)
     try:
         for name in request.files:
             descriptor = passed.take()
             if name in taken:
-                discard([descriptor])
+                discard([descriptor], caller.peer.uid)
                 raise BadRequest(f"files names {name} twice")
             taken[name] = descriptor
             path = getattr(request, name)

@@ -405,7 +405,7 @@ def test_who_has_taken_replies_late_but_in_time_is_not_cut_off_later(tmp_path: P
 
 def test_one_uid_leaves_others_room_for_what_they_send(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, uids = str(tmp_path / "s"), iter([1, 1, 2])
-    monkeypatch.setattr("circleosd.server.peer_of", lambda sock: Peer(next(uids), 0, 0))
+    monkeypatch.setattr("circleosd.passing.peer_of", lambda sock: Peer(next(uids), 0, 0))
     part = b"x" * (400 << 10)
 
     async def run() -> None:

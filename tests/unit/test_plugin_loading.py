@@ -17,8 +17,10 @@ from circleosd.plugins.files import Given
 from circleosd.plugins.loading import VERIFIED_AT_ONCE, Loading
 from circleosd.plugins.signatures import Signatures, Signer
 from circleosd.plugins.store import Artifacts
+from circleosd.policy import Peer
 from circleosd.wire import encode
 
+US = Peer(os.getuid(), os.getgid(), os.getpid())
 WASM = b"\0asm\1\0\0\0"
 
 
@@ -42,7 +44,7 @@ def test_an_artifact_that_is_still_being_copied_keeps_its_descriptor(
     loading = Loading(Artifacts(tmp_path / "store"), Signatures([], "off", os.environ), PluginSettings())
 
     async def load() -> None:
-        async with loading.candidate(Given({}, os.getpid()), Load(path=str(artifact))):
+        async with loading.candidate(Given({}, US), Load(path=str(artifact))):
             pytest.fail("it was given up")
 
     async def given_up() -> None:
@@ -67,7 +69,7 @@ def test_an_artifact_that_is_still_being_copied_keeps_its_descriptor(
 def test_the_files_of_a_request_that_has_ended_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "p.wasm").write_bytes(b"\0asm")
     passed = os.open(tmp_path / "p.wasm", os.O_RDONLY)
-    files = Given({"path": passed}, os.getpid())
+    files = Given({"path": passed}, US)
     os.close(files.open("path", "p.wasm"))
     files.close()
     other = os.open(os.devnull, os.O_RDONLY)  # gets the number of what was closed
@@ -96,7 +98,7 @@ def test_of_verifications_at_once_few_have_a_copy_and_a_load_does_not_wait_for_t
     digest = "93a44bbb96c751218e4c00d479e4c14358122a389acca16205b1e4d0dc5f9476"
     plugin.with_suffix(".json").write_bytes(encode({"name": "plugin", "sha256": digest, "size": len(WASM)}))
     (tmp_path / "plugin.json.sig").write_bytes(b"-")
-    store, files, nobody = tmp_path / "store", Given({}, os.getpid()), Waiting()
+    store, files, nobody = tmp_path / "store", Given({}, US), Waiting()
     loading = Loading(Artifacts(store), nobody, PluginSettings())
 
     async def scenario() -> int:
@@ -119,7 +121,7 @@ def test_who_verifies_much_at_once_leaves_places_for_others(tmp_path: Path) -> N
     loading = Loading(Artifacts(tmp_path / "store"), Waiting(), PluginSettings())
 
     async def verify(uid: int) -> Verified:
-        return await loading.verify(Given({}, os.getpid()), Verify(str(tmp_path / "absent.wasm")), uid)
+        return await loading.verify(Given({}, US), Verify(str(tmp_path / "absent.wasm")), uid)
 
     async def scenario() -> list[object]:
         return await asyncio.gather(*(verify(uid) for uid in [4242] * 20 + [4243]), return_exceptions=True)

@@ -76,7 +76,7 @@ def test_who_comes_last_does_not_wait_for_all_the_connections_of_another(
 ) -> None:
     many, path, order = 50, str(tmp_path / "s"), list[int]()
     uids = iter([*[1] * many, 2])
-    monkeypatch.setattr("circleosd.server.peer_of", lambda sock: Peer(next(uids), 0, 0))
+    monkeypatch.setattr("circleosd.passing.peer_of", lambda sock: Peer(next(uids), 0, 0))
 
     class Noting(Patient):
         async def dispatch(self, line: bytes, peer: Peer, files: Descriptors) -> bytes:
