@@ -92,10 +92,11 @@ def test_who_could_not_be_told_for_want_of_a_thread_is_told_what_is_wrong_now(ne
     host = new_host({})
     assert host.process is not None
     unit = host.units / "circleosd-auth.service"
-    with host.connect("auth-service") as sock:
-        sock.sendall(b'{"action":"health"}\n')
+    with contextlib.ExitStack() as stack:
         with no_memory(host.process.pid):
             unit.write_text("[Service]\nExecStart=/bin/true\nUser=first\n")
+            sock = stack.enter_context(host.connect("auth-service"))
+            sock.sendall(b'{"action":"health"}\n')
             host.wait_for(lambda: "User=first" in host.log)
             unit.write_text("[Service]\nExecStart=/bin/true\nUser=second\n")
             host.wait_for(lambda: "User=second" in host.log)
