@@ -15,7 +15,7 @@ from dbus_fast.aio import MessageBus
 from dbus_fast.errors import DBusFastError
 
 from circleosd.errors import Timeout, Unavailable
-from circleosd.systemd.buserrors import ErrorReply, Lost
+from circleosd.systemd.buserrors import NO_REPLY, ErrorReply, Lost
 from circleosd.systemd.names import MANAGER, SYSTEMD
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Connection:
                 answer = await self._reply(target, member, signature, body)
         except TimeoutError as exc:
             raise Timeout(f"{target[0]} did not answer within {CALL_TIMEOUT:g} s") from exc
-        if answer is None:
+        if answer is None or answer.error_name == NO_REPLY:
             raise Lost
         if answer.message_type is MessageType.ERROR:
             raise ErrorReply(answer.error_name or "", str(answer.body[0]) if answer.body else "no reason given")

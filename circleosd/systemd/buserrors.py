@@ -6,6 +6,7 @@ from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, N
 
 _DBUS = "org.freedesktop.DBus.Error."
 _SYSTEMD = "org.freedesktop.systemd1."
+NO_REPLY = f"{_DBUS}NoReply"  # who was asked has gone: systemd, or polkit, whose error systemd hands on
 _REFUSALS = (f"{_DBUS}AccessDenied", f"{_DBUS}InteractiveAuthorizationRequired")
 # The rest of systemd's own errors say that the unit is in a state that does not allow what was asked.
 _MEANINGS: dict[str, type[CircleError]] = {
@@ -14,7 +15,6 @@ _MEANINGS: dict[str, type[CircleError]] = {
     f"{_DBUS}FileNotFound": NotFound,
     f"{_DBUS}InvalidArgs": BadRequest,
     f"{_DBUS}LimitsExceeded": Limit,
-    f"{_DBUS}NoReply": Timeout,
     f"{_DBUS}Timeout": Timeout,
     f"{_DBUS}TimedOut": Timeout,
 }
@@ -35,7 +35,7 @@ class ErrorReply(Exception):
 
 
 class Lost(Exception):
-    """The connection ended, or systemd left the bus, before the answer came."""
+    """The connection ended, or systemd or whom it asked left the bus, before the answer came."""
 
 
 class Unheard(Exception):

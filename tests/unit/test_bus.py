@@ -57,6 +57,9 @@ class Bus:
         kind = MessageType.METHOD_RETURN
         self._handler(Message(message_type=kind, reply_serial=call.serial, signature="s" * len(body), body=body))
 
+    def refuse(self, call: Message, error: str) -> None:
+        self._handler(Message(message_type=MessageType.ERROR, error_name=error, reply_serial=call.serial))
+
     def members(self) -> list[str | None]:
         """What was sent, in order."""
         return [message.member for message in self.sent]
@@ -92,6 +95,20 @@ def test_the_bus_is_asked_for_signals_though_the_first_who_wants_them_gives_up_b
         assert (asked.member, asked.body, started.member) == ("AddMatch", [RULE], "StartUnit")
         second.cancel()
         await asyncio.gather(*calls)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_call_is_lost_whose_reply_went_with_who_was_asked() -> None:
+    async def main() -> None:
+        bus = Bus()
+        connection = Connection(bus)  # type: ignore[arg-type]  # what it needs of one
+        call = asyncio.create_task(connection.call(MANAGER, "StartUnit"))
+        while not bus.sent:
+            await asyncio.sleep(0)
+        bus.refuse(bus.sent[0], "org.freedesktop.DBus.Error.NoReply")
+        with pytest.raises(Lost):
+            await call
 
     asyncio.run(asyncio.wait_for(main(), 20))
 

@@ -417,7 +417,7 @@ def test_what_systemd_does_not_know_is_none() -> None:
         ("org.freedesktop.DBus.Error.InteractiveAuthorizationRequired", Denied),
         ("org.freedesktop.DBus.Error.InvalidArgs", BadRequest),
         ("org.freedesktop.DBus.Error.LimitsExceeded", Limit),
-        ("org.freedesktop.DBus.Error.NoReply", Timeout),
+        ("org.freedesktop.DBus.Error.Timeout", Timeout),
         ("org.freedesktop.DBus.Error.ServiceUnknown", Unavailable),
         ("com.example.Whatever", Unavailable),
     ],

@@ -7,8 +7,10 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -185,6 +187,28 @@ asyncio.run(main())
             assert python_as(pwd.getpwnam(USER), code.replace("UNIT", repr(unit))) == "done\n"
     finally:
         more.unlink()
+
+
+def test_jobs_are_done_while_polkit_is_restarted() -> None:
+    code = """
+import asyncio, os
+from circleosd.systemd.units import SystemdUnits
+async def main():
+    manager = SystemdUnits("system", timeout=60)
+    results = set()
+    while os.path.exists(GOES_ON):
+        results.add(await manager.job("start", "ct-sleep.service"))
+    await manager.close()
+    print(*results)
+asyncio.run(main())
+"""
+    with tempfile.NamedTemporaryFile() as goes_on, ThreadPoolExecutor() as pool:
+        acting = pool.submit(python_as, pwd.getpwnam(USER), code.replace("GOES_ON", repr(goes_on.name)))
+        for _ in range(20):
+            run("systemctl", "reset-failed", "polkit.service")  # it may be started so often
+            run("systemctl", "restart", "polkit.service")
+        goes_on.close()
+        assert acting.result() == "done\n"
 
 
 def test_an_alias_in_the_catalog_is_explained() -> None:
