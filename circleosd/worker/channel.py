@@ -70,7 +70,10 @@ class Channel:
             size = self._end - self._start
             self._view[:size] = self._view[self._start : self._end]
             self._start, self._end = 0, size
-        count = self._socket.recv_into(self._view[self._end :])
+        try:
+            count = self._socket.recv_into(self._view[self._end :])
+        except ConnectionResetError:  # the peer left something unread when it ended
+            count = 0
         self._end += count
         if count == 0 and self._end:
             raise FrameError("cannot read the frame: the stream ends within it")

@@ -60,7 +60,7 @@ class _Serial:
 
     def __init__(self, channel: Channel, load: Load) -> None:
         self.channel = channel
-        self.host = Host(load, channel.send, self.ask)
+        self.host = Host(load, self.send, self.ask)
         self._waiting: deque[Frame] = deque()
 
     def serve(self) -> None:
@@ -84,18 +84,25 @@ class _Serial:
                 require_payload(payload)
             reply = plugin.call(name, payload) if frame.kind == INVOKE else plugin.event(name, payload)
         except PluginFailure as exc:
-            self.channel.send(FAILED, frame.call_id, failed_body(exc.as_failed()))
+            self.send(FAILED, frame.call_id, failed_body(exc.as_failed()))
         else:
-            self.channel.send(RESULT, frame.call_id, reply)
+            self.send(RESULT, frame.call_id, reply)
         watch.extend()
         self.host.begin(frame.call_id | PREPARING)
         plugin.prepare()
         watch.end()
 
+    def send(self, kind: int, call_id: int, body: Buffer) -> None:
+        """Sends a frame of a call. Where the manager is gone the worker ends here: plugin code may be on the stack."""
+        try:
+            self.channel.send(kind, call_id, body)
+        except (BrokenPipeError, ConnectionResetError):
+            _end(0)
+
     def ask(self, call_id: int, body: Buffer) -> Buffer:
         """Sends a host call and waits for its reply; calls that arrive meanwhile wait."""
+        self.send(HOST_CALL, call_id, body)
         try:
-            self.channel.send(HOST_CALL, call_id, body)
             while (frame := self.channel.receive()) is not None:
                 if frame.kind == HOST_REPLY and frame.call_id == call_id:
                     return frame.body
@@ -143,10 +150,8 @@ class _Parallel(_Serial):
         replies: queue.SimpleQueue[Buffer] = queue.SimpleQueue()
         self._replies[call_id] = replies
         try:
-            self.channel.send(HOST_CALL, call_id, body)
+            self.send(HOST_CALL, call_id, body)
             return replies.get()
-        except OSError:
-            return _end(0)
         finally:
             del self._replies[call_id]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -79,6 +80,40 @@ def test_a_worker_whose_manager_vanishes_during_a_call_ends_soon() -> None:
     began = time.monotonic()
     assert worker.close() == 0
     assert time.monotonic() - began < 5
+
+
+TALKATIVE = """
+  (func (export "say") (param $len i32) (result i64)
+    (call $log (i32.const 1) (i32.const 1024) (local.get $len))
+    (i64.const 0))
+  (func (export "ask") (param $len i32) (result i64)
+    (drop (call $host_call (i32.const 1024) (local.get $len)))
+    (i64.const 0))"""
+IMPORTS = """
+  (import "circleosd" "log" (func $log (param i32 i32 i32)))
+  (import "circleosd" "host_call" (func $host_call (param i32 i32) (result i32)))"""
+ASKED = '{"call":"kv.keys","args":{"prefix":""}}'
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+@pytest.mark.parametrize("function", ["echo", "explode", "say", "ask"])
+def test_a_worker_of_whom_nobody_takes_anything_any_more_ends_silently(function: str, concurrency: int) -> None:
+    with start(core(TALKATIVE, imports=IMPORTS), concurrency=concurrency, granted=("kv",)) as worker:
+        worker.ready()
+        worker.connection.shutdown(socket.SHUT_RD)
+        worker.send(function, ASKED)
+        assert worker.process.wait(20) == 0
+    assert worker.errors == ""
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_a_worker_whose_manager_vanishes_before_it_has_read_a_host_call_ends_silently(concurrency: int) -> None:
+    worker = start(core(TALKATIVE, imports=IMPORTS), concurrency=concurrency, granted=("kv",))
+    worker.ready()
+    worker.send("ask", ASKED)
+    assert select.select([worker.connection], [], [], 20)[0]
+    assert worker.close() == 0
+    assert worker.errors == ""
 
 
 def test_calls_that_are_sent_at_once_are_answered_in_turn_under_their_ids() -> None:
