@@ -302,7 +302,10 @@ class Ledger:
         return [self._event(*row) for row in reversed(rows)]
 
     async def follow(self, query: Query) -> AsyncGenerator[Event, None]:
-        """The rows behind `query.after` that match, those that are there and those to come."""
+        """The rows behind `query.after` that match, those that are there and those to come.
+
+        Raises `Conflict` where there is no such row any more: those of another record's beginning would be left out.
+        """
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
         self._followers.add((loop, woken))
         try:
@@ -315,6 +318,9 @@ class Ledger:
                     return _select(connection, query, "ASC", FOLLOWED_AT_ONCE), last
 
                 rows, last = await self._database.scan(select)
+                if last < query.after:
+                    why = f"it ends with row {last}, and row {query.after} was told of"
+                    raise Conflict(f"the record of {self._service} is another one than before: {why}; follow it anew")
                 for row in rows:
                     yield self._event(*row)
                 if len(rows) < FOLLOWED_AT_ONCE:

@@ -23,7 +23,7 @@ from circleosd.actor import actor
 from circleosd.api.common import Event
 from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
-from circleosd.errors import Unavailable
+from circleosd.errors import Conflict, Unavailable
 from circleosd.ledger import Entry, Ledger, Query
 from circleosd.policy import Caller, Peer, Role
 from tests.unit.fakes import ROOT, STRANGER
@@ -491,6 +491,14 @@ def test_counts_that_are_being_written_at_the_end_are_not_lost(
 
     asyncio.run(scenario())
     assert [row["count"] for row in opened.history()] == [1, 2]
+
+
+@pytest.mark.parametrize("written", [0, 2])
+def test_who_follows_is_told_that_the_record_is_another_one(opened: Open, written: int) -> None:
+    for number in range(written):
+        opened.record("act", object=str(number))
+    with pytest.raises(Conflict, match=f"of a-service is another one than before: it ends with row {written}, and row 3"):
+        asyncio.run(anext(opened.ledger.follow(Query(after=3))))
 
 
 def test_a_follower_gets_what_is_there_and_what_comes_in_order(opened: Open) -> None:
