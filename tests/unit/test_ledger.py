@@ -497,7 +497,7 @@ def test_counts_that_are_being_written_at_the_end_are_not_lost(
 def test_who_follows_is_told_that_the_record_is_another_one(opened: Open, written: int) -> None:
     for number in range(written):
         opened.record("act", object=str(number))
-    with pytest.raises(Conflict, match=f"of a-service is another one than before: it ends with row {written}, and row 3"):
+    with pytest.raises(Conflict, match=f"is another one than before: it ends with row {written}, and row 3"):
         asyncio.run(anext(opened.ledger.follow(Query(after=3))))
 
 
