@@ -297,6 +297,9 @@ class RegistryService(Handlers):
         if verb == "enable" and act.before in ("generated", "transient"):
             raise Conflict(f"cannot enable {entry.unit}: it is {act.before}, and has no unit file of its own")
         act.after = enabled = await self._units.switch(verb, entry.unit)
+        if enabled == "not-found":
+            step = f"{self._units.systemctl} link"
+            act.message = f"{entry.unit} was a link to a file elsewhere, and is gone with it; make it anew with: {step}"
         return Enabled(name=request.name, unit=entry.unit, enabled=enabled)
 
     enable = disable = _switch

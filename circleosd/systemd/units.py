@@ -170,7 +170,12 @@ class SystemdUnits:
                 raise Conflict(f"cannot {verb} {unit}: {said}")
         else:
             await self._switch(verb, unit)
-        state = await self.enabled(unit)
+        try:
+            state = await self.enabled(unit)
+        except NotFound:
+            if verb == "enable":
+                raise
+            state = "not-found"  # as systemctl(1) has it; disabling removed the link that was all there is of the unit
         if verb == "enable" and state == "static":
             raise Conflict(f"cannot enable {unit}: it has no [Install] section")
         return state

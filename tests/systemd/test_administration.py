@@ -14,7 +14,7 @@ CATALOG = "".join(
     f'[[service]]\nname = "{name}"\nunit = "ct-{name}.service"\n'
     for name in (
         "loop", "calm", "odd", "many", "masked", "other", "none", "talker", "mute", "picky", "brief", "frail", "made",
-        "alien", "edited", "booted",
+        "alien", "edited", "booted", "app",
     )
 )  # fmt: skip
 UNITS = {
@@ -184,6 +184,19 @@ def test_what_systemd_would_not_enable_is_refused_and_leaves_no_failed_unit(mach
         assert f"cannot {verb} ct-other.service: that is another name of a unit, which the catalog must have" in said
     assert machine.succeed("systemctl --failed --no-legend") == ""
     assert machine.succeed("systemctl is-enabled ct-named.service").strip() == "enabled"
+
+
+def test_disabling_a_linked_unit_is_done_and_told_to_have_removed_it(machine: Machine) -> None:
+    text = "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n"
+    write(machine, "/srv/ct-app.service", text)
+    machine.succeed("systemctl link /srv/ct-app.service", "circlectl service enable app")
+    said = refused(machine, "service disable app", 0)
+    assert "ct-app.service was a link to a file elsewhere, and is gone with it" in said
+    assert "make it anew with: systemctl link" in said
+    assert "enabled: not-found" in said
+    row = json.loads(machine.succeed("circlectl system history --object app --json"))[-1]
+    assert (row["before"], row["after"], row["error"]) == ("enabled", "not-found", None)
+    machine.succeed("systemctl link /srv/ct-app.service", "circlectl service start app")
 
 
 def test_the_status_tells_whether_a_service_starts_at_boot(machine: Machine) -> None:
