@@ -561,8 +561,9 @@ def test_the_actor_is_told_with_program_unit_and_login_session() -> None:
 
 def test_an_actor_whose_program_has_no_utf8_name_is_told_and_recorded(opened: Open, tmp_path: Path) -> None:
     program = os.fsdecode(os.fsencode(tmp_path) + b"/pro\xffgram")
-    shutil.copy("/bin/sleep", program)
-    with subprocess.Popen([program, "60"]) as running:
+    # Not a program of coreutils, which may be all of them in one, told apart by their names.
+    shutil.copy(str(shutil.which("bash")), program)
+    with subprocess.Popen([program, "-c", "read"], stdin=subprocess.PIPE) as running:
         refusal = Entry("denied", Caller(Peer(os.getuid(), os.getgid(), running.pid)), "stop", "nginx", error="denied")
         asyncio.run(opened.ledger.refuse(refusal))
         running.kill()
