@@ -105,7 +105,10 @@ in
     // lib.optionalAttrs (cfg.trustedSigners != [ ]) {
       "circleosd/trusted-signers" =
         if lib.isList cfg.trustedSigners then
-          { text = lib.concatMapStrings (line: line + "\n") cfg.trustedSigners; }
+          {
+            # A key read from its file ends in a newline.
+            text = lib.concatMapStrings (line: lib.removeSuffix "\n" line + "\n") cfg.trustedSigners;
+          }
         else
           { source = cfg.trustedSigners; };
     };

@@ -178,6 +178,13 @@ in
   "signers are listed one a line" =
     full.environment.etc."circleosd/trusted-signers".text == key + "\n"
     &&
+      (enabled {
+        trustedSigners = [
+          (key + "\n")
+          key
+        ];
+      }).environment.etc."circleosd/trusted-signers".text == key + "\n" + key + "\n"
+    &&
       (enabled { trustedSigners = "/signers"; }).environment.etc."circleosd/trusted-signers".source
       == "/signers";
   "every declared plugin is handed over" =

@@ -25,7 +25,7 @@ let
   signer =
     types.strMatching (
       "[^[:space:]#][^\n]* (ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)"
-      + "|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\\.com) AAAA[A-Za-z0-9+/]+=*( [^\n]*)?"
+      + "|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\\.com) AAAA[A-Za-z0-9+/]+=*( [^\n]*)?\n?"
     )
     // {
       description = "line of an allowed_signers file";
