@@ -640,16 +640,6 @@ def test_nobody_hands_on_more_than_ones_own_rights(host: EmbeddedHost) -> None:
     assert code("delete", name="puppet") == "ok"
 
 
-def test_a_session_that_cannot_be_kept_is_ended_again(host: EmbeddedHost) -> None:
-    create(host, "homeless")
-    done = host.ctl(
-        "user", "login", "homeless", "--password-stdin", stdin=f"{PASSWORD}\n", env={"XDG_STATE_HOME": "/proc/none"}
-    )
-    assert done.returncode == 2
-    assert "cannot keep the session at /proc/none" in done.stderr
-    assert host.data(AUTH, "sessions", name="homeless") == []
-
-
 def test_a_session_is_kept_in_a_file_of_its_owner_below_the_state_directory(host: EmbeddedHost, tmp_path: Path) -> None:
     create(host, "filed")
     state = tmp_path / "state"

@@ -4,7 +4,6 @@ The reference is nixpkgs, nixos/lib/test-driver, class QemuMachine. It differs i
 0.1 s, not every second, and in that errors carry what the command printed, which the driver only logs.
 """
 
-import re
 import shlex
 import subprocess
 import time
@@ -82,10 +81,6 @@ class Machine:
         """Run `systemctl` with `q`, which is shell text; as `user` and for that user's manager, if given."""
         status, output, _ = self._bash(f"systemctl {'--user ' if user else ''}{q}", 900, user)
         return status, output
-
-    def get_unit_info(self, unit: str, user: str | None = None) -> dict[str, str]:
-        """All of a unit's properties, as `systemctl show` prints them."""
-        return dict(re.findall(r"^([^=\n]+)=(.*)$", self._show(f'"{unit}"', user), re.MULTILINE))
 
     def get_unit_property(self, unit: str, property: str, user: str | None = None) -> str:
         """One property of a unit. Raises MachineError if there is none of that name."""
