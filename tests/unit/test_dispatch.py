@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import sqlite3
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -15,7 +15,6 @@ import pytest
 
 from circleosd.api import actions
 from circleosd.api import auth as accounts
-from circleosd.api import registry as contracts
 from circleosd.api.common import Event
 from circleosd.api.contract import Between
 from circleosd.auth import store
@@ -23,62 +22,13 @@ from circleosd.auth.service import AuthService
 from circleosd.config import AuthSettings
 from circleosd.database import Database
 from circleosd.deadlines import Deadlines
-from circleosd.errors import NotFound
 from circleosd.ledger import Entry as Row
 from circleosd.ledger import Ledger, Query
 from circleosd.policy import Caller, Peer, Role
-from circleosd.registry.catalog import OWN, Catalog, Entry
-from circleosd.registry.service import MIGRATIONS, RegistryService
-from circleosd.registry.units import LogLine, UnitState
+from circleosd.registry.units import UnitState
 from circleosd.service import Service
-from circleosd.systemd.units import SystemdUnits
-from tests.unit.fakes import ROOT, STRANGER, USERS, NoFiles, Units, identify
-
-
-class Registry:
-    """The registry without sockets: `ask` takes a request and returns its reply."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self.units = Units(nginx="active")
-        self.mirrored: list[Event] = []
-        entries = {entry.name: entry for entry in OWN}
-        entries |= {"nginx": Entry("nginx", "nginx.service"), "ghost": Entry("ghost", "ghost.service")}
-        entries["readonly"] = Entry("readonly", "nginx.service", verbs=["restart"])
-        self.ledger = Ledger(database, contracts.SERVICE, self.mirrored.append)
-        self.service = Service(
-            contracts.SERVICE,
-            contracts.GROUP,
-            contracts.CONTRACTS,
-            RegistryService(lambda: Catalog(entries, ()), self.units),
-            identify=identify,
-            ledger=self.ledger,
-            request_timeout=5,
-        )
-
-    def ask(self, request: bytes | dict[str, Any], peer: Peer = ROOT) -> dict[str, Any]:
-        line = request if isinstance(request, bytes) else json.dumps(request).encode()
-        reply = asyncio.run(_bytes(self.service, line, peer))
-        assert reply.endswith(b"\n")
-        result: dict[str, Any] = json.loads(reply)
-        return result
-
-    def history(self) -> list[tuple[str, str, str | None]]:
-        rows = self.ask({"action": "history"})["data"]
-        return [(row["phase"], row["action"], row["object"]) for row in rows]
-
-
-async def _bytes(service: Service, line: bytes, peer: Peer) -> bytes:
-    reply = await service.dispatch(line, peer, NoFiles())
-    assert not isinstance(reply, AsyncGenerator)
-    return reply
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    database = Database(tmp_path / "r.db", MIGRATIONS)
-    yield Registry(database)
-    database.close()
+from tests.unit.dispatching import Registry, reply_to
+from tests.unit.fakes import ROOT, STRANGER, USERS, NoFiles, identify
 
 
 def test_a_start_is_intended_carried_out_and_recorded(registry: Registry) -> None:
@@ -89,38 +39,6 @@ def test_a_start_is_intended_carried_out_and_recorded(registry: Registry) -> Non
     assert registry.units.jobs == [("start", "nginx.service")]
     assert registry.history() == [("intent", "start", "nginx"), ("outcome", "start", "nginx")]
     assert [event["seq"] for event in registry.mirrored] == [1, 2]
-
-
-def test_the_state_before_a_job_is_asked_for_while_its_intent_is_written(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record, states, asked = registry.ledger.record, registry.units.states, asyncio.Event()
-
-    async def noted(units: Sequence[str]) -> list[UnitState]:
-        asked.set()
-        return await states(units)
-
-    async def waiting(row: Row) -> int:
-        async with asyncio.timeout(5):
-            await asked.wait()
-        assert registry.units.jobs == ([("start", "nginx.service")] if row.intent else [])
-        return await record(row)
-
-    monkeypatch.setattr(registry.units, "states", noted)
-    monkeypatch.setattr(registry.ledger, "record", waiting)
-    assert registry.ask({"action": "start", "name": "nginx"})["ok"]
-    assert registry.history() == [("intent", "start", "nginx"), ("outcome", "start", "nginx")]
-
-
-def test_a_job_is_done_to_the_unit_that_was_checked_also_if_the_catalog_changes_meanwhile(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    catalogs = [Catalog({"web": Entry("web", unit)}, ()) for unit in ("nginx.service", "other.service")]
-    handlers = RegistryService(lambda: catalogs.pop(0), registry.units)
-    monkeypatch.setattr(registry.service, "_handlers", handlers)
-    monkeypatch.setattr(registry.service._endpoints["start"], "handler", handlers.start)
-    assert registry.ask({"action": "start", "name": "web"})["ok"]
-    assert registry.units.jobs == [("start", "nginx.service")]
 
 
 def test_what_was_done_or_refused_in_time_has_its_row_however_long_that_takes_to_write(
@@ -155,36 +73,6 @@ def test_who_waited_in_vain_is_told_which_setting_bounds_a_request(
     assert reply["message"] == "not done within 0.1 s (server.request_timeout); what was begun may go on"
 
 
-def test_a_failed_unit_is_an_error_with_its_result_and_what_it_said(registry: Registry) -> None:
-    registry.units.result = "failed"
-    reply = registry.ask({"action": "start", "name": "nginx"})
-    assert reply["error"] == "unit-failed"
-    for part in ("exit status 3", "exit-code", "cannot bind port 80"):
-        assert part in reply["message"]
-    row = registry.ask({"action": "history", "failed": True})["data"][-1]
-    assert (row["phase"], row["error"], row["intent"]) == ("outcome", "unit-failed", 1)
-
-
-@pytest.mark.parametrize(("result", "error"), [("exit-code", "unit-failed"), ("success", None)])
-def test_a_unit_that_ended_badly_at_once_has_failed_also_where_systemd_will_restart_it(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch, result: str, error: str | None
-) -> None:
-    async def states(units: Sequence[str]) -> list[UnitState]:
-        return [UnitState(unit, "", "loaded", "activating", "auto-restart", result=result) for unit in units]
-
-    monkeypatch.setattr(registry.units, "states", states)
-    reply = registry.ask({"action": "start", "name": "nginx"})
-    assert reply.get("error") == error
-    if error:
-        assert "cannot start nginx (nginx.service), which systemd will try again: " in reply["message"]
-        assert "exit-code; it said: cannot bind port 80" in reply["message"]
-
-
-def test_stopping_a_service_whose_socket_listens_says_so(registry: Registry) -> None:
-    registry.units.awaited = True
-    assert "nginx.socket still listens" in registry.ask({"action": "stop", "name": "nginx"})["message"]
-
-
 def test_a_stranger_is_denied_before_parameters_are_looked_at_and_that_is_recorded(registry: Registry) -> None:
     reply = registry.ask({"action": "stop", "name": "nginx", "nonsense": 1}, STRANGER)
     assert reply["error"] == "denied"
@@ -203,24 +91,6 @@ def test_a_refused_token_is_recorded_as_a_denial_of_a_mutation(registry: Registr
 def test_a_denied_look_is_not_recorded(registry: Registry) -> None:
     assert registry.ask({"action": "list"}, STRANGER)["error"] == "denied"
     assert registry.history() == []
-
-
-@pytest.mark.parametrize(("verb", "name", "error"), [("stop", "readonly", "denied"), ("restart", "nope", "not-found")])
-def test_what_the_catalog_refuses_was_never_intended_and_a_flood_of_it_is_counted(
-    registry: Registry, verb: str, name: str, error: str
-) -> None:
-    async def flood() -> None:
-        for _ in range(50):
-            line = json.dumps({"action": verb, "name": name, "token": "operator"}).encode()
-            assert json.loads(await _bytes(registry.service, line, STRANGER))["error"] == error
-        await registry.service.close()
-
-    asyncio.run(flood())
-    rows = registry.ask({"action": "history"})["data"]
-    assert [(row["phase"] in ("denied", "failed"), row["error"], row["count"]) for row in rows] == [
-        (True, error, 1),
-        (True, error, 49),
-    ]
 
 
 def test_a_token_gives_its_users_rights_and_name(registry: Registry) -> None:
@@ -292,89 +162,6 @@ def test_a_defect_is_an_opaque_reply_and_the_service_goes_on(
     assert registry.ask({"action": "list"})["ok"]
 
 
-@pytest.mark.parametrize("action", ["stop", "restart"])
-def test_the_registry_does_not_end_itself_while_it_answers(registry: Registry, action: str) -> None:
-    reply = registry.ask({"action": action, "name": "service-registry"})
-    assert reply["error"] == "conflict"
-    assert registry.units.jobs == []
-
-
-@pytest.mark.parametrize("follow", [False, True])
-def test_a_log_of_nothing_is_not_found_unless_there_was_a_unit_that_logged(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch, follow: bool
-) -> None:
-    async def nothing(unit: str, lines: int, since: float | None = None) -> list[LogLine]:
-        return []
-
-    async def problem(name: str) -> str | None:
-        line = json.dumps({"action": "logs", "name": name, "follow": follow}).encode()
-        reply = await registry.service.dispatch(line, ROOT, NoFiles())
-        found: dict[str, Any] = json.loads(reply if isinstance(reply, bytes) else await anext(reply))
-        return None if found["ok"] else found["message"]
-
-    assert asyncio.run(problem("ghost")) is None
-    monkeypatch.setattr(registry.units, "logs", nothing)
-    assert asyncio.run(problem("nginx")) is None
-    assert asyncio.run(problem("ghost")) == "the unit ghost.service of the service ghost does not exist"
-    registry.units.active["circleosd-plugin@any.service"] = "inactive"
-    assert "there is no worker of the plugin any" in (asyncio.run(problem("plugin@any")) or "")
-
-
-def test_a_next_step_is_said_for_the_manager_that_has_the_unit(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def stale(unit: str) -> bool:
-        return True
-
-    monkeypatch.setattr(registry.units, "systemctl", SystemdUnits("user", timeout=1).systemctl)
-    monkeypatch.setattr(registry.units, "stale", stale)
-    registry.units.boot["nginx.service"] = "masked"
-    steps = [
-        ({"action": "status", "name": "nginx"}, "systemctl --user daemon-reload"),
-        ({"action": "enable", "name": "nginx"}, "systemctl --user unmask nginx.service"),
-    ]
-    for request, step in steps:
-        assert registry.ask(request)["message"].endswith(f"; see: {step}")
-
-
-def test_a_worker_of_no_loaded_plugin_is_not_found(registry: Registry) -> None:
-    assert registry.ask({"action": "stop", "name": "plugin@nothing"})["error"] == "not-found"
-
-
-def test_a_worker_is_started_where_its_socket_is(registry: Registry) -> None:
-    registry.units.active["circleosd-plugin@echo.service"] = "inactive"  # as systemd has it of every name
-    for action in ("start", "restart", "status", "watch"):
-        reply = registry.ask({"action": action, "name": "plugin@echo"})
-        assert reply["error"] == "not-found"
-        assert "not loaded" in reply["message"]
-    assert registry.units.jobs == []
-    registry.units.active["circleosd-plugin@echo.socket"] = "inactive"
-    for action in ("start", "restart"):  # a socket for every name that somebody thinks of would be systemd's to keep
-        reply = registry.ask({"action": action, "name": "plugin@echo.socket", "token": "operator"}, STRANGER)
-        assert reply["error"] == "not-found"
-    assert registry.units.jobs == []
-    for action in ("status", "watch"):
-        assert registry.ask({"action": action, "name": "plugin@echo.socket"})["error"] == "not-found"
-    assert registry.ask({"action": "start", "name": "plugin@echo.socket"})["ok"]  # as the plugin manager does
-    assert registry.ask({"action": "status", "name": "plugin@echo.socket"})["data"]["state"] == "active"
-    assert registry.ask({"action": "status", "name": "plugin@echo"})["data"]["state"] == "inactive"
-    assert registry.ask({"action": "restart", "name": "plugin@echo.socket", "token": "operator"}, STRANGER)["ok"]
-    assert registry.ask({"action": "start", "name": "plugin@echo"})["ok"]
-
-
-def test_workers_are_no_services_to_plugins(registry: Registry) -> None:
-    for unit in ("circleosd-plugin@echo.service", "circleosd-plugin@echo.socket"):
-        registry.units.active[unit] = "active"
-    healer = {"on_behalf": "healer"}
-    for name in ("plugin@echo", "plugin@echo.socket", "plugin@echo.staged", "plugin@nothing"):
-        for action in ("restart", "status"):
-            assert registry.ask({"action": action, "name": name, **healer})["error"] == "not-found"
-    assert registry.units.jobs == []
-    assert "plugin@echo" not in [row["name"] for row in registry.ask({"action": "list", **healer})["data"]]
-    assert "plugin@echo" in [row["name"] for row in registry.ask({"action": "list"})["data"]]
-    assert registry.ask({"action": "restart", "name": "plugin@echo"})["ok"]
-
-
 def test_a_rule_gives_one_verb_on_one_service_and_the_sight_of_it(registry: Registry) -> None:
     def ask(action: str, **parameters: object) -> dict[str, Any]:
         return registry.ask({"action": action, "token": "nginx only", **parameters}, STRANGER)
@@ -406,47 +193,12 @@ def test_a_rule_is_about_the_whole_name_that_is_acted_on(registry: Registry, nam
 def test_a_flood_of_denials_is_one_row_and_a_count(registry: Registry) -> None:
     async def scenario() -> None:
         for _ in range(100):
-            await _bytes(registry.service, b'{"action":"stop","name":"nginx"}', STRANGER)
+            await reply_to(registry.service, b'{"action":"stop","name":"nginx"}', STRANGER)
         await registry.service.close()
 
     asyncio.run(scenario())
     rows = registry.ask({"action": "history"})["data"]
     assert [(row["phase"], row["count"]) for row in rows] == [("denied", 1), ("denied", 99)]
-
-
-@pytest.mark.parametrize(
-    ("action", "state", "error", "says"),
-    [
-        ("start", "active", None, "the unit nginx.service is active"),
-        ("start", "activating", None, "the unit nginx.service is activating"),
-        ("start", "failed", "unit-failed", "the unit nginx.service is failed"),
-        ("start", "deactivating", "unit-failed", "the unit nginx.service is deactivating"),
-        ("restart", "inactive", "unit-failed", "the unit nginx.service is inactive"),
-        ("restart", "deactivating", None, "the unit nginx.service is deactivating"),
-        ("reload", "reloading", None, "the unit nginx.service is reloading"),
-        ("stop", "deactivating", None, "the unit nginx.service is deactivating"),
-        ("stop", "inactive", None, "the unit nginx.service is inactive"),
-        ("stop", "failed", None, "the unit nginx.service is failed"),
-        ("stop", "active", "unit-failed", "the unit nginx.service is active"),
-    ],
-)
-def test_an_intent_without_outcome_is_resolved_at_the_next_start_by_looking_at_the_unit(
-    registry: Registry, action: str, state: str, error: str | None, says: str
-) -> None:
-    async def interrupted() -> None:
-        intent = Row("intent", Caller(Peer(1000, 1000, 77), user="alice"), action, "nginx", before="inactive")
-        await registry.ledger.record(intent)
-        await registry.service.start()
-        await registry.service.start()
-
-    registry.units.active["nginx.service"] = state
-    asyncio.run(interrupted())
-    intent, outcome = registry.ask({"action": "history"})["data"]
-    assert (outcome["phase"], outcome["intent"], outcome["error"]) == ("outcome", intent["seq"], error)
-    assert outcome["actor"] == intent["actor"]
-    assert (outcome["before"], outcome["after"]) == ("inactive", state)
-    assert outcome["message"].startswith("service-registry ended before the outcome was known; at its next start")
-    assert says in outcome["message"]
 
 
 def test_a_change_that_the_disk_did_not_take_has_failed_on_record(
@@ -465,7 +217,7 @@ def test_a_change_that_the_disk_did_not_take_has_failed_on_record(
 
     async def asked() -> Event:
         monkeypatch.setattr(database, "_commit", fail_once)
-        reply = await _bytes(service, b'{"action":"create","name":"alice","uid":1005}', ROOT)
+        reply = await reply_to(service, b'{"action":"create","name":"alice","uid":1005}', ROOT)
         assert b"disk I/O error" in reply
         (row,) = await ledger.history(Query(), 10)
         await service.close()
@@ -499,9 +251,9 @@ def test_who_somebody_is_can_be_told_while_all_users_are_listed_over_and_over(
 
     async def asked() -> int:
         owner = Peer(os.getuid(), 0, 0)
-        listings = [asyncio.create_task(_bytes(service, b'{"action":"list"}', owner)) for _ in range(20)]
+        listings = [asyncio.create_task(reply_to(service, b'{"action":"list"}', owner)) for _ in range(20)]
         await asyncio.sleep(0)  # they have begun
-        reply = json.loads(await _bytes(service, b'{"action":"whoami"}', STRANGER))
+        reply = json.loads(await reply_to(service, b'{"action":"whoami"}', STRANGER))
         assert reply["data"]["uid"] == STRANGER.uid
         before = len(listed)
         assert all(json.loads(listing)["ok"] for listing in await asyncio.gather(*listings))
@@ -522,52 +274,6 @@ def test_a_record_that_cannot_be_continued_keeps_no_service_from_telling_so(regi
     asyncio.run(interrupted())
     assert registry.ask({"action": "audit"})["data"]["problems"]
     assert registry.ask({"action": "status", "name": "nginx"})["ok"]
-
-
-@pytest.mark.parametrize(("action", "error"), [("enable", "unit-failed"), ("disable", None)])
-def test_an_interrupted_switch_is_resolved_by_looking_at_the_unit_file(
-    registry: Registry, action: str, error: str | None
-) -> None:
-    async def interrupted() -> None:
-        await registry.ledger.record(Row("intent", Caller(ROOT), action, "nginx"))
-        await registry.service.start()
-
-    asyncio.run(interrupted())
-    outcome = registry.ask({"action": "history"})["data"][-1]
-    assert (outcome["error"], outcome["after"]) == (error, "disabled")
-    assert "the unit file nginx.service is disabled" in outcome["message"]
-
-
-def test_an_interrupted_switch_of_a_unit_that_is_gone_is_resolved_too(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def gone(unit: str) -> str:
-        raise NotFound(f"no unit file {unit}")
-
-    async def interrupted() -> None:
-        await registry.ledger.record(Row("intent", Caller(ROOT), "enable", "nginx"))
-        await registry.service.start()
-
-    monkeypatch.setattr(registry.units, "enabled", gone)
-    asyncio.run(interrupted())
-    outcome = registry.ask({"action": "history"})["data"][-1]
-    assert (outcome["phase"], outcome["error"]) == ("outcome", "not-found")
-    assert "the unit file nginx.service cannot be looked at: no unit file nginx.service" in outcome["message"]
-
-
-def test_enabling_tells_what_was_before(registry: Registry) -> None:
-    assert registry.ask({"action": "enable", "name": "nginx"})["data"]["enabled"] == "enabled"
-    outcome = registry.ask({"action": "history"})["data"][-1]
-    assert (outcome["before"], outcome["after"]) == ("disabled", "enabled")
-
-
-def test_an_act_on_what_is_no_longer_cataloged_is_resolved_too(registry: Registry) -> None:
-    async def interrupted() -> None:
-        await registry.ledger.record(Row("intent", Caller(ROOT), "stop", "forgotten"))
-        await registry.service.start()
-
-    asyncio.run(interrupted())
-    assert "the catalog has no service forgotten" in registry.ask({"action": "history"})["data"][-1]["message"]
 
 
 def test_interrupted_acts_are_looked_at_side_by_side(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,51 +309,6 @@ def test_a_stream_ends_as_soon_as_its_callers_rights_do(registry: Registry, monk
         assert [line async for line in stream] == []
 
     asyncio.run(scenario())
-
-
-def test_who_follows_many_logs_leaves_places_for_others(registry: Registry) -> None:
-    logs = json.dumps({"action": "logs", "name": "nginx", "follow": True, "token": "operator"}).encode()
-
-    async def scenario() -> list[str]:
-        streams = []
-        for uid in [4242] * 17 + [4243]:
-            stream = await registry.service.dispatch(logs, Peer(uid, uid, 1), NoFiles())
-            assert not isinstance(stream, bytes)
-            streams.append(stream)
-        found = [json.loads(await anext(stream)) for stream in streams]
-        await streams[0].aclose()
-        again = await registry.service.dispatch(logs, STRANGER, NoFiles())
-        assert not isinstance(again, bytes)
-        found.append(json.loads(await anext(again)))
-        for stream in [*streams, again]:
-            await stream.aclose()
-        return [reply["message"] or "" for reply in found]
-
-    refused = "at most 16 followed logs at once for uid 4242; try again later"
-    assert asyncio.run(scenario()) == [""] * 16 + [refused] + [""] * 2
-
-
-def test_who_reads_many_logs_at_once_leaves_places_for_others(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request = b'{"action":"logs","name":"nginx","token":"operator"}'
-
-    async def scenario() -> list[str]:
-        told = asyncio.Event()
-
-        async def slow(unit: str, lines: int, since: float | None = None) -> list[LogLine]:
-            await told.wait()
-            return []
-
-        monkeypatch.setattr(registry.units, "logs", slow)
-        peers = [Peer(uid, uid, 1) for uid in [4242] * 17 + [4243]]
-        asked = [asyncio.create_task(_bytes(registry.service, request, peer)) for peer in peers]
-        refused = json.loads(await asked[16])
-        told.set()
-        return [refused["message"], *(json.loads(reply)["message"] or "" for reply in await asyncio.gather(*asked))]
-
-    refused = "at most 16 logs to be read at once for uid 4242; try again later"
-    assert asyncio.run(scenario()) == [refused, *[""] * 16, refused, ""]
 
 
 def test_the_records_verification_is_for_admins(registry: Registry) -> None:

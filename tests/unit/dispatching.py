@@ -1,0 +1,58 @@
+"""Requests to services without sockets: bytes in, bytes out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from circleosd.api import registry as contracts
+from circleosd.api.common import Event
+from circleosd.database import Database
+from circleosd.ledger import Ledger
+from circleosd.policy import Peer
+from circleosd.registry.catalog import OWN, Catalog, Entry
+from circleosd.registry.service import RegistryService
+from circleosd.service import Service
+from tests.unit.fakes import ROOT, NoFiles, Units, identify
+
+
+class Registry:
+    """The registry without sockets: `ask` takes a request and returns its reply."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.units = Units(nginx="active")
+        self.mirrored: list[Event] = []
+        entries = {entry.name: entry for entry in OWN}
+        entries |= {"nginx": Entry("nginx", "nginx.service"), "ghost": Entry("ghost", "ghost.service")}
+        entries["readonly"] = Entry("readonly", "nginx.service", verbs=["restart"])
+        self.ledger = Ledger(database, contracts.SERVICE, self.mirrored.append)
+        self.service = Service(
+            contracts.SERVICE,
+            contracts.GROUP,
+            contracts.CONTRACTS,
+            RegistryService(lambda: Catalog(entries, ()), self.units),
+            identify=identify,
+            ledger=self.ledger,
+            request_timeout=5,
+        )
+
+    def ask(self, request: bytes | dict[str, Any], peer: Peer = ROOT) -> dict[str, Any]:
+        line = request if isinstance(request, bytes) else json.dumps(request).encode()
+        reply = asyncio.run(reply_to(self.service, line, peer))
+        assert reply.endswith(b"\n")
+        result: dict[str, Any] = json.loads(reply)
+        return result
+
+    def history(self) -> list[tuple[str, str, str | None]]:
+        rows = self.ask({"action": "history"})["data"]
+        return [(row["phase"], row["action"], row["object"]) for row in rows]
+
+
+async def reply_to(service: Service, line: bytes, peer: Peer) -> bytes:
+    """The one line that a request is answered with."""
+    reply = await service.dispatch(line, peer, NoFiles())
+    assert not isinstance(reply, AsyncGenerator)
+    return reply
