@@ -106,6 +106,24 @@ def test_the_module_keeps_each_promise(nixpkgs_lib: str) -> None:
 
 
 @nix
+def test_a_nixos_system_takes_the_module(nixpkgs_lib: str) -> None:
+    nixpkgs = Path(nixpkgs_lib).parent
+    if not (nixpkgs / "nixos/lib/eval-config.nix").is_file():
+        pytest.skip("the nixpkgs on NIX_PATH has no NixOS: the module is evaluated with the options of tests/nix alone")
+    # The derivation is none if an assertion fails.
+    system = evaluated(
+        f"let config = import {ROOT}/tests/nix/system.nix {{ nixpkgs = {nixpkgs}; }}; in {{"
+        " inherit (config) warnings; built = config.system.build.toplevel.drvPath;"
+        " units = builtins.mapAttrs (_: unit: unit.text) config.systemd.units; }"
+    )
+    assert [warning for warning in system["warnings"] if "circleosd" in warning] == []
+    assert system["built"].endswith(".drv")
+    for unit in ("circleosd-registry.service", "circleosd-declared-plugins.service", "polkit.service"):
+        assert "X-Restart-Triggers=" in system["units"][unit]
+    assert "X-RestartIfChanged=false" in system["units"]["circleosd-plugin@.service"]
+
+
+@nix
 @pytest.mark.parametrize(("setting", "status"), [("idle_exit = 5", 0), ("idle_exti = 5", 2)])
 def test_no_system_is_built_with_settings_that_services_refuse(
     nixpkgs_lib: str, tmp_path: Path, setting: str, status: int
