@@ -163,3 +163,25 @@ def test_what_plugins_keep_can_be_had_while_many_events_are_read(
 
     monkeypatch.setattr("circleosd.plugins.events._last", slow)
     with_events(tmp_path, taken, use)
+
+
+def test_the_newest_events_are_kept_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circleosd.plugins.events.KEPT", 3)
+
+    async def use(events: Events, emitting: Plugin) -> None:
+        for number in range(5):
+            await events.emit(emitting, "t", str(number), 0)
+        assert [event["payload"] for event in await events.last(10, None, None)] == ["2", "3", "4"]
+
+    with_events(tmp_path, taken, use)
+
+
+def test_an_event_has_no_more_bytes_and_follows_from_no_more_others_than_the_reference_says(tmp_path: Path) -> None:
+    async def use(events: Events, emitting: Plugin) -> None:
+        await events.emit(emitting, "t", "é" * 8192, 3)
+        with pytest.raises(Limit, match="may have 16384 bytes"):
+            await events.emit(emitting, "t", "é" * 8192 + "e", 0)
+        with pytest.raises(Limit, match="follows from 4 others"):
+            await events.emit(emitting, "t", "", 4)
+
+    with_events(tmp_path, taken, use)
