@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from circleosd.database import Database, Transaction
-from circleosd.errors import Limit
+from circleosd.errors import BadRequest, Limit
 from circleosd.plugins.keyvalue import KeyValue
 from circleosd.plugins.service import HOST_MIGRATIONS
 
@@ -43,6 +43,44 @@ def test_who_keeps_more_than_a_quota_that_was_lowered_may_keep_less_and_no_more(
         await store.set("p", "key", "y" * 50, 10)
         assert await store.get("p", "key") == "y" * 50
         assert await store.used("p") == 53
+
+    asyncio.run(ask())
+    kept.close()
+
+
+def test_what_a_plugin_keeps_under_a_key_is_apart_from_what_others_keep_under_it(tmp_path: Path) -> None:
+    kept = Database(tmp_path / "kept.db", HOST_MIGRATIONS)
+
+    async def ask() -> None:
+        store = KeyValue(kept)
+        await store.set("one", "key", "1", 4)
+        await store.set("two", "key", "22", 5)
+        await store.set("two", "key of two", "", 15)
+        assert [await store.get(plugin, "key") for plugin in ("one", "two", "three")] == ["1", "22", None]
+        assert await store.keys("one", "key") == ["key"]
+        assert [await store.delete("one", "key") for _ in range(2)] == [True, False]
+        assert not await store.delete("one", "key of two")
+        assert [await store.used(plugin) for plugin in ("one", "two", "three")] == [0, 15, 0]
+        assert await store.keys("two", "") == ["key", "key of two"]
+        await store.set("one", "key", "1", 4)
+        await store.forget(but=["one"])
+        assert [await store.get(plugin, "key") for plugin in ("one", "two")] == ["1", None]
+        assert [await store.used(plugin) for plugin in ("one", "two")] == [4, 0]
+
+    asyncio.run(ask())
+    kept.close()
+
+
+def test_a_key_has_as_many_bytes_as_the_reference_says(tmp_path: Path) -> None:
+    kept = Database(tmp_path / "kept.db", HOST_MIGRATIONS)
+
+    async def ask() -> None:
+        store = KeyValue(kept)
+        for key in ("k", "é" * 256):
+            await store.set("p", key, "", 1000)
+        for key, size in (("", 0), ("é" * 256 + "k", 513)):
+            with pytest.raises(BadRequest, match=f"a key has 1 to 512 bytes, not {size}"):
+                await store.set("p", key, "", 1000)
 
     asyncio.run(ask())
     kept.close()
