@@ -142,6 +142,24 @@ def test_who_connects_as_a_service_is_about_to_end_is_left_in_the_queue_for_the_
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
+def test_at_the_end_a_request_in_hand_is_answered_and_who_has_none_is_let_go(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+
+    async def run() -> None:
+        async with serving(service := Patient(), path) as server:
+            with connected(path) as asking, connected(path) as quiet:
+                assert await ask(quiet) == b"reply\n"
+                asking.send(b"later\n")
+                while service.requests < 2:
+                    await asyncio.sleep(0.001)
+                server.stop()
+                assert await received(quiet) == b""
+                service.go.set()
+                assert await received(asking) == b"reply\n"
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
 def refuse_memory(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """From now on there is none for what a buffer does."""
 
@@ -311,9 +329,10 @@ def test_a_connection_is_idle_from_its_last_reply_on(tmp_path: Path, clock: Cloc
                 await asyncio.sleep(0.001)
             clock.behind = 0.0
             assert await ask(other) == b"reply\n"
+            await asyncio.sleep(0.2)  # in which the server looks for idle connections
             service.go.set()
             assert await asyncio.get_running_loop().sock_recv(peer, PIECE) == b"reply\n"
-            await asyncio.sleep(0.2)  # in which the server looks for idle connections
+            await asyncio.sleep(0.2)  # and once more
             assert await ask(peer) == b"reply\n"
 
     asyncio.run(asyncio.wait_for(run(), 5))
