@@ -422,8 +422,10 @@ def test_who_has_taken_replies_late_but_in_time_is_not_cut_off_later(tmp_path: P
     asyncio.run(asyncio.wait_for(run(), 10))
 
 
-def test_one_uid_leaves_others_room_for_what_they_send(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, uids = str(tmp_path / "s"), iter([1, 1, 2])
+def test_one_uid_leaves_others_room_for_what_they_send_as_long_as_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, uids = str(tmp_path / "s"), iter([1, 1, 2, 3, 4])
     monkeypatch.setattr("circleosd.passing.peer_of", lambda sock: Peer(next(uids), 0, 0))
     part = b"x" * (400 << 10)
 
@@ -431,14 +433,28 @@ def test_one_uid_leaves_others_room_for_what_they_send(tmp_path: Path, monkeypat
         loop, service = asyncio.get_running_loop(), Patient()
         service.go.set()
         async with serving(service, path, ServerSettings(max_buffered=1 << 20)) as server:
-            with connected(path) as one, connected(path) as another, connected(path) as third:
-                await loop.sock_sendall(one, part)
-                while server.booked[1] < len(part) - SMALL:
+
+            async def hold(sock: socket.socket, uid: int, data: bytes = part) -> None:
+                booked = server.booked[uid] + len(data) - SMALL
+                await loop.sock_sendall(sock, data)
+                while server.booked[uid] < booked:
                     await asyncio.sleep(0.001)
+
+            with contextlib.ExitStack() as stack:
+                one, another, third, fourth, fifth = (stack.enter_context(connected(path)) for _ in range(5))
+                await loop.sock_sendall(one, part + part + b"\n")
+                reply = await loop.sock_recv(one, PIECE)
+                assert reply == b"reply\n", "a single one may have all the room that there is"
+                await hold(one, 1)
+                await hold(another, 1, part[: len(part) // 4])
                 await loop.sock_sendall(another, part)
                 assert b"for uid 1" in await received(another)
                 await loop.sock_sendall(third, part + b"\n")
                 assert await loop.sock_recv(third, PIECE) == b"reply\n"
+                await hold(third, 2)
+                await hold(fourth, 3)
+                await loop.sock_sendall(fifth, part)
+                assert b"too much at once is being sent to and fro here" in await received(fifth)
 
     asyncio.run(asyncio.wait_for(run(), 20))
 
