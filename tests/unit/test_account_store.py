@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -62,6 +63,12 @@ def test_who_gets_the_name_of_a_deleted_user_has_none_of_the_sessions_and_rules(
     assert changed(database, lambda tx: store.session(tx, hashed)) is None
     assert changed(database, lambda tx: store.sessions(tx, None, -1)) == []
     assert changed(database, lambda tx: store.grants(tx, "alice")) == ()
+
+
+def test_a_token_is_too_long_to_be_guessed_and_each_is_another(database: Database) -> None:
+    tokens = {changed(database, opened) for _ in range(3)}
+    assert {len(urlsafe_b64decode(token + "=")) for token in tokens} == {32}
+    assert len(tokens) == 3
 
 
 def test_nobody_has_a_session_of_a_disabled_user(database: Database) -> None:

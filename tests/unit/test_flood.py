@@ -82,3 +82,15 @@ def test_a_day_of_flooding_is_a_bounded_number_of_rows_that_account_for_every_at
     counts += [counted.count for counted in flood.ended(float("inf"))]
     assert written + sum(counts) == attempts
     assert written + len(counts) <= 2 * (ALLOWANCE + REFILL * 86400) + 86400 / MIXED_WINDOW + 2
+
+
+def test_the_figures_are_those_of_the_page_on_accounts() -> None:
+    """Ten seconds for equal ones, 60 rows at once, two more a minute, and a count a minute of what goes beyond."""
+    assert (WINDOW, ALLOWANCE, 60 * REFILL, MIXED_WINDOW) == (10, 60, 2, 60)
+
+
+def test_rows_of_the_process_before_are_recalled_once() -> None:
+    flood: Flood[str] = Flood()
+    for _ in range(2):  # as by two refusals at once
+        flood.recall(UID, [-1.0] * 10)
+    assert sum(flood.admit(UID, f"kind {number}", "", -1.0) for number in range(100)) == ALLOWANCE - 10
