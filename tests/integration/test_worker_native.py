@@ -80,6 +80,23 @@ def test_log_and_host_calls() -> None:
             worker.invoke("call", "")
 
 
+SPEAK = r"""
+static const char *keys = "{\"call\":\"kv.keys\",\"args\":{\"prefix\":\"\"}}";
+HANDLER(says) { UNUSED; for (;;) { host->log(1, "still here", 10); usleep(20000); } return 0; }
+HANDLER(asks) { UNUSED; host->log(1, "to be", 5); host->log(1, "unread", 6);
+  host->call(keys, strlen(keys), 0, 0); return 0; }"""
+
+
+@pytest.mark.parametrize("does", ["says", "asks"])
+def test_a_plugin_that_speaks_to_a_manager_that_has_gone_ends_with_it_and_quietly(does: str) -> None:
+    with start(native(SPEAK, "says", "asks"), plugin_type="native", granted=("kv",), time=60) as worker:
+        worker.ready()
+        worker.send(does)
+        worker.receive()
+        assert worker.close() == 0
+    assert worker.errors == ""
+
+
 def test_replies_are_held_to_the_limit_and_to_utf8() -> None:
     with start(plugin(), plugin_type="native", output=50_000) as worker:
         worker.ready()
