@@ -230,6 +230,20 @@ def test_an_upgrade_starts_the_new_version_keeps_settings_and_loses_no_connectio
     assert "\nidle_exit = 7\n" in machine.succeed("cat /etc/circleosd/config.toml")
 
 
+def test_an_upgrade_ends_what_watches_but_not_who_follows_the_record(machine: Machine, deb: str) -> None:
+    install(machine, deb)
+    machine.succeed("circlectl user create before --uid 4801", "rm -f /tmp/watched /tmp/followed")
+    for command, shown in (("service watch", "watched"), ("system history --follow", "followed")):
+        run = f"circlectl {command} >/tmp/{shown} 2>&1 || echo status $? >>/tmp/{shown}"
+        machine.succeed(f"systemd-run --quiet --unit={shown} bash -c {shlex.quote(run)}")
+        machine.wait_until_succeeds(f"[ -s /tmp/{shown} ]", timeout=60)
+    install(machine, newer(machine, deb))
+    machine.wait_until_succeeds("grep -q '^status 12' /tmp/watched", timeout=60)
+    machine.succeed("circlectl user create after --uid 4802")
+    machine.wait_until_succeeds("grep -q ' after ' /tmp/followed", timeout=60)
+    machine.succeed("systemctl stop followed")
+
+
 def test_what_the_administrator_disabled_stays_disabled_over_an_upgrade(machine: Machine, deb: str) -> None:
     install(machine, deb)
     machine.succeed("systemctl disable --now circleosd.target 2>&1")
