@@ -144,6 +144,9 @@ class AuthService(Handlers):
         caller = act.caller
         token, uid = act.token, caller.peer.uid
         session = await self._database.read(lambda db: self._sessions.find(db, token, uid)) if token else None
+        if caller.user is None and (name := await self._database.read(lambda db: store.disabled_of_uid(db, uid))):
+            step = f"an admin ends that: circlectl user enable {name}"
+            act.message = f"the user {name}, of uid {uid}, is disabled; {step}"
         return Identity(
             user=caller.user,
             role=caller.role,

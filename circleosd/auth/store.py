@@ -154,6 +154,12 @@ def account_of_uid(connection: sqlite3.Connection | Transaction, uid: int) -> Ac
     return _account(row) if row else None
 
 
+def disabled_of_uid(connection: sqlite3.Connection, uid: int) -> str | None:
+    """The name of the user that a Unix uid would be without a login, were it not disabled."""
+    row = connection.execute("SELECT name FROM users WHERE uid = ? AND disabled", (uid,)).fetchone()
+    return str(row["name"]) if row else None
+
+
 def name_like(connection: sqlite3.Connection, name: str) -> str | None:
     """The name of a user that differs from `name` at most in case."""
     row = connection.execute("SELECT name FROM users WHERE folded = lower(?)", (name,)).fetchone()

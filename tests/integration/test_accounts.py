@@ -123,6 +123,17 @@ def test_a_uid_is_one_user_and_needs_a_name_or_a_password(host: EmbeddedHost) ->
         assert host.call(AUTH, {"action": "create", "name": "third", "uid": uid})["error"] == "bad-request"
 
 
+def test_whose_user_is_disabled_is_told_so_without_a_login(host: EmbeddedHost) -> None:
+    create(host, "uma", uid=61020, role="operator")
+    host.ok("user", "disable", "uma")
+    reply = ask(host, 61020, AUTH, "whoami")
+    assert reply["message"] == "the user uma, of uid 61020, is disabled; an admin ends that: circlectl user enable uma"
+    assert (reply["data"]["user"], reply["data"]["role"]) == (None, None)
+    host.ok("user", "enable", "uma")
+    reply = ask(host, 61020, AUTH, "whoami")
+    assert (reply["message"], reply["data"]["user"]) == (None, "uma")
+
+
 @pytest.mark.parametrize("password", ["short", "password", "Ursula123", "x" * 1025, "12345678"])
 def test_bad_passwords_are_refused_and_quoted_nowhere(host: EmbeddedHost, password: str) -> None:
     reply = host.call(AUTH, {"action": "create", "name": "ursula", "password": password})
