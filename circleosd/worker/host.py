@@ -28,7 +28,7 @@ from circleosd.worker.frames import (
 LOG_BUDGET: Final = 32 * MAX_LOG
 LEAST_LOGGED: Final = 128  # bytes that a message counts for, however short: each is a line of the host's journal
 
-TOO_LONG: Final = f"limit: a host call may have {MAX_HOST_CALL} bytes"
+TOO_LONG: Final = f"limit: a host call may have {MAX_HOST_CALL} bytes, as JSON"
 
 # (True, the result) or (False, "code: message").
 Answer: TypeAlias = tuple[bool, Any]

@@ -445,7 +445,7 @@ def test_a_text_of_most_of_the_memory_is_cut_in_the_log_and_too_long_for_a_host_
     )
     with start(artifact, granted=("kv",)) as worker:
         worker.ready()
-        with pytest.raises(CallFailed, match="limit: a host call may have 1048576 bytes"):
+        with pytest.raises(CallFailed, match="limit: a host call may have 1048576 bytes, as JSON"):
             worker.invoke("handle")
 
 

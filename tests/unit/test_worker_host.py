@@ -41,6 +41,15 @@ def test_a_granted_call_goes_to_the_manager_under_its_calls_id() -> None:
     assert manager.asked == [(17, {"call": "kv.get", "args": {"key": "a"}})]
 
 
+@pytest.mark.parametrize(("length", "fits"), [(500_000, True), (600_000, False)])
+def test_a_request_is_as_long_as_its_json(length: int, fits: bool) -> None:
+    manager = Manager()
+    manager.reply = frames.host_reply_body(None)
+    answer = host(manager, "kv").call("kv.set", {"key": "a", "value": '"' * length})
+    assert answer == ((True, None) if fits else (False, "limit: a host call may have 1048576 bytes, as JSON"))
+    assert len(manager.asked) == fits
+
+
 @pytest.mark.parametrize("call", sorted(CALLS))
 def test_a_call_that_was_not_granted_names_its_capability_and_reaches_nobody(call: str) -> None:
     manager = Manager()
