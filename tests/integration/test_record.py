@@ -238,7 +238,8 @@ def test_secrets_are_not_in_the_record(host: EmbeddedHost) -> None:
     host.ok("user", "create", "sara", "--password-stdin", stdin="first secret one\n")
     host.ok("user", "passwd", "sara", "--password-stdin", stdin="second secret one\n")
     host.ctl("user", "login", "sara", "--password-stdin", stdin="third secret one\n")
+    host.data("auth-service", "passwd", name="sara", old="second secret one", password="fourth secret one")
     rows = history(host, "--object", "sara")
-    assert [row["action"] for row in rows] == ["create", "passwd", "login"]
+    assert [row["action"] for row in rows] == ["create", "passwd", "login", "passwd"]
     assert "secret" not in json.dumps(rows)
     assert rows[0]["params"] == {"name": "sara"}
