@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,53 @@ def test_an_answer_that_broke_off_is_none(tmp_path: Path, sent: bytes, said: str
             with pytest.raises(Unavailable, match=message):
                 ask()
             service.join(10)
+
+
+@contextlib.asynccontextmanager
+async def auth_service(path: str) -> AsyncIterator[tuple[asyncio.Event, list[str]]]:
+    """What answers, once it may `go` on, that a token is olga's, and the tokens that it was asked about."""
+    go, asked = asyncio.Event(), list[str]()
+    olga = {"user": "olga", "role": "operator", "uid": 1, "session": "s", "expires": None, "grants": []}
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(json.loads(await reader.readline())["presented"])
+        await go.wait()
+        writer.write(wire.success(olga))
+        writer.close()
+
+    async with await asyncio.start_unix_server(answer, path):
+        yield go, asked
+
+
+def test_who_gives_up_takes_nobody_along_that_waits_for_the_same_answer(tmp_path: Path) -> None:
+    path = str(tmp_path / "auth-service.sock")
+
+    async def run() -> None:
+        identities, peer = upstream.Identities(path, timeout=10), Peer(os.getuid() + 1, 0, 0)
+        async with auth_service(path) as (go, asked):
+            one, other = (asyncio.create_task(identities.identify(peer, "token")) for _ in range(2))
+            while not asked:
+                await asyncio.sleep(0.001)
+            one.cancel()
+            await asyncio.wait([one])
+            go.set()
+            assert (await other).user == "olga"
+            assert asked == ["token"]
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_many_tokens_are_not_all_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "MAX_CACHED", 3)
+    path = str(tmp_path / "auth-service.sock")
+
+    async def run() -> None:
+        identities, peer = upstream.Identities(path, timeout=10), Peer(os.getuid() + 1, 0, 0)
+        async with auth_service(path) as (go, asked):
+            go.set()
+            for number in range(10):
+                assert (await identities.identify(peer, f"token {number}")).user == "olga"
+                assert len(identities._known) <= 3
+            assert len(asked) == 10
+
+    asyncio.run(asyncio.wait_for(run(), 20))
