@@ -229,6 +229,24 @@ def test_a_change_that_the_disk_did_not_take_has_failed_on_record(
     database.close()
 
 
+def test_a_change_of_which_no_row_was_written_is_not_told_as_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def forgetful(request: object, act: object) -> None: ...
+
+    database = Database(tmp_path / "a.db", store.MIGRATIONS)
+    users = AuthService(database, AuthSettings(), services=frozenset())
+    monkeypatch.setattr(users, "create", forgetful)
+    ledger = Ledger(database, accounts.SERVICE, lambda event: None)
+    service = Service(
+        accounts.SERVICE, accounts.GROUP, accounts.CONTRACTS, users, identify=identify, ledger=ledger, request_timeout=5
+    )
+    reply = json.loads(asyncio.run(reply_to(service, b'{"action":"create","name":"alice","uid":1005}', ROOT)))
+    assert (reply["ok"], reply["error"]) == (False, "internal")
+    assert "user:create changed state without a row in the ledger" in caplog.text
+    database.close()
+
+
 def test_who_somebody_is_can_be_told_while_all_users_are_listed_over_and_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,13 +317,14 @@ def test_a_stream_ends_as_soon_as_its_callers_rights_do(registry: Registry, monk
 
     async def scenario() -> None:
         await registry.ledger.record(Row("done", Caller(ROOT), "start", "nginx"))
-        stream = await registry.service.dispatch(b'{"action":"follow","token":"admin"}', STRANGER, NoFiles())
+        stream = await registry.service.dispatch(b'{"action":"follow","token":"admin","tag":7}', STRANGER, NoFiles())
         assert not isinstance(stream, bytes)
         first = json.loads(await anext(stream))
-        assert (first["data"]["action"], first["more"]) == ("start", True)
+        assert (first["data"]["action"], first["more"], first["tag"]) == ("start", True, 7)
         monkeypatch.delitem(USERS, "admin")
         await registry.ledger.record(Row("done", Caller(ROOT), "stop", "nginx"))
-        assert json.loads(await anext(stream))["error"] == "denied"
+        last = json.loads(await anext(stream))
+        assert (last["error"], last["tag"]) == ("denied", 7)
         assert [line async for line in stream] == []
 
     asyncio.run(scenario())
