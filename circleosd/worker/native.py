@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_int32, c_size_t, c_uint32, c_void_p, string_at
@@ -70,7 +71,7 @@ class NativePlugin:
             _CallFunction(contained(self._call, lambda: 1)),
         )
         self._interface = _Host(ABI_VERSION, ctypes.sizeof(_Host), *self._callbacks)
-        plugin = _initialize(artifact, load.entry or "plugin_init")
+        plugin = _initialize(artifact, load.entry or "plugin_init", load.limits.memory)
         self.description = _text(plugin.description, "description", MAX_DESCRIPTION) if plugin.description else None
         self._handlers = _handlers(plugin)
         self.functions = list(self._handlers)
@@ -134,7 +135,7 @@ class NativePlugin:
         return 0 if ok else 1
 
 
-def _initialize(artifact: int, entry: str) -> _Plugin:
+def _initialize(artifact: int, entry: str, memory: int) -> _Plugin:
     # Else what it prints would wait for more, as standard output is no terminal, and be lost with its worker.
     libc = ctypes.CDLL(None)
     libc.setvbuf(c_void_p.in_dll(libc, "stdout"), None, _LINE_BUFFERED, c_size_t(0))
@@ -143,7 +144,15 @@ def _initialize(artifact: int, entry: str) -> _Plugin:
         library = ctypes.CDLL(path, mode=2)
     except OSError as exc:
         # dlerror(3) begins with the file, or ends with it: `libx.so.1: version … not found (required by …)`
-        raise PluginFailure("bad-request", f"{exc}".removeprefix(f"{path}: ").replace(path, "it")) from exc
+        reason = f"{exc}".removeprefix(f"{path}: ").replace(path, "it")
+        if "failed to map segment" not in reason:
+            raise PluginFailure("bad-request", reason) from exc
+        # Which does not say why.
+        if os.fstatvfs(artifact).f_flag & os.ST_NOEXEC:
+            reason += "; plugins are kept on a file system that is mounted noexec"
+            raise PluginFailure("bad-request", reason) from exc
+        reason += f"; it needs more than its limit for memory of {memory} bytes"
+        raise PluginFailure("limit", reason) from exc
     try:
         function = library[entry]
     except AttributeError:

@@ -184,6 +184,13 @@ def test_a_library_that_cannot_be_linked_is_refused_with_the_linkers_words() -> 
         worker.ready()
 
 
+def test_a_library_that_is_larger_than_its_memory_is_refused_for_that() -> None:
+    fill = "static char room[1 << 30]; HANDLER(fill) { UNUSED; memset(room, 1, sizeof room); return 0; }"
+    refused = pytest.raises(CallFailed, match=r"^limit: failed to map .* than its limit for memory of 1048576 bytes$")
+    with start(native(fill, "fill"), plugin_type="native", memory=1 << 20) as worker, refused:
+        worker.ready()
+
+
 def test_a_library_that_wants_a_newer_one_is_told_which_version_is_missing(tmp_path: Path) -> None:
     (tmp_path / "map").write_text("GLIBC_9.9 { cos; };")
     (tmp_path / "cos.c").write_text("double cos(double x) { return x; }")

@@ -9,7 +9,7 @@ import pytest
 
 from circleosd.plugins.workers import MOST_SAID
 from tests.integration.made import core
-from tests.native_source import shared_object
+from tests.native_source import native, shared_object
 from tests.systemd.installed import write
 from tests.systemd.machine import Machine
 
@@ -83,6 +83,17 @@ def test_a_plugin_that_says_too_much_keeps_no_row_of_the_ledger_out_of_the_journ
     assert rows.splitlines()[-1] == "uid 0: disable loud: done"
     said = f"plugin loud: said more than {MOST_SAID} messages within 30 s; the rest is dropped"
     machine.succeed(f"journalctl --unit circleosd-plugins.service --output=cat --grep '{said}'")
+
+
+def test_a_native_plugin_is_refused_with_the_reason_where_files_cannot_be_run(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "plain.so").write_bytes(native(""))
+    machine.copy_from_host(str(tmp_path / "plain.so"), "/root/plain.so")
+    machine.succeed("mount --bind /var/lib /var/lib", "mount -o remount,bind,noexec /var/lib")
+    machine.succeed("systemctl restart circleosd-plugins.service")
+    status, said = machine.execute("circlectl plugin load /root/plain.so --trust 2>&1")
+    machine.succeed("umount /var/lib", "systemctl restart circleosd-plugins.service")
+    assert (status, said.count("plugins are kept on a file system that is mounted noexec")) == (2, 1), said
+    machine.succeed("circlectl plugin load /root/plain.so --trust", "circlectl plugin unload plain")
 
 
 def test_a_worker_that_died_is_a_failed_unit_only_while_its_plugin_is_loaded(machine: Machine, tmp_path: Path) -> None:
