@@ -5,6 +5,7 @@ Does not import Wasmtime: the manager, which never runs plugin code, asks too.
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import lru_cache
 from pathlib import Path
@@ -24,11 +25,14 @@ def cache_key(sha256: str, *, deterministic: bool = False) -> str:
 
 @lru_cache(maxsize=1)
 def _host() -> str:
-    """Wasmtime's version, the machine, and what its CPU can do (proc_cpuinfo(5)).
+    """Wasmtime's version and library, the machine, and what its CPU can do (proc_cpuinfo(5)).
+
+    nixpkgs has the library in a package of its own. Of that, Wasmtime itself refuses only compilations of another major
+    version, and a later release may be there for an error in what an earlier one compiled.
 
     Where /proc/cpuinfo is hidden (ProcSubset=pid) only Wasmtime's own check of the CPU is left, which refuses.
     """
-    from importlib.metadata import version  # a start of the manager need not wait for it
+    from importlib.metadata import distribution  # a start of the manager need not wait for it
 
     features = ""
     try:
@@ -39,4 +43,7 @@ def _host() -> str:
         if line.partition(":")[0].strip() in ("flags", "Features"):
             features = line
             break
-    return f"{version('wasmtime')}\n{platform.machine()}\n{features}"
+    machine = platform.machine()
+    wasmtime = distribution("wasmtime")
+    library = os.path.realpath(str(wasmtime.locate_file(f"wasmtime/linux-{machine}/_libwasmtime.so")))
+    return f"{wasmtime.version}\n{library}\n{machine}\n{features}"

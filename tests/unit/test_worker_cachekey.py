@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import re
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +24,22 @@ def test_a_key_changes_with_configuration_and_host(monkeypatch: pytest.MonkeyPat
     changed = cachekey.cache_key("a" * 64)
     monkeypatch.setattr(cachekey, "_host", lambda: "another wasmtime or CPU")
     assert len({before, changed, cachekey.cache_key("a" * 64)}) == 3
+
+
+def test_a_key_changes_with_a_library_that_is_not_wasmtimes_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # As in nixpkgs: a link to a package that has releases of its own.
+    (tmp_path / "wasmtime-46.0.1.dist-info").mkdir()
+    (tmp_path / "wasmtime-46.0.1.dist-info/METADATA").write_text("Name: wasmtime\nVersion: 46.0.1\n")
+    library = tmp_path / f"wasmtime/linux-{platform.machine()}/_libwasmtime.so"
+    library.parent.mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = []
+    for release in ("46.0.1", "46.0.2", "46.0.1"):
+        library.unlink(missing_ok=True)
+        library.symlink_to(f"/nix/store/wasmtime-{release}-lib/lib/libwasmtime.so")
+        cachekey._host.cache_clear()
+        keys.append(cachekey.cache_key("a" * 64))
+    cachekey._host.cache_clear()
+    assert keys[0] == keys[2] != keys[1]
