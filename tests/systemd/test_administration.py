@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from tests.systemd.conftest import PROJECT
 from tests.systemd.installed import write
 from tests.systemd.machine import Machine
 
@@ -282,3 +283,19 @@ def test_a_catalog_file_that_the_registry_may_no_longer_read_is_reported_at_once
     said = machine.succeed("circlectl service list 2>&1")
     machine.succeed(f"chmod 644 {file}")
     assert f"a catalog file cannot be used: {file}: Permission denied" in said
+
+
+def test_the_record_is_found_in_the_journal_and_not_what_others_make_up(machine: Machine) -> None:
+    fields = ("SYSLOG_IDENTIFIER=circleosd-service-registry", "CIRCLEOSD_ACTION=stop", "CIRCLEOSD_OBJECT=nginx")
+    write(machine, "/tmp/made-up", "".join(f"{field}\n" for field in ("MESSAGE=made up", *fields)))
+    machine.succeed("su mallory -c 'logger --journald </tmp/made-up'", "circlectl service stop nginx || true")
+    machine.succeed("journalctl --sync")
+    assert "made up" in machine.succeed("journalctl CIRCLEOSD_OBJECT=nginx")
+    accounts = (PROJECT / "docs/accounts.md").read_text()
+    manual = (PROJECT / "man/circleosd.8").read_text().replace("\\-", "-")
+    (first,) = re.findall(r"`(journalctl .*?)`", accounts)
+    (second,) = re.findall(r"^\.Dl (journalctl .*)$", manual, re.MULTILINE)
+    for command in (first, second):
+        told = machine.succeed(command)
+        assert "uid 0: stop nginx: " in told
+        assert "made up" not in told
