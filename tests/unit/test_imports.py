@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -113,3 +114,10 @@ def test_no_modules_import_each_other() -> None:
 
 def test_every_part_is_named_in_the_rule() -> None:
     assert {part for part, _ in sources()} == set(ALLOWED)
+
+
+def test_every_part_is_named_in_the_architecture() -> None:
+    modules = (PROJECT / "ARCHITECTURE.md").read_text(encoding="utf-8").partition("\n## Modules\n")[2]
+    table, rule = (set(re.findall(r"\w+", text)) for text in modules.split("\nImports point one way;"))
+    assert [part for part in ALLOWED if part not in table] == []
+    assert [part for part in ALLOWED if part not in rule] == []
