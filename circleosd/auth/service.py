@@ -78,28 +78,35 @@ class AuthService(Handlers):
         caller = self._by_uid(peer)
         if token is None and (caller.privileged or peer.uid in self._services):
             return caller
-        found = await self._database.read(lambda db: self._known(db, caller, token))
-        if token is not None:
-            self._sessions.note(token)
-        return found
+        return (await self._looked_up(caller, token))[0]
 
     def _by_uid(self, peer: Peer) -> Caller:
         """What the kernel's word alone makes of a peer."""
         role = role_of_uid(peer.uid, self._own_uid)
         return Caller(peer, role, privileged=role is not None)
 
-    def _known(self, db: sqlite3.Connection | Transaction, caller: Caller, token: str | None) -> Caller:
-        """A caller with what the store knows of the token, or without one of the uid. Raises `Denied`."""
+    async def _looked_up(self, caller: Caller, token: str | None) -> tuple[Caller, store.Session | None]:
+        """What `_known` returns, of a session that is used by this."""
+        found = await self._database.read(lambda db: self._known(db, caller, token))
         if token is not None:
-            session = self._sessions.find(db, token, caller.peer.uid)
-            return caller._replace(
-                role=higher(caller.role, session.role),
-                user=session.user,
-                session=session.id,
-                grants=store.grants(db, session.user),
-            )
-        account, grants = _of_uid(db, caller.peer.uid)
-        return caller._replace(role=account.role, user=account.name, grants=grants) if account else caller
+            self._sessions.note(token)
+        return found
+
+    def _known(
+        self, db: sqlite3.Connection | Transaction, caller: Caller, token: str | None
+    ) -> tuple[Caller, store.Session | None]:
+        """A caller with what the store knows of the token, or without one of the uid, and the session that it names.
+
+        Raises `Denied`.
+        """
+        if token is None:
+            account = store.account_of_uid(db, caller.peer.uid)
+            if account is None:
+                return caller, None
+            return caller._replace(role=account.role, user=account.name, grants=store.grants(db, account.name)), None
+        session = self._sessions.find(db, token, caller.peer.uid)
+        role, grants = higher(caller.role, session.role), store.grants(db, session.user)
+        return caller._replace(role=role, user=session.user, session=session.id, grants=grants), session
 
     def _still(self, tx: Transaction, act: Act) -> None:
         """Raises `Denied` if the caller may not do this any more. The act may have waited since it was let in, for the
@@ -107,7 +114,7 @@ class AuthService(Handlers):
         """
         caller = self._by_uid(act.caller.peer)
         if not caller.privileged:
-            act.go_on_as(self._known(tx, caller, act.token))
+            act.go_on_as(self._known(tx, caller, act.token)[0])
 
     async def verify(self, request: Verify, act: Act) -> Identity:
         """Handler of `verify`."""
@@ -115,38 +122,18 @@ class AuthService(Handlers):
         uid = peer.uid if request.uid is None else request.uid
         if uid != peer.uid and not (act.caller.privileged or peer.uid in self._services):
             raise Denied("only CircleOSD's own services may ask about another uid")
-        token = request.presented or act.token
-        if token is None:
-            account, grants = await self._database.read(lambda db: _of_uid(db, uid))
-            return Identity(
-                user=account.name if account else None,
-                role=account.role if account else None,
-                uid=uid,
-                session=None,
-                expires=None,
-                grants=store.rules(grants),
-            )
-        session, grants = await self._database.read(
-            lambda db: (session := self._sessions.find(db, token, uid), store.grants(db, session.user))
-        )
-        self._sessions.note(token)
-        return Identity(
-            user=session.user,
-            role=session.role,
-            uid=uid,
-            session=session.id,
-            expires=self._sessions.expiry(session),
-            grants=store.rules(grants),
-        )
+        return self._identity(*await self._looked_up(Caller(Peer(uid, -1, -1)), request.presented or act.token))
 
     async def whoami(self, request: WhoAmI, act: Act) -> Identity:
         """Handler of `whoami`."""
-        caller = act.caller
-        token, uid = act.token, caller.peer.uid
+        token, uid = act.token, act.caller.peer.uid
         session = await self._database.read(lambda db: self._sessions.find(db, token, uid)) if token else None
-        if caller.user is None and (name := await self._database.read(lambda db: store.disabled_of_uid(db, uid))):
+        if act.caller.user is None and (name := await self._database.read(lambda db: store.disabled_of_uid(db, uid))):
             step = f"an admin ends that: circlectl user enable {name}"
             act.message = f"the user {name}, of uid {uid}, is disabled; {step}"
+        return self._identity(act.caller, session)
+
+    def _identity(self, caller: Caller, session: store.Session | None) -> Identity:
         return Identity(
             user=caller.user,
             role=caller.role,
@@ -451,12 +438,6 @@ class AuthService(Handlers):
         if name != act.caller.user:
             require_within(act.caller, account.role, store.grants(tx, name))
         return account
-
-
-def _of_uid(db: sqlite3.Connection | Transaction, uid: int) -> tuple[Account | None, tuple[Grant, ...]]:
-    """The user that a uid is without a login, and the rules."""
-    account = store.account_of_uid(db, uid)
-    return account, store.grants(db, account.name) if account else ()
 
 
 def _named(act: Act) -> str:
