@@ -101,7 +101,13 @@ subprocess.run(["journalctl", "--sync"], check=True)  # while this process can s
 
 
 def test_a_message_of_several_lines_becomes_several_lines() -> None:
-    unit = say(f"""{sys.executable} -c 'from systemd import journal; journal.send("first\\nlast")'""")
+    script = """
+import subprocess
+from systemd import journal
+journal.send("first\\nlast")
+subprocess.run(["journalctl", "--sync"], check=True)  # while this process can still be told from others
+"""
+    unit = say(shlex.join([sys.executable, "-c", script]))
     assert texts(tail(unit, 100)) == ["first", "last"]
     assert tail(unit, 2)[0].text == "last"
 
