@@ -58,7 +58,7 @@ class Incoming:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # what is left goes at the next start
                 os.unlink(self._name)
 
 
@@ -68,7 +68,7 @@ def _keep(file: int, name: str, path: Path) -> None:
         os.replace(name, path)
     except OSError as exc:
         log.warning("cannot keep a compilation: %s", exc)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(name)
     finally:
         os.close(file)

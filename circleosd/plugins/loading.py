@@ -59,7 +59,7 @@ class Loading:
         try:
             staged = await asyncio.shield(staging)
         except asyncio.CancelledError:
-            staging.add_done_callback(_remove)  # the thread goes on
+            staging.add_done_callback(self._discard)  # the thread goes on
             raise
         try:
             manifest = manifests.parse(given) if given is not None else manifests.derive(request.path, staged.head)
@@ -67,7 +67,11 @@ class Loading:
             _require_own(manifest, staged, signed=signature is not None)
             yield Candidate(manifest, staged, content, signature)
         finally:
-            staged.path.unlink(missing_ok=True)
+            self._artifacts.discard(staged)
+
+    def _discard(self, staging: asyncio.Task[Staged]) -> None:
+        if not staging.cancelled() and not staging.exception():
+            self._artifacts.discard(staging.result())
 
     def _stage(self, files: Given, path: str) -> Staged:
         """Copy the artifact, in a thread that may outlive its request: so it has the descriptor to itself."""
@@ -125,11 +129,6 @@ class Loading:
                 capabilities=[{"name": item.name, "reason": item.reason, "granted": False}
                               for item in manifest.capabilities],
             )  # fmt: skip
-
-
-def _remove(staging: asyncio.Task[Staged]) -> None:
-    if not staging.cancelled() and not staging.exception():
-        staging.result().path.unlink(missing_ok=True)
 
 
 def _texts(files: Given, request: Load | Verify) -> tuple[bytes | dict[str, Any] | None, bytes | None, bytes | None]:

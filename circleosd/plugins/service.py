@@ -164,7 +164,7 @@ class PluginService(Handlers):
         if before:
             require_granted_growth(before.manifest, manifest, plugin.granted)
         _require_own(act, plugin.granted)
-        fd = os.open(staged.path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = self._artifacts.open(staged.path.name)
         try:
             runner, ready = await self._runners.probe(plugin, fd, upgrade=before is not None)
         finally:

@@ -19,7 +19,7 @@ from typing import Literal
 
 from circleosd import ledger
 from circleosd.database import Transaction
-from circleosd.errors import BadRequest, Limit, Unavailable
+from circleosd.errors import BadRequest, Limit, Unavailable, shortage
 from circleosd.plugins import manifest as manifests
 from circleosd.plugins.manifest import Manifest
 
@@ -174,12 +174,19 @@ class Artifacts:
         except OSError as exc:
             raise Unavailable(f"cannot keep the artifact in {self._directory}: {exc.strerror or exc}") from exc
 
+    def discard(self, staged: Staged) -> None:
+        """Remove what was staged, unless it was kept. What cannot be removed stays until the next `sweep`."""
+        _remove(staged.path)
+
     def open(self, digest: str) -> int:
-        """A descriptor of the artifact, to read. Raises `Unavailable` when it is gone."""
+        """A descriptor of the artifact, or of a staged one by its file's name, to read.
+
+        Raises `Unavailable` when it is gone, `Limit` when no more files can be opened.
+        """
         try:
             fd = os.open(self._directory / digest, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
-            raise Unavailable(
+            raise shortage(exc) or Unavailable(
                 f"cannot read the artifact {digest} in {self._directory}: {exc.strerror or exc}; load the plugin again"
             ) from exc
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -195,10 +202,14 @@ class Artifacts:
             log.warning("cannot look for artifacts that nobody needs: %s", exc)
             return
         for path in found:
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as exc:
-                log.warning("cannot remove what is no artifact of a plugin: %s", exc)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        log.warning("cannot remove what is no artifact of a plugin: %s", exc)
 
 
 def _read(source: int, offset: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from pathlib import Path
@@ -55,6 +56,26 @@ def test_what_is_not_kept_leaves_nothing(tmp_path: Path) -> None:
     incoming.discard()
     incoming.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize("fails", ["write", "fsync"])
+def test_a_compilation_is_not_kept_where_the_disk_takes_it_no_more_and_lets_nothing_go(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*given: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    incoming = Compiled(tmp_path, 1 << 20).incoming("key")
+    incoming.write(memoryview(b"co"))
+    monkeypatch.setattr(os, fails, read_only)
+    monkeypatch.setattr(os, "unlink", read_only)
+    incoming.write(memoryview(b"de"))
+    incoming.finish()
+    assert incoming.complete == (fails == "fsync")
+    if incoming.complete:
+        asyncio.run(incoming.keep())
+    incoming.discard()
+    assert not (tmp_path / "key").exists()
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:

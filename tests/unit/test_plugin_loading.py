@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import threading
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from circleosd.api.plugins import Load, Verified, Verify
 from circleosd.config import PluginSettings
-from circleosd.errors import BadRequest, Limit, NotFound
+from circleosd.errors import BadRequest, CircleError, Limit, NotFound, Unavailable
 from circleosd.plugins import store
 from circleosd.plugins.files import Given
 from circleosd.plugins.loading import VERIFIED_AT_ONCE, Loading
@@ -64,6 +66,46 @@ def test_an_artifact_that_is_still_being_copied_keeps_its_descriptor(
     assert found == [artifact.read_bytes()]
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(seen[0])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_a_disk_does_not_let_go_fails_no_load_and_takes_the_place_of_no_error(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    artifact = tmp_path / "p.wasm"
+    artifact.write_bytes(WASM)
+    artifacts = Artifacts(tmp_path / "store")
+    loading = Loading(artifacts, Signatures([], "off", os.environ), PluginSettings())
+
+    async def load() -> None:
+        async with loading.candidate(Given({}, US), Load(path=str(artifact))) as candidate:
+            os.close(artifacts.open(candidate.staged.path.name))
+            monkeypatch.setattr(Path, "unlink", read_only)
+            if not kept:
+                raise Limit("something else")
+            artifacts.keep(candidate.staged)
+
+    with pytest.raises(Limit, match="something else") if not kept else contextlib.nullcontext():
+        asyncio.run(load())
+    assert "cannot remove what is no artifact of a plugin: [Errno 30] Read-only file system" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.EIO, Unavailable), (errno.ENOENT, Unavailable), (errno.EMFILE, Limit)]
+)
+def test_an_artifact_that_cannot_be_opened_is_told_with_the_reason(
+    number: int, error: type[CircleError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, flags: int) -> int:
+        raise OSError(number, os.strerror(number), str(path))
+
+    artifacts = Artifacts(tmp_path)
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(error, match=os.strerror(number)):
+        artifacts.open("digest")
 
 
 def test_the_files_of_a_request_that_has_ended_cannot_be_opened(tmp_path: Path) -> None:
