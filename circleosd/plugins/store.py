@@ -13,7 +13,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -88,7 +88,7 @@ Aside = Literal["quarantined", "disabled"] | None
 
 @dataclass
 class Record:
-    """How a plugin has done. Times in seconds since the epoch.
+    """How a plugin has done, in the order of the columns of `records`. Times in seconds since the epoch.
 
     `in_a_row` is how many of its last calls were failures. `aside` says why it is not called at present: `quarantined`,
     `disabled` or None; `reason` and `since` tell more.
@@ -303,17 +303,7 @@ def put_record(tx: Transaction, name: str, record: Record) -> None:
         "INSERT OR REPLACE INTO records"
         " (plugin, calls, failures, last_error, last_failed, aside, reason, since, in_a_row)"
         " SELECT name, ?, ?, ?, ?, ?, ?, ?, ? FROM plugins WHERE name = ?",
-        (
-            record.calls,
-            record.failures,
-            record.last_error,
-            record.last_failed,
-            record.aside,
-            record.reason,
-            record.since,
-            record.in_a_row,
-            name,
-        ),
+        (*astuple(record), name),
     )
 
 
