@@ -89,7 +89,7 @@ def needed(contract: type[Request]) -> str:
     """Who may carry out a command, in a sentence."""
     if contract.access == "anyone":
         return "Anyone may do this."
-    role = f"Needs the role {contract.access}"
+    role = f"Needs the role {contract.access}" + (", or a rule that allows it" if contract.takes_rules() else "")
     return f"{role}, except for yourself." if contract.own_object else f"{role}."
 
 

@@ -219,11 +219,19 @@ def test_every_command_has_help_that_names_what_it_takes() -> None:
                 assert item.doc in text
 
 
-def test_what_is_needed_counts_oneself() -> None:
-    user = commands.of_group("user")
-    assert "Needs the role admin, except for yourself." in helptext.of_command(user["passwd"])
-    assert "Needs the role admin.\n" in helptext.of_command(user["create"])
-    assert "Anyone may do this.\n" in helptext.of_command(user["whoami"])
+@pytest.mark.parametrize(
+    ("group", "verb", "says"),
+    [
+        ("user", "passwd", "Needs the role admin, or a rule that allows it, except for yourself."),
+        ("user", "create", "Needs the role admin, or a rule that allows it."),
+        ("service", "list", "Needs the role viewer, or a rule that allows it."),
+        ("plugin", "load", "Needs the role admin."),
+        ("plugin", "events", "Needs the role operator."),
+        ("user", "whoami", "Anyone may do this."),
+    ],
+)
+def test_help_says_who_may_do_it(group: str, verb: str, says: str) -> None:
+    assert f"\n{says}\n" in helptext.of_command(commands.of_group(group)[verb])
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 100, 132])
