@@ -145,7 +145,7 @@ static mut TEXT: [u8; 1024] = [0; 1024];
 
 
 def test_guide_warns_that_a_component_of_javascript_draws_the_same_numbers_at_every_call(tmp_path: Path) -> None:
-    assert "`Math.random` seeded" in SECTIONS["JavaScript"]
+    assert "`Math.random` is seeded" in SECTIONS["JavaScript"]
     if shutil.which("componentize-qjs", path=SEARCH) is None:
         pytest.skip("not here: componentize-qjs")
     (tmp_path / "hello.wit").write_text(files(SECTIONS["JavaScript"])["hello.wit"], encoding="utf-8")
