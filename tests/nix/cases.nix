@@ -283,10 +283,34 @@ in
     )
     && plain.warnings == [ ]
     && (enabled { trustedSigners = [ key ]; }).warnings == [ ];
-  "required signatures need a signed manifest" = refusedBecause "has no signature" {
-    trustedSigners = [ key ];
+  "where signatures are required, no plugin is without one" =
+    let
+      signed =
+        options:
+        {
+          trustedSigners = [ key ];
+        }
+        // {
+          plugins.reverse = plugin // options;
+        };
+    in
+    refusedBecause "they have no signature" (signed { manifest.version = "1"; })
+    && refusedBecause "they have no signature" (signed { manifest = ../../plugins/examples/reverse/reverse.json; })
+    && accepted (signed {
+      manifest = ../../plugins/examples/reverse/reverse.json;
+      signature = "/plugins/reverse.json.sig";
+    })
+    && accepted (signed { })
+    && accepted {
+      settings.plugins.trust = "warn";
+      plugins.reverse = plugin // {
+        manifest = ../../plugins/examples/reverse/reverse.json;
+      };
+    };
+  "a signature is over a file" = refusedBecause "a signature is over a file" {
     plugins.reverse = plugin // {
       manifest.version = "1";
+      signature = "/plugins/reverse.json.sig";
     };
   };
 }

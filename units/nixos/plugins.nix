@@ -10,6 +10,8 @@ let
   names = import ./names.nix;
 
   isValues = manifest: lib.isAttrs manifest && !lib.isStringLike manifest;
+  # Nothing lies beside values, nor beside a path, of which the Nix store gets that file only.
+  comesAlone = plugin: isValues plugin.manifest || lib.isPath plugin.manifest;
   pluginsWhere = condition: lib.attrNames (lib.filterAttrs condition cfg.plugins);
   refuse = import ./refuse.nix lib;
 
@@ -53,13 +55,19 @@ in
         name: plugin: isValues plugin.manifest && plugin.manifest.name or name != name
       )) (quoted: "cannot load the plugins ${quoted}: their manifests have other names."))
       (refuse
-        (pluginsWhere (_: plugin: cfg.settings.plugins.trust == "require" && isValues plugin.manifest))
+        (pluginsWhere (
+          _: plugin: cfg.settings.plugins.trust == "require" && plugin.signature == null && comesAlone plugin
+        ))
         (
           quoted:
-          "cannot load the plugins ${quoted} under settings.plugins.trust = \"require\": a manifest given as"
-          + " values has no signature. Give the signed file, or set settings.plugins.trust to \"warn\"."
+          "cannot load the plugins ${quoted} under settings.plugins.trust = \"require\": they have no signature. Set"
+          + " signature and give the manifest that was signed as a file, or set settings.plugins.trust to \"warn\"."
         )
       )
+      (refuse (pluginsWhere (_: plugin: plugin.signature != null && isValues plugin.manifest)) (
+        quoted:
+        "cannot load the plugins ${quoted}: a signature is over a file. Give the manifest that was signed as one."
+      ))
     ];
 
     warnings =
