@@ -19,18 +19,20 @@ from circleosd.places import Places
 from circleosd.plugins.compiled import Compiled, Incoming
 from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
-from circleosd.plugins.workers import GRACE, HostCalls, Voice, Worker, WorkerGone, is_fault
+from circleosd.plugins.workers import GRACE, Exceeded, HostCalls, Voice, Worker, WorkerGone, is_fault
 from circleosd.plugins.workerunits import WorkerUnits
 from circleosd.worker import frames
 from circleosd.worker.cachekey import cache_key
-from circleosd.worker.limits import hard_deadline
+from circleosd.worker.limits import NO_MEMORY, hard_deadline
 
 log = logging.getLogger(__name__)
 
 STAGED = ".staged"  # what an upgrade's instance has behind the plugin's name, so that the old version goes on meanwhile
 NATIVE_START = 10.0  # seconds for a worker to start, where nothing is compiled
 SWEEP = 2.0  # seconds between looks for idle workers
-OVERDUE = " by SIGALRM"  # how a worker ends itself when code of the plugin cannot be interrupted
+# How a worker ends itself when code of the plugin cannot be interrupted, and when it has no memory left.
+OVERDUE = " by SIGALRM"
+EXHAUSTED = f" with exit status {NO_MEMORY}"
 
 
 class Superseded(Exception):
@@ -222,6 +224,8 @@ class Runners:
                 error = WorkerGone(f"{error}, for something else in it {overdue}")
             elif how == OVERDUE:
                 error = Timeout(f"{overdue}, and its worker was ended")
+            elif how == EXHAUSTED:
+                error = Exceeded(f"used up {_memory(plugin)}, and its worker was ended")
             else:
                 error = WorkerGone(f"{error}{how}")
         elif isinstance(error, Timeout) and worker.lost and counts:  # it did not even end itself
@@ -363,4 +367,10 @@ class Runners:
         how = await self._units.how_it_ended(runner.instance)
         if how == OVERDUE:
             return Timeout(f"{runner.plugin.name} cannot be loaded: took longer than {runner.plugin.bounds.time:g} s")
+        if how == EXHAUSTED:
+            return Exceeded(f"{runner.plugin.name} cannot be loaded: used up {_memory(runner.plugin)}")
         return PluginFailed(f"{gone}{how}")
+
+
+def _memory(plugin: Plugin) -> str:
+    return f"its limit for memory of {plugin.bounds.memory} bytes"

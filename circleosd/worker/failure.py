@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 from circleosd.worker.frames import Code, Failed
+from circleosd.worker.limits import NO_MEMORY
 
 # A plugin's own error message may be as long as a reply; what reaches people need not.
 MAX_MESSAGE = 64 << 10
@@ -33,12 +35,15 @@ class PluginFailure(Exception):
 def contained(function: Callable[..., T], otherwise: Callable[[], T]) -> Callable[..., T]:
     """`function` as a callback from foreign code, into which nothing may be raised.
 
-    What it raises is a fault of the worker: it is written to the journal, and `otherwise` says what to return.
+    What it raises is a fault of the worker: it is written to the journal, and `otherwise` says what to return. Want of
+    memory ends the worker: the plugin could take for done what was not.
     """
 
     def callback(*arguments: object) -> T:
         try:
             return function(*arguments)
+        except MemoryError:
+            os._exit(NO_MEMORY)
         except BaseException:  # noqa: BLE001  there is no caller to raise to
             sys.excepthook(*sys.exc_info())
             return otherwise()

@@ -7,6 +7,7 @@ RLIMIT_AS would count the address space that Wasmtime only reserves.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -21,6 +22,9 @@ GRACE: Final = 0.5
 COMPILE_SECONDS: Final = 120.0
 # Less than the unit has (MemoryMax=), whose limit would end the worker too, and nobody could say why.
 COMPILE_MEMORY: Final = 1 << 30
+
+# The exit status of a worker that has no memory left, of which a native plugin takes part in the same process.
+NO_MEMORY: Final = errno.ENOMEM
 
 MAX_DESCRIPTORS: Final = 64
 # Python's own growth while it serves: buffers of a few payloads, stacks of threads.

@@ -1,7 +1,8 @@
 """The worker process: takes its socket, loads one plugin, and serves its manager until that hangs up.
 
 Started as `circleosd worker NAME` with the listening socket as descriptor 3 (sd_listen_fds(3)). Exit
-status 0 after the manager has hung up, 1 when it broke the protocol or no socket was passed.
+status 0 after the manager has hung up, 1 when it broke the protocol or no socket was passed,
+`NO_MEMORY` for want of memory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NoReturn
 from circleosd.activation import passed_socket
 from circleosd.worker.channel import Channel
 from circleosd.worker.frames import LOAD, FrameError, parse_load
-from circleosd.worker.limits import forget_environment, settle
+from circleosd.worker.limits import NO_MEMORY, forget_environment, settle
 
 
 def main(name: str) -> NoReturn:
@@ -37,6 +38,8 @@ def _main(name: str) -> int:
         return 0
     except (BrokenPipeError, ConnectionResetError):
         return 0
+    except MemoryError:
+        return NO_MEMORY
     except (FrameError, OSError) as exc:
         print(f"cannot serve the plugin {name}: {exc}", file=sys.stderr)
         return 1

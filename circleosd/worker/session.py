@@ -30,6 +30,7 @@ from circleosd.worker.frames import (
     split_named,
 )
 from circleosd.worker.host import Host
+from circleosd.worker.limits import NO_MEMORY
 from circleosd.worker.loader import THREAD_STACK, Loaded, load_plugin
 from circleosd.worker.text import require_payload
 
@@ -140,6 +141,8 @@ class _Parallel(_Serial):
         try:
             while True:
                 self.answer(self._tasks.get())
+        except MemoryError:
+            _end(NO_MEMORY)
         except BaseException:  # noqa: BLE001  a thread that is gone would leave its calls without an answer
             sys.excepthook(*sys.exc_info())
             _end(1)

@@ -217,6 +217,27 @@ def test_the_end_of_a_worker_is_told_and_the_next_call_gets_a_new_one(
     host.unload("crasher")
 
 
+HUNGRY = """HANDLER(eats) { UNUSED; static char piece[1000] = "x";
+  for (size_t size = 1 << 20; size > 8;) { void *volatile got = malloc(size); if (got == NULL) size /= 2; }
+  for (int i = 0; i < 900; i++) host->write(reply, piece, sizeof piece);
+  return 0; }"""
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_a_plugin_that_has_used_up_its_memory_has_failed_for_that_whatever_it_says(
+    host: EmbeddedHost, tmp_path: Path, concurrency: int
+) -> None:
+    limits = {"memory": 16 << 20, "concurrency": concurrency}
+    artifact = handlers(HUNGRY, "eats")
+    host.load(write(tmp_path, "hungry", artifact, plugin_type="native", limits=limits), trust=True)
+    reply = invoke(host, "hungry", "eats")
+    assert reply["error"] == "limit", reply
+    assert reply["message"] == "used up its limit for memory of 16777216 bytes, and its worker was ended"
+    assert invoke(host, "hungry", "echo", "fine")["data"] == "fine"
+    assert details(host, "hungry")["failures"] == 1
+    host.unload("hungry")
+
+
 def test_a_worker_that_ended_leaves_the_manager_nothing_open(host: EmbeddedHost, tmp_path: Path) -> None:
     host.load(write(tmp_path, "ending", native(CRASH, tmp_path / "build.so"), plugin_type="native"), trust=True)
     descriptors = Path(f"/proc/{host.pid('plugin-manager')}/fd")
