@@ -324,11 +324,10 @@ class _Imports:
         return linked
 
     def _log(self, caller: Any, arguments: Any) -> None:
-        level = arguments[0].i32 & 0xFFFFFFFF
         # What is longer is cut anyhow; a character takes at most four bytes.
         length = arguments[2].i32 & 0xFFFFFFFF
         address = _place(caller, "log", arguments[1].i32, length)
-        self._host.log(min(level, 3), string_at(address, min(length, 4 * MAX_LOG)).decode("utf-8", "replace"))
+        self._host.log(arguments[0].i32, string_at(address, min(length, 4 * MAX_LOG)).decode("utf-8", "replace"))
 
     def _host_call(self, caller: Any, arguments: Any) -> None:
         length = arguments[1].i32 & 0xFFFFFFFF

@@ -266,11 +266,11 @@ def _texts(value: dict[str, Any], field: str, most: int = MAX_ITEMS, longest: in
 
 
 def log_body(level: int, text: str) -> bytes:
-    """The body of LOG: u8 level, UTF-8 text, cut at `MAX_LOG` bytes."""
+    """The body of LOG: u8 level, another than 0 to 3 as 3, and UTF-8 text, cut at `MAX_LOG` bytes."""
     encoded = text.encode("utf-8", "replace")
     if len(encoded) > MAX_LOG:
         encoded = encoded[: MAX_LOG - 3].decode("utf-8", "ignore").encode() + "…".encode()
-    return bytes((min(max(level, 0), 3),)) + encoded
+    return bytes((level if 0 <= level <= 3 else 3,)) + encoded
 
 
 def parse_log(body: Buffer) -> tuple[int, str]:

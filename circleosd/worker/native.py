@@ -110,7 +110,7 @@ class NativePlugin:
 
     def _log(self, level: int, text: int | None, length: int) -> None:
         data = string_at(text, min(length, 4 * MAX_LOG)) if text and length else b""
-        self._host.log(level if 0 <= level <= 3 else 3, data.decode("utf-8", "replace"))
+        self._host.log(level, data.decode("utf-8", "replace"))
 
     def _write(self, _reply: int | None, text: int | None, length: int) -> int:
         thread = self._thread

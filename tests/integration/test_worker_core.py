@@ -311,11 +311,12 @@ def test_a_host_function_given_what_is_outside_memory_traps(call: str, message: 
 def test_a_message_that_is_not_utf8_is_logged_with_replacements() -> None:
     body = """(data (i32.const 9000) "a\\ffb")
       (func (export "f") (param i32) (result i64)
-        (call $log (i32.const 99) (i32.const 9000) (i32.const 3)) (i64.const 0))"""
+        (call $log (i32.const 99) (i32.const 9000) (i32.const 3))
+        (call $log (i32.const -1) (i32.const 9000) (i32.const 1)) (i64.const 0))"""
     with start(core(body, imports=HOST)) as worker:
         worker.ready()
         worker.invoke("f")
-        assert worker.logs == [(1, 3, "a\ufffdb")]
+        assert worker.logs == [(1, 3, "a\ufffdb"), (1, 3, "a")]
 
 
 def test_what_a_deterministic_plugin_computes_does_not_depend_on_the_machine() -> None:

@@ -21,7 +21,8 @@ static int count;
 HANDLER(counted) { UNUSED; SAY("%d", ++count); return 0; }
 HANDLER(fail) { UNUSED; host->write(reply, payload, length); return 1; }
 HANDLER(silent) { UNUSED; return 42; }
-HANDLER(logs) { UNUSED; host->log(2, payload, length); host->log(99, "a\\xff", 2); return 0; }
+HANDLER(logs) { UNUSED; host->log(2, payload, length); host->log(99, "a\\xff", 2);
+  host->log(-1, "b", 1); return 0; }
 HANDLER(call) { UNUSED; const char *a; size_t n; int s = host->call(payload, length, &a, &n);
   if (a[n] != 0) abort(); host->write(reply, a, n); return s; }
 HANDLER(ends) { UNUSED; SAY("%d", payload[length]); return 0; }
@@ -72,7 +73,7 @@ def test_log_and_host_calls() -> None:
         worker.answer = lambda call, args: frames.host_reply_body(args)
         worker.ready()
         worker.invoke("logs", "grüße")
-        assert worker.logs == [(1, 2, "grüße"), (1, 3, "a\ufffd")]
+        assert worker.logs == [(1, 2, "grüße"), (1, 3, "a\ufffd"), (1, 3, "b")]
         assert worker.invoke("call", '{"call":"kv.get","args":{"key":"ä"}}') == '{"key":"ä"}'
         with pytest.raises(CallFailed, match="denied: this plugin has not been granted the capability services:read"):
             worker.invoke("call", '{"call":"services.list"}')

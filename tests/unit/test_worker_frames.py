@@ -146,6 +146,11 @@ def test_what_a_taken_over_worker_says_of_its_plugin_is_bounded_text(change: dic
         frames.parse_ready(json.dumps(ready._asdict() | change).encode())
 
 
+@pytest.mark.parametrize(("level", "counts_as"), [(0, 0), (3, 3), (4, 3), (99, 3), (-1, 3), (-(1 << 31), 3)])
+def test_a_level_that_there_is_not_counts_as_an_error(level: int, counts_as: int) -> None:
+    assert frames.parse_log(frames.log_body(level, "text")) == (counts_as, "text")
+
+
 def test_a_long_log_message_is_cut_at_a_characters_end() -> None:
     level, text = frames.parse_log(frames.log_body(7, "ü" * frames.MAX_LOG))
     assert level == 3
