@@ -79,3 +79,10 @@ def test_a_schema_that_is_no_text_any_more_is_said_to_be_damaged(tmp_path: Path)
     opened.close()
     with pytest.raises(Unavailable, match=r"^cannot open .*/d\.db: the file is damaged$"):
         Database(path, migrations)
+
+
+def test_a_commit_is_synced_in_a_way_in_which_no_reader_waits_for_it(database: Database) -> None:
+    def told(tx: Transaction) -> list[object]:
+        return [tx.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "foreign_keys")]
+
+    assert asyncio.run(database.write(told)) == ["wal", 2, 1]  # 2: FULL, sqlite.org/pragma.html

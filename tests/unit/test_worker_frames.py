@@ -134,6 +134,7 @@ def test_what_a_taken_over_worker_reports_is_checked(body: bytes) -> None:
         {"functions": ["f" * 129]},
         {"functions": ["\ud800"]},
         {"description": "\udfff"},
+        {"description": 5},
         {"description": "d" * 4097},
         {"imports": ["i" * 2000]},
         {"imports": ["i"] * 2000},
