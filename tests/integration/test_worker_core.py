@@ -157,6 +157,17 @@ def test_a_reply_that_is_not_there_fails_the_call_alone(
         assert worker.invoke("echo", "fine") == "fine"
 
 
+def test_the_limit_for_output_is_kept_to_the_byte() -> None:
+    with start(core(), output=1000) as worker:
+        worker.ready()
+        assert worker.invoke("echo", "x" * 1000) == "x" * 1000
+        with pytest.raises(
+            CallFailed, match="gave a reply of 1001 bytes: its limit for output is 1000 bytes"
+        ) as caught:
+            worker.invoke("echo", "x" * 1001)
+        assert caught.value.code == "limit"
+
+
 def test_an_empty_reply_may_have_any_address() -> None:
     with start(core(reply("0xffffffff", "0"))) as worker:
         worker.ready()

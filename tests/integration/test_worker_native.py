@@ -104,6 +104,9 @@ def test_replies_are_held_to_the_limit_and_to_utf8() -> None:
         with pytest.raises(CallFailed, match="wrote more than its limit for output of 50000 bytes") as caught:
             worker.invoke("flood")
         assert caught.value.code == "limit"
+        assert worker.invoke("echo", "x" * 50_000) == "x" * 50_000
+        with pytest.raises(CallFailed, match="wrote more than its limit for output of 50000 bytes"):
+            worker.invoke("echo", "x" * 50_001)
         with pytest.raises(CallFailed, match="gave a reply that is not UTF-8: invalid start byte at byte 2"):
             worker.invoke("broken")
         assert worker.invoke("echo", "fine") == "fine"
