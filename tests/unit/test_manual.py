@@ -55,6 +55,12 @@ def test_circlectls_page_has_every_command_parameter_and_exit_status() -> None:
     assert "and for root always on a host that systemd runs; else" in page  # as test_config.py has it
 
 
+def test_each_code_has_the_exit_status_that_is_promised() -> None:
+    _, _, section = (PROJECT / "README.md").read_text().partition("## Exit statuses and errors\n")
+    promised = dict(re.findall(r"\| `([a-z-]+)` \| (\d+) ", section))
+    assert promised == {code: str(error.exit_status) for code, error in BY_CODE.items()}
+
+
 def test_circleosds_page_has_every_command_and_unit() -> None:
     page = PAGES["circleosd.8"]()
     usage = subprocess.run([sys.executable, "-m", "circleosd", "--help"], capture_output=True, text=True, check=True)
