@@ -134,11 +134,17 @@ def test_whose_user_is_disabled_is_told_so_without_a_login(host: EmbeddedHost) -
     assert (reply["message"], reply["data"]["user"]) == (None, "uma")
 
 
-@pytest.mark.parametrize("password", ["short", "password", "Ursula123", "x" * 1025, "12345678"])
+@pytest.mark.parametrize("password", ["few7Ltr", "password", "Ursula123", "one more " * 114, "12345678"])
 def test_bad_passwords_are_refused_and_quoted_nowhere(host: EmbeddedHost, password: str) -> None:
     reply = host.call(AUTH, {"action": "create", "name": "ursula", "password": password})
     assert reply["error"] == "bad-request"
     assert password not in reply["message"].replace("the password", "").removeprefix("password: ")
+
+
+def test_a_password_has_8_to_1024_characters(host: EmbeddedHost) -> None:
+    for name, password in (("briefly", "few8Ltrs"), ("at_length", "one more" * 128)):
+        create(host, name, password=password)
+        ok(host, os.getuid(), AUTH, "login", name=name, password=password)
 
 
 @pytest.mark.usefixtures("other_users")

@@ -247,6 +247,43 @@ def test_a_change_of_which_no_row_was_written_is_not_told_as_done(
     database.close()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE users SET disabled = 1",
+        "UPDATE users SET password = 'another'",
+        "DELETE FROM users",
+    ],
+)
+def test_a_login_is_not_done_for_a_user_who_was_changed_while_the_password_was_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    database = Database(tmp_path / "a.db", store.MIGRATIONS)
+    users = AuthService(database, AuthSettings(hash_memory=64, hash_passes=1), services=frozenset())
+    ledger = Ledger(database, accounts.SERVICE, lambda event: None)
+    service = Service(
+        accounts.SERVICE, accounts.GROUP, accounts.CONTRACTS, users, identify=identify, ledger=ledger, request_timeout=5
+    )
+    right = users._passwords.verify
+
+    async def verify(*about: Any) -> bool:
+        found = await right(*about)
+        await database.write(lambda tx: tx.execute(change))
+        return found
+
+    async def asked() -> list[dict[str, Any]]:
+        about = {"name": "alice", "password": "a long enough one"}
+        lines = [json.dumps({"action": action, **about}).encode() for action in ("create", "login", "login")]
+        created, before = [json.loads(await reply_to(service, line, ROOT)) for line in lines[:2]]
+        monkeypatch.setattr(users._passwords, "verify", verify)
+        return [created, before, json.loads(await reply_to(service, lines[2], ROOT))]
+
+    *good, late = asyncio.run(asked())
+    assert all(reply["ok"] for reply in good)
+    assert (late["error"], late["message"]) == ("conflict", "the user alice was changed in the meantime; log in again")
+    database.close()
+
+
 def test_who_somebody_is_can_be_told_while_all_users_are_listed_over_and_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
