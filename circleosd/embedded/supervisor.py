@@ -73,6 +73,10 @@ class Unit:
             self._task.cancel()
         await self.ended()
 
+    def requires(self, name: str) -> bool:
+        """Whether it cannot do without another unit (Requires=, systemd.unit(5))."""
+        return name in self._file.words("Unit", "Requires")
+
     def collect(self) -> None:
         """Forget that it failed, if its CollectMode= says so: nothing needs it any more (systemd.unit(5))."""
         modes = ("inactive", "inactive-or-failed")
@@ -245,6 +249,9 @@ class Supervisor:
         unit = self.unit(name)
         if verb != "start" or unit.state.sub == "auto-restart":
             await unit.stop()
+            served = self._units.get(name.removesuffix("socket") + "service")
+            if served and served.requires(name):  # it would wait for connections that nobody can make any more
+                await served.stop()
         if verb == "stop" and not self.socket_of(name):
             unit.collect()
         return await unit.start() if verb != "stop" else "done"

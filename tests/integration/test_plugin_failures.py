@@ -522,3 +522,12 @@ def test_a_worker_that_is_always_called_keeps_nothing_of_its_calls(host: Embedde
     before = used_after(200)
     assert used_after(1500) < before + 3 * 1024
     host.unload("busy")
+
+
+def test_a_worker_that_waits_for_connections_ends_with_its_socket(new_host: NewHost) -> None:
+    host = new_host({"CIRCLEOSD_PLUGINS_IDLE_WORKER": "0.2"})
+    host.load("plugins/example.wasm")
+    host.wait_for(lambda: host.data("service-registry", "status", name="plugin@example")["state"] == "inactive")
+    host.data("service-registry", "start", name="plugin@example")
+    host.data("service-registry", "restart", name="plugin@example.socket")
+    assert invoke(host, "example", "handle", "x")["data"] == "1 byte, 1 character, 1 word: x"
