@@ -166,7 +166,8 @@ def test_a_signed_manifest_without_the_artifacts_digest_and_size_is_refused(sign
 
 
 def test_an_upgrade_does_not_lose_its_signer_unnoticed(signer: Signer) -> None:
-    signer.host.ok("plugin", "load", str(signer.path))
+    for _ in range(2):  # one that is signed too is an upgrade like any
+        assert "signed by alice@example.org" in signer.host.ok("plugin", "load", str(signer.path))
     signer.signature.unlink()
     refused = signer.host.ctl("plugin", "load", str(signer.path))
     assert refused.returncode == 4
@@ -223,6 +224,13 @@ def test_a_signature_is_found_beside_what_a_raw_request_names(signer: Signer) ->
     inline = json.loads(signer.manifest.read_text())
     reply = signer.host.call("plugin-manager", {"action": "load", "path": str(signer.path), "manifest": inline})
     assert reply["error"] == "denied"  # what is signed are the bytes of a file
+
+
+def test_a_signature_that_is_named_is_looked_at_wherever_it_is(signer: Signer) -> None:
+    elsewhere = signer.signature.rename(signer.directory / "elsewhere")
+    for action in ("verify", "load"):
+        said = signer.host.ok("plugin", action, str(signer.path), "--signature", str(elsewhere))
+        assert "alice@example.org" in said
 
 
 def test_signing_says_what_is_wrong(signer: Signer, tmp_path: Path) -> None:
