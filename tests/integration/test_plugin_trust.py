@@ -231,6 +231,9 @@ def test_a_signature_that_is_named_is_looked_at_wherever_it_is(signer: Signer) -
     for action in ("verify", "load"):
         said = signer.host.ok("plugin", action, str(signer.path), "--signature", str(elsewhere))
         assert "alice@example.org" in said
+    request = {"action": "load", "path": str(signer.path)}
+    assert signer.host.call("plugin-manager", {**request, "signature": str(elsewhere)})["data"]["signer"]
+    assert signer.host.call("plugin-manager", {**request, "signature": str(signer.signature)})["error"] == "not-found"
 
 
 def test_signing_says_what_is_wrong(signer: Signer, tmp_path: Path) -> None:
