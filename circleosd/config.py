@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, dataclass_transform, get_args
 
-from circleosd.errors import BadRequest
+from circleosd.errors import BadRequest, unreadable
 from circleosd.paths import config_dirs
 
 TrustPolicy = Literal["require", "warn", "off"]
@@ -188,7 +188,7 @@ def load(env: Mapping[str, str], check: Callable[[Settings], None] = lambda sett
         except (FileNotFoundError, NotADirectoryError):  # as where the home is /dev/null
             continue
         except (OSError, ValueError) as exc:
-            what = exc.strerror if isinstance(exc, OSError) else exc
+            what = unreadable(path, exc) if isinstance(exc, OSError) else exc
             raise BadRequest(f"cannot read {path}: {what}") from exc
         if all(line.lstrip()[:1] in ("", "#") for line in text.splitlines()):
             continue  # as it is installed: nobody waits for the parser to find that nothing is set

@@ -6,6 +6,7 @@ The codes are a closed set; clients may match on them. The message is one senten
 from __future__ import annotations
 
 import errno
+import os
 from typing import ClassVar
 
 
@@ -128,3 +129,9 @@ def shortage(exc: BaseException) -> Limit | None:
         case _:
             return None
     return Limit(f"{what} in this service; try again later")
+
+
+def unreadable(path: str | os.PathLike[str], exc: OSError) -> str:
+    """Why what is at `path` cannot be read, and what helps where its mode is why: root could read it all the same."""
+    why = exc.strerror or str(exc)
+    return f"{why}; see: chmod a+rX {os.path.dirname(path)} {path}" if isinstance(exc, PermissionError) else why

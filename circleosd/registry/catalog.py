@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from circleosd.api.contract import Length, Pattern
 from circleosd.api.plugins import PLUGIN_NAME
 from circleosd.api.registry import ServiceName
-from circleosd.errors import BadRequest, CircleError, NotFound
+from circleosd.errors import BadRequest, CircleError, NotFound, unreadable
 from circleosd.registry.units import Switch, Verb
 
 AnyVerb = Literal[Verb, Switch]
@@ -143,7 +143,7 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> 
                     raise BadRequest(f"the unit {entry.unit} is CircleOSD's own, and in the catalog by itself")
                 entries[entry.name] = entry
         except (OSError, ValueError, CircleError) as exc:
-            problems.append(f"{path}: {exc.strerror or exc if isinstance(exc, OSError) else exc}")
+            problems.append(f"{path}: {unreadable(path, exc) if isinstance(exc, OSError) else exc}")
     return Catalog(entries, tuple(problems))
 
 
@@ -193,7 +193,7 @@ def _files(directories: Sequence[Path]) -> tuple[list[Path], list[str]]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as exc:
-            problems.append(f"{directory}: {exc.strerror}")
+            problems.append(f"{directory}: {unreadable(directory, exc)}")
             continue
         # *.toml: an editor's own, such as the lock .#a.toml, begin with a dot
         files += [directory / name for name in sorted(names) if name.endswith(".toml") and not name.startswith(".")]

@@ -152,9 +152,12 @@ def test_a_unit_whose_file_changed_without_a_reload_of_systemd_is_told_of(machin
 def test_settings_that_root_alone_can_read_are_not_said_to_be_in_order(machine: Machine) -> None:
     machine.succeed("circleosd check-settings", "chmod 600 /etc/circleosd/config.toml")
     status, said = machine.execute("circleosd check-settings 2>&1")
-    assert (status, said) == (2, "circleosd: cannot read /etc/circleosd/config.toml: Permission denied\n")
+    step = "chmod a+rX /etc/circleosd /etc/circleosd/config.toml"
+    assert (status, said) == (2, f"circleosd: cannot read /etc/circleosd/config.toml: Permission denied; see: {step}\n")
     machine.succeed("CIRCLEOSD_CONFIG_DIR=/etc/circleosd circleosd check-settings")
-    machine.succeed("chmod 644 /etc/circleosd/config.toml")
+    machine.succeed("chmod 700 /etc/circleosd")
+    assert step in machine.execute("circleosd check-settings 2>&1")[1]
+    machine.succeed(step, "circleosd check-settings")
     # What root has at home is for no service of the system.
     write(machine, "/root/.config/circleosd/config.toml", "[server]\nidle_exit = true\n")
     machine.succeed("HOME=/root circleosd check-settings", "rm /root/.config/circleosd/config.toml")
@@ -269,7 +272,9 @@ def test_what_a_running_service_cannot_reach_is_no_reason_to_start_circleosd(mac
 def test_a_catalog_that_the_registry_may_not_look_into_is_reported(machine: Machine, directory: str) -> None:
     machine.succeed("circlectl service list", f"chmod 700 {directory}")
     said = machine.succeed("circlectl service list 2>&1")
-    machine.succeed(f"chmod 755 {directory}")
+    step = said.partition("see: ")[2].partition("\n")[0]
+    assert step == "chmod a+rX /etc/circleosd /etc/circleosd/services.d"
+    machine.succeed(step)
     assert "a catalog file cannot be used: /etc/circleosd/services.d: Permission denied" in said
     assert "calm" not in said
     said = machine.succeed("circlectl service list 2>&1")
@@ -281,8 +286,10 @@ def test_a_catalog_file_that_the_registry_may_no_longer_read_is_reported_at_once
     file = "/etc/circleosd/services.d/administration.toml"
     machine.succeed("circlectl service list", f"chmod 600 {file}")
     said = machine.succeed("circlectl service list 2>&1")
-    machine.succeed(f"chmod 644 {file}")
-    assert f"a catalog file cannot be used: {file}: Permission denied" in said
+    step = f"chmod a+rX /etc/circleosd/services.d {file}"
+    assert f"a catalog file cannot be used: {file}: Permission denied; see: {step}\n" in said
+    machine.succeed(step)
+    assert "cannot be used" not in machine.succeed("circlectl service list 2>&1")
 
 
 def test_the_record_is_found_in_the_journal_and_not_what_others_make_up(machine: Machine) -> None:

@@ -61,7 +61,8 @@ def test_a_directory_that_cannot_be_read_is_named_and_takes_no_other_away(
 
     monkeypatch.setattr(os, "listdir", refused)
     found = catalog.read([tmp_path / "closed", tmp_path / "good"])
-    assert ("nginx" in found.entries, found.problems) == (True, (f"{tmp_path}/closed: Permission denied",))
+    said = f"{tmp_path}/closed: Permission denied; see: chmod a+rX {tmp_path} {tmp_path}/closed"
+    assert ("nginx" in found.entries, found.problems) == (True, (said,))
 
 
 def test_the_name_of_a_unit_has_at_most_the_length_that_systemd_takes() -> None:
@@ -150,7 +151,7 @@ def test_a_reader_sees_that_a_file_may_be_read_now() -> None:
         command = [sys.executable, "-c", program, directory]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
-            assert child.stdout.readline() == f"{file}: Permission denied\n"
+            assert child.stdout.readline() == f"{file}: Permission denied; see: chmod a+rX {directory} {file}\n"
             file.chmod(0o644)
             assert child.communicate("\n")[0] == "True\n"
 
