@@ -27,7 +27,7 @@ ACCEPTED_AT_ONCE = 100
 ACCEPT_AGAIN = 1.0  # seconds until the next try after a connection could not be accepted
 SHUTDOWN = 20.0  # seconds that requests in hand get after SIGTERM; the units allow more
 GIVEN_UP = 2.0  # and seconds that those get to end which took longer
-GRACE = 0.05  # seconds between looks at the connections while shutting down
+LOOK = 0.05  # seconds between looks at the connections while shutting down
 
 
 class Manager(Protocol):
@@ -193,7 +193,7 @@ class Server:
         """Let the requests in hand end, for a bounded time."""
         started = time.monotonic()
         while self._connections and time.monotonic() - started < SHUTDOWN:
-            await asyncio.sleep(GRACE)  # what was sent before we stopped may still be on its way
+            await asyncio.sleep(LOOK)  # what was sent before we stopped may still be on its way
             for connection in list(self._connections):
                 connection.check(time.monotonic())
                 connection.close_if_quiet()
