@@ -284,6 +284,43 @@ def test_a_login_is_not_done_for_a_user_who_was_changed_while_the_password_was_l
     database.close()
 
 
+def test_the_own_password_is_changed_with_the_present_one_and_guesses_at_it_count(tmp_path: Path) -> None:
+    database = Database(tmp_path / "a.db", store.MIGRATIONS)
+    settings = AuthSettings(hash_memory=64, hash_passes=1, login_tries=2)
+    users = AuthService(database, settings, services=frozenset())
+    ledger = Ledger(database, accounts.SERVICE, lambda event: None)
+    service = Service(
+        accounts.SERVICE,
+        accounts.GROUP,
+        accounts.CONTRACTS,
+        users,
+        identify=users.identify,
+        ledger=ledger,
+        request_timeout=60,
+    )
+    old, new = "a long enough one", "quite another one"
+
+    async def told(peer: Peer, action: str, **parameters: object) -> str:
+        line = json.dumps({"action": action, **parameters}).encode()
+        reply = json.loads(await reply_to(service, line, peer))
+        return "ok" if reply["ok"] else f"{reply['error']}: {reply['message']}"
+
+    async def asked() -> None:
+        assert await told(ROOT, "create", name="alice", password=old, uid=STRANGER.uid) == "ok"
+        assert "denied: your own password is changed with the present" in await told(STRANGER, "passwd", password=new)
+        for _ in range(2):
+            refused = await told(STRANGER, "passwd", old=new, password=new)
+            assert refused.startswith("denied: the name or the password is wrong")
+        await database.write(lambda tx: tx.execute("UPDATE failures SET last = last + 600"))  # or the wait may be over
+        assert (await told(STRANGER, "passwd", old=old, password=new)).startswith("limit: too many failed logins")
+        assert await told(ROOT, "enable", name="alice") == "ok"
+        assert await told(STRANGER, "passwd", old=old, password=new) == "ok"
+        assert await told(STRANGER, "login", name="alice", password=new) == "ok"
+
+    asyncio.run(asked())
+    database.close()
+
+
 def test_who_somebody_is_can_be_told_while_all_users_are_listed_over_and_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
