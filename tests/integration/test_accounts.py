@@ -271,6 +271,19 @@ def test_a_session_is_the_uids_that_opened_it_at_every_service(host: EmbeddedHos
             assert "opened by another uid" in stolen["message"]
 
 
+def test_a_logout_ends_the_own_session_and_a_new_password_all_others(host: EmbeddedHost) -> None:
+    create(host, "threefold")
+    first, second, third = (login(host, "threefold", os.getuid()) for _ in range(3))
+
+    def in_force() -> list[str]:
+        return [token for token in (first, second, third) if ask(host, os.getuid(), AUTH, "whoami", token=token)["ok"]]
+
+    ok(host, os.getuid(), AUTH, "logout", token=first)
+    assert in_force() == [second, third]
+    ok(host, os.getuid(), AUTH, "passwd", token=second, name="threefold", password=f"{PASSWORD} more")
+    assert in_force() == [second]
+
+
 @pytest.mark.usefixtures("other_users")
 def test_an_identity_costs_a_service_one_question_a_second(host: EmbeddedHost) -> None:
     create(host, "frequent", role="viewer")
