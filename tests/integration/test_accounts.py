@@ -320,6 +320,23 @@ def test_a_session_ends_however_much_it_is_used(new_host: NewHost) -> None:
     assert time.monotonic() - begun >= 1.5
 
 
+def test_a_login_may_ask_for_a_shorter_session_and_for_no_longer_one(host: EmbeddedHost) -> None:
+    create(host, "brief")
+    for asked, given in ((600, 600), (1e9, 43200)):
+        begun = time.time()
+        opened = ok(host, os.getuid(), AUTH, "login", name="brief", password=PASSWORD, lifetime=asked)
+        assert begun + given <= opened["expires"] <= time.time() + given
+        told = ok(host, os.getuid(), AUTH, "whoami", token=opened["token"])
+        assert told["expires"] == pytest.approx(min(opened["expires"], time.time() + 7200), abs=60)
+        assert told["session"] in [item["id"] for item in host.data(AUTH, "sessions", name="brief")]
+
+
+def test_who_is_no_user_has_to_say_whose_sessions_are_to_end(host: EmbeddedHost) -> None:
+    reply = host.call(AUTH, {"action": "revoke"})
+    says = "revoke needs the parameter name: you are no CircleOSD user yourself"
+    assert (reply["error"], reply["message"]) == ("bad-request", says)
+
+
 def test_a_session_of_a_clock_that_was_far_ahead_has_ended_when_that_is_set_back(new_host: NewHost) -> None:
     host = new_host({**CHEAP, "CIRCLEOSD_AUTH_SESSION_IDLE": "600"})
     create(host, "early")
