@@ -146,6 +146,7 @@ async def _serve(name: str) -> None:
     import asyncio
     import signal
 
+    from circleosd.refusal import refuse
     from circleosd.server import Server
     from circleosd.systemd.notify import Notifier
 
@@ -156,8 +157,6 @@ async def _serve(name: str) -> None:
     try:
         settings, (service, database, max_line) = await _composed(name, listener)
     except Exception as exc:
-        from circleosd.refusal import refuse
-
         known = exc if isinstance(exc, (CircleError, OSError)) else shortage(exc)
         why = Unavailable(f"{name} cannot start: {known or 'an internal error'}; its log may tell more")
         refuse(listener, why)

@@ -1,0 +1,44 @@
+"""A service that cannot start."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import errno
+import socket
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from circleosd import __main__ as program
+from circleosd.errors import Unavailable
+from circleosd.refusal import refuse
+from tests.unit.serving import connected
+
+
+def test_a_service_that_can_open_no_more_files_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "s")
+
+    def no_file(*_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def compose(*_: object) -> NoReturn:
+        monkeypatch.setattr(builtins, "__import__", no_file)
+        no_file()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        monkeypatch.setattr(program, "passed_socket", lambda *_: listener)
+        monkeypatch.setattr(program, "_composed", compose)
+        monkeypatch.setattr("circleosd.refusal.refuse", partial(refuse, seconds=0.1))
+        with connected(path) as peer:
+            peer.send(b"request\n")
+            try:
+                with pytest.raises(Unavailable, match="auth-service cannot start"):
+                    asyncio.run(program._serve("auth-service"))
+            finally:
+                monkeypatch.undo()
+            assert b"auth-service cannot start: [Errno 24] Too many open files" in peer.recv(1000)
