@@ -34,6 +34,7 @@ MAPPED: Final = 256 << 20
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -101,6 +102,15 @@ def bound_memory(extra: int) -> None:
 def bound_mappings(extra: int) -> None:
     """The same for what it maps at all: RLIMIT_DATA does not count memory that is mapped to be shared."""
     _lower(resource.RLIMIT_AS, _statm("size") + extra + HEADROOM + MAPPED)
+
+
+def share_one_heap() -> None:
+    """All threads allocate from one heap. Else each keeps what it has freed of payloads in one of its own, which would
+    be taken from the plugin's memory, and the address space that is reserved for it, too.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def forbid_files() -> None:

@@ -12,7 +12,14 @@ from circleosd.worker.channel import Channel
 from circleosd.worker.failure import PluginFailure
 from circleosd.worker.frames import COMPILED, Abi, Buffer, FrameError, Load, Ready
 from circleosd.worker.host import Host
-from circleosd.worker.limits import bound_mappings, bound_memory, forbid_files, forbid_processes, forbid_timers
+from circleosd.worker.limits import (
+    bound_mappings,
+    bound_memory,
+    forbid_files,
+    forbid_processes,
+    forbid_timers,
+    share_one_heap,
+)
 from circleosd.worker.sandbox import confine
 from circleosd.worker.watch import SharedWatch, Watch
 
@@ -25,10 +32,10 @@ class Plugin(Protocol):
     functions: list[str]
     description: str | None
 
-    def call(self, function: str, payload: Buffer) -> bytes:
+    def call(self, function: str, payload: Buffer) -> bytes | bytearray:
         """The reply to one call, UTF-8."""
 
-    def event(self, topic: str, payload: Buffer) -> bytes:
+    def event(self, topic: str, payload: Buffer) -> bytes | bytearray:
         """Delivers one event."""
 
     def prepare(self) -> None:
@@ -122,6 +129,7 @@ def _plugin_class(abi: Abi) -> Callable[[Any, Any, inspect.Artifact, Load, Host]
 def _load_native(load: Load, artifact: int, host: Host, parallel: int) -> Loaded:
     from circleosd.worker.native import NativePlugin
 
+    share_one_heap()
     extra = load.limits.memory + parallel * THREAD_STACK
     bound_memory(extra)
     bound_mappings(extra)  # not for wasm: Wasmtime reserves address space by the gigabyte

@@ -80,7 +80,7 @@ class NativePlugin:
             if status != 0:
                 raise PluginFailure("plugin-failed", f"its init failed: {_message(status, reply)}", reported=True)
 
-    def call(self, function: str, payload: Buffer) -> bytes:
+    def call(self, function: str, payload: Buffer) -> bytearray:
         """One call: the reply, UTF-8. Raises `PluginFailure`."""
         handler = self._handlers.get(function)
         if handler is None:
@@ -91,22 +91,22 @@ class NativePlugin:
         require_text(reply)
         return reply
 
-    def event(self, topic: str, payload: Buffer) -> bytes:
+    def event(self, topic: str, payload: Buffer) -> bytearray:
         """One event, for the handler `on_event`."""
         return self.call("on_event", json_body({"topic": topic, "payload": str(payload, "utf-8", "replace")}))
 
     def prepare(self) -> None:
         """There is nothing to prepare: the plugin's state is its process."""
 
-    def _run(self, handler: Callable[..., int], payload: bytes) -> tuple[int, bytes]:
+    def _run(self, handler: Callable[..., int], payload: bytes) -> tuple[int, bytearray]:
         thread = self._thread
-        thread.reply = bytearray()
         thread.overflowed = False
         # A bytes object ends with a NUL byte that its length does not count, as the header promises.
         status = handler(byref(self._interface), payload, len(payload), 1)
+        reply, thread.reply = thread.reply, bytearray()
         if thread.overflowed:
             raise PluginFailure("limit", f"wrote more than its limit for output of {self._limits.output} bytes")
-        return status, bytes(thread.reply)
+        return status, reply
 
     def _log(self, level: int, text: int | None, length: int) -> None:
         data = string_at(text, min(length, 4 * MAX_LOG)) if text and length else b""
@@ -196,5 +196,5 @@ def _text(data: bytes, what: str, bound: int) -> str:
         raise PluginFailure("bad-request", f"its {what} is not UTF-8") from exc
 
 
-def _message(status: int, reply: bytes) -> str:
+def _message(status: int, reply: bytearray) -> str:
     return reply.decode("utf-8", "replace") or f"returned {status}"

@@ -6,7 +6,7 @@ from circleosd.worker.failure import PluginFailure
 from circleosd.worker.frames import Buffer
 
 
-def require_text(reply: bytes) -> None:
+def require_text(reply: bytes | bytearray) -> None:
     """Raises `PluginFailure` (`plugin-failed`) for a plugin's reply that is not UTF-8."""
     if reply.isascii():
         return

@@ -356,6 +356,14 @@ def test_memory_is_bounded_and_the_worker_survives_a_plugin_that_checks() -> Non
         assert worker.invoke("echo", "x" * 100_000) == "x" * 100_000
 
 
+@pytest.mark.parametrize(("concurrency", "memory"), [(1, 1 << 16), (16, 64 << 20)])
+def test_what_was_sent_and_answered_takes_nothing_of_a_plugins_memory_later(concurrency: int, memory: int) -> None:
+    with start(native(""), plugin_type="native", concurrency=concurrency, memory=memory, output=8 << 20) as worker:
+        worker.ready()
+        for _ in range(2 * concurrency + 2):
+            assert len(worker.invoke("echo", "x" * (8 << 20))) == 8 << 20
+
+
 FORBIDDEN = """
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
