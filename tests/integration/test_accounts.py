@@ -136,9 +136,12 @@ def test_whose_user_is_disabled_is_told_so_without_a_login(host: EmbeddedHost) -
 
 @pytest.mark.parametrize("password", ["few7Ltr", "password", "Ursula123", "one more " * 114, "12345678"])
 def test_bad_passwords_are_refused_and_quoted_nowhere(host: EmbeddedHost, password: str) -> None:
-    reply = host.call(AUTH, {"action": "create", "name": "ursula", "password": password})
-    assert reply["error"] == "bad-request"
-    assert password not in reply["message"].replace("the password", "").removeprefix("password: ")
+    create(host, "Ursula")
+    for action, name in (("create", "ursula"), ("passwd", "Ursula")):
+        reply = host.call(AUTH, {"action": action, "name": name, "password": password})
+        assert reply["error"] == "bad-request"
+        assert password not in reply["message"].replace("the password", "").removeprefix("password: ")
+    host.data(AUTH, "delete", name="Ursula")
 
 
 def test_a_password_has_8_to_1024_characters(host: EmbeddedHost) -> None:
@@ -269,6 +272,14 @@ def test_a_session_is_the_uids_that_opened_it_at_every_service(host: EmbeddedHos
             stolen = ask(host, uid, service, action, token=token)
             assert stolen["error"] == "denied"
             assert "opened by another uid" in stolen["message"]
+
+
+def test_the_sessions_of_a_user_who_was_disabled_do_not_come_back(host: EmbeddedHost) -> None:
+    create(host, "paused")
+    token = login(host, "paused", os.getuid())
+    host.data(AUTH, "disable", name="paused")
+    host.data(AUTH, "enable", name="paused")
+    assert ask(host, os.getuid(), AUTH, "whoami", token=token)["error"] == "denied"
 
 
 def test_a_logout_ends_the_own_session_and_a_new_password_all_others(host: EmbeddedHost) -> None:

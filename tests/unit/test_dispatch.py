@@ -284,6 +284,20 @@ def test_a_login_is_not_done_for_a_user_who_was_changed_while_the_password_was_l
     database.close()
 
 
+def test_no_user_has_a_uid_of_the_services(tmp_path: Path) -> None:
+    database = Database(tmp_path / "a.db", store.MIGRATIONS)
+    users = AuthService(database, AuthSettings(), services=frozenset({STRANGER.uid}))
+    ledger = Ledger(database, accounts.SERVICE, lambda event: None)
+    service = Service(
+        accounts.SERVICE, accounts.GROUP, accounts.CONTRACTS, users, identify=identify, ledger=ledger, request_timeout=5
+    )
+    line = json.dumps({"action": "create", "name": "alice", "uid": STRANGER.uid}).encode()
+    reply = json.loads(asyncio.run(reply_to(service, line, ROOT)))
+    says = f"uid {STRANGER.uid} is CircleOSD's own; it needs no user"
+    assert (reply["error"], reply["message"]) == ("bad-request", says)
+    database.close()
+
+
 def test_the_own_password_is_changed_with_the_present_one_and_guesses_at_it_count(tmp_path: Path) -> None:
     database = Database(tmp_path / "a.db", store.MIGRATIONS)
     settings = AuthSettings(hash_memory=64, hash_passes=1, login_tries=2)
