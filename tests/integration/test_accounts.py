@@ -282,6 +282,19 @@ def test_the_sessions_of_a_user_who_was_disabled_do_not_come_back(host: Embedded
     assert ask(host, os.getuid(), AUTH, "whoami", token=token)["error"] == "denied"
 
 
+def test_a_revocation_ends_one_session_or_all_and_says_where_there_is_none(host: EmbeddedHost) -> None:
+    create(host, "revoked")
+    tokens = [login(host, "revoked", os.getuid()) for _ in range(3)]
+    one = ok(host, os.getuid(), AUTH, "whoami", token=tokens[1])["session"]
+    assert [item["id"] for item in host.data(AUTH, "revoke", name="revoked", session=one)] == [one]
+    assert [ask(host, os.getuid(), AUTH, "whoami", token=token)["ok"] for token in tokens] == [True, False, True]
+    assert len(host.data(AUTH, "revoke", name="revoked")) == 2
+    for more, which in (({}, ""), ({"session": one}, f" {one}")):
+        reply = host.call(AUTH, {"action": "revoke", "name": "revoked", **more})
+        says = f"revoked has no session{which}; see: circlectl user sessions revoked"
+        assert (reply["error"], reply["message"]) == ("not-found", says)
+
+
 def test_a_logout_ends_the_own_session_and_a_new_password_all_others(host: EmbeddedHost) -> None:
     create(host, "threefold")
     first, second, third = (login(host, "threefold", os.getuid()) for _ in range(3))
@@ -316,6 +329,7 @@ def test_a_session_ends_when_it_is_not_used(new_host: NewHost) -> None:
         ok(host, uid, AUTH, "whoami", token=used)
     assert ask(host, uid, AUTH, "whoami", token=unused)["error"] == "denied"
     assert [item["user"] for item in host.data(AUTH, "sessions")] == ["idle"]
+    assert host.data(AUTH, "show", name="idle")["sessions"] == 1
     let_pass(host, 601)
     assert ask(host, uid, AUTH, "whoami", token=used)["error"] == "denied"
 
