@@ -114,6 +114,7 @@ in
     };
 
     security.polkit.enable = true;
+    services.dbus.packages = [ cfg.package ];
 
     systemd.packages = [ cfg.package ];
     systemd.tmpfiles.packages = [ cfg.package ];

@@ -83,6 +83,7 @@ python3Packages.buildPythonApplication {
     fi
     install -Dm444 units/circleosd.tmpfiles.conf $out/lib/tmpfiles.d/circleosd.conf
     install -Dm444 units/circleosd.catalog $out/lib/systemd/catalog/circleosd.catalog
+    install -Dm444 units/circleosd.dbus.conf $out/share/dbus-1/system.d/circleosd.conf
 
     for page in *.md docs/*.md plugins/*.md; do
       install -Dm444 "$page" "$out/share/doc/circleosd/$page"

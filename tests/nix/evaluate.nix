@@ -78,6 +78,7 @@ lib.evalModules {
             )
           );
           security.polkit.enable = lib.mkEnableOption "polkit";
+          services.dbus.packages = list types.package;
           systemd = {
             package = mkOption {
               type = types.path;

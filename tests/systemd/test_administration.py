@@ -306,3 +306,51 @@ def test_the_record_is_found_in_the_journal_and_not_what_others_make_up(machine:
         told = machine.succeed(command)
         assert "uid 0: stop nginx: " in told
         assert "made up" not in told
+
+
+SIGNAL = """
+import asyncio, os, pwd, re, socket
+from dbus_fast import Message, MessageType
+from dbus_fast.aio import MessageBus
+
+ADDRESS, BUS = "/run/dbus/system_bus_socket", "org.freedesktop.DBus"
+
+def asking(member, *names, **more):
+    body = dict(signature="s" * len(names), body=[*names])
+    return Message(destination=BUS, path="/org/freedesktop/DBus", interface=BUS, member=member, **body, **more)
+
+async def registry():
+    bus = await MessageBus(bus_address=f"unix:path={ADDRESS}").connect()
+    uid = pwd.getpwnam("circleosd-registry").pw_uid
+    for name in (await bus.call(asking("ListNames"))).body[0]:
+        if name.startswith(":") and (await bus.call(asking("GetConnectionUnixUser", name))).body == [uid]:
+            return name
+
+signal = Message(
+    message_type=MessageType.SIGNAL, destination=asyncio.run(registry()), path="/a", interface="a.b", member="C",
+    signature="ai", body=[[*range(4 << 20)]], serial=2,
+)
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.connect(ADDRESS)
+    sock.sendall(b"\\0AUTH EXTERNAL " + str(os.getuid()).encode().hex().encode() + b"\\r\\n")
+    sock.recv(1024)
+    sock.sendall(b"BEGIN\\r\\n")
+    for message in (asking("Hello", serial=1), signal, asking("GetId", serial=3)):
+        sock.sendall(bytes(message._marshall(False)))
+    received = b""
+    while not re.search(rb"[0-9a-f]{32}", received):  # the answer to the last
+        received += sock.recv(65536)
+"""
+
+
+def test_a_stranger_on_the_message_bus_is_not_heard_by_the_registry(machine: Machine) -> None:
+    write(machine, "/tmp/to-the-registry.py", SIGNAL)
+    machine.succeed("systemd-run --quiet --unit=ct-watching circlectl service watch calm")  # it stays as long as this
+    machine.wait_until_succeeds("journalctl --quiet --unit ct-watching.service | grep 'calm: '", timeout=60)
+    before = machine.get_unit_property("circleosd-registry.service", "MainPID")
+    machine.succeed("su mallory -c '/usr/lib/circleosd/bin/python3 /tmp/to-the-registry.py'")
+    machine.succeed("circlectl service status calm")  # it has read what came before
+    assert machine.get_unit_property("circleosd-registry.service", "MainPID") == before
+    most = machine.succeed(f"grep VmHWM /proc/{before}/status").split()[1]
+    assert int(most) < 100_000  # KiB; all that was sent would take twice as much
+    machine.succeed("systemctl stop ct-watching.service")

@@ -245,9 +245,10 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
     assert (out / "share/circleosd/plugins/example.wasm").is_file()
     assert {path.name for path in (out / "man").iterdir()} == {"circlectl.1", "circleosd.8", "circleosd.toml.5"}
     left = {path.name for path in UNITS.iterdir() if path.is_file() and path.suffix != ".nix"} - NOT_ON_NIXOS
-    assert left == set(installed) | {"circleosd.catalog", "circleosd.tmpfiles.conf"}
+    assert left == set(installed) | {"circleosd.catalog", "circleosd.dbus.conf", "circleosd.tmpfiles.conf"}
     assert (out / "lib/systemd/catalog/circleosd.catalog").is_file()
     assert (out / "lib/tmpfiles.d/circleosd.conf").is_file()
+    assert (out / "share/dbus-1/system.d/circleosd.conf").is_file()
 
 
 @pytest.mark.parametrize("path", NIX_FILES, ids=lambda path: str(path.relative_to(ROOT)))
