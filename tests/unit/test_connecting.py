@@ -256,3 +256,17 @@ def test_many_tokens_are_not_all_remembered(tmp_path: Path, monkeypatch: pytest.
             assert len(asked) == 10
 
     asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_who_sends_a_token_is_a_person_and_speaks_for_no_plugin(tmp_path: Path) -> None:
+    path = str(tmp_path / "auth-service.sock")
+
+    async def run() -> None:
+        identities, own = upstream.Identities(path, timeout=10), Peer(os.getuid(), 0, 0)
+        async with auth_service(path) as (go, _):
+            go.set()
+            assert (await identities.identify(own, None)).vouches
+            person = await identities.identify(own, "token")
+            assert (person.user, person.vouches) == ("olga", False)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
