@@ -123,6 +123,7 @@ def test_a_uid_is_one_user_and_needs_a_name_or_a_password(host: EmbeddedHost) ->
         assert host.call(AUTH, {"action": "create", "name": "third", "uid": uid})["error"] == "bad-request"
 
 
+@pytest.mark.usefixtures("other_users")
 def test_whose_user_is_disabled_is_told_so_without_a_login(host: EmbeddedHost) -> None:
     create(host, "uma", uid=61020, role="operator")
     host.ok("user", "disable", "uma")
