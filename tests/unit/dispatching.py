@@ -7,8 +7,11 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from circleosd.api import auth as accounts
 from circleosd.api import registry as contracts
 from circleosd.api.common import Event
+from circleosd.auth.service import AuthService
+from circleosd.config import AuthSettings
 from circleosd.database import Database
 from circleosd.ledger import Ledger
 from circleosd.policy import Peer
@@ -49,6 +52,25 @@ class Registry:
     def history(self) -> list[tuple[str, str, str | None]]:
         rows = self.ask({"action": "history"})["data"]
         return [(row["phase"], row["action"], row["object"]) for row in rows]
+
+
+class Accounts:
+    """auth-service without sockets."""
+
+    def __init__(
+        self, database: Database, settings: AuthSettings | None = None, services: frozenset[int] = frozenset()
+    ) -> None:
+        self.users = AuthService(database, settings or AuthSettings(), services=services)
+        self.ledger = Ledger(database, accounts.SERVICE, lambda event: None)
+        self.service = Service(
+            accounts.SERVICE,
+            accounts.GROUP,
+            accounts.CONTRACTS,
+            self.users,
+            identify=self.users.identify,
+            ledger=self.ledger,
+            request_timeout=60,
+        )
 
 
 async def reply_to(service: Service, line: bytes, peer: Peer) -> bytes:

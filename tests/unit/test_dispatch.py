@@ -23,12 +23,11 @@ from circleosd.config import AuthSettings
 from circleosd.database import Database
 from circleosd.deadlines import Deadlines
 from circleosd.ledger import Entry as Row
-from circleosd.ledger import Ledger, Query
+from circleosd.ledger import Query
 from circleosd.policy import Caller, Peer, Role
 from circleosd.registry.units import UnitState
-from circleosd.service import Service
-from tests.unit.dispatching import Registry, reply_to
-from tests.unit.fakes import ROOT, STRANGER, USERS, NoFiles, identify
+from tests.unit.dispatching import Accounts, Registry, reply_to
+from tests.unit.fakes import ROOT, STRANGER, USERS, NoFiles
 
 
 def test_a_start_is_intended_carried_out_and_recorded(registry: Registry) -> None:
@@ -205,11 +204,8 @@ def test_a_change_that_the_disk_did_not_take_has_failed_on_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = Database(tmp_path / "a.db", store.MIGRATIONS)
-    ledger, commit = Ledger(database, accounts.SERVICE, lambda event: None), database._commit
-    users = AuthService(database, AuthSettings(), services=frozenset())
-    service = Service(
-        accounts.SERVICE, accounts.GROUP, accounts.CONTRACTS, users, identify=identify, ledger=ledger, request_timeout=5
-    )
+    commit = database._commit
+    auth = Accounts(database)
 
     def fail_once() -> None:
         monkeypatch.setattr(database, "_commit", commit)
@@ -217,10 +213,10 @@ def test_a_change_that_the_disk_did_not_take_has_failed_on_record(
 
     async def asked() -> Event:
         monkeypatch.setattr(database, "_commit", fail_once)
-        reply = await reply_to(service, b'{"action":"create","name":"alice","uid":1005}', ROOT)
+        reply = await reply_to(auth.service, b'{"action":"create","name":"alice","uid":1005}', ROOT)
         assert b"disk I/O error" in reply
-        (row,) = await ledger.history(Query(), 10)
-        await service.close()
+        (row,) = await auth.ledger.history(Query(), 10)
+        await auth.service.close()
         return row
 
     row = asyncio.run(asked())
@@ -232,16 +228,12 @@ def test_a_change_that_the_disk_did_not_take_has_failed_on_record(
 def test_a_change_of_which_no_row_was_written_is_not_told_as_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def forgetful(request: object, act: object) -> None: ...
+    async def forgetful(users: AuthService, request: object, act: object) -> None: ...
 
     database = Database(tmp_path / "a.db", store.MIGRATIONS)
-    users = AuthService(database, AuthSettings(), services=frozenset())
-    monkeypatch.setattr(users, "create", forgetful)
-    ledger = Ledger(database, accounts.SERVICE, lambda event: None)
-    service = Service(
-        accounts.SERVICE, accounts.GROUP, accounts.CONTRACTS, users, identify=identify, ledger=ledger, request_timeout=5
-    )
-    reply = json.loads(asyncio.run(reply_to(service, b'{"action":"create","name":"alice","uid":1005}', ROOT)))
+    monkeypatch.setattr(AuthService, "create", forgetful)
+    auth = Accounts(database)
+    reply = json.loads(asyncio.run(reply_to(auth.service, b'{"action":"create","name":"alice","uid":1005}', ROOT)))
     assert (reply["ok"], reply["error"]) == (False, "internal")
     assert "user:create changed state without a row in the ledger" in caplog.text
     database.close()
@@ -259,12 +251,8 @@ def test_a_login_is_not_done_for_a_user_who_was_changed_while_the_password_was_l
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     database = Database(tmp_path / "a.db", store.MIGRATIONS)
-    users = AuthService(database, AuthSettings(hash_memory=64, hash_passes=1), services=frozenset())
-    ledger = Ledger(database, accounts.SERVICE, lambda event: None)
-    service = Service(
-        accounts.SERVICE, accounts.GROUP, accounts.CONTRACTS, users, identify=identify, ledger=ledger, request_timeout=5
-    )
-    right = users._passwords.verify
+    auth = Accounts(database, AuthSettings(hash_memory=64, hash_passes=1))
+    right = auth.users._passwords.verify
 
     async def verify(*about: Any) -> bool:
         found = await right(*about)
@@ -274,9 +262,9 @@ def test_a_login_is_not_done_for_a_user_who_was_changed_while_the_password_was_l
     async def asked() -> list[dict[str, Any]]:
         about = {"name": "alice", "password": "a long enough one"}
         lines = [json.dumps({"action": action, **about}).encode() for action in ("create", "login", "login")]
-        created, before = [json.loads(await reply_to(service, line, ROOT)) for line in lines[:2]]
-        monkeypatch.setattr(users._passwords, "verify", verify)
-        return [created, before, json.loads(await reply_to(service, lines[2], ROOT))]
+        created, before = [json.loads(await reply_to(auth.service, line, ROOT)) for line in lines[:2]]
+        monkeypatch.setattr(auth.users._passwords, "verify", verify)
+        return [created, before, json.loads(await reply_to(auth.service, lines[2], ROOT))]
 
     *good, late = asyncio.run(asked())
     assert all(reply["ok"] for reply in good)
@@ -286,13 +274,9 @@ def test_a_login_is_not_done_for_a_user_who_was_changed_while_the_password_was_l
 
 def test_no_user_has_a_uid_of_the_services(tmp_path: Path) -> None:
     database = Database(tmp_path / "a.db", store.MIGRATIONS)
-    users = AuthService(database, AuthSettings(), services=frozenset({STRANGER.uid}))
-    ledger = Ledger(database, accounts.SERVICE, lambda event: None)
-    service = Service(
-        accounts.SERVICE, accounts.GROUP, accounts.CONTRACTS, users, identify=identify, ledger=ledger, request_timeout=5
-    )
+    auth = Accounts(database, services=frozenset({STRANGER.uid}))
     line = json.dumps({"action": "create", "name": "alice", "uid": STRANGER.uid}).encode()
-    reply = json.loads(asyncio.run(reply_to(service, line, ROOT)))
+    reply = json.loads(asyncio.run(reply_to(auth.service, line, ROOT)))
     says = f"uid {STRANGER.uid} is CircleOSD's own; it needs no user"
     assert (reply["error"], reply["message"]) == ("bad-request", says)
     database.close()
@@ -301,22 +285,12 @@ def test_no_user_has_a_uid_of_the_services(tmp_path: Path) -> None:
 def test_the_own_password_is_changed_with_the_present_one_and_guesses_at_it_count(tmp_path: Path) -> None:
     database = Database(tmp_path / "a.db", store.MIGRATIONS)
     settings = AuthSettings(hash_memory=64, hash_passes=1, login_tries=2)
-    users = AuthService(database, settings, services=frozenset())
-    ledger = Ledger(database, accounts.SERVICE, lambda event: None)
-    service = Service(
-        accounts.SERVICE,
-        accounts.GROUP,
-        accounts.CONTRACTS,
-        users,
-        identify=users.identify,
-        ledger=ledger,
-        request_timeout=60,
-    )
+    auth = Accounts(database, settings)
     old, new = "a long enough one", "quite another one"
 
     async def told(peer: Peer, action: str, **parameters: object) -> str:
         line = json.dumps({"action": action, **parameters}).encode()
-        reply = json.loads(await reply_to(service, line, peer))
+        reply = json.loads(await reply_to(auth.service, line, peer))
         return "ok" if reply["ok"] else f"{reply['error']}: {reply['message']}"
 
     async def asked() -> None:
@@ -339,17 +313,7 @@ def test_who_somebody_is_can_be_told_while_all_users_are_listed_over_and_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database, listed = Database(tmp_path / "a.db", store.MIGRATIONS), list[int]()
-    users = AuthService(database, AuthSettings(), services=frozenset())
-    ledger = Ledger(database, accounts.SERVICE, lambda event: None)
-    service = Service(
-        accounts.SERVICE,
-        accounts.GROUP,
-        accounts.CONTRACTS,
-        users,
-        identify=users.identify,
-        ledger=ledger,
-        request_timeout=60,
-    )
+    auth = Accounts(database)
 
     def counted(connection: sqlite3.Connection) -> list[accounts.User]:
         listed.append(1)
@@ -357,9 +321,9 @@ def test_who_somebody_is_can_be_told_while_all_users_are_listed_over_and_over(
 
     async def asked() -> int:
         owner = Peer(os.getuid(), 0, 0)
-        listings = [asyncio.create_task(reply_to(service, b'{"action":"list"}', owner)) for _ in range(20)]
+        listings = [asyncio.create_task(reply_to(auth.service, b'{"action":"list"}', owner)) for _ in range(20)]
         await asyncio.sleep(0)  # they have begun
-        reply = json.loads(await reply_to(service, b'{"action":"whoami"}', STRANGER))
+        reply = json.loads(await reply_to(auth.service, b'{"action":"whoami"}', STRANGER))
         assert reply["data"]["uid"] == STRANGER.uid
         before = len(listed)
         assert all(json.loads(listing)["ok"] for listing in await asyncio.gather(*listings))
