@@ -62,9 +62,7 @@ def settle() -> None:
     if libc.capset(header, bytes(24)) != 0:
         raise OSError(ctypes.get_errno(), "cannot confine the worker: capset failed")
     # Payloads come and go in pieces of megabytes: giving their pages back each time costs more than a call.
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(_M_TRIM_THRESHOLD, 8 << 20)
+    _tune_malloc({_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 8 << 20})
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
@@ -108,9 +106,7 @@ def share_one_heap() -> None:
     """All threads allocate from one heap. Else each keeps what it has freed of payloads in one of its own, which would
     be taken from the plugin's memory, and the address space that is reserved for it, too.
     """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_ARENA_MAX, 1)
+    _tune_malloc({_M_ARENA_MAX: 1})
 
 
 def forbid_files() -> None:
@@ -135,6 +131,14 @@ def _statm(of: Literal["size", "data"]) -> int:
     """Bytes of this process's memory that /proc/pid/statm (proc(5)) gives as `size` or as `data`."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[{"size": 0, "data": 5}[of]]) * _PAGE
+
+
+def _tune_malloc(parameters: dict[int, int]) -> None:
+    """Set parameters of the C library's allocator, where it has any (mallopt(3))."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for parameter, value in parameters.items():
+            libc.mallopt(parameter, value)
 
 
 def _lower(kind: int, value: int) -> None:
