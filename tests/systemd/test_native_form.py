@@ -83,14 +83,17 @@ def timed(call):
 REGISTRY = "/run/circleosd/service-registry.sock"
 def registry(action):
     return lambda: next(client.call(REGISTRY, {"action": action, "name": "idler"}, timeout=60))
-def systemctl(verb):
-    return lambda: subprocess.run(["systemctl", verb, "idler.service"], check=True)
+def systemctl(verb, user=None):
+    return lambda: subprocess.run(["systemctl", verb, "idler.service"], check=True, user=user)
 registry("status")()
-figures = {"ours": [], "systemctl": []}
+figures = {"ours": [], "systemctl": [], "systemctl with our rights": []}
 for _ in range(50):
     figures["ours"].append(timed(registry("start")))
     registry("stop")()
     figures["systemctl"].append(timed(systemctl("start")))
+    systemctl("stop")()
+for _ in range(50):
+    figures["systemctl with our rights"].append(timed(systemctl("start", user="circleosd-registry")))
     systemctl("stop")()
 print(json.dumps({name: statistics.median(times) for name, times in figures.items()}))
 """
@@ -150,15 +153,17 @@ def test_a_cold_start_takes_little_longer_than_that_of_a_bare_asyncio_server(mac
 
 
 @pytest.mark.alone
-def test_a_start_through_the_registry_is_no_slower_than_systemctl(machine: Machine) -> None:
+def test_a_start_through_the_registry_is_no_slower_than_by_systemctl_with_the_same_rights(machine: Machine) -> None:
+    """systemd asks polkit about what is not root. Root is spared that, and about a fifth of the time."""
     write(machine, "/etc/circleosd/services.d/idler.toml", '[[service]]\nname = "idler"\nunit = "idler.service"\n')
     write(machine, "/etc/systemd/system/idler.service", "[Service]\nType=exec\nExecStart=/bin/sleep 600\n")
     machine.succeed("systemctl daemon-reload")
     machine.wait_until_succeeds("grep -q idler.service /etc/polkit-1/rules.d/49-circleosd.rules", timeout=20)
     site = machine.succeed("ls -d /usr/lib/circleosd/lib/python3*/site-packages").strip()
-    ratios: list[float] = []
-    while not ratios or (ratios[-1] > 1.25 and len(ratios) < 12):  # a quarter for what else the machine does
+    ratios: list[tuple[float, float]] = []
+    while not ratios or ((ratios[-1][0] > 1.1 or ratios[-1][1] > 1.25) and len(ratios) < 12):  # for what else is done
         figures = json.loads(machine.succeed(f"python3 /opt/test/starts.py {site}"))
         print(figures)
-        ratios.append(figures["ours"] / figures["systemctl"])
-    assert ratios[-1] <= 1.25, ratios
+        ratios.append((figures["ours"] / figures["systemctl with our rights"], figures["ours"] / figures["systemctl"]))
+    assert ratios[-1][0] <= 1.1, ratios
+    assert ratios[-1][1] <= 1.25, ratios
