@@ -6,9 +6,11 @@ skipped. Compilation validates what is only skimmed here.
 
 from __future__ import annotations
 
+import itertools
 import platform
 import struct
-from typing import Final, NamedTuple
+from collections.abc import Iterable
+from typing import Final, NamedTuple, NoReturn
 
 from circleosd.worker.binary import FUNC, GLOBAL, I32, I64, MEMORY, Data, Module, Reader, read_module, refuse, sections
 from circleosd.worker.frames import MAX_FUNCTIONS, MAX_ITEM, MAX_ITEMS, MAX_NAME, Abi
@@ -27,6 +29,7 @@ HOOKS: Final = frozenset({"describe", "init", "on-event"})
 WASI_VERSION: Final = "0.2."
 WASI_PACKAGES: Final = ("wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/")
 
+_WASI: Final = "wasi_snapshot_preview1"
 _HANDLER: Final = ((I32,), (I64,))
 _SEGMENT: Final = struct.Struct("<IIQQQQ16x")  # Elf64_Phdr: p_type, flags, offset, addresses, filesz; elf(5)
 _PT_LOAD: Final = 1
@@ -112,12 +115,17 @@ def _inspect(data: Data) -> Artifact:
 def _module(data: Data) -> Artifact:
     module = read_module(data)
     if "circleosd_abi" not in module.exports and "_start" not in module.exports:
-        names = ", ".join(list(module.exports)[:8])
-        refuse(
-            "exports neither circleosd_abi (a core plugin) nor _start (a wasi command); "
-            + (f"it exports {names}" if names else "it exports nothing")
-        )
+        _refuse_foreign(module)
     return _core(module) if "circleosd_abi" in module.exports else _wasi(module)
+
+
+def _refuse_foreign(module: Module) -> NoReturn:
+    sources = dict.fromkeys(source for source, *_ in module.imports)
+    reason = "exports neither circleosd_abi (a core plugin) nor _start (a wasi command)"
+    if _WASI in sources:
+        reason += ": a WASI library (reactor) is no plugin, build a program of it"
+    reason += f"; it exports {_few(module.exports)}"
+    refuse(reason + (f", and imports from {_few(sources)}" if sources else ""))
 
 
 def _core(module: Module) -> Artifact:
@@ -145,7 +153,7 @@ def _core(module: Module) -> Artifact:
     for source, name, kind, type_index in module.imports:
         wanted = CORE_IMPORTS.get(name) if source == "circleosd" and kind == FUNC else None
         if wanted is None:
-            refuse(f"imports {_shown(source)}.{_shown(name)}, which this host does not have")
+            _refuse_import("core plugin", "circleosd", source, name)
         if module.types[type_index] != wanted:
             refuse(f"imports circleosd.{name} with another type than ABI.md gives it")
     functions = [
@@ -168,9 +176,14 @@ def _wasi(module: Module) -> Artifact:
     if module.memories > 1:
         refuse(f"has {module.memories} memories: a wasi command has one")
     for source, name, kind, _ in module.imports:
-        if source != "wasi_snapshot_preview1" or kind != FUNC:
-            refuse(f"imports {_shown(source)}.{_shown(name)}, which this host does not have")
+        if source != _WASI or kind != FUNC:
+            _refuse_import("wasi command", _WASI, source, name)
     return Artifact("wasi", ["handle"], [f"{source}.{name}" for source, name, _, _ in module.imports])
+
+
+def _refuse_import(what: str, only: str, source: str, name: str) -> NoReturn:
+    why = ", which this host does not have" if source == only else f": a {what} may import only from {only}"
+    refuse(f"imports {_shown(source)}.{_shown(name)}{why}")
 
 
 def _component(data: Data) -> Artifact:
@@ -200,8 +213,7 @@ def _component(data: Data) -> Artifact:
     if "handle" not in functions:
         if any(name.startswith("wasi:cli/run@") for name in exports):
             refuse("is a WASI 0.2 command, and exports no function handle: build it for WASI preview 1 (wasm32-wasip1)")
-        others = ", ".join(exports[:8])
-        refuse("is a component but exports no function handle" + (f"; it exports {others}" if others else ""))
+        refuse("is a component but exports no function handle" + (f"; it exports {_few(exports)}" if exports else ""))
     hooks = HOOKS.intersection(functions)
     return Artifact("component", [name for name in functions if name not in hooks], imports, hooks)
 
@@ -240,6 +252,10 @@ def _allowed_interface(name: str) -> None:
         refuse(f"imports {_shown(name)}, which this host does not have")
     if version != INTERFACE_VERSION:
         refuse(f"imports {_shown(name)}: this host has version {INTERFACE_VERSION} of that interface")
+
+
+def _few(names: Iterable[str]) -> str:
+    return ", ".join(map(_shown, itertools.islice(names, 8))) or "nothing"
 
 
 def _shown(name: str) -> str:

@@ -103,6 +103,18 @@ def test_a_module_that_is_no_plugin_is_refused_with_what_is_missing(body: str, r
     assert reason in refusal(wat(f"(module {body})"))
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("extism:host/env", "nor _start (a wasi command); it exports memory, and imports from env, extism:host/env"),
+        ("wasi_snapshot_preview1", "a WASI library (reactor) is no plugin, build a program of it; it exports memory"),
+    ],
+)
+def test_a_module_for_another_host_is_told_what_it_is_made_for(source: str, reason: str) -> None:
+    imports = "".join(f'(import "{module}" "call" (func))' for module in ("env", source, source))
+    assert reason in refusal(wat(f"(module {imports} {MEMORY})"))
+
+
 def variable(address: int, *segments: str) -> bytes:
     """A plugin whose version is a variable, as compilers export one, and memory that holds these segments."""
     return wat(f"(module {ABI.replace('1)', f'{address})')} {MEMORY} {BUFFER} {HANDLER} {''.join(segments)})")
@@ -144,8 +156,8 @@ def test_a_variable_of_another_version_is_refused(plugin: bytes, version: int) -
 @pytest.mark.parametrize(
     ("imports", "reason"),
     [
-        ('(import "env" "puts" (func (param i32)))', "imports env.puts, which this host does not have"),
-        ('(import "circleosd" "format_disk" (func))', "imports circleosd.format_disk"),
+        ('(import "env" "puts" (func (param i32)))', "imports env.puts: a core plugin may import only from circleosd"),
+        ('(import "circleosd" "format_disk" (func))', "circleosd.format_disk, which this host does not have"),
         ('(import "circleosd" "log" (func (param i32)))', "imports circleosd.log with another type"),
         ('(import "circleosd" "log" (global i32))', "imports circleosd.log, which"),
         ('(import "wasi_snapshot_preview1" "fd_write" (func (param i32)))', "imports wasi_snapshot_preview1.fd_write"),
