@@ -131,7 +131,11 @@ def shortage(exc: BaseException) -> Limit | None:
     return Limit(f"{what} in this service; try again later")
 
 
-def unreadable(path: str | os.PathLike[str], exc: OSError) -> str:
-    """Why what is at `path` cannot be read, and what helps where its mode is why: root could read it all the same."""
-    why = exc.strerror or str(exc)
-    return f"{why}; see: chmod a+rX {os.path.dirname(path)} {path}" if isinstance(exc, PermissionError) else why
+def unreadable(path: str | os.PathLike[str], why: OSError | str) -> str:
+    """Why what is at `path` cannot be read, and what helps where its mode is why: root could read it all the same.
+
+    `why` is the error, or what a program says of it in the words of strerror(3).
+    """
+    if isinstance(why, OSError):
+        why = why.strerror or str(why)
+    return f"{why}; see: chmod a+rX {os.path.dirname(path)} {path}" if why == os.strerror(errno.EACCES) else why

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from circleosd.api.plugins import NAMESPACE
 from circleosd.config import TrustPolicy
-from circleosd.errors import Denied, Timeout, Unavailable
+from circleosd.errors import Denied, Timeout, Unavailable, unreadable
 
 SIGNERS = "trusted-signers"
 REVOKED = "revoked-signers"
@@ -268,7 +268,7 @@ class Signatures:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as exc:
-                raise _unreadable(str(directory / name), exc.strerror or str(exc)) from exc
+                raise _unreadable(str(directory / name), exc) from exc
             return str(directory / name)
         return None
 
@@ -323,9 +323,8 @@ def _unmarked(path: str) -> Iterator[str]:
         yield path
 
 
-def _unreadable(path: str, why: str) -> Unavailable:
-    step = f"; plugin-manager has to be able to, see: chmod a+r {path}" if why == "Permission denied" else ""
-    return Unavailable(f"cannot read {path}: {why}{step}")
+def _unreadable(path: str, why: OSError | str) -> Unavailable:
+    return Unavailable(f"cannot read {path}: {unreadable(path, why)}")
 
 
 def _text(data: bytes) -> str:

@@ -231,10 +231,13 @@ def test_signers_that_root_alone_can_read_are_named_with_what_to_do(machine: Mac
         f'(umask 077; echo "alice@example.org $(cat /tmp/signer.pub)" >{signers})',
         "circlectl plugin sign /tmp/example.wasm --key /tmp/signer",
     )
-    said = refused(machine, "plugin verify /tmp/example.wasm", 12)
-    step = f"plugin-manager has to be able to, see: chmod a+r {signers}"
-    assert said == f"circlectl: cannot read {signers}: Permission denied; {step} [unavailable]\n"
-    machine.succeed(f"chmod a+r {signers}", "circlectl plugin verify /tmp/example.wasm", f"rm {signers}")
+    step = f"chmod a+rX /etc/circleosd {signers}"
+    for closed in (signers, "/etc/circleosd"):
+        machine.succeed(f"chmod go= {closed}")
+        said = refused(machine, "plugin verify /tmp/example.wasm", 12)
+        assert said == f"circlectl: cannot read {signers}: Permission denied; see: {step} [unavailable]\n"
+        machine.succeed(step, "circlectl plugin verify /tmp/example.wasm")
+    machine.succeed(f"rm {signers}")
 
 
 def test_a_polkit_rule_that_was_removed_or_edited_is_made_anew(machine: Machine) -> None:
