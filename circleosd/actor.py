@@ -15,20 +15,21 @@ from circleosd.policy import Caller
 def actor(caller: Caller) -> dict[str, Any]:
     """Who acted, as a row keeps it. What /proc says of a process that has already ended is None.
 
-    `unit` is the innermost systemd unit, `login` the login session of logind (sd_pid_get_session(3)).
+    `unit` is the innermost systemd unit, `login` the login session of logind (sd_pid_get_session(3)), which is told by
+    the outermost: units within that have names that a user's own manager chose.
     """
     peer = caller.peer
     there = _is_of(peer.pid, peer.uid)
     groups = _control_groups(peer.pid) if there else []
     units = [name for name in groups if name.endswith((".service", ".scope"))]
-    logins = [found[1] for name in groups if (found := re.fullmatch(r"session-(\w+)\.scope", name))]
+    login = re.fullmatch(r"session-(\w+)\.scope", units[0]) if units else None
     return {
         "uid": peer.uid,
         "gid": peer.gid,
         "pid": peer.pid,
         "exe": _executable(peer.pid) if there else None,
         "unit": units[-1] if units else None,
-        "login": logins[-1] if logins else None,
+        "login": login[1] if login else None,
         "user": caller.user,
         "session": caller.session,
         "plugin": caller.plugin,

@@ -569,9 +569,12 @@ def test_the_actor_is_told_with_program_unit_and_login_session() -> None:
         ("0::/user.slice/user-1000.slice/session-3.scope", "session-3.scope", "3"),
         ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/a:b.service", "a:b.service", None),
         ("2:cpu:/\n1:name=systemd:/user.slice/user-1000.slice/session-c1.scope", "session-c1.scope", "c1"),
+        # a unit of the user's own manager, named by the user
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/session-7.scope", "session-7.scope", None),
+        ("0::/user.slice/user-1000.slice/session-3.scope/session-7.scope", "session-7.scope", "3"),
     ],
 )
-def test_the_unit_of_an_actor_is_the_innermost_and_a_login_is_told_by_its_scope(
+def test_the_unit_of_an_actor_is_the_innermost_and_a_login_is_told_by_the_outermost(
     monkeypatch: pytest.MonkeyPatch, groups: str, unit: str | None, login: str | None
 ) -> None:
     def instead(path: str, **more: object) -> io.StringIO:
