@@ -50,7 +50,8 @@ class Capability(TypedDict):
 class Plugin(TypedDict):
     """A loaded plugin. `digest` is the sha256 of its artifact in hex, times in seconds since the epoch.
 
-    `signer` is whom trusted-signers names for the key that signed it, `state` ready, quarantined or disabled.
+    `signer` is whom trusted-signers names for the key that signed it, `state` ready, quarantined or disabled. Of its
+    `calls`, also of events, `failures` ended by a trap, a time-out, an exceeded limit or the end of the worker.
     """
 
     id: str
@@ -63,13 +64,15 @@ class Plugin(TypedDict):
     digest: str
     loaded: float
     signer: str | None
+    calls: int
+    failures: int
     state: str
 
 
 class Details(Plugin):
     """One plugin in detail. Sizes in bytes, times in seconds since the epoch, `limits.time` in seconds.
 
-    `reason` and `since` are of `state`. `failures` counts traps, time-outs, exceeded limits and ends of the worker.
+    `reason` and `since` are of `state`.
     """
 
     reason: str | None
@@ -80,8 +83,6 @@ class Details(Plugin):
     deterministic: bool
     limits: dict[str, float]
     stored: int
-    calls: int
-    failures: int
     last_error: str | None
     last_failed: float | None
     worker: str
@@ -163,7 +164,7 @@ class Verify(Request, action="verify", access=Access.VIEWER, reply=Verified):
 
 @contract
 class ListPlugins(Request, action="list", access=Access.VIEWER, reply=list[Plugin], rows="id"):
-    """List the loaded plugins."""
+    """List the loaded plugins: what they are, how often they were called and how often that failed."""
 
 
 @contract

@@ -268,8 +268,6 @@ class PluginService(Handlers):
             deterministic=manifest.deterministic,
             limits=plugin.bounds._asdict(),
             stored=await self._kv.used(plugin.name),
-            calls=record.calls,
-            failures=record.failures,
             last_error=record.last_error,
             last_failed=record.last_failed,
             worker="running" if self._runners.connected(plugin.name) else "none",

@@ -27,6 +27,8 @@ def shown(plugin: Plugin) -> api.Plugin:
         digest=loaded.digest,
         loaded=loaded.loaded,
         signer=loaded.signer,
+        calls=plugin.health.record.calls,
+        failures=plugin.health.record.failures,
         state=plugin.health.record.aside or "ready",
     )
 

@@ -71,6 +71,8 @@ def test_a_trap_is_told_with_its_backtrace_and_a_plugins_own_error_with_its_word
     assert invoke(host, "weak", "echo", "still here")["data"] == "still here"
     shown = details(host, "weak")
     assert (shown["calls"], shown["failures"]) == (3, 1)
+    (listed,) = (row for row in host.data("plugin-manager", "list") if row["id"] == "weak")
+    assert (listed["calls"], listed["failures"]) == (3, 1)
     assert "unreachable" in shown["last_error"]
     host.unload("weak")
 
