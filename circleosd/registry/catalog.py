@@ -85,7 +85,7 @@ class Catalog:
         if worker and workers:
             unit = f"circleosd-plugin@{worker[1]}{worker[2] or '.service'}"
             return Entry(name, unit, f"worker of the plugin {worker[1]}")
-        raise NotFound(f"no service {name} in the catalog; see: circlectl service list")
+        raise NotFound(f"no service {name} in the catalog; see: circlectl service list, and to add it: circleosd(8)")
 
 
 def plugin_entry(unit: str) -> Entry:

@@ -393,7 +393,7 @@ def test_nobody_is_asked_for_passwords_who_is_no_user(host: EmbeddedHost) -> Non
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (["service", "stop", "nothing"], 5, "no service nothing in the catalog; see: circlectl service list"),
+        (["service", "stop", "nothing"], 5, "see: circlectl service list, and to add it: circleosd(8)"),
         (["service", "stop"], 2, "service stop needs NAME"),
         (["service", "stop", "../etc"], 2, "is not a service name"),
         (["plugin", "invoke", "none", "f", "x"], 5, "no plugin none is loaded"),

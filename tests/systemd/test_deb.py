@@ -288,6 +288,32 @@ def test_what_the_manual_says_of_a_copy_brings_everything_back_to_a_new_host(mac
     machine.succeed("circlectl system history --verify", "circlectl user create more --uid 4713", "userdel taken")
 
 
+def test_what_readme_begins_with_is_all_that_it_takes(machine: Machine, deb: str) -> None:
+    install(machine, deb)
+    machine.succeed(
+        "if name=$(id -nu 1000); then userdel $name; fi",  # somebody of the machine whose file system this is
+        "useradd --create-home --uid 1000 alice",
+        "printf '[Service]\\nExecStart=/bin/sleep infinity\\n' >/etc/systemd/system/nginx.service",
+        "systemctl daemon-reload",
+    )
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    block = "\n".join(line[4:] for line in readme.splitlines() if line.startswith("    "))
+    told = ""
+    for part in re.split(r"^(?=# |alice\$ )", block, flags=re.MULTILINE)[1:]:
+        who, command = part.split(" ", maxsplit=1)
+        shown = ""
+        if "<<" not in command:  # else what follows is its text
+            command, _, shown = command.partition("\n")
+        command = f"su alice -c '{command}' 2>&1" if who == "alice$" else f"{{ {command}\n}} 2>&1"
+        told = machine.execute(command)[1]
+        if "history" not in command:
+            assert told.startswith(shown.strip().removesuffix(" …")), told
+    assert re.findall(r"alice/1000 +service-registry +(\w+) +nginx +(\w+)", told) == [
+        ("restart", "done"),
+        ("stop", "denied"),
+    ]
+
+
 def test_purge_says_which_users_and_groups_it_could_not_remove(machine: Machine, deb: str) -> None:
     install(machine, deb)
     machine.succeed("useradd --gid circleosd primary", "systemd-run --unit=busy --uid=circleosd-auth sleep infinity")
