@@ -6,6 +6,7 @@ the process. An error that the plugin reports is an answer, and no failure.
 
 from __future__ import annotations
 
+from circleosd.config import PluginSettings
 from circleosd.errors import Conflict, PluginFailed
 from circleosd.plugins.store import Record
 
@@ -17,13 +18,13 @@ SHOWN = 2000  # characters that are kept of an error
 class Health:
     """One plugin's record and its failures in a row. Times are in seconds; `now` may be any monotonic clock's."""
 
-    def __init__(self, name: str, record: Record, *, back_off_after: int, quarantine_after: int) -> None:
+    def __init__(self, name: str, record: Record, settings: PluginSettings) -> None:
         self.name = name
         self.record = record
         self.changed = False  # since somebody wrote it down
         self._held_until = 0.0
-        self._back_off_after = back_off_after
-        self._quarantine_after = quarantine_after
+        self._back_off_after = settings.back_off_after
+        self._quarantine_after = settings.quarantine_after
 
     def admit(self, now: float) -> None:
         """Return if the plugin may be called now. Raises `Conflict` when set aside, `PluginFailed` in a back-off."""

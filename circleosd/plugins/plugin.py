@@ -8,19 +8,19 @@ from circleosd.config import PluginSettings
 from circleosd.plugins import capabilities
 from circleosd.plugins.health import Health
 from circleosd.plugins.manifest import Manifest, bounds
-from circleosd.plugins.store import Loaded
+from circleosd.plugins.store import Loaded, Record
 
 
 class Plugin:
     """One version of one plugin. `loading` until it is on record: nothing that it does may last until then."""
 
     def __init__(
-        self, manifest: Manifest, digest: str, health: Health, decided: Mapping[str, bool], settings: PluginSettings
+        self, manifest: Manifest, digest: str, record: Record, decided: Mapping[str, bool], settings: PluginSettings
     ) -> None:
         self.name = manifest.name
         self.manifest = manifest
         self.digest = digest
-        self.health = health
+        self.health = Health(manifest.name, record, settings)
         self.bounds = bounds(manifest, settings)
         self.loading = True
         self.before: Plugin | None = None  # the version that this one replaces, while calls of it are in hand

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 from circleosd import ledger
@@ -34,7 +34,6 @@ from circleosd.ledger import Ledger
 from circleosd.plugins import capabilities, events, keyvalue, store
 from circleosd.plugins.events import Events
 from circleosd.plugins.files import given
-from circleosd.plugins.health import Health
 from circleosd.plugins.host import Host
 from circleosd.plugins.keyvalue import KeyValue
 from circleosd.plugins.loading import (
@@ -97,7 +96,8 @@ class PluginService(Handlers):
         decided, records = await self._database.read(store.grants), await self._database.read(store.records)
         for loaded in await self._database.read(store.plugins):
             name = loaded.manifest.name
-            plugin = self._new(loaded.manifest, loaded.digest, records.get(name) or Record(), decided.get(name, {}))
+            record = records.get(name) or Record()
+            plugin = Plugin(loaded.manifest, loaded.digest, record, decided.get(name, {}), self._settings)
             plugin.adopt(loaded)
             self._plugins[name] = plugin
         await self._sweep()
@@ -128,16 +128,6 @@ class PluginService(Handlers):
         await self._standing.write_down()
         self._kept.close()
 
-    def _new(self, manifest: Any, digest: str, record: Record, decided: Mapping[str, bool]) -> Plugin:
-        settings = self._settings
-        health = Health(
-            manifest.name,
-            record,
-            back_off_after=settings.back_off_after,
-            quarantine_after=settings.quarantine_after,
-        )
-        return Plugin(manifest, digest, health, decided, settings)
-
     def _find(self, name: str) -> Plugin:
         plugin = self._plugins.get(name)
         if plugin is None:
@@ -160,7 +150,8 @@ class PluginService(Handlers):
             raise BadRequest(f"the artifact's sha256 is {staged.digest}, not {request.sha256}")
         grants = to_grant(manifest, request.grant)
         trust = await self._loading.judge(candidate, explicit=request.trust, before=before.loaded if before else None)
-        plugin = self._new(manifest, staged.digest, _fresh(before), _inherited(before, manifest) | grants)
+        decided = _inherited(before, manifest) | grants
+        plugin = Plugin(manifest, staged.digest, _fresh(before), decided, self._settings)
         if before:
             require_granted_growth(before.manifest, manifest, plugin.granted)
         _require_own(act, plugin.granted)
@@ -235,7 +226,7 @@ class PluginService(Handlers):
         if name not in self._plugins:
             loaded = await self._database.read(lambda connection: store.unreadable(connection, name))
             if loaded:
-                plugin = self._new(loaded.manifest, loaded.digest, Record(), {})
+                plugin = Plugin(loaded.manifest, loaded.digest, Record(), {}, self._settings)
                 plugin.adopt(loaded)
                 return plugin
         return self._find(name)

@@ -18,7 +18,6 @@ import pytest
 from circleosd.config import PluginSettings
 from circleosd.errors import Limit, PluginFailed, Timeout
 from circleosd.plugins.compiled import Compiled
-from circleosd.plugins.health import Health
 from circleosd.plugins.manifest import Capability, Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners
@@ -261,8 +260,7 @@ def test_a_worker_that_reports_another_abi_than_it_was_to_load_is_ended(tmp_path
 def test_a_worker_is_told_only_the_configuration_that_was_granted(tmp_path: Path, granted: bool) -> None:
     settings, config = PluginSettings(), {"token": "a secret"}
     manifest = Manifest("p", plugin_type="native", capabilities=(Capability("config"),), config=config)
-    health = Health("p", Record(), back_off_after=3, quarantine_after=6)
-    plugin = Plugin(manifest, "", health, {"config": granted}, settings)
+    plugin = Plugin(manifest, "", Record(), {"config": granted}, settings)
     told: list[dict[str, str]] = []
 
     def worker() -> None:

@@ -1,4 +1,4 @@
-"""What stands in for collaborators in the unit tests: a clock, a service manager, a caller's identity."""
+"""What stands in for collaborators in the unit tests: a clock, a service manager, a caller's identity, a worker."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import fnmatch
 import selectors
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from circleosd.config import PluginSettings
 from circleosd.database import Database, Transaction
 from circleosd.errors import Denied, NotFound
+from circleosd.plugins.compiled import Compiled
+from circleosd.plugins.manifest import Limits, Manifest
+from circleosd.plugins.plugin import Plugin
+from circleosd.plugins.runner import Runners
+from circleosd.plugins.store import Record
 from circleosd.plugins.workers import Voice, Worker
 from circleosd.policy import Caller, Grant, Peer, Role
 from circleosd.registry.units import LogLine, Switch, UnitState, Verb
@@ -154,12 +161,12 @@ class LateNews(Database):
 
 
 class SlowWorker(Worker):
-    """A worker without a process, which takes `seconds` to answer; `ended` and `closed` are moments."""
+    """A worker of a plugin, without a process, which takes `seconds` to answer; `ended` and `closed` are moments."""
 
     ended = 0.0
 
-    def __init__(self, name: str, seconds: float) -> None:
-        super().__init__(name, self._no_host_call, 1, Voice(name))
+    def __init__(self, seconds: float) -> None:
+        super().__init__("p", self._no_host_call, 1, Voice("p"))
         self._seconds = seconds
         self.closed: asyncio.Future[float] = self._loop.create_future()
 
@@ -173,3 +180,22 @@ class SlowWorker(Worker):
 
     def close(self) -> None:
         self.closed.set_result(time.monotonic())
+
+
+def with_worker(
+    directory: Path,
+    worker: SlowWorker | None,
+    settings: PluginSettings | None = None,
+    open_artifact: Callable[[str], int] | None = None,
+    **limits: Any,
+) -> tuple[Runners, Plugin]:
+    """Runners that have this worker and start no other, and its plugin, `p`, which asks for these limits."""
+
+    def unused(*args: Any) -> Any:
+        raise AssertionError("no worker is started")
+
+    settings = settings or PluginSettings()
+    plugin = Plugin(Manifest("p", limits=Limits(**limits)), "", Record(), {}, settings)
+    runners = Runners("", directory, Compiled(directory, 0), open_artifact or unused, unused, settings)
+    runners._of(plugin).worker = worker
+    return runners, plugin

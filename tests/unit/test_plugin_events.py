@@ -16,7 +16,6 @@ from circleosd.config import PluginSettings
 from circleosd.database import Database
 from circleosd.errors import Limit
 from circleosd.plugins.events import FOLLOWED_AT_ONCE, READINGS_BY_ONE, WAITING, Deliver, Events
-from circleosd.plugins.health import Health
 from circleosd.plugins.keyvalue import KeyValue
 from circleosd.plugins.manifest import Capability, Manifest
 from circleosd.plugins.plugin import Plugin
@@ -26,9 +25,8 @@ from circleosd.plugins.store import Record
 
 def plugin(name: str) -> Plugin:
     """A plugin with the capability `events:*`."""
-    health = Health(name, Record(), back_off_after=3, quarantine_after=6)
     manifest = Manifest(name, capabilities=(Capability("events:*"),))
-    return Plugin(manifest, "", health, {"events:*": True}, PluginSettings())
+    return Plugin(manifest, "", Record(), {"events:*": True}, PluginSettings())
 
 
 def with_events(directory: Path, deliver: Deliver, use: Callable[[Events, Plugin], Awaitable[None]]) -> None:

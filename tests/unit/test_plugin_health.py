@@ -10,15 +10,12 @@ import pytest
 
 from circleosd.config import PluginSettings
 from circleosd.errors import CircleError, Conflict, PluginFailed
-from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.health import Health
-from circleosd.plugins.manifest import Limits, Manifest
-from circleosd.plugins.plugin import Plugin
-from circleosd.plugins.runner import OVERDUE, Runners, Superseded
+from circleosd.plugins.runner import OVERDUE, Superseded
 from circleosd.plugins.store import Record
 from circleosd.plugins.workers import Trapped, WorkerGone
 from circleosd.plugins.workerunits import WorkerUnits
-from tests.unit.fakes import SlowWorker
+from tests.unit.fakes import SlowWorker, with_worker
 
 
 class Trapping(SlowWorker):
@@ -38,7 +35,7 @@ class Dying(SlowWorker):
 
 
 def make() -> Health:
-    return Health("p", Record(), back_off_after=3, quarantine_after=6)
+    return Health("p", Record(), PluginSettings(back_off_after=3, quarantine_after=6))
 
 
 def admitted(health: Health, now: float) -> bool:
@@ -111,17 +108,15 @@ def test_a_long_error_is_cut() -> None:
 
 
 def test_calls_that_wait_are_held_back_too(tmp_path: Path) -> None:
-    settings = PluginSettings()
-    plugin = Plugin(Manifest("p"), "", make(), {}, settings)
 
-    async def called() -> list[BaseException | str]:
-        runners = Runners("", tmp_path, Compiled(tmp_path, 0), _unused, _unused, settings)
-        runners._of(plugin).worker = Trapping("p", 0.001)
+    async def called() -> None:
+        runners, plugin = with_worker(tmp_path, Trapping(0.001), PluginSettings(back_off_after=3))
         calls = (runners.call(plugin, "f", "x") for _ in range(10))
-        return await asyncio.gather(*calls, return_exceptions=True)
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        assert [*map(type, ended)] == [Trapped] * 3 + [Superseded] * 7
+        assert plugin.health.record.in_a_row == 3
 
-    assert [type(ended) for ended in asyncio.run(called())] == [Trapped] * 3 + [Superseded] * 7
-    assert plugin.health.record.in_a_row == 3
+    asyncio.run(called())
 
 
 @pytest.mark.parametrize(
@@ -134,15 +129,12 @@ def test_calls_that_wait_are_held_back_too(tmp_path: Path) -> None:
 def test_who_did_not_take_too_long_is_not_told_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float, told: str
 ) -> None:
-    settings = PluginSettings()
-    plugin = Plugin(Manifest("p", limits=Limits(time=limit, concurrency=2)), "", make(), {}, settings)
 
     async def ended(self: WorkerUnits, instance: str) -> str:
         return OVERDUE
 
     async def called() -> CircleError:
-        runners = Runners("", tmp_path, Compiled(tmp_path, 0), _unused, _unused, settings)
-        runners._of(plugin).worker = Dying("p", 0.002)
+        runners, plugin = with_worker(tmp_path, Dying(0.002), time=limit, concurrency=2)
         with pytest.raises(CircleError) as caught:
             await runners.call(plugin, "f", "x")
         return caught.value
@@ -150,7 +142,3 @@ def test_who_did_not_take_too_long_is_not_told_so(
     monkeypatch.setattr(WorkerUnits, "how_it_ended", ended)
     error = asyncio.run(called())
     assert f"{error.code}: {error}" == told
-
-
-def _unused(*args: Any) -> Any:
-    raise AssertionError("no worker is started")

@@ -12,7 +12,6 @@ from circleosd.config import PluginSettings
 from circleosd.database import Database
 from circleosd.errors import Denied
 from circleosd.plugins.events import Events
-from circleosd.plugins.health import Health
 from circleosd.plugins.host import Host
 from circleosd.plugins.keyvalue import KeyValue
 from circleosd.plugins.manifest import Capability, Manifest
@@ -36,8 +35,7 @@ async def answered(directory: Path, call: str, args: dict[str, str], *, granted:
         raise AssertionError("nobody takes events")
 
     manifest = Manifest("p", capabilities=tuple(map(Capability, ASKED)))
-    health = Health("p", Record(), back_off_after=3, quarantine_after=6)
-    plugin = Plugin(manifest, "", health, dict.fromkeys(ASKED, granted), PluginSettings())
+    plugin = Plugin(manifest, "", Record(), dict.fromkeys(ASKED, granted), PluginSettings())
     kept = Database(directory / "kept.db", HOST_MIGRATIONS)
     host = Host(KeyValue(kept), Events(kept, lambda: (), deliver), str(directory / "nobody"), note)
     body = await host.of(plugin)(call, args, 0)

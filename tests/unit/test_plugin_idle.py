@@ -6,35 +6,24 @@ import asyncio
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from circleosd.config import PluginSettings
 from circleosd.errors import Unavailable
-from circleosd.plugins.compiled import Compiled
-from circleosd.plugins.health import Health
-from circleosd.plugins.manifest import Limits, Manifest
+from circleosd.plugins.manifest import Manifest
 from circleosd.plugins.plugin import Plugin
-from circleosd.plugins.runner import Runner, Runners, Superseded
+from circleosd.plugins.runner import Runner, Superseded
 from circleosd.plugins.store import Record
-from tests.unit.fakes import SlowWorker
+from tests.unit.fakes import SlowWorker, with_worker
 
 IDLE = 0.2  # seconds
 
 
-def unused(*args: Any) -> Any:
-    raise AssertionError("no worker is started")
-
-
 def test_a_worker_is_idle_from_the_end_of_its_last_call(tmp_path: Path) -> None:
-    settings = PluginSettings(idle_worker=IDLE)
-    health = Health("p", Record(), back_off_after=3, quarantine_after=6)
-    plugin = Plugin(Manifest("p"), "", health, {}, settings)
-
     async def idle_for() -> float:
-        runners = Runners("", tmp_path, Compiled(tmp_path, 0), unused, unused, settings)
-        worker = runners._of(plugin).worker = SlowWorker("p", 1.5 * IDLE)
+        worker = SlowWorker(1.5 * IDLE)
+        runners, plugin = with_worker(tmp_path, worker, PluginSettings(idle_worker=IDLE))
         watching = asyncio.get_running_loop().create_task(runners.watch_idle())
         assert await runners.call(plugin, "f", "x") == "x"
         closed = await worker.closed
@@ -45,13 +34,11 @@ def test_a_worker_is_idle_from_the_end_of_its_last_call(tmp_path: Path) -> None:
 
 
 def test_a_retired_worker_is_left_the_time_of_a_call_that_waits_for_its_instance(tmp_path: Path) -> None:
-    settings, limit = PluginSettings(), 0.1
-    health = Health("p", Record(), back_off_after=3, quarantine_after=6)
-    plugin = Plugin(Manifest("p", limits=Limits(time=limit)), "", health, {}, settings)
+    limit = 0.1
 
     async def retired() -> bool:
-        runners = Runners("", tmp_path, Compiled(tmp_path, 0), unused, unused, settings)
-        worker = runners._of(plugin).worker = SlowWorker("p", 1.8 * limit)
+        worker = SlowWorker(1.8 * limit)
+        runners, plugin = with_worker(tmp_path, worker, time=limit)
         calling = asyncio.get_running_loop().create_task(runners.call(plugin, "f", "x"))
         while not runners.waiting("p"):
             await asyncio.sleep(0)
@@ -63,8 +50,6 @@ def test_a_retired_worker_is_left_the_time_of_a_call_that_waits_for_its_instance
 
 
 def test_a_worker_starts_when_the_calls_of_the_one_before_have_ended(tmp_path: Path) -> None:
-    settings = PluginSettings()
-    health = Health("p", Record(), back_off_after=3, quarantine_after=6)
     begun: list[float] = []
 
     def open_artifact(digest: str) -> int:
@@ -72,9 +57,9 @@ def test_a_worker_starts_when_the_calls_of_the_one_before_have_ended(tmp_path: P
         raise Unavailable("far enough")
 
     async def upgraded() -> float:
-        old, new = (Plugin(Manifest("p", version), "", health, {}, settings) for version in "12")
-        runners = Runners("", tmp_path, Compiled(tmp_path, 0), open_artifact, unused, settings)
-        worker = runners._of(old).worker = SlowWorker("p", 0.1)
+        worker = SlowWorker(0.1)
+        runners, old = with_worker(tmp_path, worker, open_artifact=open_artifact)
+        new = Plugin(Manifest("p", "2"), "", Record(), {}, PluginSettings())
         calling = asyncio.get_running_loop().create_task(runners.call(old, "f", "x"))
         while not runners.waiting("p"):
             await asyncio.sleep(0)
@@ -90,13 +75,10 @@ def test_a_worker_that_has_started_when_nobody_waits_for_its_end_any_more_is_giv
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("circleosd.plugins.runner.GRACE", 0.0)
-    settings = PluginSettings()
-    health = Health("p", Record(), back_off_after=3, quarantine_after=6)
-    plugin = Plugin(Manifest("p", limits=Limits(time=0.05)), "", health, {}, settings)
 
     async def retired() -> None:
-        runners = Runners("", tmp_path, Compiled(tmp_path, 0), lambda _: os.open(os.devnull, 0), unused, settings)
-        worker, begun = SlowWorker("p", 0.0), asyncio.Event()
+        runners, plugin = with_worker(tmp_path, None, open_artifact=lambda _: os.open(os.devnull, 0), time=0.05)
+        worker, begun = SlowWorker(0.0), asyncio.Event()
 
         async def connect(runner: Runner, artifact: int) -> None:
             await begun.wait()

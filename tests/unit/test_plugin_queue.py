@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 from circleosd.config import PluginSettings
 from circleosd.errors import Limit
-from circleosd.plugins.compiled import Compiled
-from circleosd.plugins.health import Health
-from circleosd.plugins.manifest import Limits, Manifest
-from circleosd.plugins.plugin import Plugin
-from circleosd.plugins.runner import Runners
-from circleosd.plugins.store import Record
-from tests.unit.fakes import SlowWorker
-
-
-def unused(*args: Any) -> Any:
-    raise AssertionError("no worker is started")
+from tests.unit.fakes import SlowWorker, with_worker
 
 
 def test_calls_in_hand_take_no_place_among_those_that_wait(tmp_path: Path) -> None:
-    settings = PluginSettings(queue=1)
-    health = Health("p", Record(), back_off_after=3, quarantine_after=6)
-    plugin = Plugin(Manifest("p", limits=Limits(concurrency=2)), "", health, {}, settings)
-
     async def called() -> list[BaseException | str]:
-        runners = Runners("", tmp_path, Compiled(tmp_path, 0), unused, unused, settings)
-        runners._of(plugin).worker = SlowWorker("p", 0.01)
+        runners, plugin = with_worker(tmp_path, SlowWorker(0.01), PluginSettings(queue=1), concurrency=2)
         calls = (runners.call(plugin, "f", "x", 1000) for _ in range(4))
         return await asyncio.gather(*calls, return_exceptions=True)
 
@@ -39,13 +23,8 @@ def test_calls_in_hand_take_no_place_among_those_that_wait(tmp_path: Path) -> No
 
 
 def test_the_calls_of_one_uid_leave_half_of_the_queue_to_others(tmp_path: Path) -> None:
-    settings = PluginSettings(queue=4)
-    health = Health("p", Record(), back_off_after=3, quarantine_after=6)
-    plugin = Plugin(Manifest("p"), "", health, {}, settings)
-
     async def called() -> tuple[list[BaseException | str], list[BaseException | str]]:
-        runners = Runners("", tmp_path, Compiled(tmp_path, 0), unused, unused, settings)
-        runners._of(plugin).worker = SlowWorker("p", 0.01)
+        runners, plugin = with_worker(tmp_path, SlowWorker(0.01), PluginSettings(queue=4))
 
         async def times(number: int, uid: int | None) -> list[BaseException | str]:
             calls = (runners.call(plugin, "f", "x", uid) for _ in range(number))
@@ -62,12 +41,8 @@ def test_the_calls_of_one_uid_leave_half_of_the_queue_to_others(tmp_path: Path) 
 
 
 def test_a_place_that_comes_to_a_call_just_given_up_goes_to_the_next(tmp_path: Path) -> None:
-    settings = PluginSettings()
-    plugin = Plugin(Manifest("p"), "", Health("p", Record(), back_off_after=3, quarantine_after=6), {}, settings)
-
     async def third() -> str:
-        runners = Runners("", tmp_path, Compiled(tmp_path, 0), unused, unused, settings)
-        runners._of(plugin).worker = SlowWorker("p", 0.01)
+        runners, plugin = with_worker(tmp_path, SlowWorker(0.01))
 
         async def call_and_give_up_the_next() -> None:
             await runners.call(plugin, "f", "first")
@@ -84,12 +59,9 @@ def test_a_place_that_comes_to_a_call_just_given_up_goes_to_the_next(tmp_path: P
 
 
 def test_who_calls_once_does_not_wait_for_all_the_calls_of_another(tmp_path: Path) -> None:
-    settings = PluginSettings()
-    plugin = Plugin(Manifest("p"), "", Health("p", Record(), back_off_after=3, quarantine_after=6), {}, settings)
-
     async def served() -> list[str]:
-        runners, order = Runners("", tmp_path, Compiled(tmp_path, 0), unused, unused, settings), list[str]()
-        runners._of(plugin).worker = SlowWorker("p", 0.001)
+        runners, plugin = with_worker(tmp_path, SlowWorker(0.001))
+        order: list[str] = []
 
         async def call(payload: str, uid: int | None) -> None:
             order.append(await runners.call(plugin, "f", payload, uid))
@@ -103,12 +75,9 @@ def test_who_calls_once_does_not_wait_for_all_the_calls_of_another(tmp_path: Pat
 
 
 def test_calls_that_were_given_up_cost_their_uid_no_turn(tmp_path: Path) -> None:
-    settings = PluginSettings()
-    plugin = Plugin(Manifest("p"), "", Health("p", Record(), back_off_after=3, quarantine_after=6), {}, settings)
-
     async def served() -> list[str]:
-        runners, order = Runners("", tmp_path, Compiled(tmp_path, 0), unused, unused, settings), list[str]()
-        runners._of(plugin).worker = SlowWorker("p", 0.001)
+        runners, plugin = with_worker(tmp_path, SlowWorker(0.001))
+        order: list[str] = []
 
         async def call(payload: str, uid: int) -> None:
             order.append(await runners.call(plugin, "f", payload, uid))

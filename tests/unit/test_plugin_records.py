@@ -22,10 +22,11 @@ from circleosd.plugins import service as plugin_service
 from circleosd.plugins import store
 from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.manifest import Capability, Manifest
+from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners
 from circleosd.plugins.service import HOST_MIGRATIONS, PluginService
 from circleosd.plugins.signatures import Signatures
-from circleosd.plugins.store import Artifacts, Loaded
+from circleosd.plugins.store import Artifacts, Loaded, Record
 from tests.unit.fakes import ROOT, LateNews, NoFiles, identify
 
 
@@ -223,10 +224,8 @@ def test_calls_of_the_version_before_an_upgrade_lose_what_is_revoked_and_get_not
 
     async def decided() -> tuple[str, ...]:
         service = await started(tmp_path, database, ledger)
-        old, new = (
-            service._new(Manifest("p", capabilities=(Capability(name),)), "0" * 64, store.Record(), {name: revoked})
-            for name in (before, now)
-        )
+        asked = (Manifest("p", capabilities=(Capability(name),)) for name in (before, now))
+        old, new = (Plugin(item, "", Record(), dict.fromkeys(item.asked, revoked), PluginSettings()) for item in asked)
         new.adopt(service._plugins["p"].loaded)
         new.before = old
         service._plugins["p"] = new
