@@ -14,9 +14,10 @@ from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from circlectl import commands, shellwords
+from circlectl.asking import Asking
 from circlectl.commands import Command
 from circlectl.helptext import FLAGS, choices, phrase
-from circleosd import client, paths
+from circleosd import paths
 from circleosd.api.contract import Mark, Parameter, Pattern
 from circleosd.errors import CircleError
 
@@ -242,7 +243,5 @@ def _names_of(scope: str | None, group: str) -> Rows:
     if listing is None or listing.service is None:
         return []
     runtime = paths.runtime_dir(os.environ, scope)
-    token = sessions.load(runtime)
-    request = {"action": "list", **({"token": token} if token else {})}
-    replies = list(client.call(paths.socket_path(listing.service, runtime), request, timeout=PATIENCE))
-    return [row for row in replies[-1] if isinstance(row, dict)]
+    rows = Asking(runtime, sessions.load(runtime)).once(listing.service, {"action": "list"}, timeout=PATIENCE)
+    return [row for row in rows if isinstance(row, dict)]
