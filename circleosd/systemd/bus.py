@@ -44,7 +44,7 @@ class Connection:
         self._in_flight = 0
         self._in_line = asyncio.Lock()
         self._answered = asyncio.Event()
-        self._next: dict[tuple[str, ...], asyncio.Task[tuple[float, Message]]] = {}  # questions that will be asked
+        self._next: dict[tuple[str, ...], asyncio.Task[tuple[float, Message]]] = {}  # lists that will be asked for
         self._asked: dict[tuple[str, ...], asyncio.Task[tuple[float, Message]]] = {}  # and those that wait for answers
         self._matches: Counter[str] = Counter()
         self._kept: set[str] = set()  # rules that stay
@@ -75,29 +75,25 @@ class Connection:
             raise ErrorReply(answer.error_name or "", str(answer.body[0]) if answer.body else "no reason given")
         return answer
 
-    async def shared(
-        self, target: tuple[str, str, str], member: str, signature: str, names: Sequence[str]
-    ) -> tuple[float, Message]:
-        """As `call`, for a question about `names`: all who ask it while it is asked get the answer of the next time.
+    async def list_units(self, units: Sequence[str]) -> tuple[float, Message]:
+        """As `call`, of ListUnitsByNames: all who ask about the same while it is asked get the answer of the next time.
 
         Also when it was asked, in seconds since the epoch, which is after the caller came.
         """
-        key = (*target, member, *names)
+        key = tuple(units)
         if key not in self._next:
-            self._next[key] = asyncio.create_task(self._ask_next(key, target, member, signature, names))
+            self._next[key] = asyncio.create_task(self._list_next(key))
             self._next[key].add_done_callback(_note)
         return await asyncio.shield(self._next[key])
 
-    async def _ask_next(
-        self, key: tuple[str, ...], target: tuple[str, str, str], member: str, signature: str, names: Sequence[str]
-    ) -> tuple[float, Message]:
-        if key in self._asked:
-            await asyncio.wait([self._asked[key]])
-        self._asked[key] = self._next.pop(key)
+    async def _list_next(self, units: tuple[str, ...]) -> tuple[float, Message]:
+        if units in self._asked:
+            await asyncio.wait([self._asked[units]])
+        self._asked[units] = self._next.pop(units)
         try:
-            return time.time(), await self.call(target, member, signature, [names])
+            return time.time(), await self.call(MANAGER, "ListUnitsByNames", "as", [[*units]])
         finally:
-            del self._asked[key]
+            del self._asked[units]
 
     @asynccontextmanager
     async def _room(self, size: int) -> AsyncIterator[None]:

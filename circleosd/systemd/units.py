@@ -275,7 +275,7 @@ class SystemdUnits:
         async def ask(connection: Connection) -> Message:
             if len(units) == 1:
                 return await connection.call(MANAGER, "ListUnitsByNames", "as", [units])
-            return (await connection.shared(MANAGER, "ListUnitsByNames", "as", units))[1]
+            return (await connection.list_units(units))[1]
 
         return await self._answer(ask)
 

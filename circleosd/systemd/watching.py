@@ -46,7 +46,7 @@ class Watched:
         """
         self._looking = True
         try:
-            began, reply = await connection.shared(MANAGER, "ListUnitsByNames", "as", units)
+            began, reply = await connection.list_units(units)
         finally:
             self._looking = False
         found = []

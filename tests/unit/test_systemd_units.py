@@ -17,7 +17,7 @@ from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, N
 from circleosd.registry.service import FOLLOWED
 from circleosd.registry.units import UnitState
 from circleosd.systemd.buserrors import ErrorReply, Lost, explained
-from circleosd.systemd.names import object_path, switch_unit
+from circleosd.systemd.names import MANAGER, object_path, switch_unit
 from circleosd.systemd.states import state_of
 from circleosd.systemd.units import RULE_MAKER, TRIES, SystemdUnits, bus_address
 
@@ -79,10 +79,8 @@ class Bus:
             return Message(path="/", member="x", body=[[(UNIT, *looks, "", PATH)]], serial=serial)
         return Message(path="/", member="x", body=[variants(values)], serial=serial)
 
-    async def shared(
-        self, target: tuple[str, str, str], member: str, signature: str, names: Sequence[str]
-    ) -> tuple[float, Message]:
-        return time.time(), await self.call(target, member, signature, [names])
+    async def list_units(self, units: Sequence[str]) -> tuple[float, Message]:
+        return time.time(), await self.call(MANAGER, "ListUnitsByNames", "as", [units])
 
 
 def watched(bus: Bus, number: int) -> list[tuple[str, float | None]]:

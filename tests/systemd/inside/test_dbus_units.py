@@ -16,7 +16,7 @@ import pytest
 from circleosd.errors import BadRequest, Conflict, NotFound, Timeout, Unavailable
 from circleosd.registry.units import UnitState, Verb
 from circleosd.systemd import bus, logs
-from circleosd.systemd.names import MANAGER, object_path, switch_unit
+from circleosd.systemd.names import object_path, switch_unit
 from circleosd.systemd.units import METHODS, SystemdUnits, bus_address
 from tests.systemd.inside.conftest import UNIT_FILES, on_systemd, python_as, run, watching
 
@@ -330,7 +330,7 @@ def test_who_asks_while_a_question_is_asked_shares_the_next_one(monkeypatch: pyt
         assert connection
 
         def ask() -> asyncio.Task[Any]:
-            return asyncio.create_task(connection.shared(MANAGER, "ListUnitsByNames", "as", names))
+            return asyncio.create_task(connection.list_units(names))
 
         early = [ask() for _ in range(20)]
         while "ListUnitsByNames" not in asked:
