@@ -25,11 +25,10 @@ from circleosd.worker.engine import (
     take_error,
     trap_failure,
 )
-from circleosd.worker.failure import PluginFailure, contained
+from circleosd.worker.failure import PluginFailure, contained, require_text
 from circleosd.worker.frames import MAX_HOST_CALL, MAX_LOG, Buffer, Load, json_body
 from circleosd.worker.host import TOO_LONG, Host
 from circleosd.worker.inspect import Artifact
-from circleosd.worker.text import require_text
 
 # From this size on, a payload is copied to the plugin straight from where it was received.
 _LARGE: Final = 16 << 10

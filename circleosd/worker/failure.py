@@ -1,4 +1,4 @@
-"""The one exception by which plugin code's failures travel through the worker."""
+"""How plugin code fails: by one exception that travels through the worker, as for texts that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from circleosd.worker.frames import Code, Failed
+from circleosd.worker.frames import Buffer, Code, Failed
 from circleosd.worker.limits import NO_MEMORY
 
 # A plugin's own error message may be as long as a reply; what reaches people need not.
@@ -49,3 +49,23 @@ def contained(function: Callable[..., T], otherwise: Callable[[], T]) -> Callabl
             return otherwise()
 
     return callback
+
+
+def require_text(reply: bytes | bytearray) -> None:
+    """Raises `PluginFailure` (`plugin-failed`) for a plugin's reply that is not UTF-8."""
+    if reply.isascii():
+        return
+    try:
+        str(reply, "utf-8")
+    except UnicodeDecodeError as exc:
+        raise PluginFailure(
+            "plugin-failed", f"gave a reply that is not UTF-8: {exc.reason} at byte {exc.start}"
+        ) from exc
+
+
+def require_payload(payload: Buffer) -> None:
+    """Raises `PluginFailure` (`bad-request`) for a payload that is not UTF-8: plugins may rely on it."""
+    try:
+        str(payload, "utf-8")
+    except UnicodeDecodeError as exc:
+        raise PluginFailure("bad-request", f"the payload is not UTF-8: {exc.reason} at byte {exc.start}") from exc

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_int32, c_size_t, c_uint32, c_void_p, string_at
 from typing import Any, Final
 
-from circleosd.worker.failure import PluginFailure, contained
+from circleosd.worker.failure import PluginFailure, contained, require_text
 from circleosd.worker.frames import MAX_DESCRIPTION, MAX_HOST_CALL, MAX_LOG, MAX_NAME, Buffer, Load, json_body
 from circleosd.worker.host import TOO_LONG, Host
-from circleosd.worker.text import require_text
 
 ABI_VERSION: Final = 1
 MAX_HANDLERS: Final = 256

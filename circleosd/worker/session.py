@@ -11,7 +11,7 @@ from collections import deque
 from typing import NoReturn
 
 from circleosd.worker.channel import Channel
-from circleosd.worker.failure import PluginFailure
+from circleosd.worker.failure import PluginFailure, require_payload
 from circleosd.worker.frames import (
     EVENT,
     FAILED,
@@ -32,7 +32,6 @@ from circleosd.worker.frames import (
 from circleosd.worker.host import Host
 from circleosd.worker.limits import NO_MEMORY
 from circleosd.worker.loader import THREAD_STACK, Loaded, load_plugin
-from circleosd.worker.text import require_payload
 
 
 def run(channel: Channel, load: Load, descriptors: list[int]) -> None:

@@ -27,11 +27,10 @@ from circleosd.worker.engine import (
     take_error,
     trap_failure,
 )
-from circleosd.worker.failure import PluginFailure, contained
+from circleosd.worker.failure import PluginFailure, contained, require_text
 from circleosd.worker.frames import MAX_LOG, Buffer, Load
 from circleosd.worker.host import Host
 from circleosd.worker.inspect import Artifact
-from circleosd.worker.text import require_text
 
 _START: Final = chars("_start")
 _INFO: Final = 1
