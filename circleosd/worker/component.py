@@ -26,7 +26,7 @@ from circleosd.worker.failure import PluginFailure, contained
 from circleosd.worker.frames import LEVELS, MAX_DESCRIPTION, MAX_HOST_CALL, MAX_LOG, Buffer, Load
 from circleosd.worker.host import CALLS, TOO_LONG, Answer, Host
 from circleosd.worker.inspect import INTERFACE_VERSION, Artifact, require_few
-from circleosd.worker.wasi import LineLog, Streams, exit_failure, set_wasi
+from circleosd.worker.wasi import LineLog, Streams, exit_failure, explained, set_wasi
 
 _call = c._wasmtime_component_func_call
 _val_delete = c._wasmtime_component_val_delete
@@ -175,9 +175,10 @@ class ComponentPlugin:
 
     def _failure(self, instance: _Instance, error: Pointer) -> PluginFailure:
         trouble = take_error(error)
+        last_line = instance.logs[-1].last if instance.logs else ""
         if trouble.exit_status is not None:
-            return exit_failure(trouble.exit_status, instance.logs[-1].last if instance.logs else "")
-        return failure(trouble, self._load.limits)
+            return exit_failure(trouble.exit_status, last_line)
+        return explained(failure(trouble, self._load.limits), last_line)
 
     def _index(self, name: str) -> Pointer:
         index = c.wasmtime_component_get_export_index(self._component, None, chars(name), len(name.encode()))

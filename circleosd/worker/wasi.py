@@ -38,6 +38,10 @@ _INFO: Final = 1
 _OTHER_STATUS: Final = "exit with invalid exit status"
 
 
+# What Rust's runtime says behind why a program panicked.
+_NOTE: Final = "note: "
+
+
 class Sink(Protocol):
     """Where a stream of a WASI program goes. `write` says whether it took the bytes."""
 
@@ -61,7 +65,7 @@ class Collector:
 
 
 class LineLog:
-    """Logs each line for the call of the thread that made this, and remembers the last."""
+    """Logs each line for the call of the thread that made this, and remembers the last that is no note."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -91,7 +95,8 @@ class LineLog:
     def _log(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip()
         if text:
-            self.last = text[:200]
+            if not text.startswith(_NOTE):
+                self.last = text[:200]
             self._host.log(_INFO, text, self._call)
 
 
@@ -144,6 +149,13 @@ def exit_failure(status: int | str, last_line: str) -> PluginFailure:
     """The failure of a program that ended with a status other than 0."""
     said = f": {last_line}" if last_line else ""
     return PluginFailure("plugin-failed", f"exited with status {status}{said}", reported=True)
+
+
+def explained(found: PluginFailure, last_line: str) -> PluginFailure:
+    """The failure of a program that was stopped; of a trap with what its runtime may have said of the reason."""
+    if found.code != "plugin-failed" or not last_line:
+        return found
+    return PluginFailure("plugin-failed", f"{found.message}: {last_line}", found.backtrace)
 
 
 class WasiPlugin:
@@ -219,7 +231,9 @@ class WasiPlugin:
             raw = (c.wasmtime_val_raw_t * 1)()
             error = c.wasmtime_func_call_unchecked(context, byref(item.of.func), raw, 0, byref(trap))
         if trap:
-            raise trap_failure(trap, self._load.limits)
+            found = trap_failure(trap, self._load.limits)
+            errors.flush()
+            raise explained(found, errors.last)
         if error:
             self._ended(take_error(error), errors)
 
@@ -231,4 +245,4 @@ class WasiPlugin:
             raise exit_failure(trouble.exit_status, errors.last)
         if trouble.cause.startswith(_OTHER_STATUS):
             raise exit_failure("above 125", errors.last)
-        raise failure(trouble, self._load.limits)
+        raise explained(failure(trouble, self._load.limits), errors.last)

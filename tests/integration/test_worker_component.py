@@ -624,6 +624,15 @@ def test_a_component_that_exits_has_failed_with_its_last_line_of_stderr() -> Non
     assert caught.value.message == "exited with status 1: all is lost"
 
 
+def test_a_component_that_traps_has_failed_with_its_last_line_of_stderr() -> None:
+    handle = f"(call $write (call $err) {PAYLOAD} (i32.const 64)) unreachable"
+    with start(component(imports=OUTPUTS, host=OUTPUTS_HOST, handle=handle)) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("handle", "all is lost\nnote: read the manual")
+    assert caught.value.message == "trap: wasm `unreachable` instruction executed: all is lost"
+
+
 def test_a_shared_component_that_exits_in_silence_is_not_given_the_words_of_an_earlier_call() -> None:
     handle = f"""(if (local.get $len) (then (call $write (call $err) {PAYLOAD} (i32.const 64)))
       (else (call $exit' (i32.const 1)))) {NOTHING}"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -69,6 +70,18 @@ def test_a_trap_is_reported_with_its_function() -> None:
         with pytest.raises(CallFailed, match="trap: wasm `unreachable` instruction executed") as caught:
             worker.invoke("handle")
         assert caught.value.backtrace[0].startswith("crash ")
+
+
+@pytest.mark.parametrize("said", ["cannot read", "panicked:\ncannot read\nnote: read the manual\n"])
+def test_a_trap_is_explained_by_the_last_line_of_stderr_that_is_no_note(said: str) -> None:
+    body = f"(drop (call $write (i32.const 2) (i32.const 5000) (i32.const {len(said)}))) unreachable"
+    with start(command(body, extra=f"(data (i32.const 5000) {json.dumps(said)})")) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("handle")
+        assert caught.value.code == "plugin-failed"
+        assert caught.value.message == "trap: wasm `unreachable` instruction executed: cannot read"
+        assert caught.value.backtrace
 
 
 def test_output_that_is_not_utf8_fails_with_the_place() -> None:
