@@ -143,13 +143,28 @@ def _read_secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
 def _typed(prompt: str) -> str:
     """A line from the terminal without echo. What comes next begins on a line of its own, also where this raises."""
     import getpass
+    import signal
 
+    before = signal.signal(signal.SIGCONT, lambda *_: _resumed(prompt))
     try:
         return getpass.getpass(prompt)
     except BaseException:
         with contextlib.suppress(OSError), open("/dev/tty", "w", encoding="utf-8") as terminal:
             print(file=terminal)
         raise
+    finally:
+        signal.signal(signal.SIGCONT, before)
+
+
+def _resumed(prompt: str) -> None:
+    """Ask again after a stop (Ctrl-Z, fg), before which a shell has the terminal echo."""
+    import termios
+
+    with contextlib.suppress(OSError, termios.error), open("/dev/tty", "r+b", buffering=0) as terminal:
+        modes = termios.tcgetattr(terminal)
+        modes[3] &= ~termios.ECHO
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, modes)
+        terminal.write(prompt.encode())
 
 
 def _open_files(command: Command, request: dict[str, Any]) -> list[int]:

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import termios
 import time
@@ -269,13 +270,19 @@ def test_passwords_are_nowhere(host: EmbeddedHost) -> None:
     assert refused.returncode == 2
 
 
-def test_a_password_is_asked_for_without_echo(host: EmbeddedHost) -> None:
+def on_a_terminal(host: EmbeddedHost, *arguments: str) -> tuple[subprocess.Popen[bytes], int, int]:
+    """circlectl on a terminal of its own, and both ends of that."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [BIN / "circlectl", "user", "create", "erin"], env=host.environment,
+        [BIN / "circlectl", *arguments], env=host.environment,
         stdin=slave, stdout=slave, stderr=slave, start_new_session=True, close_fds=True,
         preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
     )  # fmt: skip
+    return process, master, slave
+
+
+def test_a_password_is_asked_for_without_echo(host: EmbeddedHost) -> None:
+    process, master, slave = on_a_terminal(host, "user", "create", "erin")
     os.close(slave)
     shown = b""
     for prompt in (b"Password: ", b"Password again: "):
@@ -292,6 +299,26 @@ def test_a_password_is_asked_for_without_echo(host: EmbeddedHost) -> None:
     os.close(master)
     assert b"hidden" not in shown
     assert b"erin" in shown
+
+
+def test_a_password_is_not_shown_that_is_typed_after_a_stop(host: EmbeddedHost) -> None:
+    process, master, slave = on_a_terminal(host, "user", "login", "nobody")
+    shown = b""
+    for times in (1, 2):
+        while shown.count(b"Password: ") < times:
+            assert select.select([master], [], [], 10)[0], shown
+            shown += os.read(master, 1024)
+        modes = termios.tcgetattr(slave)
+        assert not modes[3] & termios.ECHO
+        if times == 1:  # as a shell has it while something else has the terminal
+            modes[3] |= termios.ECHO
+            termios.tcsetattr(slave, termios.TCSANOW, modes)
+            process.send_signal(signal.SIGCONT)
+    os.write(master, b"hidden password\n")
+    assert process.wait(10) == 4
+    assert termios.tcgetattr(slave)[3] & termios.ECHO
+    os.close(slave)
+    os.close(master)
 
 
 @pytest.mark.parametrize(
@@ -334,12 +361,7 @@ def test_who_has_a_uid_has_a_password_too_if_it_is_given(host: EmbeddedHost) -> 
     ],
 )
 def test_a_prompt_left_without_a_password_is_no_traceback(host: EmbeddedHost, typed: bytes, says: bytes) -> None:
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [BIN / "circlectl", "user", "create", "gina"], env=host.environment,
-        stdin=slave, stdout=slave, stderr=slave, start_new_session=True, close_fds=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
-    )  # fmt: skip
+    process, master, slave = on_a_terminal(host, "user", "create", "gina")
     shown = b""
     while not shown.endswith(b"Password: "):
         assert select.select([master], [], [], 10)[0], shown
