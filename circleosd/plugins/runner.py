@@ -244,10 +244,9 @@ class Runners:
         while True:
             await asyncio.sleep(min(SWEEP, self._settings.idle_worker))
             limit = time.monotonic() - self._settings.idle_worker
-            for runner in self._runners.values():
+            for name, runner in [*self._runners.items()]:
                 if runner.worker and not runner.places.taken and runner.used < limit:
-                    runner.worker.close()
-                    runner.worker = None
+                    self.retire(name)
 
     async def close(self) -> None:
         """End all workers."""
@@ -350,7 +349,7 @@ class Runners:
 
     async def _hang_up(self, runner: Runner) -> None:
         """Close a runner's connection once its calls have ended, for a bounded time: each may have had to wait for its
-        instance, which may take as long as a call.
+        instance, which may take as long as a call. Then see to it that the worker ends.
         """
         deadline = time.monotonic() + 2 * (runner.plugin.bounds.time + GRACE)
         try:
@@ -359,6 +358,8 @@ class Runners:
         finally:
             if runner.worker:
                 runner.worker.close()
+        if runner.worker:
+            await self._units.see_off(runner.instance)
 
     async def _why_gone(self, runner: Runner, gone: WorkerGone) -> CircleError:
         """The error for a worker that ended before its plugin was loaded."""

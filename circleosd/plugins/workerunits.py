@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 LOOKS = 20  # at a worker that has ended until that is seen …
 LOOK = 0.02  # … so many seconds apart
+PATIENCE = 100  # looks at a worker that has to end by itself, which takes some milliseconds
 
 
 class WorkerUnits:
@@ -62,19 +63,31 @@ class WorkerUnits:
 
     async def how_it_ended(self, instance: str) -> str:
         """What the service manager knows of a worker's end, as the end of a sentence."""
-        for _ in range(LOOKS):
-            try:
-                state = await self._ask("status", instance)
-            except CircleError:
-                return ""
-            if state["state"] not in ("active", "deactivating"):
-                break
-            # The connection breaks a moment before the process is reaped, and want of memory is told before that.
-            await asyncio.sleep(LOOK)
+        if (state := await self._ended(instance, LOOKS)) is None:
+            return ""
         if state["signal"]:
             why = ", for want of memory (oom-kill)" if state["result"] == "oom-kill" else ""  # systemd.exec(5)
             return f" by {state['signal']}{why}"
         return f" with exit status {state['exit_status']}" if state["exit_status"] else ""
+
+    async def see_off(self, instance: str) -> None:
+        """Stop a worker that was hung up on and does not end by itself, as native code can bring about."""
+        state = await self._ended(instance, PATIENCE)
+        if state and state["state"] == "active":
+            await self.stop(instance)
+
+    async def _ended(self, instance: str, looks: int) -> Any:
+        """The state of a worker that has ended, or has not after so many looks; None where that cannot be told."""
+        for _ in range(looks):
+            try:
+                state = await self._ask("status", instance)
+            except CircleError:
+                return None
+            if state["state"] not in ("active", "deactivating"):
+                break
+            # The connection breaks a moment before the process is reaped, and want of memory is told before that.
+            await asyncio.sleep(LOOK)
+        return state
 
     async def stop(self, unit: str) -> None:
         """Stop a worker, whose socket may start it again, or a socket. What cannot be stopped is logged."""

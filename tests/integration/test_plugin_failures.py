@@ -45,6 +45,18 @@ static const circleosd_handler handlers[] = {{"crash", crash}};
 static const circleosd_plugin plugin = {1, 1, "crasher", "", handlers, 0};
 CIRCLEOSD_EXPORT const circleosd_plugin *plugin_init(void) { return &plugin; }
 """
+# The worker ends itself when its manager hangs up, as long as nobody takes that from it.
+STAY = """
+#include <dlfcn.h>
+HANDLER(stay) {
+    UNUSED;
+    void *python = dlopen(NULL, RTLD_LAZY);
+    int state = ((int (*)(void))dlsym(python, "PyGILState_Ensure"))();
+    int (*run)(const char *) = dlsym(python, "PyRun_SimpleString");
+    run("import os, time; os._exit = lambda status: time.sleep(3600)");
+    ((void (*)(int))dlsym(python, "PyGILState_Release"))(state);
+    return 0;
+}"""
 SLOWLY = "HANDLER(slow) { UNUSED; sleep(1); return echo(host, payload, length, reply); }"
 
 
@@ -160,6 +172,23 @@ def test_a_worker_that_does_not_even_end_itself_is_stopped_once_for_all_its_call
     host.unload("hung")
     stopped = host.data("service-registry", "history", object="plugin@hung", action_name="stop")
     assert [row["phase"] for row in stopped] == ["intent", "outcome"] * 2, "one for the calls, and one for the unload"
+
+
+@pytest.mark.parametrize("action", ["disable", "grant", None])
+def test_a_worker_that_does_not_end_when_it_is_hung_up_on_is_stopped(
+    new_host: NewHost, tmp_path: Path, action: str | None
+) -> None:
+    host = new_host({} if action else {"CIRCLEOSD_PLUGINS_IDLE_WORKER": "0.5"})
+    path = write(tmp_path, "clinging", handlers(STAY, "stay"), plugin_type="native", capabilities=["kv"])
+    host.load(path, trust=True)
+    assert invoke(host, "clinging", "stay")["ok"]
+    pid = host.data("service-registry", "status", name="plugin@clinging")["pid"]
+    if action:
+        host.data("plugin-manager", action, id="clinging", **({"capability": "kv"} if action == "grant" else {}))
+    host.wait_for(lambda: not Path(f"/proc/{pid}").exists())
+    host.data("plugin-manager", "enable", id="clinging")
+    assert invoke(host, "clinging", "echo", "fine")["data"] == "fine"
+    assert details(host, "clinging")["failures"] == 0
 
 
 def test_a_native_plugin_that_hangs_while_it_is_loaded_keeps_nobody_waiting_for_long(
