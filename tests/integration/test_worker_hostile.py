@@ -196,6 +196,7 @@ def test_deep_recursion_traps(instance: str) -> None:
             assert failed.backtrace[0] == "deeper"  # where the stack ended is no place in the module
             assert failed.backtrace[1].startswith("deeper (offset ")
             assert len(failed.backtrace) < 20
+            assert failed.backtrace[-1] == "…", "there were thousands, of which nobody knows the number"
             still_works(worker)
 
 
