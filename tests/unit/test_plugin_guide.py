@@ -17,7 +17,7 @@ from circleosd.plugins.manifest import Limits, Manifest, parse
 from circleosd.worker import frames
 from circleosd.worker.host import CALLS
 from tests.plugin_tools import ENVIRONMENT, SEARCH
-from tests.worker_driver import start
+from tests.worker_driver import CallFailed, start
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 GUIDE: Final = (ROOT / "plugins" / "README.md").read_text(encoding="utf-8")
@@ -142,6 +142,29 @@ static mut TEXT: [u8; 1024] = [0; 1024];
     with start((tmp_path / "hello.wasm").read_bytes()) as worker:
         worker.ready()
         assert worker.invoke("handle", "Zoë") == "hello, Zoë"
+
+
+def test_guide_says_how_the_offset_of_a_trap_leads_to_its_line(tmp_path: Path) -> None:
+    name, offset = "wasm-tools addr2line hello.wasm", " 0x1a3"
+    assert f"`{name}{offset}`" in GUIDE
+    if missing := [tool for tool in ("clang", "wasm-ld", "wasm-tools") if shutil.which(tool, path=SEARCH) is None]:
+        pytest.skip(f"not here: {', '.join(missing)}")
+    source = "#include <circleosd_core.h>\nCIRCLEOSD_HANDLER(handle) {\n    *(volatile int *)-16 = 0;\n    return 0;\n}\n"
+    (tmp_path / "hello.c").write_text(source, encoding="utf-8")
+    include, target = f"-I{ROOT / 'plugins' / 'include'}", "--target=wasm32"
+    compiled = ["clang", target, "-g", "-O2", "-ffreestanding", "-mbulk-memory", include, "-c", "hello.c"]
+    linked = ["clang", target, "-nostdlib", "-o", "hello.wasm", "hello.o"]
+    for command in (compiled, [*linked, "-Wl,--no-entry", "-Wl,--export=circleosd_abi"]):
+        subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=True)
+    with start((tmp_path / "hello.wasm").read_bytes()) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed) as caught:
+            worker.invoke("handle")
+    (place,) = re.findall(r"\(offset (0x[0-9a-f]+)\)", caught.value.backtrace[0])
+    lines = subprocess.run(
+        [*name.split(), place], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert "hello.c:3" in lines.stdout
 
 
 def test_guide_warns_that_a_component_of_javascript_draws_the_same_numbers_at_every_call(tmp_path: Path) -> None:
