@@ -149,7 +149,8 @@ def test_guide_says_how_the_offset_of_a_trap_leads_to_its_line(tmp_path: Path) -
     assert f"`{name}{offset}`" in GUIDE
     if missing := [tool for tool in ("clang", "wasm-ld", "wasm-tools") if shutil.which(tool, path=SEARCH) is None]:
         pytest.skip(f"not here: {', '.join(missing)}")
-    source = "#include <circleosd_core.h>\nCIRCLEOSD_HANDLER(handle) {\n    *(volatile int *)-16 = 0;\n    return 0;\n}\n"
+    crash = "CIRCLEOSD_HANDLER(handle) {\n    *(volatile int *)-16 = 0;\n    return 0;\n}\n"
+    source = f"#include <circleosd_core.h>\n{crash}"
     (tmp_path / "hello.c").write_text(source, encoding="utf-8")
     include, target = f"-I{ROOT / 'plugins' / 'include'}", "--target=wasm32"
     compiled = ["clang", target, "-g", "-O2", "-ffreestanding", "-mbulk-memory", include, "-c", "hello.c"]
