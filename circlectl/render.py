@@ -12,15 +12,17 @@ from circleosd.steering import STEERING
 _TIMES = {"created", "last_login", "last_used", "locked_until", "expires", "since", "loaded", "time", "last_failed"}
 _SIZES = {"memory", "size", "stored"}
 _SPANS = {"uptime", "duration"}
-_WIDE = 64  # columns of a table cell before it is cut; a sha256 in hex has so many
+_WIDE = 64  # columns of a table cell before it is cut
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    """Rows under a header, columns as wide as needed."""
+    """Rows under a header, columns as wide as needed. The last one, which widens no other, may be as long as it is."""
     if not rows:
         return "none"
     cells = [[column.upper().replace("_", " ") for column in columns]]
-    cells += [[_cut(value(column, row.get(column))) for column in columns] for row in rows]
+    for row in rows:
+        *others, last = (value(column, row.get(column)) for column in columns)
+        cells.append([*map(_cut, others), last])
     widths = [max(_width(row[index]) for row in cells) for index in range(len(columns))]
     return "\n".join("  ".join(_pad(*pair) for pair in zip(row, widths, strict=True)).rstrip() for row in cells)
 

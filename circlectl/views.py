@@ -46,7 +46,7 @@ def _history(data: Any) -> str:
         return _audit(data)
     ended = {(row["service"], row["intent"]) for row in data if row["intent"]}
     shown = [_act(row) for row in data if row["phase"] != "intent" or (row["service"], row["seq"]) not in ended]
-    return render.table(shown, ("time", "who", "service", "action", "object", "outcome", "change"))
+    return render.table(shown, ("time", "who", "service", "action", "object", "outcome", "change_or_reason"))
 
 
 def _act(row: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _act(row: dict[str, Any]) -> dict[str, Any]:
         "action": row["action"],
         "object": render.value("", row["object"]),
         "outcome": f"{outcome} ×{row['count']}" if row["count"] > 1 else outcome,
-        "change": _change(row["before"], row["after"]),
+        "change_or_reason": "; ".join(filter(None, (_change(row["before"], row["after"]), row["message"]))) or "-",
     }
 
 
@@ -90,7 +90,7 @@ def _answer(data: dict[str, Any]) -> str:
 
 def _change(before: Any, after: Any) -> str:
     if before is None and after is None:
-        return "-"
+        return ""
     return f"{render.value('', before)} → {render.value('', after)}"
 
 

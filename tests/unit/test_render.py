@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from circlectl import commands, render, views
 
 
@@ -18,11 +20,31 @@ def test_a_followed_row_of_an_altered_record_steers_no_terminal() -> None:
     row: dict[str, Any] = {
         "time": 0.0, "service": "auth-service", "seq": 1, "actor": {"user": "a\x1b[31mb", "uid": 0}, "action": "x\r",
         "object": "o\x07", "phase": "done", "error": None, "before": None, "after": None, "intent": None, "count": 1,
+        "message": "m\x9b",
     }  # fmt: skip
     shown = views.of(commands.of_group("system")["history"], row, terminal=True)
     assert shown is not None
     assert shown.isprintable()
     assert r"a\x1b[31mb/0" in shown
+
+
+@pytest.mark.parametrize(
+    ("outcome", "shown"),
+    [
+        ((None, "active", "inactive", None), "done     active → inactive"),
+        (("denied", None, None, "who signed it " + "x" * 64), "denied   who signed it " + "x" * 64),
+        (("unit-failed", "inactive", "failed", "status 4"), "unit-failed  inactive → failed; status 4"),
+        (("conflict", None, None, None), "conflict  -"),
+    ],
+)
+def test_the_record_is_shown_with_the_reasons_of_what_failed(outcome: tuple[str | None, ...], shown: str) -> None:
+    row: dict[str, Any] = {
+        "time": 0.0, "service": "auth-service", "seq": 1, "actor": {"user": "a", "uid": 0}, "action": "stop",
+        "object": "o", "phase": "outcome", "intent": None, "count": 1,
+        **dict(zip(("error", "before", "after", "message"), outcome, strict=True)),
+    }  # fmt: skip
+    table = str(views.of(commands.of_group("system")["history"], [row], terminal=False))
+    assert table.splitlines()[1].endswith(f"  {shown}")
 
 
 def test_the_limits_of_a_plugin_have_units() -> None:
@@ -47,5 +69,8 @@ def test_the_columns_of_a_table_are_as_wide_as_their_widest_cell_on_a_terminal()
 def test_a_long_cell_of_a_table_is_cut_to_as_many_columns_whatever_its_characters_take() -> None:
     whole = "x" * 64, "東" * 32, "e\u0301" * 64
     cut = {"x" * 65: "x" * 63 + "…", "東" * 33: "東" * 31 + "…", "x" + "東" * 40: "x" + "東" * 31 + "…"}
-    shown = render.table([{"name": text} for text in (*whole, *cut)], ("name",)).split("\n")
-    assert shown == ["NAME", *whole, *cut.values()]
+    shown = render.table([{"name": text, "is": "y"} for text in (*whole, *cut)], ("name", "is")).split("\n")
+    assert [line.partition("  ")[0] for line in shown] == ["NAME", *whole, *cut.values()]
+    assert render.table([{"name": "y", "is": text} for text in cut], ("name", "is")).split("\n")[1:] == [
+        f"y     {text}" for text in cut
+    ]
