@@ -129,3 +129,6 @@ def test_the_catalog_of_the_journal_explains_every_kind_of_row_by_fields_that_ro
     assert journal.MESSAGE_IDS.keys() == {*get_args(Phase)}
     assert re.findall("^-- (.*)$", text, re.MULTILINE) == [*journal.MESSAGE_IDS.values()]
     assert {*re.findall("@(.*?)@", text)} <= journal._fields(row(None)).keys()
+    denied = text.partition(journal.MESSAGE_IDS["denied"])[2]
+    assert "may not" not in denied
+    assert "The message says why" in denied
