@@ -85,6 +85,17 @@ def test_a_plugin_that_says_too_much_keeps_no_row_of_the_ledger_out_of_the_journ
     machine.succeed(f"journalctl --unit circleosd-plugins.service --output=cat --grep '{said}'")
 
 
+def test_a_native_plugin_does_not_choose_the_priority_of_what_it_prints(machine: Machine, tmp_path: Path) -> None:
+    """What is an emergency goes to the terminals of everybody (ForwardToWall=, journald.conf(5))."""
+    (tmp_path / "crier.so").write_bytes(native('HANDLER(cry) { UNUSED; puts("<0>fire"); return 0; }', "cry"))
+    machine.copy_from_host(str(tmp_path / "crier.so"), "/root/crier.so")
+    machine.succeed("circlectl plugin load /root/crier.so --trust", "circlectl plugin invoke crier cry")
+    printed = "journalctl --unit circleosd-plugin@crier.service --grep fire --output=json"
+    row = json.loads(machine.wait_until_succeeds(printed, timeout=20))
+    assert (row["MESSAGE"], row["PRIORITY"]) == ("<0>fire", "6")
+    machine.succeed("circlectl plugin unload crier")
+
+
 def test_a_native_plugin_is_refused_with_the_reason_where_files_cannot_be_run(machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "plain.so").write_bytes(native(""))
     machine.copy_from_host(str(tmp_path / "plain.so"), "/root/plain.so")
