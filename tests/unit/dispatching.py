@@ -21,8 +21,27 @@ from circleosd.service import Service
 from tests.unit.fakes import ROOT, NoFiles, Units, identify
 
 
-class Registry:
-    """The registry without sockets: `ask` takes a request and returns its reply."""
+class _Dispatched:
+    """A service without sockets: `ask` takes a request and returns its reply."""
+
+    service: Service
+    ledger: Ledger
+    database: Database
+
+    def ask(self, request: bytes | dict[str, Any], peer: Peer = ROOT) -> dict[str, Any]:
+        line = request if isinstance(request, bytes) else json.dumps(request).encode()
+        reply = asyncio.run(reply_to(self.service, line, peer))
+        assert reply.endswith(b"\n")
+        result: dict[str, Any] = json.loads(reply)
+        return result
+
+    def history(self) -> list[tuple[str, str, str | None]]:
+        rows = self.ask({"action": "history"})["data"]
+        return [(row["phase"], row["action"], row["object"]) for row in rows]
+
+
+class Registry(_Dispatched):
+    """The registry of a few services."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -42,25 +61,14 @@ class Registry:
             request_timeout=5,
         )
 
-    def ask(self, request: bytes | dict[str, Any], peer: Peer = ROOT) -> dict[str, Any]:
-        line = request if isinstance(request, bytes) else json.dumps(request).encode()
-        reply = asyncio.run(reply_to(self.service, line, peer))
-        assert reply.endswith(b"\n")
-        result: dict[str, Any] = json.loads(reply)
-        return result
 
-    def history(self) -> list[tuple[str, str, str | None]]:
-        rows = self.ask({"action": "history"})["data"]
-        return [(row["phase"], row["action"], row["object"]) for row in rows]
+class Accounts(_Dispatched):
+    """auth-service, whose hashes cost little; `services` are the uids of the others."""
 
-
-class Accounts:
-    """auth-service without sockets."""
-
-    def __init__(
-        self, database: Database, settings: AuthSettings | None = None, services: frozenset[int] = frozenset()
-    ) -> None:
-        self.users = AuthService(database, settings or AuthSettings(), services=services)
+    def __init__(self, database: Database, services: frozenset[int] = frozenset(), login_tries: int = 5) -> None:
+        self.database = database
+        settings = AuthSettings(hash_memory=64, hash_passes=1, login_tries=login_tries)
+        self.users = AuthService(database, settings, services=services)
         self.ledger = Ledger(database, accounts.SERVICE, lambda event: None)
         self.service = Service(
             accounts.SERVICE,

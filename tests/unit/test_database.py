@@ -1,4 +1,4 @@
-"""What a transaction is when whoever asked for it does not wait for it any longer."""
+"""What a transaction is to who does not wait for it any longer, and which files are no database of ours."""
 
 from __future__ import annotations
 
@@ -86,3 +86,15 @@ def test_a_commit_is_synced_in_a_way_in_which_no_reader_waits_for_it(database: D
         return [tx.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "foreign_keys")]
 
     assert asyncio.run(database.write(told)) == ["wal", 2, 1]  # 2: FULL, sqlite.org/pragma.html
+
+
+def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    Database(tmp_path / "n.db", ("CREATE TABLE numbers (number INTEGER)",)).close()
+    with pytest.raises(Unavailable, match="newer than this CircleOSD"):
+        Database(tmp_path / "n.db", ())
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(Unavailable, match="not a database"):
+        Database(tmp_path / "x.db", ("CREATE TABLE numbers (number INTEGER)",))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +13,13 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from circleosd.api import actions
-from circleosd.api import auth as accounts
-from circleosd.api.common import Event
 from circleosd.api.contract import Between
 from circleosd.auth import store
 from circleosd.auth.service import AuthService
-from circleosd.config import AuthSettings
 from circleosd.database import Database
 from circleosd.deadlines import Deadlines
 from circleosd.ledger import Entry as Row
-from circleosd.ledger import Query
-from circleosd.policy import Caller, Peer, Role
+from circleosd.policy import Caller, Role
 from circleosd.registry.units import UnitState
 from tests.unit.dispatching import Accounts, Registry, reply_to
 from tests.unit.fakes import ROOT, STRANGER, USERS, NoFiles
@@ -201,28 +196,19 @@ def test_a_flood_of_denials_is_one_row_and_a_count(registry: Registry) -> None:
 
 
 def test_a_change_that_the_disk_did_not_take_has_failed_on_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = Database(tmp_path / "a.db", store.MIGRATIONS)
-    commit = database._commit
-    auth = Accounts(database)
+    commit = accounts.database._commit
 
     def fail_once() -> None:
-        monkeypatch.setattr(database, "_commit", commit)
+        monkeypatch.setattr(accounts.database, "_commit", commit)
         raise sqlite3.OperationalError("disk I/O error")
 
-    async def asked() -> Event:
-        monkeypatch.setattr(database, "_commit", fail_once)
-        reply = await reply_to(auth.service, b'{"action":"create","name":"alice","uid":1005}', ROOT)
-        assert b"disk I/O error" in reply
-        (row,) = await auth.ledger.history(Query(), 10)
-        await auth.service.close()
-        return row
-
-    row = asyncio.run(asked())
+    monkeypatch.setattr(accounts.database, "_commit", fail_once)
+    assert "disk I/O error" in accounts.ask({"action": "create", "name": "alice", "uid": 1005})["message"]
+    (row,) = accounts.ask({"action": "history"})["data"]
     assert (row["phase"], row["action"], row["object"]) == ("failed", "create", "alice")
     assert (row["error"], row["after"]) == ("unavailable", None)
-    database.close()
 
 
 def test_a_change_of_which_no_row_was_written_is_not_told_as_done(
@@ -232,106 +218,9 @@ def test_a_change_of_which_no_row_was_written_is_not_told_as_done(
 
     database = Database(tmp_path / "a.db", store.MIGRATIONS)
     monkeypatch.setattr(AuthService, "create", forgetful)
-    auth = Accounts(database)
-    reply = json.loads(asyncio.run(reply_to(auth.service, b'{"action":"create","name":"alice","uid":1005}', ROOT)))
+    reply = Accounts(database).ask({"action": "create", "name": "alice", "uid": 1005})
     assert (reply["ok"], reply["error"]) == (False, "internal")
     assert "user:create changed state without a row in the ledger" in caplog.text
-    database.close()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "UPDATE users SET disabled = 1",
-        "UPDATE users SET password = 'another'",
-        "DELETE FROM users",
-    ],
-)
-def test_a_login_is_not_done_for_a_user_who_was_changed_while_the_password_was_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
-    database = Database(tmp_path / "a.db", store.MIGRATIONS)
-    auth = Accounts(database, AuthSettings(hash_memory=64, hash_passes=1))
-    right = auth.users._passwords.verify
-
-    async def verify(*about: Any) -> bool:
-        found = await right(*about)
-        await database.write(lambda tx: tx.execute(change))
-        return found
-
-    async def asked() -> list[dict[str, Any]]:
-        about = {"name": "alice", "password": "a long enough one"}
-        lines = [json.dumps({"action": action, **about}).encode() for action in ("create", "login", "login")]
-        created, before = [json.loads(await reply_to(auth.service, line, ROOT)) for line in lines[:2]]
-        monkeypatch.setattr(auth.users._passwords, "verify", verify)
-        return [created, before, json.loads(await reply_to(auth.service, lines[2], ROOT))]
-
-    *good, late = asyncio.run(asked())
-    assert all(reply["ok"] for reply in good)
-    assert (late["error"], late["message"]) == ("conflict", "the user alice was changed in the meantime; log in again")
-    database.close()
-
-
-def test_no_user_has_a_uid_of_the_services(tmp_path: Path) -> None:
-    database = Database(tmp_path / "a.db", store.MIGRATIONS)
-    auth = Accounts(database, services=frozenset({STRANGER.uid}))
-    line = json.dumps({"action": "create", "name": "alice", "uid": STRANGER.uid}).encode()
-    reply = json.loads(asyncio.run(reply_to(auth.service, line, ROOT)))
-    says = f"uid {STRANGER.uid} is CircleOSD's own; it needs no user"
-    assert (reply["error"], reply["message"]) == ("bad-request", says)
-    database.close()
-
-
-def test_the_own_password_is_changed_with_the_present_one_and_guesses_at_it_count(tmp_path: Path) -> None:
-    database = Database(tmp_path / "a.db", store.MIGRATIONS)
-    settings = AuthSettings(hash_memory=64, hash_passes=1, login_tries=2)
-    auth = Accounts(database, settings)
-    old, new = "a long enough one", "quite another one"
-
-    async def told(peer: Peer, action: str, **parameters: object) -> str:
-        line = json.dumps({"action": action, **parameters}).encode()
-        reply = json.loads(await reply_to(auth.service, line, peer))
-        return "ok" if reply["ok"] else f"{reply['error']}: {reply['message']}"
-
-    async def asked() -> None:
-        assert await told(ROOT, "create", name="alice", password=old, uid=STRANGER.uid) == "ok"
-        assert "denied: your own password is changed with the present" in await told(STRANGER, "passwd", password=new)
-        for _ in range(2):
-            refused = await told(STRANGER, "passwd", old=new, password=new)
-            assert refused.startswith("denied: the name or the password is wrong")
-        await database.write(lambda tx: tx.execute("UPDATE failures SET last = last + 600"))  # or the wait may be over
-        assert (await told(STRANGER, "passwd", old=old, password=new)).startswith("limit: too many failed logins")
-        assert await told(ROOT, "enable", name="alice") == "ok"
-        assert await told(STRANGER, "passwd", old=old, password=new) == "ok"
-        assert await told(STRANGER, "login", name="alice", password=new) == "ok"
-
-    asyncio.run(asked())
-    database.close()
-
-
-def test_who_somebody_is_can_be_told_while_all_users_are_listed_over_and_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    database, listed = Database(tmp_path / "a.db", store.MIGRATIONS), list[int]()
-    auth = Accounts(database)
-
-    def counted(connection: sqlite3.Connection) -> list[accounts.User]:
-        listed.append(1)
-        return []
-
-    async def asked() -> int:
-        owner = Peer(os.getuid(), 0, 0)
-        listings = [asyncio.create_task(reply_to(auth.service, b'{"action":"list"}', owner)) for _ in range(20)]
-        await asyncio.sleep(0)  # they have begun
-        reply = json.loads(await reply_to(auth.service, b'{"action":"whoami"}', STRANGER))
-        assert reply["data"]["uid"] == STRANGER.uid
-        before = len(listed)
-        assert all(json.loads(listing)["ok"] for listing in await asyncio.gather(*listings))
-        return before
-
-    monkeypatch.setattr(store, "users", counted)
-    assert asyncio.run(asked()) < 5
-    assert len(listed) == 20
     database.close()
 
 

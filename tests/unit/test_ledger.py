@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import os
 import shutil
 import sqlite3
@@ -20,7 +19,6 @@ import pytest
 
 from circlectl import commands, views
 from circleosd import chain, ledger, wire
-from circleosd.actor import actor
 from circleosd.api.common import Event
 from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
@@ -551,40 +549,6 @@ def test_long_parameters_are_cut_and_documents_only_measured() -> None:
     assert [ledger.shown(value) for value in plain] == plain
 
 
-def test_the_actor_is_told_with_program_unit_and_login_session() -> None:
-    told = actor(Caller(Peer(os.getuid(), os.getgid(), os.getpid()), user="alice", session="s", plugin="p"))
-    assert told["exe"] == os.readlink("/proc/self/exe")
-    assert (told["user"], told["session"], told["plugin"]) == ("alice", "s", "p")
-    for gone in (Peer(os.getuid(), os.getgid(), 2**22), Peer(os.getuid() + 1, 1, os.getpid())):
-        told = actor(Caller(gone))
-        assert (told["exe"], told["unit"], told["login"]) == (None, None, None)
-
-
-@pytest.mark.parametrize(
-    ("groups", "unit", "login"),
-    [
-        ("0::/", None, None),
-        ("0::/system.slice/nginx.service", "nginx.service", None),
-        ("0::/system.slice/nginx.service/worker", "nginx.service", None),
-        ("0::/user.slice/user-1000.slice/session-3.scope", "session-3.scope", "3"),
-        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/a:b.service", "a:b.service", None),
-        ("2:cpu:/\n1:name=systemd:/user.slice/user-1000.slice/session-c1.scope", "session-c1.scope", "c1"),
-        # a unit of the user's own manager, named by the user
-        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/session-7.scope", "session-7.scope", None),
-        ("0::/user.slice/user-1000.slice/session-3.scope/session-7.scope", "session-7.scope", "3"),
-    ],
-)
-def test_the_unit_of_an_actor_is_the_innermost_and_a_login_is_told_by_the_outermost(
-    monkeypatch: pytest.MonkeyPatch, groups: str, unit: str | None, login: str | None
-) -> None:
-    def instead(path: str, **more: object) -> io.StringIO:
-        return io.StringIO(f"{groups}\n" if path.endswith("/cgroup") else "Uid:\t7\t7\t7\t7\n")
-
-    monkeypatch.setattr("circleosd.actor.open", instead, raising=False)
-    told = actor(Caller(Peer(7, 7, 2**22)))
-    assert (told["unit"], told["login"]) == (unit, login)
-
-
 def test_an_actor_whose_program_has_no_utf8_name_is_told_and_recorded(opened: Open, tmp_path: Path) -> None:
     program = os.fsdecode(os.fsencode(tmp_path) + b"/pro\xffgram")
     # Not a program of coreutils, which may be all of them in one, told apart by their names.
@@ -625,15 +589,3 @@ def test_a_journal_that_fails_does_not_undo_what_is_on_disk(opened: Open, caplog
     assert opened.record("act", object="x") == 1
     assert len(opened.history()) == 1
     assert "no journal" in caplog.text
-
-
-def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    Database(tmp_path / "n.db", (ledger.SCHEMA,)).close()
-    with pytest.raises(Unavailable, match="newer than this CircleOSD"):
-        Database(tmp_path / "n.db", ())
-
-
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.db").write_bytes(b"not a database at all" * 100)
-    with pytest.raises(Unavailable, match="not a database"):
-        Database(tmp_path / "x.db", (ledger.SCHEMA,))

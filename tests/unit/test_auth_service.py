@@ -1,0 +1,103 @@
+"""What auth-service does and refuses, bytes in, bytes out; over its socket see tests/integration/test_accounts.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from circleosd.api.auth import User
+from circleosd.auth import store
+from circleosd.database import Database
+from circleosd.policy import Peer
+from tests.unit.dispatching import Accounts, reply_to
+from tests.unit.fakes import ROOT, STRANGER
+
+OLD, NEW = "a long enough one", "quite another one"
+
+
+def told(accounts: Accounts, peer: Peer, action: str, **parameters: object) -> str:
+    """`ok`, or the code and the message."""
+    reply = accounts.ask({"action": action, **parameters}, peer)
+    return "ok" if reply["ok"] else f"{reply['error']}: {reply['message']}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE users SET disabled = 1",
+        "UPDATE users SET password = 'another'",
+        "DELETE FROM users",
+    ],
+)
+def test_a_login_is_not_done_for_a_user_who_was_changed_while_the_password_was_looked_at(
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    right = accounts.users._passwords.verify
+
+    async def verify(*about: Any) -> bool:
+        found = await right(*about)
+        await accounts.database.write(lambda tx: tx.execute(change))
+        return found
+
+    alice = {"name": "alice", "password": OLD}
+    assert told(accounts, ROOT, "create", **alice) == told(accounts, ROOT, "login", **alice) == "ok"
+    monkeypatch.setattr(accounts.users._passwords, "verify", verify)
+    refused = "conflict: the user alice was changed in the meantime; log in again"
+    assert told(accounts, ROOT, "login", **alice) == refused
+
+
+def test_no_user_has_a_uid_of_the_services(tmp_path: Path) -> None:
+    database = Database(tmp_path / "a.db", store.MIGRATIONS)
+    accounts = Accounts(database, services=frozenset({STRANGER.uid}))
+    refused = f"bad-request: uid {STRANGER.uid} is CircleOSD's own; it needs no user"
+    assert told(accounts, ROOT, "create", name="alice", uid=STRANGER.uid) == refused
+    database.close()
+
+
+def test_the_own_password_is_changed_with_the_present_one_and_guesses_at_it_count(tmp_path: Path) -> None:
+    database = Database(tmp_path / "a.db", store.MIGRATIONS)
+    accounts = Accounts(database, login_tries=2)
+    assert told(accounts, ROOT, "create", name="alice", password=OLD, uid=STRANGER.uid) == "ok"
+    without = told(accounts, STRANGER, "passwd", password=NEW)
+    assert "denied: your own password is changed with the present" in without
+    for _ in range(2):
+        refused = told(accounts, STRANGER, "passwd", old=NEW, password=NEW)
+        assert refused.startswith("denied: the name or the password is wrong")
+    asyncio.run(
+        database.write(lambda tx: tx.execute("UPDATE failures SET last = last + 600"))
+    )  # or the wait may be over
+    assert told(accounts, STRANGER, "passwd", old=OLD, password=NEW).startswith("limit: too many failed logins")
+    assert told(accounts, ROOT, "enable", name="alice") == "ok"
+    assert told(accounts, STRANGER, "passwd", old=OLD, password=NEW) == "ok"
+    assert told(accounts, STRANGER, "login", name="alice", password=NEW) == "ok"
+    database.close()
+
+
+def test_who_somebody_is_can_be_told_while_all_users_are_listed_over_and_over(
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[int] = []
+
+    def counted(connection: sqlite3.Connection) -> list[User]:
+        listed.append(1)
+        return []
+
+    async def asked() -> int:
+        owner = Peer(os.getuid(), 0, 0)
+        listings = [asyncio.create_task(reply_to(accounts.service, b'{"action":"list"}', owner)) for _ in range(20)]
+        await asyncio.sleep(0)  # they have begun
+        reply = json.loads(await reply_to(accounts.service, b'{"action":"whoami"}', STRANGER))
+        assert reply["data"]["uid"] == STRANGER.uid
+        before = len(listed)
+        assert all(json.loads(listing)["ok"] for listing in await asyncio.gather(*listings))
+        return before
+
+    monkeypatch.setattr(store, "users", counted)
+    assert asyncio.run(asked()) < 5
+    assert len(listed) == 20
