@@ -9,7 +9,8 @@ from circleosd.config import Settings
 
 HEAD = """\
 # The settings of CircleOSD, explained in circleosd.toml(5), each with its default; remove the # to change one.
-# The services read this when they start, which they do on demand: there is nothing to reload.
+# A service reads this when it starts, on demand; one that runs goes on with what it read. To have all read it now:
+#   systemctl try-restart circleosd-auth circleosd-registry circleosd-plugins
 """
 
 

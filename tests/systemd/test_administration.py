@@ -240,6 +240,25 @@ def test_signers_that_root_alone_can_read_are_named_with_what_to_do(machine: Mac
     machine.succeed(f"rm {signers}")
 
 
+def test_what_the_manual_says_has_running_services_read_changed_settings(machine: Machine) -> None:
+    manual = (PROJECT / "man/circleosd.toml.5").read_text().replace("\\-", "-")
+    (command,) = re.findall(r"^\.Dl (systemctl try-restart .*)$", manual, re.MULTILINE)
+    assert command in machine.succeed(
+        "dpkg-deb --fsys-tarfile /tmp/circleosd.deb | tar -xO ./etc/circleosd/config.toml"
+    )
+    file, load = "/etc/circleosd/config.toml", "plugin load /usr/share/circleosd/plugins/example.wasm"
+    machine.succeed(f"cp {file} /srv/config.toml", "systemctl stop circleosd-plugins.service 2>&1")
+    machine.succeed("systemd-run --quiet --unit=ct-following circlectl plugin events --follow")  # it stays for that
+    machine.wait_until_succeeds("systemctl is-active circleosd-plugins.service", timeout=20)
+    machine.wait_until_succeeds(
+        "circlectl system status --json | grep -q 'plugin-manager.*\"connections\": 2'", timeout=20
+    )
+    machine.succeed(f"echo '[plugins]\ntrust = \"require\"' >>{file}", f"circlectl {load} 2>&1", command)
+    assert "this host loads only what a trusted signer signed" in refused(machine, load, 4)
+    machine.succeed(f"cp /srv/config.toml {file}", command, "systemctl stop ct-following.service || true")
+    machine.succeed("circlectl plugin unload example")
+
+
 def test_a_polkit_rule_that_was_removed_or_edited_is_made_anew(machine: Machine) -> None:
     rule = "/etc/polkit-1/rules.d/49-circleosd.rules"
     made = machine.succeed(f"cat {rule}")
