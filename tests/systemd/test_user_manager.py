@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.systemd.conftest import PROJECT_INSIDE
+from tests.systemd.installed import write
 from tests.systemd.machine import Machine
 from tests.systemd.test_deb import PREPARE, install, newer
 
@@ -95,6 +96,23 @@ def test_an_upgrade_of_the_package_is_one_in_the_managers_of_users_too(machine: 
     assert {report["version"] for report in reports} == {"99"}
     machine.systemctl("disable --now circleosd.target", "carol")
     install(machine, deb)
+
+
+def test_a_user_whose_service_never_stops_holds_up_no_upgrade_and_no_removal(machine: Machine, deb: str) -> None:
+    override = f"{MANAGERS}/circleosd-auth.service.d/stubborn.conf"
+    stubborn = "ExecStart=/bin/sh -c 'trap \"\" TERM; while :; do sleep 1; done'"
+    write(machine, override, f"[Service]\nType=exec\nTimeoutStopSec=infinity\nExecStart=\n{stubborn}\n")
+    # What ends the wait does so sooner here.
+    write(machine, "/usr/local/sbin/timeout", '#!/bin/sh\nshift\nexec /usr/bin/timeout 5 "$@"\n')
+    machine.succeed("chown -R carol: /home/carol", "chmod 755 /usr/local/sbin/timeout")
+    for command in (f"dpkg --install {deb}", "dpkg --remove circleosd"):
+        machine.systemctl("daemon-reload", "carol")
+        machine.systemctl("start circleosd.target circleosd-auth.service", "carol")
+        assert states(machine, ["circleosd-auth.service"]) == {"active"}
+        machine.succeed(f"{command} 2>&1", timeout=120)
+        machine.systemctl("kill --signal=KILL circleosd-auth.service", "carol")
+    machine.succeed(f"rm /usr/local/sbin/timeout {override}", f"dpkg --install {deb} 2>&1")
+    machine.systemctl("daemon-reload", "carol")
 
 
 def test_a_source_tree_is_installed_into_the_users_manager_and_out_of_it(machine: Machine, tree: str) -> None:
