@@ -122,7 +122,7 @@ class Unit:
         if not path.startswith("/"):
             raise BadRequest(f"the embedded mode knows absolute paths as ListenStream=, not {path}")
         with bound(path, socket.SOCK_STREAM, int(mode, 8)) as self.listener:
-            self.listener.listen(int(self._file.get("Socket", "Backlog", "4096")))
+            self.listener.listen(4096)  # net.core.somaxconn, by which systemd goes
             self._enter("active", "listening")
             while True:
                 await readable(self.listener.fileno())
