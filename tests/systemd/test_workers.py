@@ -13,6 +13,7 @@ from tests.native_source import native, shared_object
 from tests.systemd.installed import write
 from tests.systemd.machine import Machine
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 BROKEN = "/etc/systemd/system/circleosd-plugin@.service.d/99-broken.conf"
 SHOW = "circlectl plugin show often --json"
 
@@ -59,6 +60,13 @@ def test_a_plugin_that_takes_too_much_memory_to_compile_is_refused_for_that(mach
     machine.copy_from_host(str(tmp_path / "bomb.wasm"), "/root/bomb.wasm")
     status, said = machine.execute("circlectl plugin load /root/bomb.wasm 2>&1")
     assert (status, said.count("compiling it needs more than 1073741824 bytes of memory")) == (8, 1), said
+
+
+def test_the_slice_that_the_page_on_settings_bounds_is_that_of_all_workers(machine: Machine) -> None:
+    machine.succeed("circlectl plugin invoke often upper hi")
+    slice_of_it = machine.succeed("systemctl show --value --property=Slice circleosd-plugin@often.service").strip()
+    page = (ROOT / "man" / "circleosd.toml.5").read_text(encoding="utf-8")
+    assert f"systemctl set-property '{slice_of_it}' MemoryMax=2G" in page.replace(r"\e", "\\")
 
 
 LOUD = """(func (export "f") (param i32) (result i64)
