@@ -240,6 +240,32 @@ def test_signers_that_root_alone_can_read_are_named_with_what_to_do(machine: Mac
     machine.succeed(f"rm {signers}")
 
 
+def test_what_the_manual_says_of_one_service_and_of_a_new_key_works(machine: Machine) -> None:
+    manual = (PROJECT / "man/circleosd.8").read_text().replace("\\-", "-")
+    restart, replace = (
+        [line[2:] for line in manual.partition(what)[2].partition(".Ed")[0].splitlines() if line.startswith("# ")]
+        for what in ("Let bob restart one service", "Replace the key that signs plugins")
+    )
+    machine.succeed(*(f"{command} 2>&1" for command in restart))
+    machine.succeed("circlectl service start nginx", "su bob -c 'circlectl service restart nginx'")
+    refused(machine, "service stop nginx", 4, "bob")
+
+    trusted, plugin = "/etc/circleosd/trusted-signers", "/usr/share/circleosd/plugins/example"
+    inside = "mkdir -p /srv/keys; cd /srv/keys"
+    machine.succeed(
+        f"{inside}; for key in old new; do ssh-keygen -q -t ed25519 -N '' -f $key; done",
+        f"{inside}; cp {plugin}.wasm counter.wasm; sed 's/example/counter/' {plugin}.json >counter.json",
+        f'{inside}; echo "ops@example.org $(cat old.pub)" >{trusted}',
+        f"{inside}; circlectl plugin sign counter.wasm --key old; circlectl plugin load counter.wasm",
+        *(f"{inside}; {command}" for command in replace),
+    )
+    key = machine.succeed("ssh-keygen -l -f /srv/keys/new.pub").split()[1]
+    assert key in machine.succeed("circlectl plugin show counter")
+    machine.succeed(f"{inside}; circlectl plugin sign counter.wasm --key old")
+    assert "is revoked" in refused(machine, "plugin verify /srv/keys/counter.wasm", 4)
+    machine.succeed(f"rm {trusted} /etc/circleosd/revoked-signers", "circlectl plugin unload counter")
+
+
 def test_what_the_manual_says_has_running_services_read_changed_settings(machine: Machine) -> None:
     manual = (PROJECT / "man/circleosd.toml.5").read_text().replace("\\-", "-")
     (command,) = re.findall(r"^\.Dl (systemctl try-restart .*)$", manual, re.MULTILINE)
