@@ -22,6 +22,9 @@ _LogFunction = ctypes.CFUNCTYPE(None, c_int32, c_void_p, c_size_t)
 _WriteFunction = ctypes.CFUNCTYPE(c_int32, c_void_p, c_void_p, c_size_t)
 _CallFunction = ctypes.CFUNCTYPE(c_int32, c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_size_t))
 
+_libc: Final = ctypes.CDLL(None)
+_stdout: Final = c_void_p.in_dll(_libc, "stdout")
+
 
 class _Host(ctypes.Structure):
     _fields_ = (
@@ -102,6 +105,7 @@ class NativePlugin:
         thread.overflowed = False
         # A bytes object ends with a NUL byte that its length does not count, as the header promises.
         status = handler(byref(self._interface), payload, len(payload), 1)
+        _libc.fflush(_stdout)  # what was printed without the end of its line: nothing writes it when the worker ends
         reply, thread.reply = thread.reply, bytearray()
         if thread.overflowed:
             raise PluginFailure("limit", f"wrote more than its limit for output of {self._limits.output} bytes")
@@ -136,8 +140,7 @@ class NativePlugin:
 
 def _initialize(artifact: int, entry: str, memory: int) -> _Plugin:
     # Else what it prints would wait for more, as standard output is no terminal, and be lost with its worker.
-    libc = ctypes.CDLL(None)
-    libc.setvbuf(c_void_p.in_dll(libc, "stdout"), None, _LINE_BUFFERED, c_size_t(0))
+    _libc.setvbuf(_stdout, None, _LINE_BUFFERED, c_size_t(0))
     path = f"/proc/self/fd/{artifact}"
     try:
         library = ctypes.CDLL(path, mode=2)

@@ -273,6 +273,21 @@ HANDLER(crash) { UNUSED; printf("so far, so good\\n"); abort(); }"""
     assert worker.errors == "so far, so good\n"
 
 
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_a_line_that_was_printed_without_its_end_is_there_when_the_worker_ends(
+    monkeypatch: pytest.MonkeyPatch, concurrency: int
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    words = """
+__attribute__((constructor)) static void begin(void) { dup2(2, 1); }
+HANDLER(say) { UNUSED; printf("the last words"); return 0; }"""
+    with start(native(words, "say"), plugin_type="native", concurrency=concurrency, forked=False) as worker:
+        worker.ready()
+        worker.invoke("say")
+        assert worker.close() == 0
+    assert worker.errors == "the last words"
+
+
 @pytest.mark.parametrize("end", ["for (;;) pause();", "abort();"])
 @pytest.mark.parametrize("concurrency", [1, 2])
 def test_nothing_of_a_plugin_is_run_when_its_worker_ends(end: str, concurrency: int) -> None:
