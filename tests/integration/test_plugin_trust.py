@@ -133,28 +133,10 @@ def test_an_unknown_signer_is_refused_unless_whoever_loads_says_otherwise(signer
     assert "does not name" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ('valid-before="20200101"', "was valid only until 2020-01-01"),
-        ('valid-after="20990101"', "is valid only from 2099-01-01"),
-        ('namespaces="git"', "but not for circleosd-plugin"),
-    ],
-)
-def test_a_key_that_is_not_valid_now_or_not_for_this_is_refused(signer: Signer, options: str, reason: str) -> None:
-    signer.signers.write_text(f"alice@example.org {options} {public(signer.key)}\n")
-    assert reason in signer.refused()
-
-
 def test_a_revoked_key_is_refused(signer: Signer) -> None:
     (signer.signers.parent / "revoked-signers").write_text(public(signer.key) + "\n")
     assert "is revoked" in signer.refused()
     assert "is revoked" in signer.refused("--trust")
-
-
-def test_a_signature_for_another_purpose_is_refused(signer: Signer) -> None:
-    signer.signature.write_bytes(sign(signer.key, signer.manifest.read_bytes(), "git"))
-    assert "made for another purpose" in signer.refused()
 
 
 @pytest.mark.parametrize("named", [[], ["sha256"], ["size"]])
