@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
 
 from tests.door import answer
@@ -29,3 +30,16 @@ def create(host: EmbeddedHost, name: str, **more: Any) -> None:
 
 def login(host: EmbeddedHost, name: str, uid: int, **more: Any) -> str:
     return str(ok(host, uid, AUTH, "login", name=name, password=PASSWORD, **more)["token"])
+
+
+def let_pass(host: EmbeddedHost, seconds: float) -> None:
+    """Start the host anew, and have what the past made of sessions and failed logins be so much older."""
+    host.stop()
+    connection = sqlite3.connect(host.directory / "state/circleosd/auth/auth.db")
+    with connection:
+        for column in ("created", "used", "expires"):
+            connection.execute(f"UPDATE sessions SET {column} = {column} - ?", (seconds,))
+        connection.execute("UPDATE failures SET last = last - ?", (seconds,))
+    connection.close()
+    host.start()
+    host.open_to_everybody()
