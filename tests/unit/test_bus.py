@@ -14,7 +14,7 @@ import pytest
 from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
-from circleosd.errors import Unavailable
+from circleosd.errors import Timeout, Unavailable
 from circleosd.systemd.bus import CALL_SIZE, DAEMON, IN_FLIGHT, Connection, connect
 from circleosd.systemd.buserrors import Lost
 from circleosd.systemd.names import MANAGER, SYSTEMD
@@ -83,6 +83,7 @@ def test_the_bus_is_asked_for_signals_though_the_first_who_wants_them_gives_up_b
         while bus.members().count("GetUnit") < len(calls):
             await asyncio.sleep(0)
         await asyncio.sleep(0)  # both have come as far as they get
+        assert bus.members()[-1] == "GetUnit"
         first, second = listening
         first.cancel()
         await asyncio.wait([first])
@@ -109,6 +110,17 @@ def test_a_call_is_lost_whose_reply_went_with_who_was_asked() -> None:
         bus.refuse(bus.sent[0], "org.freedesktop.DBus.Error.NoReply")
         with pytest.raises(Lost):
             await call
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_call_that_nobody_answers_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circleosd.systemd.bus.CALL_TIMEOUT", 0.01)
+
+    async def main() -> None:
+        connection = Connection(Bus())  # type: ignore[arg-type]  # what it needs of one
+        with pytest.raises(Timeout, match=r"systemd1 did not answer within 0\.01 s"):
+            await connection.call(MANAGER, "GetUnit")
 
     asyncio.run(asyncio.wait_for(main(), 20))
 

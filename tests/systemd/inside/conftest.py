@@ -28,6 +28,9 @@ UNITS = {
     "ct-sleep.service": "[Service]\nType=exec\nExecStart=sleep infinity\nExecReload=true\n",
     "ct-plain.service": "[Service]\nType=exec\nExecStart=sleep infinity\n",
     "ct-fail.service": '[Service]\nType=oneshot\nExecStart=sh -c "echo one; echo two; echo last words >&2; exit 3"\n',
+    "ct-steps.service": (
+        "[Service]\nType=oneshot\nExecStart=sh -c 'echo one; sleep 0.2'\nExecStart=sh -c 'echo two; exit 3'\n"
+    ),
     "ct-again.service": (
         "[Service]\nType=notify\nRestart=on-failure\nRestartSec=10min\n"
         'ExecStart=sh -c "echo first words; sleep 0.3; echo last words; exit 3"\n'

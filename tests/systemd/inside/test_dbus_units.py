@@ -82,6 +82,14 @@ def test_a_failing_unit_gives_its_result_exit_status_and_last_lines() -> None:
         on_systemd(act)
 
 
+def test_the_last_lines_are_of_all_that_a_unit_ran_in_turn() -> None:
+    async def act(manager: SystemdUnits) -> list[str]:
+        assert await manager.job("start", "ct-steps.service") == "failed"
+        return await manager.log_tail("ct-steps.service", 5)
+
+    assert on_systemd(act) == ["one", "two"]
+
+
 def test_the_last_lines_of_a_unit_that_waits_for_another_start_are_those_of_its_run() -> None:
     async def act(manager: SystemdUnits) -> list[str]:
         assert await manager.job("start", "ct-again.service") == "failed"
@@ -223,6 +231,8 @@ def test_a_unit_that_cannot_reload_is_a_conflict() -> None:
 def test_what_is_no_unit_name_never_reaches_systemd(name: str) -> None:
     with pytest.raises(BadRequest):
         job("start", name)
+    with pytest.raises(BadRequest):
+        on_systemd(lambda manager: manager.enabled(name))
     assert detail(name).load == "not-found"
 
 

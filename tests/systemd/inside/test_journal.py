@@ -55,6 +55,12 @@ def test_the_last_lines_come_oldest_first_with_their_times() -> None:
     assert tail(unit, 0) == []
 
 
+def test_a_log_is_there_without_the_bus() -> None:
+    unit = say("echo still here")
+    manager = SystemdUnits("system", timeout=5, env={"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent"})
+    assert texts(asyncio.run(manager.logs(unit, 9))) == ["still here"]
+
+
 def test_only_lines_since_a_moment() -> None:
     unit = say("echo early; sleep 0.3; echo late")
     late = next(line for line in tail(unit, 100) if line.text == "late")
