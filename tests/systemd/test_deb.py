@@ -57,7 +57,7 @@ def install(machine: Machine, deb: str) -> None:
 
 
 def newer(machine: Machine, deb: str) -> str:
-    """The package with the version 99, on the machine."""
+    """The package with the version 99 and newer files of units, on the machine."""
     directory = "/tmp/circleosd-newer"
     version = f"{directory}/usr/lib/circleosd/lib/python3*/site-packages/circleosd/__init__.py"
     machine.succeed(
@@ -65,6 +65,7 @@ def newer(machine: Machine, deb: str) -> str:
         f"dpkg-deb --raw-extract {deb} {directory}",
         f"sed -i 's/^Version: .*/Version: 99/' {directory}/DEBIAN/control",
         f"sed -i 's/^__version__ = .*/__version__ = \"99\"/' {version}",
+        f"touch {directory}/usr/lib/systemd/*/circleosd*",
         f"dpkg-deb --build -Znone {directory} {directory}.deb",
     )
     return f"{directory}.deb"
@@ -225,6 +226,7 @@ def test_an_upgrade_starts_the_new_version_keeps_settings_and_loses_no_connectio
     install(machine, newer(machine, deb))
     reports = json.loads(machine.succeed("circlectl system status --json"))
     assert {report["version"] for report in reports} == {"99"}
+    assert machine.get_unit_property("circleosd.target", "NeedDaemonReload") == "no"
     machine.succeed("kill $(cat /tmp/asking)")
     assert set(machine.succeed("cat /tmp/asked").splitlines()) == {"answered"}
     assert "\nidle_exit = 7\n" in machine.succeed("cat /etc/circleosd/config.toml")
