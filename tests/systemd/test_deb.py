@@ -151,6 +151,10 @@ def test_root_uses_every_service_and_a_plugin(installed: Machine) -> None:
     installed.succeed("circlectl plugin load /usr/share/circleosd/plugins/example.wasm")
     assert installed.succeed("circlectl plugin invoke example upper hello") == "HELLO\n"
     assert installed.get_unit_property("circleosd-plugin@example.service", "ActiveState") == "active"
+    places = "/var/lib/circleosd/* /var/cache/circleosd/plugins /run/circleosd/plugins/example.sock"
+    modes = installed.succeed(f"stat --format='%a %U' {places}").splitlines()
+    users = ("auth", "plugins", "registry", "plugins")
+    assert modes == [*(f"700 circleosd-{user}" for user in users), "600 circleosd-plugins"]
 
 
 def test_a_member_of_the_group_may_connect_and_a_stranger_may_not(installed: Machine) -> None:
@@ -251,7 +255,7 @@ def test_what_the_administrator_disabled_stays_disabled_over_an_upgrade(machine:
     machine.succeed("systemctl disable --now circleosd.target 2>&1")
     install(machine, deb)
     assert machine.execute("systemctl is-enabled circleosd.target")[1].strip() == "disabled"
-    assert states(machine, [*SOCKETS, *SERVICES]) == {"inactive"}
+    assert states(machine, [*SOCKETS, *SERVICES, "circleosd-polkit.path"]) == {"inactive"}
 
 
 def test_what_the_administrator_disabled_stays_disabled_over_removal_but_not_over_purge(

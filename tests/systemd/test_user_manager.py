@@ -70,9 +70,9 @@ def test_a_user_runs_the_packages_units_beside_the_systems(machine: Machine) -> 
     assert "/default.target.wants/circleosd.target" in said
     assert states(machine, SOCKETS) == {"active"}
     assert states(machine, SERVICES) == {"inactive"}
-    modes = machine.succeed("stat --format='%a %U' /run/user/$(id -u carol)/circleosd/*.sock")
-    assert modes.splitlines() == ["600 carol"] * 3
     use(machine, "circlectl")
+    modes = machine.succeed("stat --format='%a %U' /run/user/$(id -u carol)/circleosd/{,plugins/}*.sock")
+    assert modes.splitlines() == ["600 carol"] * 4
     machine.succeed("touch /usr/lib/systemd/user/circleosd-plugin@.service")
     said = machine.succeed(as_carol("circlectl --scope user service status plugin@example 2>&1"))
     assert "see: systemctl --user daemon-reload" in said
