@@ -73,8 +73,8 @@ def newer(machine: Machine, deb: str) -> str:
 
 def files(machine: Machine) -> set[str]:
     found = machine.succeed(f"find {DIRECTORIES} -xdev -print0").split("\0")
-    others = (*OTHERS, *(path for path in found if "/systemd-private-" in path and "circleosd" not in path))
-    return {path for path in found if not path.startswith(others)}
+    others = (*OTHERS, *(path for path in found if "/systemd-private-" in path))
+    return {path for path in found if "circleosd" in path or not path.startswith(others)}
 
 
 def states(machine: Machine, units: list[str]) -> set[str]:
@@ -318,6 +318,15 @@ def test_what_readme_begins_with_is_all_that_it_takes(machine: Machine, deb: str
         ("restart", "done"),
         ("stop", "denied"),
     ]
+
+
+def test_a_removal_that_fails_leaves_the_sockets_listening(machine: Machine, deb: str) -> None:
+    install(machine, deb)
+    prerm = "/var/lib/dpkg/info/circleosd.prerm"
+    machine.succeed(f"echo exit 1 >>{prerm}")
+    machine.fail("dpkg --remove circleosd 2>&1")
+    assert states(machine, SOCKETS) == {"active"}
+    machine.succeed(f"sed -i '$d' {prerm}")
 
 
 def test_purge_says_which_users_and_groups_it_could_not_remove(machine: Machine, deb: str) -> None:
