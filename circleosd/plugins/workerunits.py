@@ -26,10 +26,12 @@ class WorkerUnits:
         self._timeout = timeout
 
     async def listen(self, instance: str) -> None:
-        """Start a worker's socket. Raises what the registry says, but `Unavailable` if there is no such unit."""
+        """Start a worker's socket. Raises `Unavailable`: it is no failure of the plugin, of which nothing has run."""
         try:
             await self._ask("start", f"{instance}.socket")
-        except NotFound as exc:
+        except Unavailable:
+            raise
+        except CircleError as exc:
             raise Unavailable(f"cannot start the worker of {instance}: {exc}") from exc
 
     async def remove(self, instance: str) -> None:

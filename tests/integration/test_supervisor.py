@@ -190,3 +190,20 @@ def test_a_worker_that_cannot_be_started_is_no_failure_of_its_plugin(new_host: N
     unit.unlink()
     host.wait_for(lambda: host.call("plugin-manager", request)["data"] == "A")  # who comes at once is sent away, too
     assert host.data("plugin-manager", "show", id="example")["failures"] == 0
+
+
+def test_a_plugin_is_not_blamed_for_a_socket_that_cannot_be_started(host: EmbeddedHost) -> None:
+    host.load("plugins/example.wasm")
+    host.ok("service", "stop", "plugin@example.socket")
+    host.wait_for(lambda: host.data("plugin-manager", "show", id="example")["worker"] == "none")
+    in_the_way = host.runtime / "plugins" / "example.sock"
+    in_the_way.mkdir()
+    request = {"action": "invoke", "id": "example", "func": "upper", "payload": "a"}
+    for _ in range(4):
+        reply = host.call("plugin-manager", request)
+        assert reply["error"] == "unavailable"
+        assert reply["message"].startswith("cannot start the worker of example: cannot start plugin@example.socket")
+        assert "Is a directory" in reply["message"]
+    in_the_way.rmdir()
+    assert host.call("plugin-manager", request)["data"] == "A"
+    assert host.data("plugin-manager", "show", id="example")["failures"] == 0
