@@ -122,9 +122,16 @@ class Compiled:
                 if stat.S_ISREG(status.st_mode):
                     found.append((status.st_mtime, status.st_size, path))
         total = sum(size for _, size, _ in found)
+        removed = 0
         for _, size, path in sorted(found):
             if total <= self._most:
                 break
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             total -= size
+            removed += 1
+        if removed and self._most:
+            log.info(
+                "removed %d compilations, of which each is made anew if its plugin is called again: "
+                "all that are kept may have %d bytes (plugins.cache)", removed, self._most,
+            )  # fmt: skip

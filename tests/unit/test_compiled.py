@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import threading
 from pathlib import Path
@@ -88,3 +89,17 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
     os.close(used)
     compiled.sweep()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["newest", "oldest"]
+
+
+def test_it_is_logged_that_compilations_are_removed_which_plugins_may_need(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for name in ("one", "two", "three"):
+        (tmp_path / name).write_bytes(b"code")
+    Compiled(tmp_path, 12).sweep()
+    assert not caplog.messages
+    Compiled(tmp_path, 4).sweep()
+    (said,) = caplog.messages
+    assert said.startswith("removed 2 compilations, ")
+    assert said.endswith("may have 4 bytes (plugins.cache)")
