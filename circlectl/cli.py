@@ -15,6 +15,7 @@ from circlectl import commands
 from circlectl.asking import Asking
 from circlectl.commands import Command
 from circleosd import client, paths
+from circleosd.api.contract import quoted
 from circleosd.errors import BadRequest, CircleError, Unavailable
 
 _START = "start CircleOSD: {manager} start circleosd.target, or here: circleosd up"
@@ -92,9 +93,12 @@ def _command(words: Sequence[str], flags: Mapping[str, str]) -> Command | int:
         wants_help, words = True, words[1:]
     if not words:
         return _help("overview")
+    if flag := next((word for word in words[:2] if word.startswith("-") and word != "--"), None):
+        raise BadRequest(f"{quoted(flag)} is no flag of all commands; those of one stand behind it")
     group, *rest = words
     if group not in commands.GROUPS:
-        raise BadRequest(f"no command {group[:64]!r}; there are: {', '.join(commands.GROUPS)}")
+        meant = [f"{name} {group}" for name in commands.GROUPS if group in commands.of_group(name)]
+        raise BadRequest(f"no command {group[:64]!r}; there are: {', '.join(meant or commands.GROUPS)}")
     found = commands.of_group(group)
     if rest[:1] in ([], ["--"]):
         return _help("of_group", group) if wants_help else _help("of_group", group, out=sys.stderr) or 2

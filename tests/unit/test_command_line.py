@@ -120,6 +120,10 @@ def test_help_is_of_what_stands_behind_it(words: list[str], shows: str, capsys: 
     [
         (["help", "nonsense"], "no command 'nonsense'; there are: user,"),
         (["help", "service", "nonsense"], "no command service 'nonsense'; there are: list,"),
+        (["start", "nginx"], "no command 'start'; there are: service start [bad-request]"),
+        (["status"], "no command 'status'; there are: service status, system status [bad-request]"),
+        (["--lines", "1", "system", "history"], "'--lines' is no flag of all commands; those of one stand behind it"),
+        (["system", "--lines", "1", "history"], "'--lines' is no flag of all commands; those of one stand behind it"),
         ([""], "no command ''; there are: user,"),
         (["", "service", "list"], "no command ''; there are: user,"),
         (["service", ""], "no command service ''; there are: list,"),
