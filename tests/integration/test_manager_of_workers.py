@@ -39,6 +39,7 @@ from circleosd.worker.frames import (
     Ready,
 )
 from circleosd.worker.host import LOG_BUDGET
+from tests.waiting import until
 
 T = TypeVar("T")
 
@@ -179,12 +180,6 @@ async def why_lost(worker: Worker) -> str:
     except WorkerGone as gone:
         return str(gone)
     return ""
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tests.systemd import cgroups
 from tests.systemd.container import BOOTED, BootError, Container, leftovers
 from tests.systemd.machine import Machine, MachineError
 from tests.systemd.scenario_runner import run_scenario
+from tests.waiting import wait_until
 
 TRANSIENT = "systemd-run --wait --quiet --pipe"
 PYTEST = ("-m", "pytest", "-q", "-p", "tests.systemd.conftest", "-p", "no:cacheprovider")
@@ -25,13 +25,6 @@ PROJECT = Path(__file__).parents[2]
 def named(name: str) -> str:
     """A container's name that no other run of these tests uses."""
     return f"{name}-{os.getpid()}"
-
-
-def wait_until(is_so: Callable[[], bool], timeout: float = 20) -> None:
-    deadline = time.monotonic() + timeout
-    while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 @contextmanager

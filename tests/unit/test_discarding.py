@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from circleosd import discarding
 from circleosd.passing import Descriptors, PassingSocket
+from tests.waiting import wait_until
 
 STALLING, OTHER = 4242, 4243  # uids
 
@@ -31,13 +31,6 @@ def is_open(descriptor: int) -> bool:
     return True
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def threads() -> int:
     return sum(thread.name == "discarding" for thread in threading.enumerate())
 
@@ -55,7 +48,7 @@ def stalled(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
     monkeypatch.setattr(discarding, "_close", closing)
     yield stalling
     end.set()
-    wait_for(lambda: not discarding._waiting)
+    wait_until(lambda: not discarding._waiting)
 
 
 def test_one_thread_waits_for_those_of_one_uid_and_keeps_no_others_open(stalled: set[int]) -> None:
@@ -65,8 +58,8 @@ def test_one_thread_waits_for_those_of_one_uid_and_keeps_no_others_open(stalled:
     assert threads() == 1
     other = slow()
     discarding.discard([other], OTHER)
-    wait_for(lambda: not is_open(other))
-    wait_for(lambda: threads() == 1)
+    wait_until(lambda: not is_open(other))
+    wait_until(lambda: threads() == 1)
 
 
 @pytest.mark.parametrize("next_one", ["passed", "refused"])
@@ -86,8 +79,8 @@ def test_nobody_waits_for_them_where_there_may_be_no_more_threads(
         discarding.discard([slow()], STALLING)
     else:
         assert discarding.crowded(STALLING)
-    wait_for(lambda: not is_open(left))
-    wait_for(lambda: not discarding._waiting)
+    wait_until(lambda: not is_open(left))
+    wait_until(lambda: not discarding._waiting)
 
 
 def test_of_who_has_too_many_nothing_more_is_read_until_they_are_closed(

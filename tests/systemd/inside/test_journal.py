@@ -9,7 +9,6 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from circleosd.registry.units import LogLine
 from circleosd.systemd import logs
 from circleosd.systemd.units import SystemdUnits
 from tests.systemd.inside.conftest import on_systemd, python_as, run
+from tests.waiting import until, wait_until
 
 pytestmark = pytest.mark.usefixtures("machine")
 
@@ -218,13 +218,3 @@ def descriptors() -> int:
     """How many are open, once no follower of this or an earlier test is being closed any more."""
     wait_until(lambda: not any(thread.name.startswith("journal") for thread in threading.enumerate()))
     return len(os.listdir("/proc/self/fd"))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    asyncio.run(until(condition))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import pwd
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.systemd.inside.conftest import UNIT_FILES, python_as, run
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("unit_files", "generator")
 
@@ -76,19 +75,6 @@ def may(*command: str) -> bool:
     refused = "Access denied" in done.stderr or "Interactive authentication required" in done.stderr
     assert (done.returncode == 0) is not refused, done.stderr
     return not refused
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 5) -> float:
-    """Wait for a condition; return how many seconds it took."""
-    start = time.monotonic()
-
-    async def poll() -> None:
-        async with asyncio.timeout(seconds):
-            while not condition():
-                await asyncio.sleep(0.01)
-
-    asyncio.run(poll())
-    return time.monotonic() - start
 
 
 def test_the_registry_may_do_to_cataloged_units_what_the_catalog_says() -> None:
