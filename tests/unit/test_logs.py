@@ -17,7 +17,7 @@ UNIT = logs.Source("a.service", "system")
 class Reader(contextlib.AbstractContextManager["Reader", None]):
     """systemd-python's, as far as it is used here, over messages; None is an entry with a name that is no text."""
 
-    def __init__(self, *messages: str | None) -> None:
+    def __init__(self, *messages: str | list[str] | None) -> None:
         self._messages = [*messages]
         self._at = len(messages)
 
@@ -54,7 +54,7 @@ class Reader(contextlib.AbstractContextManager["Reader", None]):
 
 @pytest.fixture
 def journal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Reader]:
-    def of(*messages: str | None) -> Reader:
+    def of(*messages: str | list[str] | None) -> Reader:
         reader = Reader(*messages)
         monkeypatch.setattr(logs, "_about", lambda source: reader)
         return reader
@@ -65,6 +65,11 @@ def journal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Reader]:
 def test_an_entry_that_a_failing_disk_has_damaged_hides_no_other(journal: Callable[..., Reader]) -> None:
     journal(None, "one", None, None, "two", None)
     assert [line.text for line in logs.tail(UNIT, 10, None)] == ["one", "two"]
+
+
+def test_of_a_message_that_an_entry_has_twice_the_first_is_shown(journal: Callable[..., Reader]) -> None:
+    journal(["one", "two"])
+    assert [line.text for line in logs.tail(UNIT, 10, None)] == ["one"]
 
 
 def test_a_follower_goes_on_behind_a_damaged_entry(journal: Callable[..., Reader]) -> None:

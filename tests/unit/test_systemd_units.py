@@ -400,6 +400,16 @@ def test_what_systemd_does_not_know_is_none() -> None:
     assert state == UnitState("a.target", "a unit", "loaded", "inactive", "dead")
     state = state_of(UNIT, properties("inactive", "dead", MainPID=0, ExecMainCode=0, ExecMainStatus=0))
     assert (state.pid, state.exit_status, state.since) == (None, None, None)
+    untold = (1 << 64) - 1
+    assert state_of(UNIT, properties("active", "running", MemoryCurrent=untold)).memory is None
+    # While a unit starts, its process is told before its state.
+    assert state_of(UNIT, properties("inactive", "dead", MainPID=7)).pid is None
+
+
+def test_how_a_process_ended_is_told_by_its_exit_status_or_its_signal() -> None:
+    for code, told in ((1, (6, None)), (2, (None, "SIGABRT")), (3, (None, "SIGABRT"))):  # CLD_DUMPED, waitid(2)
+        state = state_of(UNIT, properties("failed", "failed", ExecMainCode=code, ExecMainStatus=6))
+        assert (state.exit_status, state.signal) == told
 
 
 @pytest.mark.parametrize(

@@ -615,7 +615,7 @@ async def main():
         print(await manager.switch(verb, "mine.service"))
     async with aclosing(manager.watch(["mine.service"])) as changes:
         print((await anext(changes)).active)
-    print("my line" in await manager.log_tail("mine.service", 5))
+    print(*await manager.log_tail("mine.service", 5))
     await manager.close()
 asyncio.run(main())
 """
@@ -628,7 +628,7 @@ asyncio.run(main())
         "enabled",
         "disabled",
         "failed",
-        "True",
+        "my line",
     ]
 
 
