@@ -106,12 +106,17 @@ def test_a_refused_peer_that_does_not_leave_is_cut_off(tmp_path: Path, monkeypat
 
 
 class Curious(Silent):
-    """A service manager that keeps what it was told last."""
+    """A service manager that keeps what it was told last, and looks whether the service is alive."""
 
     told = ""
+    watchdog_interval = 0.001
+    signs_of_life = 0
 
     def status(self, text: str) -> None:
         self.told = text
+
+    def alive(self) -> None:
+        self.signs_of_life += 1
 
 
 def test_the_service_manager_is_told_what_a_service_does(tmp_path: Path) -> None:
@@ -121,7 +126,7 @@ def test_the_service_manager_is_told_what_a_service_does(tmp_path: Path) -> None
         async with serving(Patient(), path, manager=(manager := Curious())):
             with connected(path) as one, connected(path):
                 assert await ask(one) == b"reply\n"
-                while manager.told != "listening; 1 requests answered, 2 connected":
+                while manager.told != "listening; 1 requests answered, 2 connected" or manager.signs_of_life < 3:
                     await asyncio.sleep(0.001)
 
     asyncio.run(asyncio.wait_for(run(), 5))

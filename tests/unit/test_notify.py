@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +32,17 @@ def test_a_service_tells_that_it_is_alive_twice_as_often_as_it_must(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert Notifier().watchdog_interval == seconds
+
+
+def test_a_service_manager_is_told_how_the_service_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        notifier = Notifier()
+        notifier.ready("listening")
+        notifier.status("one plugin")
+        notifier.alive()
+        notifier.stopping()
+        told = [manager.recv(1024).decode() for _ in range(4)]
+        notifier._notifier.socket.close()
+    assert told == ["READY=1\nSTATUS=listening", "STATUS=one plugin", "WATCHDOG=1", "STOPPING=1\nSTATUS=exiting"]
