@@ -135,8 +135,6 @@ class Signatures:
 
         Raises `BadSignature`, `Unavailable` when ssh-keygen or a list of keys cannot be used, `Timeout`.
         """
-        if len(signature) > MAX_SIGNATURE:
-            raise BadSignature(Problem.MALFORMED, f"the signature is larger than {MAX_SIGNATURE} bytes; get it again")
         try:
             async with asyncio.timeout(SECONDS):
                 with contextlib.ExitStack() as files:

@@ -171,6 +171,9 @@ def test_verify_takes_other_signers_and_says_what_is_missing(signer: Signer, tmp
     other = tmp_path / "others"
     other.write_text(f"bob@example.org {public(signer.key)}\n")
     assert "good signature of bob" in signer.host.ok("plugin", "verify", str(signer.path), "--signers", str(other))
+    other.write_bytes(b" " * ((256 << 10) + 1))
+    refused = signer.host.ctl("plugin", "verify", str(signer.path), "--signers", str(other))
+    assert refused.stderr.startswith(f"circlectl: {other} is larger than 262144 bytes"), refused
     signer.signature.unlink()
     refused = signer.host.ctl("plugin", "verify", str(signer.path))
     assert refused.returncode == 4

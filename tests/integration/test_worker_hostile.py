@@ -139,6 +139,10 @@ def test_a_trap_at_the_memory_limit_says_so() -> None:
         (command(ECHO, memory="200"), "memory has a minimum byte size of 13107200"),
         (component(memory="200"), "memory has a minimum byte size of 13107200"),
         (component(imports="(core module $a (memory 1))" + "(core instance (instantiate $a))" * 20), "memory count"),
+        (
+            component(imports="(core module $a (table 1 funcref))" + "(core instance (instantiate $a))" * 25),
+            "table count",
+        ),
         (component(imports="(core module $a)" + "(core instance (instantiate $a))" * 300), "instance count"),
     ],
 )

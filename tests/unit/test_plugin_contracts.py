@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from circleosd.worker.engine import COMPONENT_TABLES, MAX_TABLE_ELEMENTS, MAX_TABLES
 from circleosd.worker.host import CALLS
 from circleosd.worker.inspect import CORE_IMPORTS, INTERFACE_VERSION, INTERFACES
+from circleosd.worker.limits import COMPILE_MEMORY, COMPILE_SECONDS
 
 PLUGINS = Path(__file__).parent.parent.parent / "plugins"
 WIT = (PLUGINS / "wit" / "circleosd.wit").read_text()
@@ -48,6 +50,12 @@ def test_the_reference_says_how_much_memory_the_unit_of_a_worker_has() -> None:
     memory = re.search(r"^MemoryMax=(\d+)M$", unit.read_text(), re.M)
     assert memory is not None
     assert f"unit has {memory[1]} MiB for all of it (`MemoryMax=`)" in ABI
+
+
+def test_the_reference_says_what_compiling_and_tables_may_take() -> None:
+    assert f"compiling may take {COMPILE_SECONDS:g} s and {COMPILE_MEMORY >> 30} GiB" in ABI
+    tables = f"{MAX_TABLES} tables in a core module, {COMPONENT_TABLES} in a component"
+    assert f"{MAX_TABLE_ELEMENTS:,} elements each; {tables}" in ABI
 
 
 def test_the_reference_lists_the_core_imports() -> None:
