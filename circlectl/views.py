@@ -52,10 +52,11 @@ def _history(data: Any) -> str:
 def _act(row: dict[str, Any]) -> dict[str, Any]:
     actor = row["actor"]
     who = f"plugin {actor['plugin']}" if actor.get("plugin") else actor["user"] or "-"
+    caller = row["params"].get("called_by") if actor.get("plugin") else None
     outcome = row["error"] or ("done" if row["phase"] == "outcome" else row["phase"])
     return {
         "time": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["time"])),
-        "who": f"{who}/{actor['uid']}",
+        "who": f"{who}/{actor['uid']}" + (f", called by {caller}" if caller else ""),
         "service": row["service"],
         "action": row["action"],
         "object": render.value("", row["object"]),

@@ -320,11 +320,9 @@ class Service:
 def _speaker(caller: Caller, params: dict[str, Any]) -> Caller:
     """The caller, or the plugin on whose behalf it acts. Raises `Denied` for one who may not speak for plugins."""
     plugin = params.get("on_behalf")
-    if not isinstance(plugin, str):
-        return caller
-    if not caller.vouches:
+    if (isinstance(plugin, str) or params.get("called_by") is not None) and not caller.vouches:
         raise Denied(f"only CircleOSD itself may act on behalf of a plugin, not {caller}")
-    return caller._replace(plugin=plugin[:64])
+    return caller._replace(plugin=plugin[:64]) if isinstance(plugin, str) else caller
 
 
 def _internal() -> Internal:

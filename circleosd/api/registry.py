@@ -111,6 +111,9 @@ class Restart(Request, action="restart", access=Access.OPERATOR, reply=Job, effe
 
     name: ServiceName
     on_behalf: OnBehalf = None
+    called_by: Annotated[
+        str | None, Doc("whose call of the plugin this is, for the record"), Length(1, 256), Mark.HIDDEN
+    ] = None
 
 
 @contract

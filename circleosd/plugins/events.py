@@ -20,6 +20,7 @@ from circleosd.database import Database, Transaction
 from circleosd.errors import CircleError, Limit, NotFound
 from circleosd.fair import Fair
 from circleosd.places import Places
+from circleosd.plugins.cause import Cause
 from circleosd.plugins.plugin import Plugin
 
 log = logging.getLogger(__name__)
@@ -40,13 +41,13 @@ DEEPEST = 4  # how many events may follow from one another
 FOLLOWED_AT_ONCE = 16  # events that are read at once for a follower, who may take them slowly
 READINGS, READINGS_BY_ONE = 128, 16  # of the newest events in hand, and of one uid; each may have 16 MB
 
-Deliver = Callable[[Plugin, str, str, int], Awaitable[None]]
+Deliver = Callable[[Plugin, str, str, Cause], Awaitable[None]]
 
 
 class _Waiting(NamedTuple):
     topic: str
     payload: str
-    depth: int
+    cause: Cause
 
 
 class _Follower:
@@ -84,15 +85,15 @@ class Events:
         self._reading = Fair(1)
         self._readings = Places("readings of events", READINGS, READINGS_BY_ONE)
 
-    async def emit(self, plugin: Plugin, topic: str, payload: str, depth: int) -> None:
-        """Keep an event and hand it to every other plugin that holds its topic.
+    async def emit(self, plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
+        """Keep an event and hand it to every other plugin that holds its topic. `cause`: what it follows from.
 
-        `depth` counts the events that this one follows from. Raises `Limit`.
+        Raises `Limit`.
         """
         if len(payload.encode()) > MAX_PAYLOAD:
             raise Limit(f"an event may have {MAX_PAYLOAD} bytes")
-        if depth >= DEEPEST:
-            raise Limit(f"this event follows from {depth} others; more would be a loop")
+        if cause.depth >= DEEPEST:
+            raise Limit(f"this event follows from {cause.depth} others; more would be a loop")
 
         def work(tx: Transaction) -> tuple[int, float]:
             now = time.time()
@@ -110,7 +111,7 @@ class Events:
             follower.put(event)
         for other in self._plugins():
             if other.name != plugin.name and other not in self._deaf and other.holds(f"events:{topic}"):
-                self._queue(other, _Waiting(topic, payload, depth + 1))
+                self._queue(other, _Waiting(topic, payload, cause._replace(depth=cause.depth + 1)))
 
     async def last(self, count: int, topic: str | None, uid: int | None) -> list[PluginEvent]:
         """The newest events, oldest first; `uid` is who has but a part of the places. Raises `Limit`."""
@@ -167,7 +168,7 @@ class Events:
             while waiting:
                 event = waiting.popleft()
                 try:
-                    await self._deliver(plugin, event.topic, event.payload, event.depth)
+                    await self._deliver(plugin, event.topic, event.payload, event.cause)
                 except NotFound:
                     self._deaf.add(plugin)
                     return

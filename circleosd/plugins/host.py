@@ -15,6 +15,7 @@ from typing import Any
 from circleosd import upstream
 from circleosd.errors import BadRequest, CircleError, Denied, Unavailable
 from circleosd.plugins import capabilities
+from circleosd.plugins.cause import Cause
 from circleosd.plugins.events import Events
 from circleosd.plugins.keyvalue import KeyValue
 from circleosd.plugins.plugin import Plugin
@@ -48,17 +49,17 @@ class Host:
         """What answers the host calls of one plugin."""
         return functools.partial(self._answer, plugin)
 
-    async def _answer(self, plugin: Plugin, call: str, args: dict[str, str], depth: int) -> bytes:
+    async def _answer(self, plugin: Plugin, call: str, args: dict[str, str], cause: Cause) -> bytes:
         """The body of HOST_REPLY. Never raises."""
         try:
-            return frames.host_reply_body(await self._carry_out(plugin, call, args, depth))
+            return frames.host_reply_body(await self._carry_out(plugin, call, args, cause))
         except CircleError as error:
             return frames.host_error_body(error.code, str(error))
         except Exception:
             log.exception("plugin %s: the host call %s failed", plugin.name, call)
             return frames.host_error_body("internal", "an internal error; the host's log has the details")
 
-    async def _carry_out(self, plugin: Plugin, call: str, args: dict[str, str], depth: int) -> Any:
+    async def _carry_out(self, plugin: Plugin, call: str, args: dict[str, str], cause: Cause) -> Any:
         known = CALLS.get(call)
         if known is None:
             raise BadRequest(f"there is no host call {call[:80]!r}")
@@ -72,9 +73,9 @@ class Host:
             raise error
         if plugin.loading and call in LASTING:
             raise Unavailable(f"cannot do {call} while the plugin is being loaded: nothing may last until it is")
-        return await self._do(plugin, call, args, depth)
+        return await self._do(plugin, call, args, cause)
 
-    async def _do(self, plugin: Plugin, call: str, args: dict[str, str], depth: int) -> Any:
+    async def _do(self, plugin: Plugin, call: str, args: dict[str, str], cause: Cause) -> Any:
         match call:
             case "kv.get":
                 return await self._kv.get(plugin.name, args["key"])
@@ -89,11 +90,12 @@ class Host:
             case "services.status":
                 return _service(await self._ask(plugin, {"action": "status", "name": args["name"]}))
             case "services.restart":
-                await self._ask(plugin, {"action": "restart", "name": args["name"]})
+                by = {"called_by": cause.caller} if cause.caller else {}
+                await self._ask(plugin, {"action": "restart", "name": args["name"], **by})
                 return None
             case "events.emit":
                 capabilities.check_topic(args["topic"])
-                return await self._events.emit(plugin, args["topic"], args["payload"], depth)
+                return await self._events.emit(plugin, args["topic"], args["payload"], cause)
             case _:
                 raise BadRequest(f"this host does not answer {call}")
 

@@ -16,6 +16,7 @@ from circleosd.config import PluginSettings
 from circleosd.errors import CircleError, PluginFailed, Timeout, Unavailable
 from circleosd.fair import Fair
 from circleosd.places import Places
+from circleosd.plugins.cause import NOBODY, Cause
 from circleosd.plugins.compiled import Compiled, Incoming
 from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
@@ -152,24 +153,26 @@ class Runners:
         runner = self._runners.get(name)
         return runner.places.taken if runner else 0
 
-    async def call(self, plugin: Plugin, function: str, payload: str, uid: int | None = None) -> str:
+    async def call(
+        self, plugin: Plugin, function: str, payload: str, uid: int | None = None, cause: Cause = NOBODY
+    ) -> str:
         """Call a function with a text and return its reply; `uid` is who has but a part of the queue.
 
         Raises `PluginFailed`, `Timeout`, `Limit` as the plugin's failure says, `Limit` too when too many calls wait,
         `Superseded` when it is to be looked anew at whether the plugin may be called.
         """
-        reply = await self._serve(plugin, frames.INVOKE, function, payload.encode(), 0, uid)
+        reply = await self._serve(plugin, frames.INVOKE, function, payload.encode(), cause, uid)
         try:
             return reply.decode()
         except UnicodeDecodeError as exc:
             raise PluginFailed(f"the worker of {plugin.name} sent a reply that is not UTF-8 text") from exc
 
-    async def event(self, plugin: Plugin, topic: str, payload: str, depth: int) -> None:
+    async def event(self, plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
         """Deliver an event. Raises as `call` does, and `NotFound` when the plugin takes none."""
-        await self._serve(plugin, frames.EVENT, topic, payload.encode(), depth, None)
+        await self._serve(plugin, frames.EVENT, topic, payload.encode(), cause, None)
 
     async def _serve(
-        self, plugin: Plugin, kind: int, name: str, payload: bytes, depth: int, uid: int | None
+        self, plugin: Plugin, kind: int, name: str, payload: bytes, cause: Cause, uid: int | None
     ) -> bytes | bytearray:
         """Do a call or event once it is its turn, and keep the plugin's record."""
         runner = self._of(plugin)
@@ -184,7 +187,7 @@ class Runners:
                     worker = await self._ready(runner)
                 began = time.monotonic()
                 try:
-                    reply = await worker.call(kind, name, payload, plugin.bounds.time, depth)
+                    reply = await worker.call(kind, name, payload, plugin.bounds.time, cause)
                 except CircleError as error:
                     raise await self._blame(runner, worker, error, time.monotonic() - began) from error
                 plugin.health.succeeded()

@@ -32,6 +32,7 @@ from circleosd.errors import BadRequest, CircleError, Conflict, Denied, NotFound
 from circleosd.handlers import Act, Handlers
 from circleosd.ledger import Ledger
 from circleosd.plugins import capabilities, events, keyvalue, store
+from circleosd.plugins.cause import Cause
 from circleosd.plugins.events import Events
 from circleosd.plugins.files import given
 from circleosd.plugins.host import Host
@@ -282,11 +283,12 @@ class PluginService(Handlers):
                 has = ", ".join(plugin.loaded.functions)
                 raise NotFound(f"{request.id} has no function {request.func[:64]!r}; it has: {has}")
             try:
-                return await self._runners.call(plugin, request.func, request.payload, act.caller.bounded)
+                cause = Cause(caller=str(act.caller))
+                return await self._runners.call(plugin, request.func, request.payload, act.caller.bounded, cause)
             except Superseded:
                 continue
 
-    async def _deliver(self, plugin: Plugin, topic: str, payload: str, depth: int) -> None:
+    async def _deliver(self, plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
         """Hand an event to a plugin, once that is held back no more. Raises `NotFound` when it takes none."""
         while self._plugins.get(plugin.name) is plugin and plugin.health.record.aside is None:
             if not plugin.holds(f"events:{topic}"):
@@ -297,7 +299,7 @@ class PluginService(Handlers):
                 await asyncio.sleep(held)
                 continue
             try:
-                await self._runners.event(plugin, topic, payload, depth)
+                await self._runners.event(plugin, topic, payload, cause)
             except Superseded:
                 continue
             return

@@ -16,6 +16,7 @@ from typing import Final, Protocol, TypeVar
 from circleosd import upstream
 from circleosd.errors import BadRequest, CircleError, Limit, NotFound, PluginFailed, Timeout
 from circleosd.handoff import Handoff
+from circleosd.plugins.cause import NOBODY, Cause
 from circleosd.plugins.receiving import PIECE, Receiver, Sink
 from circleosd.worker import frames
 from circleosd.worker.frames import HEADER, FrameError
@@ -41,9 +42,9 @@ T = TypeVar("T")
 
 
 class HostCalls(Protocol):
-    """Who answers a worker's host calls: the body of HOST_REPLY. `depth` counts the events behind a call."""
+    """Who answers a worker's host calls: the body of HOST_REPLY. `cause`: the call in which it asks."""
 
-    def __call__(self, call: str, args: dict[str, str], depth: int) -> Awaitable[bytes]: ...
+    def __call__(self, call: str, args: dict[str, str], cause: Cause) -> Awaitable[bytes]: ...
 
 
 class Trapped(PluginFailed):
@@ -79,13 +80,13 @@ class Voice:
 
 
 class _Work:
-    """What a worker may do under a call id: until when, following from how many events, logging how many bytes."""
+    """What a worker may do under a call id: until when, following from what, logging how many bytes."""
 
-    __slots__ = ("deadline", "depth", "may_log")
+    __slots__ = ("cause", "deadline", "may_log")
 
-    def __init__(self, deadline: float, depth: int, may_log: int = MOST_LOGGED) -> None:
+    def __init__(self, deadline: float, cause: Cause, may_log: int = MOST_LOGGED) -> None:
         self.deadline = deadline
-        self.depth = depth
+        self.cause = cause
         self.may_log = may_log
 
 
@@ -94,8 +95,8 @@ class _Call(_Work):
 
     __slots__ = ("reply",)
 
-    def __init__(self, reply: Handoff[tuple[int, bytes | bytearray]], deadline: float, depth: int) -> None:
-        super().__init__(deadline, depth)
+    def __init__(self, reply: Handoff[tuple[int, bytes | bytearray]], deadline: float, cause: Cause) -> None:
+        super().__init__(deadline, cause)
         self.reply = reply
 
 
@@ -121,7 +122,8 @@ class Worker(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._asked: set[asyncio.Task[None]] = set()
         self._preparation_time = 0.0
-        self._preparing = _Work(0.0, 0)  # all preparations together: which calls they follow, the worker alone knows
+        # All preparations together: which calls they follow, the worker alone knows.
+        self._preparing = _Work(0.0, NOBODY)
         self._receiver = Receiver()
         self.lost = False
         self.counted = False  # its end is on the plugin's record
@@ -159,10 +161,10 @@ class Worker(asyncio.BufferedProtocol):
         failed = self._checked(lambda: frames.parse_failed(body))
         raise _of_load(failed.code)(f"{self._name} cannot be loaded: {_with_backtrace(failed)}")
 
-    async def call(self, kind: int, name: str, payload: bytes, timeout: float, depth: int) -> bytes | bytearray:
+    async def call(self, kind: int, name: str, payload: bytes, timeout: float, cause: Cause) -> bytes | bytearray:
         """Call a function (INVOKE) or deliver an event (EVENT, of the topic `name`); return the reply.
 
-        `timeout` is the plugin's own limit in seconds, `depth` counts the events that this follows from. Raises
+        `timeout` is the plugin's own limit in seconds, `cause` what this follows from. Raises
         `Trapped`, `Timeout` and `Exceeded` for what the plugin did, `PluginFailed` and `Limit` for what it reports,
         `NotFound` when it takes no events, `WorkerGone`.
 
@@ -181,7 +183,7 @@ class Worker(asyncio.BufferedProtocol):
         if length > frames.TO_WORKER[kind]:
             raise Limit(f"a payload may have at most {frames.MAX_PAYLOAD} bytes")
         begins = max(self._loop.time(), self._preparing.deadline)  # the latest: all its threads may still prepare
-        waiting = self._expect(number, begins + timeout + GRACE, depth)
+        waiting = self._expect(number, begins + timeout + GRACE, cause)
         head = HEADER.pack(length, kind, number) + named
         if length <= PIECE:
             self._transport.write(head + payload)
@@ -206,8 +208,8 @@ class Worker(asyncio.BufferedProtocol):
 
     # calls and their deadlines
 
-    def _expect(self, number: int, deadline: float, depth: int = 0) -> _Call:
-        call = self._calls[number] = _Call(Handoff(self._loop), deadline, depth)
+    def _expect(self, number: int, deadline: float, cause: Cause = NOBODY) -> _Call:
+        call = self._calls[number] = _Call(Handoff(self._loop), deadline, cause)
         # One timer for all calls: a call that ends in time costs none.
         if self._timer is None or deadline < self._timer.when():
             if self._timer is not None:
@@ -288,7 +290,7 @@ class Worker(asyncio.BufferedProtocol):
             work = call or self._preparation(number)
             if work is None or len(self._asked) >= self._most_asked:
                 raise FrameError("it asked its host outside a call, or too much at once")
-            task = self._loop.create_task(self._answer(number, *frames.parse_host_call(body), work.depth))
+            task = self._loop.create_task(self._answer(number, *frames.parse_host_call(body), work.cause))
             self._asked.add(task)
             task.add_done_callback(self._asked.discard)
         elif call is None or kind not in (_OF_LOAD if number == LOADING else _OF_CALL):
@@ -297,16 +299,16 @@ class Worker(asyncio.BufferedProtocol):
             del self._calls[number]
             self._room.set()
             if number != LOADING:
-                self._prepare(call.depth)
+                self._prepare(call.cause)
             if not call.reply.done():
                 call.reply.set_result((kind, body))
 
-    def _prepare(self, depth: int) -> None:
-        """A call of that depth has ended: the worker may now make the next one's instance, in a call's time."""
+    def _prepare(self, cause: Cause) -> None:
+        """A call has ended, of that cause: the worker may now make the next one's instance, in a call's time."""
         now = self._loop.time()
         if now < self._preparing.deadline:  # an earlier preparation may go on
-            depth = max(depth, self._preparing.depth)
-        self._preparing = _Work(now + self._preparation_time, depth, self._concurrency * MOST_LOGGED)
+            cause = cause._replace(depth=max(cause.depth, self._preparing.cause.depth))
+        self._preparing = _Work(now + self._preparation_time, cause, self._concurrency * MOST_LOGGED)
 
     def _preparation(self, number: int) -> _Work | None:
         """What the worker may do under a call id that is no call's."""
@@ -321,8 +323,8 @@ class Worker(asyncio.BufferedProtocol):
         if work.may_log < 0:
             raise FrameError("it logged more than a call may")
 
-    async def _answer(self, number: int, call: str, args: dict[str, str], depth: int) -> None:
-        body = await self._host_calls(call, args, depth)
+    async def _answer(self, number: int, call: str, args: dict[str, str], cause: Cause) -> None:
+        body = await self._host_calls(call, args, cause)
         if self._transport and not self._transport.is_closing():
             self._transport.write(frames.encode(frames.HOST_REPLY, number, body))
 

@@ -101,7 +101,8 @@ def _fields(event: Event) -> dict[str, str]:
     actor = event["actor"]
     who = f"{actor['user']} (uid {actor['uid']})" if actor["user"] else f"uid {actor['uid']}"
     if actor["plugin"]:
-        who = f"plugin {actor['plugin']}, by {who}"
+        called = event["params"].get("called_by")
+        who = f"plugin {actor['plugin']}, by {who}" + (f", called by {called}" if called else "")
     what = " ".join(filter(None, (event["action"], event["object"])))
     how = f"{event['phase']}: {event['message']}" if event["message"] else event["phase"]
     return {

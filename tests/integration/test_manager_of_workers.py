@@ -17,6 +17,7 @@ import pytest
 
 from circleosd.config import PluginSettings
 from circleosd.errors import Limit, PluginFailed, Timeout
+from circleosd.plugins.cause import Cause
 from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.manifest import Capability, Manifest
 from circleosd.plugins.plugin import Plugin
@@ -61,7 +62,7 @@ class Sink:
         self.complete = True
 
 
-async def refuse(call: str, args: dict[str, str], depth: int) -> bytes:
+async def refuse(call: str, args: dict[str, str], cause: Cause) -> bytes:
     """Answers no host call: none may come."""
     raise AssertionError
 
@@ -72,8 +73,8 @@ class Asked:
     def __init__(self) -> None:
         self.depths: list[int] = []
 
-    async def __call__(self, call: str, args: dict[str, str], depth: int) -> bytes:
-        self.depths.append(depth)
+    async def __call__(self, call: str, args: dict[str, str], cause: Cause) -> bytes:
+        self.depths.append(cause.depth)
         return frames.host_reply_body(None)
 
 
@@ -170,7 +171,7 @@ def called(channel: Channel) -> int:
 
 
 async def call(worker: Worker, seconds: float = 5, depth: int = 0) -> bytes:
-    return bytes(await worker.call(frames.INVOKE, "handle", b"", seconds, depth))
+    return bytes(await worker.call(frames.INVOKE, "handle", b"", seconds, Cause(depth)))
 
 
 async def why_lost(worker: Worker) -> str:
@@ -220,7 +221,7 @@ def test_a_worker_that_asks_more_at_once_than_its_calls_and_preparations_can_is_
             channel.send(HOST_CALL, number, QUESTION)
         channel.send(RESULT, number, b"")
 
-    async def never(call: str, args: dict[str, str], depth: int) -> bytes:
+    async def never(call: str, args: dict[str, str], cause: Cause) -> bytes:
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -428,7 +429,7 @@ def test_a_payload_that_no_frame_holds_is_refused_and_costs_the_worker_nothing(t
     async def manage(worker: Worker, path: str) -> bytes:
         await worker.load(path, Load("example", "wasm"), [0], 10, None)
         with pytest.raises(Limit, match=f"at most {frames.MAX_PAYLOAD} bytes"):
-            await worker.call(frames.INVOKE, "handle", bytes(frames.MAX_PAYLOAD + frames.MAX_NAME), 5, 0)
+            await worker.call(frames.INVOKE, "handle", bytes(frames.MAX_PAYLOAD + frames.MAX_NAME), 5, Cause())
         return await call(worker)
 
     assert run(tmp_path, peer, manage) == b"served"

@@ -319,6 +319,40 @@ def test_a_plugin_restarts_the_service_that_it_may_and_the_ledger_names_it(host:
     host.ok("service", "stop", "web")
 
 
+def test_whose_call_made_a_plugin_restart_a_service_is_on_record(cheap_host: EmbeddedHost, tmp_path: Path) -> None:
+    host = cheap_host
+    host.add_service("web", SLEEPER)
+    host.data("auth-service", "create", name="alice", password="long enough", role="operator")
+    token = host.data("auth-service", "login", name="alice", password="long enough")["token"]
+    restart = '{"call":"services.restart","args":{"name":"web"}}'
+    escaped = restart.replace('"', '\\"')
+    on_event = f"""(data (i32.const 64) "{escaped}")
+      (func (export "on_event") (param i32) (result i64)
+        (drop (call $host_call (i32.const 64) (i32.const {len(restart)})))
+        (i64.const 0))"""
+    asked = ["services:restart:web", "events:down"]
+    host.load(write(tmp_path, "healer", caller(on_event), capabilities=asked), grant="all")
+    host.load(write(tmp_path, "source", caller(), capabilities=["events:down"]), grant="all")
+    emit = '{"call":"events.emit","args":{"topic":"down","payload":""}}'
+    for plugin, payload in (("healer", restart), ("source", emit)):
+        host.data("plugin-manager", "invoke", id=plugin, func="call", payload=payload, token=token)
+
+    def recorded() -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = host.data("service-registry", "history", object="web", action_name="restart")
+        return rows
+
+    host.wait_for(lambda: len(recorded()) == 4)
+    rows = recorded()
+    assert [row["actor"]["plugin"] for row in rows] == ["healer"] * 4
+    called_by = f"alice (uid {os.getuid()})"
+    assert [row["params"]["called_by"] for row in rows] == [called_by] * 4
+    assert host.ok("system", "history", "--object", "web").count(f", called by {called_by}") == 2
+    for name in ("healer", "source"):
+        host.unload(name)
+    host.ok("service", "stop", "web")
+    host.data("auth-service", "delete", name="alice")
+
+
 def test_a_plugin_that_may_restart_every_service_has_no_hold_on_workers(host: EmbeddedHost, tmp_path: Path) -> None:
     host.load(write(tmp_path, "victim", caller(), capabilities=["clock"]), grant="clock")
     host.load(write(tmp_path, "zealot", caller(), capabilities=["services:read", "services:restart:*"]), grant="all")

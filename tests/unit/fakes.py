@@ -13,6 +13,7 @@ from typing import Any
 from circleosd.config import PluginSettings
 from circleosd.database import Database, Transaction
 from circleosd.errors import Denied, NotFound
+from circleosd.plugins.cause import Cause
 from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.manifest import Limits, Manifest
 from circleosd.plugins.plugin import Plugin
@@ -170,10 +171,10 @@ class SlowWorker(Worker):
         self._seconds = seconds
         self.closed: asyncio.Future[float] = self._loop.create_future()
 
-    async def _no_host_call(self, call: str, args: dict[str, str], depth: int) -> bytes:
+    async def _no_host_call(self, call: str, args: dict[str, str], cause: Cause) -> bytes:
         raise AssertionError("it asks nothing")
 
-    async def call(self, kind: int, name: str, payload: bytes, timeout: float, depth: int) -> bytes:
+    async def call(self, kind: int, name: str, payload: bytes, timeout: float, cause: Cause) -> bytes:
         await asyncio.sleep(self._seconds)
         self.ended = time.monotonic()
         return payload

@@ -288,6 +288,8 @@ def test_only_circleosd_itself_acts_on_behalf_of_a_plugin(registry: Registry) ->
     assert [row["actor"].get("plugin") for row in rows] == [None, "healer", "healer"]
     assert rows[0]["actor"]["user"] == USERS["operator"].user
     assert registry.ask({"action": "status", "name": "nginx", "on_behalf": None})["ok"]
+    named = {"action": "restart", "name": "nginx", "called_by": "bob (uid 1001)", "token": "operator"}
+    assert "on behalf of a plugin" in registry.ask(named)["message"], "nor says whose call of a plugin that is"
 
 
 @pytest.mark.parametrize("verb", actions.BY_VERB)

@@ -15,6 +15,7 @@ from circleosd.api.plugins import PluginEvent
 from circleosd.config import PluginSettings
 from circleosd.database import Database
 from circleosd.errors import Limit
+from circleosd.plugins.cause import Cause
 from circleosd.plugins.events import FOLLOWED_AT_ONCE, READINGS_BY_ONE, WAITING, Deliver, Events
 from circleosd.plugins.keyvalue import KeyValue
 from circleosd.plugins.manifest import Capability, Manifest
@@ -43,7 +44,7 @@ def with_events(directory: Path, deliver: Deliver, use: Callable[[Events, Plugin
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
-async def taken(plugin: Plugin, topic: str, payload: str, depth: int) -> None:
+async def taken(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
     """Takes an event at once."""
 
 
@@ -52,10 +53,10 @@ def test_who_follows_and_reads_too_slowly_is_told_that_events_are_lost(tmp_path:
         following = events.follow(0, None)
         first = asyncio.ensure_future(anext(following))
         await asyncio.sleep(0)
-        await events.emit(emitting, "t", "first", 0)
+        await events.emit(emitting, "t", "first", Cause())
         assert (await first)["payload"] == "first"
         for number in range(WAITING + 1):
-            await events.emit(emitting, "t", str(number), 0)
+            await events.emit(emitting, "t", str(number), Cause())
         with pytest.raises(Limit, match=f"more than {WAITING} events were waiting"):
             await anext(following)
 
@@ -67,13 +68,13 @@ def test_a_plugin_gets_in_order_what_waits_for_it_and_what_is_too_much_is_lost(t
 
     async def use(events: Events, emitting: Plugin) -> None:
         for number in range(WAITING + 5):
-            await events.emit(emitting, "t", str(number), 0)
+            await events.emit(emitting, "t", str(number), Cause())
         assert events.delivering
         go.set()
         while events.delivering:
             await asyncio.sleep(0.001)
 
-    async def deliver(plugin: Plugin, topic: str, payload: str, depth: int) -> None:
+    async def deliver(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
         await go.wait()
         got.append(payload)
 
@@ -85,11 +86,11 @@ def test_a_plugin_gets_in_order_what_waits_for_it_and_what_is_too_much_is_lost(t
 def test_who_follows_a_topic_gets_the_events_of_that_alone_before_and_after(tmp_path: Path) -> None:
     async def use(events: Events, emitting: Plugin) -> None:
         for topic in ("wanted", "other", "wanted", "other"):
-            await events.emit(emitting, topic, "before", 0)
+            await events.emit(emitting, topic, "before", Cause())
         following = events.follow(50, "wanted")
         got = [await anext(following) for _ in range(2)]
         for topic in ("other", "wanted", "other", "wanted"):
-            await events.emit(emitting, topic, "after", 0)
+            await events.emit(emitting, topic, "after", Cause())
         got += [await anext(following) for _ in range(2)]
         assert [(event["topic"], event["payload"]) for event in got] == [("wanted", "before")] * 2 + [
             ("wanted", "after")
@@ -104,10 +105,10 @@ def test_who_follows_gets_the_newest_and_then_what_comes(tmp_path: Path, topic: 
 
     async def use(events: Events, emitting: Plugin) -> None:
         for number in range(1, last):
-            await events.emit(emitting, "odd" if number % 2 else "even", str(number), 0)
+            await events.emit(emitting, "odd" if number % 2 else "even", str(number), Cause())
         following = aiter(events.follow(2 * FOLLOWED_AT_ONCE, topic))
         found = [(await anext(following))["payload"]]
-        await events.emit(emitting, "odd", "new", 0)
+        await events.emit(emitting, "odd", "new", Cause())
         while found[-1] != "new":
             found.append((await anext(following))["payload"])
         first = last - 2 * FOLLOWED_AT_ONCE * step
@@ -116,7 +117,7 @@ def test_who_follows_gets_the_newest_and_then_what_comes(tmp_path: Path, topic: 
         (follower,) = events._followers
         while not follower._queue.empty():  # what came meanwhile, and was read with what was there before
             await asyncio.sleep(0)
-        await events.emit(emitting, "odd", "newer", 0)
+        await events.emit(emitting, "odd", "newer", Cause())
         assert (await later)["payload"] == "newer"
         await cast(AsyncGenerator[PluginEvent, None], following).aclose()
         assert not events._followers
@@ -129,11 +130,11 @@ def test_what_an_old_version_emits_in_its_last_call_is_not_for_the_new_one(tmp_p
 
     async def use(events: Events, emitting: Plugin) -> None:
         old = plugin("other")
-        await events.emit(old, "t", "", 0)
+        await events.emit(old, "t", "", Cause())
         while events.delivering:
             await asyncio.sleep(0.001)
 
-    async def deliver(plugin: Plugin, topic: str, payload: str, depth: int) -> None:
+    async def deliver(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
         got.append(plugin.name)
 
     with_events(tmp_path, deliver, use)
@@ -168,7 +169,7 @@ def test_the_newest_events_are_kept_and_no_others(tmp_path: Path, monkeypatch: p
 
     async def use(events: Events, emitting: Plugin) -> None:
         for number in range(5):
-            await events.emit(emitting, "t", str(number), 0)
+            await events.emit(emitting, "t", str(number), Cause())
         assert [event["payload"] for event in await events.last(10, None, None)] == ["2", "3", "4"]
 
     with_events(tmp_path, taken, use)
@@ -176,10 +177,10 @@ def test_the_newest_events_are_kept_and_no_others(tmp_path: Path, monkeypatch: p
 
 def test_an_event_has_no_more_bytes_and_follows_from_no_more_others_than_the_reference_says(tmp_path: Path) -> None:
     async def use(events: Events, emitting: Plugin) -> None:
-        await events.emit(emitting, "t", "é" * 8192, 3)
+        await events.emit(emitting, "t", "é" * 8192, Cause(3))
         with pytest.raises(Limit, match="may have 16384 bytes"):
-            await events.emit(emitting, "t", "é" * 8192 + "e", 0)
+            await events.emit(emitting, "t", "é" * 8192 + "e", Cause())
         with pytest.raises(Limit, match="follows from 4 others"):
-            await events.emit(emitting, "t", "", 4)
+            await events.emit(emitting, "t", "", Cause(4))
 
     with_events(tmp_path, taken, use)

@@ -11,6 +11,7 @@ import pytest
 from circleosd.config import PluginSettings
 from circleosd.database import Database
 from circleosd.errors import Denied
+from circleosd.plugins.cause import Cause
 from circleosd.plugins.events import Events
 from circleosd.plugins.host import Host
 from circleosd.plugins.keyvalue import KeyValue
@@ -31,14 +32,14 @@ async def answered(directory: Path, call: str, args: dict[str, str], *, granted:
     async def note(plugin: Plugin, call: str, name: str, error: Denied) -> None:
         denied.append((plugin.name, call, name))
 
-    async def deliver(plugin: Plugin, topic: str, payload: str, depth: int) -> None:
+    async def deliver(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
         raise AssertionError("nobody takes events")
 
     manifest = Manifest("p", capabilities=tuple(map(Capability, ASKED)))
     plugin = Plugin(manifest, "", Record(), dict.fromkeys(ASKED, granted), PluginSettings())
     kept = Database(directory / "kept.db", HOST_MIGRATIONS)
     host = Host(KeyValue(kept), Events(kept, lambda: (), deliver), str(directory / "nobody"), note)
-    body = await host.of(plugin)(call, args, 0)
+    body = await host.of(plugin)(call, args, Cause())
     kept.close()
     return frames.parse_host_reply(body), denied
 
