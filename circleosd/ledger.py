@@ -184,7 +184,8 @@ class Ledger:
     async def refuse(self, entry: Entry) -> None:
         """Record a refused attempt: in a row that is on disk on return, or, of what is repeated, in a count soon."""
         who = entry.caller.plugin or entry.caller.peer.uid
-        kind = (entry.caller.user, entry.action, entry.object, entry.phase, entry.error)
+        by = entry.params.get("called_by")  # else one row would lay the attempts of several to the last of them
+        kind = (entry.caller.user, entry.action, entry.object, entry.phase, entry.error, by)
         if not self._flood.knows(who) and time.monotonic() < self._opened + MEMORY:
             await self._recall(who)
         try:

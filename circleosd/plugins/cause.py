@@ -14,5 +14,9 @@ class Cause(NamedTuple):
     depth: int = 0
     caller: str | None = None
 
+    def recorded(self) -> dict[str, str]:
+        """What a row of the ledger has of it among its parameters."""
+        return {"called_by": self.caller} if self.caller else {}
+
 
 NOBODY = Cause()

@@ -30,13 +30,13 @@ PRIVILEGED = frozenset({"services.restart"})  # an attempt without the capabilit
 # So a worker passes every such attempt on, granted or not.
 PASSED_ON = ("services:restart:*",)
 
-OnDenied = Callable[[Plugin, str, str, Denied], Awaitable[None]]
+OnDenied = Callable[[Plugin, str, str, Denied, Cause], Awaitable[None]]
 
 
 class Host:
     """Answers host calls. `registry` is where service-registry listens.
 
-    `denied` is told of a denied attempt at a privileged act: plugin, call, object, why.
+    `denied` is told of a denied attempt at a privileged act: plugin, call, object, why, and what it follows from.
     """
 
     def __init__(self, kv: KeyValue, events: Events, registry: str, denied: OnDenied) -> None:
@@ -69,7 +69,7 @@ class Host:
         if not plugin.holds(capability):
             error = Denied(f"this plugin has not been granted the capability {capability[:200]}")
             if call in PRIVILEGED:
-                await self._denied(plugin, call, next(iter(args.values()))[:200], error)
+                await self._denied(plugin, call, next(iter(args.values()))[:200], error, cause)
             raise error
         if plugin.loading and call in LASTING:
             raise Unavailable(f"cannot do {call} while the plugin is being loaded: nothing may last until it is")
@@ -90,8 +90,7 @@ class Host:
             case "services.status":
                 return _service(await self._ask(plugin, {"action": "status", "name": args["name"]}))
             case "services.restart":
-                by = {"called_by": cause.caller} if cause.caller else {}
-                await self._ask(plugin, {"action": "restart", "name": args["name"], **by})
+                await self._ask(plugin, {"action": "restart", "name": args["name"], **cause.recorded()})
                 return None
             case "events.emit":
                 capabilities.check_topic(args["topic"])

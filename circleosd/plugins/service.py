@@ -337,10 +337,11 @@ class PluginService(Handlers):
 
     grant = revoke = _decide
 
-    async def _refused(self, plugin: Plugin, call: str, name: str, error: Denied) -> None:
+    async def _refused(self, plugin: Plugin, call: str, name: str, error: Denied, cause: Cause) -> None:
         """A plugin tried a privileged act without the capability."""
-        caller = itself(plugin.name)
-        await self._ledger.refuse(ledger.Entry("denied", caller, call, name, error=error.code, message=str(error)))
+        caller, params = itself(plugin.name), cause.recorded()
+        entry = ledger.Entry("denied", caller, call, name, params, error=error.code, message=str(error))
+        await self._ledger.refuse(entry)
 
     # setting aside
 

@@ -315,6 +315,7 @@ def test_a_plugin_restarts_the_service_that_it_may_and_the_ledger_names_it(host:
     (denied,) = host.data("plugin-manager", "history", failed=True, object="db")
     assert (denied["phase"], denied["action"]) == ("denied", "services.restart")
     assert denied["actor"]["plugin"] == "healer"
+    assert denied["params"] == {"called_by": f"uid {os.getuid()}"}
     host.unload("healer")
     host.ok("service", "stop", "web")
 

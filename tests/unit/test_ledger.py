@@ -374,6 +374,18 @@ def test_a_repeated_refusal_is_one_row_and_a_count(opened: Open) -> None:
     assert [(row["object"], row["count"]) for row in opened.history()] == [("nginx", 1), ("apache", 1), ("nginx", 49)]
 
 
+def test_what_a_plugin_is_refused_in_calls_of_several_is_told_of_each(opened: Open) -> None:
+    async def scenario() -> None:
+        for name in ("alice", "bob", "alice"):
+            caller, params = Caller(ROOT, plugin="healer"), {"called_by": name}
+            await opened.ledger.refuse(Entry("denied", caller, "services.restart", "db", params, error="denied"))
+        await opened.ledger.close()
+
+    asyncio.run(scenario())
+    told = [(row["params"]["called_by"], row["count"]) for row in opened.history()]
+    assert told == [("alice", 1), ("bob", 1), ("alice", 1)]
+
+
 def test_refusals_of_many_kinds_are_bounded_and_none_is_lost(opened: Open) -> None:
     async def scenario() -> None:
         for number in range(200):

@@ -29,7 +29,7 @@ async def answered(directory: Path, call: str, args: dict[str, str], *, granted:
     """What a plugin that is being loaded is answered, and which attempts without a capability were told."""
     denied = []
 
-    async def note(plugin: Plugin, call: str, name: str, error: Denied) -> None:
+    async def note(plugin: Plugin, call: str, name: str, error: Denied, cause: Cause) -> None:
         denied.append((plugin.name, call, name))
 
     async def deliver(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
