@@ -20,7 +20,12 @@ PLUGIN_NAME = r"[a-z0-9][a-z0-9_-]{0,47}"
 PLUGIN_NAMES = Pattern(PLUGIN_NAME, "a plugin name: a lower-case ASCII letter or digit, then those, _ or -, at most 48")
 PluginName = Annotated[str, Doc("the plugin's name"), PLUGIN_NAMES]
 FunctionName = Annotated[str, Doc("the function to call"), Length(1, 256)]
-ArtifactPath = Annotated[str, Doc("the artifact, .wasm or .so"), Length(1, 4096), Mark.FILE]
+ArtifactPath = Annotated[
+    str,
+    Doc("the artifact, .wasm or .so; how to make one: plugins/README.md of the documentation"),
+    Length(1, 4096),
+    Mark.FILE,
+]
 SignaturePath = Annotated[
     str | None, Doc("the signature of the manifest; default: its name and .sig"), Mark.FILE, Mark.OPTION
 ]

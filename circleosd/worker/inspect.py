@@ -121,11 +121,12 @@ def _module(data: Data) -> Artifact:
 
 def _refuse_foreign(module: Module) -> NoReturn:
     sources = dict.fromkeys(source for source, *_ in module.imports)
-    reason = "exports neither circleosd_abi (a core plugin) nor _start (a wasi command)"
-    if _WASI in sources:
-        reason += ": a WASI library (reactor) is no plugin, build a program of it"
-    reason += f"; it exports {_few(module.exports)}"
-    refuse(reason + (f", and imports from {_few(sources)}" if sources else ""))
+    # No semicolon in this: behind one, circlectl takes the next step to be named.
+    refuse(
+        "exports neither circleosd_abi (a core plugin) nor _start (a wasi command), "
+        f"but exports {_few(module.exports)}, and imports {f'from {_few(sources)}' if sources else 'nothing'}"
+        + (": a WASI library (reactor) is no plugin, build a program of it" if _WASI in sources else "")
+    )
 
 
 def _core(module: Module) -> Artifact:
@@ -213,7 +214,7 @@ def _component(data: Data) -> Artifact:
     if "handle" not in functions:
         if any(name.startswith("wasi:cli/run@") for name in exports):
             refuse("is a WASI 0.2 command, and exports no function handle: build it for WASI preview 1 (wasm32-wasip1)")
-        refuse("is a component but exports no function handle" + (f"; it exports {_few(exports)}" if exports else ""))
+        refuse("is a component but exports no function handle" + (f", only {_few(exports)}" if exports else ""))
     hooks = HOOKS.intersection(functions)
     return Artifact("component", [name for name in functions if name not in hooks], imports, hooks)
 

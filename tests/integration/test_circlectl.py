@@ -443,6 +443,13 @@ def test_errors_are_one_line_with_a_stable_status(
     assert done.stderr.startswith("circlectl: ")
 
 
+def test_who_loads_what_is_no_plugin_is_led_to_the_guide(host: EmbeddedHost, tmp_path: Path) -> None:
+    (tmp_path / "foreign.wasm").write_bytes(b"\0asm\1\0\0\0")
+    refused = host.ctl("plugin", "load", str(tmp_path / "foreign.wasm"))
+    assert refused.stderr.endswith("[bad-request]; see: circlectl plugin load --help\n")
+    assert "plugins/README.md" in host.ok("plugin", "load", "--help")
+
+
 def test_json_is_the_replys_data(host: EmbeddedHost) -> None:
     assert json.loads(host.ok("plugin", "list", "--json")) == host.data("plugin-manager", "list")
     assert json.loads(host.ok("--json", "plugin", "invoke", "example", "upper", "a")) == "A"

@@ -74,7 +74,7 @@ def test_an_artifact_of_another_abi_than_its_manifest_says_is_refused() -> None:
         (b"\0asm\1\0\0", "is truncated"),
         (b"\0asm\2\0\0\0", "version 2"),
         (b"\0asm\1\0\0\0\1", "truncated or damaged"),
-        (b"\0asm\1\0\0\0", "it exports nothing"),
+        (b"\0asm\1\0\0\0", "but exports nothing"),
     ],
 )
 def test_what_is_no_module_is_refused_with_the_reason(data: bytes, reason: str) -> None:
@@ -84,7 +84,7 @@ def test_what_is_no_module_is_refused_with_the_reason(data: bytes, reason: str) 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (HANDLER, "exports neither circleosd_abi (a core plugin) nor _start (a wasi command); it exports handle"),
+        (HANDLER, "exports neither circleosd_abi (a core plugin) nor _start (a wasi command), but exports handle"),
         (ABI + BUFFER + HANDLER, "exports no memory"),
         (ABI + MEMORY + HANDLER, "exports no function circleosd_buffer"),
         (ABI + MEMORY + BUFFER, "exports no handler"),
@@ -106,8 +106,11 @@ def test_a_module_that_is_no_plugin_is_refused_with_what_is_missing(body: str, r
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("extism:host/env", "nor _start (a wasi command); it exports memory, and imports from env, extism:host/env"),
-        ("wasi_snapshot_preview1", "a WASI library (reactor) is no plugin, build a program of it; it exports memory"),
+        ("extism:host/env", "nor _start (a wasi command), but exports memory, and imports from env, extism:host/env"),
+        (
+            "wasi_snapshot_preview1",
+            "from env, wasi_snapshot_preview1: a WASI library (reactor) is no plugin, build a program of it",
+        ),
     ],
 )
 def test_a_module_for_another_host_is_told_what_it_is_made_for(source: str, reason: str) -> None:
@@ -197,7 +200,7 @@ def test_more_imports_than_are_told_of_a_plugin_are_refused() -> None:
 
 def test_a_component_without_handle_is_refused_with_what_it_exports() -> None:
     text = '(component (instance $x) (export "run:it/now" (instance $x)))'
-    assert refusal(wat(text)) == ("it is a component but exports no function handle; it exports run:it/now")
+    assert refusal(wat(text)) == ("it is a component but exports no function handle, only run:it/now")
 
 
 def test_a_command_of_wasi_0_2_is_refused_with_what_to_build_instead() -> None:
