@@ -96,7 +96,8 @@ def socket_path(service: str, runtime: str) -> str:
     """Where a service listens. Raises `BadRequest` for a path that no socket can have."""
     path = f"{runtime}/{service}.sock"
     if len(os.fsencode(path)) > SUN_PATH:
-        raise BadRequest(f"cannot use {path} as a socket: a path may have {SUN_PATH} bytes; choose a shorter directory")
+        step = "choose a shorter directory, with CIRCLEOSD_RUNTIME_DIR or circleosd up --dir"
+        raise BadRequest(f"cannot use {path} as a socket: a path may have {SUN_PATH} bytes; {step}")
     return path
 
 

@@ -400,7 +400,11 @@ def test_who_has_no_home_is_told_what_to_set_and_then_runs(host_to_be: EmbeddedH
 @pytest.mark.parametrize(
     ("place", "status", "says"),
     [
-        ("/tmp/" + "d" * 90, 2, "a path may have 107 bytes; choose a shorter directory"),
+        (
+            "/tmp/" + "d" * 90,
+            2,
+            "a path may have 107 bytes; choose a shorter directory, with CIRCLEOSD_RUNTIME_DIR or ",
+        ),
         ("/dev/null", 12, "cannot run CircleOSD at /dev/null/run: Not a directory"),
     ],
 )
