@@ -153,9 +153,10 @@ class Service:
         """Identify, authorize, validate. Raises the error that the caller gets; a denial is on record by then."""
         contract = endpoint.contract
         value = envelope.params.get(contract.object_field) if contract.object_field else None
-        name = value if isinstance(value, str) else None
+        # Not validated yet, and a part of what a denial says: no name that there can be is as long as what is cut here.
+        name = shown(value) if isinstance(value, str) else None
         gate = partial(self._authorize, endpoint)
-        act = Act(self._ledger, Caller(peer), envelope.token, contract, shown(name), files, self._identify, gate)
+        act = Act(self._ledger, Caller(peer), envelope.token, contract, name, files, self._identify, gate)
         try:
             act.caller = await self._identify(peer, envelope.token)  # known also where the next line refuses
             act.caller = _speaker(act.caller, envelope.params)

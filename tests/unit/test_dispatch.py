@@ -13,14 +13,16 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from circleosd.api import actions
-from circleosd.api.contract import Between
+from circleosd.api.contract import Between, completed
 from circleosd.auth import store
 from circleosd.auth.service import AuthService
 from circleosd.database import Database
 from circleosd.deadlines import Deadlines
+from circleosd.ledger import TEXT_SHOWN
 from circleosd.ledger import Entry as Row
 from circleosd.policy import Caller, Role
 from circleosd.registry.units import UnitState
+from circleosd.validation import ValidationError, validator
 from tests.unit.dispatching import Accounts, Registry, reply_to
 from tests.unit.fakes import ROOT, STRANGER, USERS, NoFiles
 
@@ -290,6 +292,27 @@ def test_only_circleosd_itself_acts_on_behalf_of_a_plugin(registry: Registry) ->
     assert registry.ask({"action": "status", "name": "nginx", "on_behalf": None})["ok"]
     named = {"action": "restart", "name": "nginx", "called_by": "bob (uid 1001)", "token": "operator"}
     assert "on behalf of a plugin" in registry.ask(named)["message"], "nor says whose call of a plugin that is"
+
+
+def test_of_a_name_that_nothing_can_have_a_denial_and_its_row_hold_no_more_than_the_beginning(
+    registry: Registry,
+) -> None:
+    reply = registry.ask({"action": "stop", "name": "n" * 60_000}, STRANGER)
+    assert reply["error"] == "denied"
+    assert len(reply["message"]) < 500
+    (row,) = registry.mirrored
+    assert row["object"] == "n" * TEXT_SHOWN + "…"
+    assert len(json.dumps(row)) < 2000
+
+
+@pytest.mark.parametrize("verb", actions.BY_VERB)
+def test_no_object_can_have_a_name_of_which_a_part_is_cut(verb: str) -> None:
+    contract = actions.BY_VERB[verb]
+    if contract.object_field is None or contract.claimed_object:
+        return
+    with pytest.raises(ValidationError) as raised:
+        validator(completed(contract)).validate_python({contract.object_field: "a" * TEXT_SHOWN + "…"})
+    assert contract.object_field in [error["loc"][0] for error in raised.value.errors()]
 
 
 @pytest.mark.parametrize("verb", actions.BY_VERB)
