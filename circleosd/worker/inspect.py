@@ -38,7 +38,7 @@ _PT_LOAD: Final = 1
 class Artifact(NamedTuple):
     """`functions`: what can be invoked, for a component before its types are looked at.
 
-    `hooks`: which of `_initialize`, `describe`, `init` and `on-event` it exports.
+    `hooks`: which of `_initialize`, `on_event`, `describe`, `init` and `on-event` it exports, of whatever type.
     """
 
     abi: Abi
@@ -165,7 +165,8 @@ def _core(module: Module) -> Artifact:
     if not functions:
         refuse("exports no handler: no function of the type (i32) -> i64")
     imports = [f"circleosd.{name}" for _, name, _, _ in module.imports]
-    return Artifact("core", functions, imports, frozenset({"_initialize"} if initialize is not None else ()))
+    hooks = frozenset(name for name in ("_initialize", "on_event") if module.exported(name, FUNC) is not None)
+    return Artifact("core", functions, imports, hooks)
 
 
 def _wasi(module: Module) -> Artifact:

@@ -499,3 +499,12 @@ def test_a_feature_that_the_reference_does_not_promise_is_refused_by_name(body: 
 def test_a_memory_that_the_reference_does_not_promise_is_refused(memory: str, reason: str) -> None:
     with start(core(memory=memory)) as worker, pytest.raises(CallFailed, match=reason):
         worker.ready()
+
+
+@pytest.mark.parametrize(("parameters", "said"), [("i32", []), ("i32 i32", ["gets no events"])])
+def test_an_on_event_of_another_type_is_not_called_and_the_log_says_so(parameters: str, said: list[str]) -> None:
+    handlers = f"""(func (export "f") (param i32) (result i64) i64.const 0)
+      (func (export "on_event") (param {parameters}) (result i64) i64.const 0)"""
+    with start(core(handlers)) as worker:
+        assert ("on_event" in worker.ready().functions) == (not said)
+        assert [message.partition(":")[0] for _, _, message in worker.logs] == said
