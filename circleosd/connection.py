@@ -77,6 +77,9 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(0)  # the time to take a reply begins with the first byte that is not taken
+        # asyncio begins to read soon, where nobody would hear that it cannot.
+        transport.pause_reading()
+        self._resume_reading()
 
     def data_received(self, data: bytes) -> None:
         if self._ended:
@@ -141,7 +144,8 @@ class Connection(asyncio.Protocol):
         """Answer with an error and close once the peer could read it: closing at once would lose it on the way."""
         self._transport.write(wire.failure(error))
         self._transport.write_eof()
-        self._transport.resume_reading()
+        with contextlib.suppress(OSError):  # its time to read why is bounded
+            self._transport.resume_reading()
         self._ended = self._draining = True
         self._since = time.monotonic()
         self._buffer = wire.LineBuffer(0)
@@ -278,7 +282,7 @@ class Connection(asyncio.Protocol):
         if self._ended:
             self._end()
         else:
-            self._transport.resume_reading()
+            self._resume_reading()
 
     def _affordable(self, reply: bytes) -> bytes:
         """The reply, if it may be held until the peer takes it, else an error in its place."""
@@ -287,6 +291,14 @@ class Connection(asyncio.Protocol):
         except Limit as error:
             return wire.failure(Limit(f"it was done, but the answer cannot be kept for you: {error}"))
         return reply
+
+    def _resume_reading(self) -> None:
+        """Wait for what the peer sends, or, if the kernel has no memory for that (epoll_ctl(2)), say so and close."""
+        try:
+            self._transport.resume_reading()
+        except OSError as exc:
+            self._transport.write(wire.failure(Limit(f"cannot wait for a request: {exc.strerror}; try again later")))
+            self._transport.close()
 
     async def _write(self, reply: bytes) -> None:
         """Write, and wait while the peer does not take what was written before."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
+import os
+import selectors
 import socket
 import termios
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -488,3 +492,56 @@ def test_a_connection_that_has_gone_leaves_no_task(tmp_path: Path) -> None:
                 await asyncio.sleep(0.001)
 
     asyncio.run(asyncio.wait_for(run(), 5))
+
+
+class Failing(selectors.EpollSelector):
+    """A selector that watches no further file while `full`."""
+
+    full = False
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        if self.full:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return super().register(fileobj, events, data)
+
+
+async def polled(sock: socket.socket) -> bytes:
+    """All that comes until the service closes, without the event loop's selector."""
+    data = b""
+    while True:
+        try:
+            if not (piece := sock.recv(PIECE)):
+                return data
+            data += piece
+        except BlockingIOError:
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["a new one", "one that was answered"])
+def test_a_peer_that_cannot_be_waited_for_is_told_so(tmp_path: Path, *, answered: bool) -> None:
+    path = str(tmp_path / "s")
+    selector = Failing()
+    troubles: list[object] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+        async with serving(service := Patient(), path, max_line=4 * SMALL):
+            while not service.requests:  # until it listens
+                with connected(path) as first:
+                    await ask(first)
+            selector.full = not answered
+            with connected(path) as peer:
+                if answered:
+                    peer.send(b"later\n" + b"x" * (SMALL + 1))  # of which it reads no more meanwhile
+                    while fcntl.ioctl(peer, termios.TIOCOUTQ, bytes(4)) != bytes(4):
+                        await asyncio.sleep(0.001)
+                    selector.full = True
+                    service.go.set()
+                *replies, last = (await polled(peer)).splitlines()
+                assert replies == [b"reply"] * answered
+                assert b"Cannot allocate memory" in last
+                assert b'"limit"' in last
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(asyncio.wait_for(run(), 20))
+    assert not troubles
