@@ -72,7 +72,7 @@ def newer(machine: Machine, deb: str) -> str:
 
 
 def files(machine: Machine, lower: str) -> set[str]:
-    """What there is on the machine alone, and not in the file system that it has booted, where others write meanwhile."""
+    """What is on the machine alone, and not in the file system that it has booted, where others write meanwhile."""
     # Of a file that is no directory overlayfs tells by the device where it is from, also when that one is gone.
     own, theirs = machine.succeed("stat --format=%d / /usr/bin/env").split()
     listed = machine.succeed(f"find {DIRECTORIES} -xdev -printf '%D %p\\0'").split("\0")[:-1]
