@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from circleosd.worker import inspect
 from circleosd.worker.channel import Channel
 from circleosd.worker.failure import PluginFailure
-from circleosd.worker.frames import COMPILED, Abi, Buffer, FrameError, Load, Ready
+from circleosd.worker.frames import COMPILED, MAX_PAYLOAD, Abi, Buffer, FrameError, Load, Ready
 from circleosd.worker.host import Host
 from circleosd.worker.limits import (
     bound_mappings,
@@ -97,7 +97,11 @@ def _load_wasm(
     threads = parallel + (0 if artifact.abi == "core" else 2 * (os.cpu_count() or 1))
     # A text that crosses a component's border may be as large as its memory, and Wasmtime copies it twice.
     memories = parallel + 1 + (parallel if artifact.abi == "component" else 0)
-    bound_memory(load.limits.memory * memories + threads * THREAD_STACK)
+    # A command that reads and writes piece by piece has less memory than its payload. That is here as it was received
+    # and in its streams, as the reply is, and the next call's come before this one's are deleted.
+    carried = parallel * 3 * (MAX_PAYLOAD + load.limits.output)
+    share_one_heap()
+    bound_memory(load.limits.memory * memories + carried + threads * THREAD_STACK)
     sandbox = confine()
     watch = _watch(load, parallel, engine.tick())
     forbid_timers()

@@ -231,6 +231,18 @@ def test_runs_side_by_side_do_not_mix_their_streams() -> None:
         assert {key: received[key] for key in sent} == sent
 
 
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_payload_and_reply_may_be_larger_than_the_memory(concurrency: int) -> None:
+    payload = b"x" * frames.MAX_PAYLOAD
+    with start(command(ECHO), memory=2 << 20, output=len(payload), concurrency=concurrency, time=60) as worker:
+        worker.ready()
+        for _ in range(5):
+            for _ in range(concurrency):
+                worker.send("handle", payload)
+            for _ in range(concurrency):
+                assert worker.receive().body == payload
+
+
 def test_fuel_holds_a_deterministic_command() -> None:
     with start(command("(loop $l (br $l))"), deterministic=True, time=0.1) as worker:
         worker.ready()
