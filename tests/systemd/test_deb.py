@@ -45,10 +45,11 @@ def machine(booted: Machine) -> Machine:
     return booted
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def installed(booted: Machine, deb: str) -> Machine:
     """A machine with the package, for tests that leave it as it is."""
-    booted.succeed(PREPARE, f"apt-get install -qq -y {deb} 2>&1")
+    anew = f"{{ dpkg --purge circleosd && apt-get install -qq -y {deb}; }} 2>&1"
+    booted.succeed(PREPARE, f"systemctl --quiet is-active circleosd.target || {anew}")
     return booted
 
 
@@ -138,7 +139,7 @@ def test_the_same_sources_give_the_same_package(package: Path) -> None:
     assert build_package(TMPDIR="/var/tmp").read_bytes() == package.read_bytes()
 
 
-def test_after_installation_the_sockets_listen_and_nothing_runs(installed: Machine) -> None:
+def test_after_installation_the_sockets_listen_and_nothing_runs(machine: Machine, installed: Machine) -> None:
     assert states(installed, SOCKETS) == {"active"}
     assert states(installed, SERVICES) == {"inactive"}
     assert installed.get_unit_property("circleosd-polkit.path", "ActiveState") == "active"

@@ -152,3 +152,5 @@ def test_removing_the_package_stops_it_in_the_managers_of_users_too(machine: Mac
     machine.succeed("dpkg --remove circleosd 2>&1")
     assert states(machine, [*SOCKETS, *SERVICES]) == {"inactive"}
     assert machine.execute("pgrep --full --list-full [/]usr/lib/circleosd/bin") == (1, "")
+    install(machine, deb)
+    machine.systemctl("disable circleosd.target", "carol")
