@@ -74,9 +74,10 @@ def newer(machine: Machine, deb: str) -> str:
 
 def files(machine: Machine, lower: str) -> set[str]:
     """What is on the machine alone, and not in the file system that it has booted, where others write meanwhile."""
-    # Of a file that is no directory overlayfs tells by the device where it is from, also when that one is gone.
+    # Of a file that is no directory overlayfs tells by the device where it is from, also when that one is gone; of a
+    # directory that is gone, that it has no links.
     own, theirs = machine.succeed("stat --format=%d / /usr/bin/env").split()
-    listed = machine.succeed(f"find {DIRECTORIES} -xdev -printf '%D %p\\0'").split("\0")[:-1]
+    listed = machine.succeed(f"find {DIRECTORIES} -xdev -links +0 -printf '%D %p\\0'").split("\0")[:-1]
     places = (entry.split(" ", 1) for entry in listed)
     found = {path for device, path in places if own == theirs or device != theirs}
     found = {path for path in found if not os.path.lexists(f"{lower}/{path}")}
