@@ -14,7 +14,7 @@ from collections.abc import Container, Iterator
 from circleosd.api.contract import Mark, parameters, quoted
 from circleosd.api.plugins import Load, Verify
 from circleosd.discarding import discard
-from circleosd.errors import BadRequest, NotFound
+from circleosd.errors import BadRequest, NotFound, shortage
 from circleosd.handlers import Files
 from circleosd.policy import Caller, Peer
 
@@ -30,7 +30,7 @@ class Given:
         self._closing = threading.Lock()
 
     def open(self, field: str, name: str) -> int:
-        """A descriptor of the file of a parameter, to be closed. Raises `NotFound`, `BadRequest`."""
+        """A descriptor of the file of a parameter, to be closed. Raises `NotFound`, `BadRequest`, `Limit`."""
         with self._closing:
             if self._closed:  # the request was given up, and this is a thread that goes on
                 raise BadRequest(f"the request for {quoted(name)} has ended")
@@ -96,7 +96,8 @@ def _open(field: str, path: str, directory: str) -> int:
     except FileNotFoundError:
         raise NotFound(f"no file {path}") from None
     except (OSError, ValueError) as exc:
-        raise BadRequest(f"cannot open {quoted(path)}: {getattr(exc, 'strerror', None) or exc}") from exc
+        why = f"cannot open {quoted(path)}: {getattr(exc, 'strerror', None) or exc}"
+        raise shortage(exc) or BadRequest(why) from exc
     try:
         _require_file(fd, field, path)
     except BaseException:

@@ -108,6 +108,18 @@ def test_an_artifact_that_cannot_be_opened_is_told_with_the_reason(
         artifacts.open("digest")
 
 
+@pytest.mark.parametrize(("number", "error"), [(errno.EACCES, BadRequest), (errno.EMFILE, Limit)])
+def test_a_file_that_a_request_names_and_cannot_be_opened_is_told_with_the_reason(
+    number: int, error: type[CircleError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str, flags: int) -> int:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(error, match=os.strerror(number)):
+        Given({}, US).open("path", "p.wasm")
+
+
 def test_the_files_of_a_request_that_has_ended_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "p.wasm").write_bytes(b"\0asm")
     passed = os.open(tmp_path / "p.wasm", os.O_RDONLY)
