@@ -52,6 +52,15 @@ def caller(more: str = "") -> bytes:
     return core(CALLER + more, imports=HOST_CALLS)
 
 
+def asking(hook: str, request: str) -> str:
+    """The text of `on_event` or `_initialize` that makes one host call, for `caller`."""
+    escaped = request.replace('"', '\\"')
+    signature, reply = ("(param i32) (result i64)", "(i64.const 0)") if hook == "on_event" else ("", "")
+    return f"""(data (i32.const 64) "{escaped}")
+      (func (export "{hook}") {signature}
+        (drop (call $host_call (i32.const 64) (i32.const {len(request)}))) {reply})"""
+
+
 def native(source: str, path: Path) -> bytes:
     """A shared object from C; the handlers are named in the source."""
     code = path.with_suffix(".c")

@@ -17,7 +17,7 @@ import pytest
 from tests.door import acting_as
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost, read_reply
-from tests.integration.made import CALLER, HOST_CALLS, caller, core, write
+from tests.integration.made import CALLER, HOST_CALLS, asking, caller, core, write
 from tests.integration.people import ALICE, AUTH, BOB, PLUGINS, create, login
 from tests.integration.people import ask as ask_as
 from tests.native_source import native as handlers
@@ -326,11 +326,7 @@ def test_whose_call_made_a_plugin_restart_a_service_is_on_record(cheap_host: Emb
     host.data("auth-service", "create", name="alice", password="long enough", role="operator")
     token = host.data("auth-service", "login", name="alice", password="long enough")["token"]
     restart = '{"call":"services.restart","args":{"name":"web"}}'
-    escaped = restart.replace('"', '\\"')
-    on_event = f"""(data (i32.const 64) "{escaped}")
-      (func (export "on_event") (param i32) (result i64)
-        (drop (call $host_call (i32.const 64) (i32.const {len(restart)})))
-        (i64.const 0))"""
+    on_event = asking("on_event", restart)
     asked = ["services:restart:web", "events:down"]
     host.load(write(tmp_path, "healer", caller(on_event), capabilities=asked), grant="all")
     host.load(write(tmp_path, "source", caller(), capabilities=["events:down"]), grant="all")
@@ -375,9 +371,7 @@ def test_a_plugin_that_may_restart_every_service_has_no_hold_on_workers(host: Em
 
 def test_nothing_that_a_plugin_does_while_it_is_loaded_lasts(host: EmbeddedHost, tmp_path: Path) -> None:
     request = json.dumps({"call": "kv.set", "args": {"key": "early", "value": "x"}})
-    escaped = request.replace('"', '\\"')
-    early = f"""(data (i32.const 64) "{escaped}")
-      (func (export "_initialize") (drop (call $host_call (i32.const 64) (i32.const {len(request)}))))"""
+    early = asking("_initialize", request)
     host.load(write(tmp_path, "eager", caller(early), instance="shared", capabilities=["kv"]), grant="kv")
     assert answer(host, "eager", "kv.keys", prefix="") == []
     host.unload("eager")
@@ -385,11 +379,7 @@ def test_nothing_that_a_plugin_does_while_it_is_loaded_lasts(host: EmbeddedHost,
 
 def test_an_event_is_kept_followed_and_delivered(host: EmbeddedHost, tmp_path: Path) -> None:
     note = '{"call":"kv.set","args":{"key":"got","value":"an event"}}'
-    escaped = note.replace('"', '\\"')
-    on_event = f"""(data (i32.const 64) "{escaped}")
-      (func (export "on_event") (param i32) (result i64)
-        (drop (call $host_call (i32.const 64) (i32.const {len(note)})))
-        (i64.const 0))"""
+    on_event = asking("on_event", note)
     host.load(write(tmp_path, "source", caller(), capabilities=["events:deploy"]), grant="events:deploy")
     host.load(write(tmp_path, "drain", caller(on_event), capabilities=["kv", "events:*"]), grant="all")
     with host.connect("plugin-manager") as follower:
@@ -481,11 +471,7 @@ def test_the_manager_does_not_exit_over_an_event_that_nobody_waits_for(new_host:
 
 def test_events_that_follow_from_one_another_end(host: EmbeddedHost, tmp_path: Path) -> None:
     emit = '{"call":"events.emit","args":{"topic":"ball","payload":"to you"}}'
-    escaped = emit.replace('"', '\\"')
-    bounce = f"""(data (i32.const 64) "{escaped}")
-      (func (export "on_event") (param i32) (result i64)
-        (drop (call $host_call (i32.const 64) (i32.const {len(emit)})))
-        (i64.const 0))"""
+    bounce = asking("on_event", emit)
     for name in ("ping", "pong"):
         host.load(write(tmp_path, name, caller(bounce), capabilities=["events:ball"]), grant="all")
     answer(host, "ping", "events.emit", topic="ball", payload="first")
