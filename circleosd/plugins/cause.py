@@ -8,7 +8,8 @@ from typing import NamedTuple
 class Cause(NamedTuple):
     """The call or event in which a plugin does something: `depth` counts the events that it follows from.
 
-    `caller` is whose call began it all, in words; None where nobody called, as while a plugin is loaded.
+    `caller` is whose call began it all, in words; None where nobody called, as while a plugin is loaded, or it may have
+    been one of several.
     """
 
     depth: int = 0

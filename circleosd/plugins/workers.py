@@ -307,7 +307,10 @@ class Worker(asyncio.BufferedProtocol):
         """A call has ended, of that cause: the worker may now make the next one's instance, in a call's time."""
         now = self._loop.time()
         if now < self._preparing.deadline:  # an earlier preparation may go on
-            cause = cause._replace(depth=max(cause.depth, self._preparing.cause.depth))
+            earlier = self._preparing.cause
+            # Side by side either may be what follows, and nobody is to have another's acts laid to them.
+            known = self._concurrency == 1 or cause.caller == earlier.caller
+            cause = Cause(max(cause.depth, earlier.depth), cause.caller if known else None)
         self._preparing = _Work(now + self._preparation_time, cause, self._concurrency * MOST_LOGGED)
 
     def _preparation(self, number: int) -> _Work | None:

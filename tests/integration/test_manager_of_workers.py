@@ -68,13 +68,13 @@ async def refuse(call: str, args: dict[str, str], cause: Cause) -> bytes:
 
 
 class Asked:
-    """Answers host calls with null, and remembers their depths."""
+    """Answers host calls with null, and remembers what they followed from."""
 
     def __init__(self) -> None:
-        self.depths: list[int] = []
+        self.causes: list[Cause] = []
 
     async def __call__(self, call: str, args: dict[str, str], cause: Cause) -> bytes:
-        self.depths.append(cause.depth)
+        self.causes.append(cause)
         return frames.host_reply_body(None)
 
 
@@ -170,8 +170,8 @@ def called(channel: Channel) -> int:
     return frame.call_id
 
 
-async def call(worker: Worker, seconds: float = 5, depth: int = 0) -> bytes:
-    return bytes(await worker.call(frames.INVOKE, "handle", b"", seconds, Cause(depth)))
+async def call(worker: Worker, seconds: float = 5, depth: int = 0, caller: str | None = None) -> bytes:
+    return bytes(await worker.call(frames.INVOKE, "handle", b"", seconds, Cause(depth, caller)))
 
 
 async def why_lost(worker: Worker) -> str:
@@ -306,7 +306,7 @@ def test_a_worker_may_prepare_for_as_long_as_for_a_call(tmp_path: Path) -> None:
         return asyncio.get_running_loop().time() - began
 
     assert run(tmp_path, peer, manage, asked) >= GRACE
-    assert asked.depths
+    assert asked.causes
 
 
 def test_the_time_of_a_call_does_not_count_while_the_worker_prepares(tmp_path: Path) -> None:
@@ -342,10 +342,35 @@ def test_what_a_preparation_emits_follows_from_the_events_that_the_calls_before_
         await worker.load(path, Load("example", "wasm"), [0], 10, None)
         await call(worker, depth=3)
         await call(worker)  # the one before may still be followed by its preparation
-        await until(lambda: bool(asked.depths))
+        await until(lambda: bool(asked.causes))
 
     run(tmp_path, peer, manage, asked)
-    assert asked.depths == [3]
+    assert asked.causes == [Cause(3)]
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "callers", "named"),
+    [(1, ("alice", "bob"), "bob"), (2, ("alice", "bob"), None), (2, ("bob", "bob"), "bob")],
+)
+def test_what_a_preparation_does_is_laid_to_a_caller_only_where_it_can_follow_no_other_call(
+    tmp_path: Path, concurrency: int, callers: tuple[str, str], named: str | None
+) -> None:
+    asked = Asked()
+
+    def peer(channel: Channel) -> None:
+        loaded(channel)
+        for _ in callers:
+            channel.send(RESULT, called(channel), b"")
+        channel.send(HOST_CALL, 1 | PREPARING, QUESTION)
+
+    async def manage(worker: Worker, path: str) -> None:
+        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+        for caller in callers:
+            await call(worker, caller=caller)
+        await until(lambda: bool(asked.causes))
+
+    run(tmp_path, peer, manage, asked, concurrency)
+    assert asked.causes == [Cause(0, named)]
 
 
 @pytest.mark.parametrize(("concurrency", "allowed"), [(1, False), (8, True)])
