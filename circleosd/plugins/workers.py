@@ -17,10 +17,10 @@ from circleosd import upstream
 from circleosd.errors import BadRequest, CircleError, Limit, NotFound, PluginFailed, Timeout
 from circleosd.handoff import Handoff
 from circleosd.plugins.cause import NOBODY, Cause
-from circleosd.plugins.receiving import PIECE, Receiver, Sink
 from circleosd.worker import frames
 from circleosd.worker.frames import HEADER, FrameError
 from circleosd.worker.host import LOG_BUDGET, logged
+from circleosd.worker.receiving import PIECE, Receiver, Sink
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Worker(asyncio.BufferedProtocol):
         self._preparation_time = 0.0
         # All preparations together: which calls they follow, the worker alone knows.
         self._preparing = _Work(0.0, NOBODY)
-        self._receiver = Receiver()
+        self._receiver = Receiver(frames.TO_MANAGER)
         self.lost = False
         self.counted = False  # its end is on the plugin's record
 

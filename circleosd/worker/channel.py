@@ -5,11 +5,12 @@ from __future__ import annotations
 import array
 import socket
 import threading
+from collections import deque
 from typing import Final
 
 from circleosd.worker.frames import HEADER, TO_MANAGER, TO_WORKER, Buffer, Frame, FrameError, check, encode
+from circleosd.worker.receiving import PIECE, Receiver
 
-_PIECE: Final = 64 << 10
 _MAX_DESCRIPTORS: Final = 2
 
 
@@ -18,10 +19,8 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        self._buffer = bytearray(_PIECE)
-        self._view = memoryview(self._buffer)
-        self._start = 0
-        self._end = 0
+        self._receiver = Receiver(TO_WORKER)
+        self._received: deque[Frame] = deque()
         self._send_lock = threading.Lock()
 
     def receive_first(self) -> tuple[Frame | None, list[int]]:
@@ -31,57 +30,31 @@ class Channel:
         """
         descriptors = array.array("i")
         space = socket.CMSG_SPACE(_MAX_DESCRIPTORS * descriptors.itemsize)
-        count, ancillary, _, _ = self._socket.recvmsg_into([self._view], space, socket.MSG_CMSG_CLOEXEC)
+        buffer = self._receiver.buffer()
+        count, ancillary, _, _ = self._socket.recvmsg_into([buffer], space, socket.MSG_CMSG_CLOEXEC)
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-        self._start, self._end = 0, count
+        self._received.extend(self._receiver.received(count))
         return (self.receive() if count else None), list(descriptors)
 
     def receive(self) -> Frame | None:
         """The next frame, or None at the end of the stream. Raises `FrameError`."""
-        while self._end - self._start < HEADER.size:
-            if not self._fill():
+        while not self._received:
+            try:
+                count = self._socket.recv_into(self._receiver.buffer())
+            except ConnectionResetError:  # the peer left something unread when it ended
                 return None
-        length, kind, call_id = HEADER.unpack_from(self._buffer, self._start)
-        check(kind, length, TO_WORKER)
-        start = self._start + HEADER.size
-        available = self._end - start
-        if available >= length:
-            end = start + length
-            if end == self._end:
-                self._start = self._end = 0
-            else:
-                self._start = end
-            return Frame(kind, call_id, bytes(self._view[start:end]))
-        body = bytearray(length)
-        body[:available] = self._view[start : self._end]
-        self._start = self._end = 0
-        rest = memoryview(body)[available:]
-        while rest:
-            count = self._socket.recv_into(rest)
-            if count == 0:
+            if count == 0 and self._receiver.within_a_frame:
                 raise FrameError("cannot read the frame: the stream ends within it")
-            rest = rest[count:]
-        return Frame(kind, call_id, body)
-
-    def _fill(self) -> bool:
-        if self._start:
-            size = self._end - self._start
-            self._view[:size] = self._view[self._start : self._end]
-            self._start, self._end = 0, size
-        try:
-            count = self._socket.recv_into(self._view[self._end :])
-        except ConnectionResetError:  # the peer left something unread when it ended
-            count = 0
-        self._end += count
-        if count == 0 and self._end:
-            raise FrameError("cannot read the frame: the stream ends within it")
-        return count > 0
+            if count == 0:
+                return None
+            self._received.extend(self._receiver.received(count))
+        return self._received.popleft()
 
     def send(self, kind: int, call_id: int, body: Buffer) -> None:
         """Sends one frame. Raises OSError when the peer is gone."""
-        if len(body) <= _PIECE:
+        if len(body) <= PIECE:
             frame = encode(kind, call_id, body)
             with self._send_lock:
                 self._socket.sendall(frame)

@@ -55,7 +55,7 @@ ALLOWED = {
     "plugins": {
         "api", "config", "database", "delegation", "discarding", "errors", "fair", "handlers", "handoff", "ledger",
         "places", "policy", "upstream", "validation", "worker.cachekey", "worker.frames", "worker.host",
-        "worker.limits",
+        "worker.limits", "worker.receiving",
     },
     "polkit": {"api", "errors", "registry.catalog", "systemd"},
     "embedded": {

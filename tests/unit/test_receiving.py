@@ -1,11 +1,11 @@
-"""What a worker sends, cut into frames however it arrives."""
+"""What is received, cut into frames however it arrives."""
 
 from __future__ import annotations
 
 import pytest
 
-from circleosd.plugins.receiving import PIECE, Frame, Receiver
-from circleosd.worker.frames import HEADER, LOG, RESULT
+from circleosd.worker.frames import HEADER, LOG, RESULT, TO_MANAGER, Frame
+from circleosd.worker.receiving import PIECE, Receiver
 
 FITS = PIECE - HEADER.size  # bytes of the longest body that has no buffer of its own
 
@@ -13,9 +13,9 @@ FITS = PIECE - HEADER.size  # bytes of the longest body that has no buffer of it
 @pytest.mark.parametrize("most", [1, HEADER.size + 1, PIECE - 1, PIECE])
 @pytest.mark.parametrize("length", [0, 1, FITS - 1, FITS, FITS + 1, PIECE, PIECE + 1])
 def test_frames_are_whole_again_whatever_their_length_and_however_much_comes_at_once(length: int, most: int) -> None:
-    sent: list[Frame] = [(LOG, 1, b"before"), (RESULT, 2, b"x" * length), (RESULT, 3, b"behind")]
+    sent = [Frame(LOG, 1, b"before"), Frame(RESULT, 2, b"x" * length), Frame(RESULT, 3, b"behind")]
     rest = memoryview(b"".join(HEADER.pack(len(body), kind, number) + body for kind, number, body in sent))
-    receiver, found = Receiver(), list[Frame]()
+    receiver, found = Receiver(TO_MANAGER), list[Frame]()
     while rest:
         count = min(most, len(buffer := receiver.buffer()), len(rest))
         assert count, "asyncio takes no empty buffer"

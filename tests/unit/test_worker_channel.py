@@ -44,12 +44,6 @@ def test_frames_come_out_whole_however_the_stream_is_cut(piece: int) -> None:
     assert [(frame.call_id, bytes(frame.body)) for frame in found] == list(enumerate(bodies))
 
 
-def test_a_frame_that_is_longer_than_a_piece_comes_out_whole_between_short_ones() -> None:
-    bodies = [b"before", random.Random(1).randbytes(300_000), b"after"]
-    found = received(frames.encode(frames.HOST_REPLY, 1, body) for body in bodies)
-    assert [bytes(frame.body) for frame in found] == bodies
-
-
 @pytest.mark.parametrize("most", [1, 8, 9, 20, 100_000])
 def test_a_stream_that_ends_within_a_frame_is_an_error(most: int) -> None:
     with pytest.raises(FrameError, match="ends within it"):

@@ -1,15 +1,12 @@
-"""What a worker sends, cut into frames (circleosd/worker/frames.py). No I/O here."""
+"""What manager or worker receives, cut into frames (frames.py). No I/O here."""
 
 from __future__ import annotations
 
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
-from circleosd.worker import frames
-from circleosd.worker.frames import HEADER, FrameError
+from circleosd.worker.frames import COMPILED, HEADER, Frame, FrameError, check
 
 PIECE: Final = 64 * 1024  # bytes that are received at once; a longer body gets a buffer of its own
-
-Frame: TypeAlias = tuple[int, int, bytes | bytearray]  # kind, call id, body
 
 
 class Sink(Protocol):
@@ -21,13 +18,14 @@ class Sink(Protocol):
 
 
 class Receiver:
-    """Tells where to put what is received next, and which frames are whole by it.
+    """Tells where to put what is received next, and which frames are whole by it. `bounds` are those of their kinds.
 
     One compilation may come as long as there is a `sink` for it, which is given up then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: dict[int, int]) -> None:
         self.sink: Sink | None = None
+        self._bounds = bounds
         # `_piece` up to `_filled`, or the body of the frame `_kind`, `_call_id` that did not fit there.
         self._piece = memoryview(bytearray(PIECE))
         self._filled = 0
@@ -35,6 +33,11 @@ class Receiver:
         self._body: bytearray | None = None
         self._rest = memoryview(b"")
         self._sunk = 0  # bytes of a compilation that are still to come
+
+    @property
+    def within_a_frame(self) -> bool:
+        """Whether a frame has begun that is not whole."""
+        return self._body is not None or self._filled > 0
 
     def buffer(self) -> memoryview:
         """Where the next bytes go."""
@@ -49,7 +52,7 @@ class Receiver:
         if self._rest:
             return []
         body, self._body = self._body, None
-        return [(self._kind, self._call_id, body)]
+        return [Frame(self._kind, self._call_id, body)]
 
     def _whole(self) -> list[Frame]:
         """Take the whole frames out of `_piece`."""
@@ -66,8 +69,8 @@ class Receiver:
             if available < 0:
                 break
             length, kind, number = HEADER.unpack_from(piece, start)
-            frames.check(kind, length, frames.TO_MANAGER)
-            if kind == frames.COMPILED:
+            check(kind, length, self._bounds)
+            if kind == COMPILED:
                 # Once: code of the plugin runs only after that, and could make another one up.
                 if self.sink is None:
                     raise FrameError("it sent a compilation that nobody waits for")
@@ -79,7 +82,7 @@ class Receiver:
             if available >= length:
                 begin = start + HEADER.size
                 start = begin + length
-                whole.append((kind, number, bytes(piece[begin:start])))
+                whole.append(Frame(kind, number, bytes(piece[begin:start])))
                 continue
             if length > PIECE - HEADER.size:
                 body = bytearray(length)
