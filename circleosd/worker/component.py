@@ -196,7 +196,7 @@ class ComponentPlugin:
         return found
 
     def _new_instance(self) -> _Instance:
-        store, context = self._engine.new_component_store()
+        store, context = self._engine.new_store()
         instance = _Instance(store, context)
         try:
             if self._wasi:

@@ -25,7 +25,6 @@ Kind: TypeAlias = Literal["module", "component"]
 
 MAX_STACK: Final = 512 << 10
 MAX_TABLE_ELEMENTS: Final = 100_000
-MAX_TABLES: Final = 8
 MAX_BACKTRACE: Final = 16
 FUEL_PER_SECOND: Final = 200_000_000
 
@@ -33,10 +32,17 @@ FUEL_PER_SECOND: Final = 200_000_000
 KEEP_RESIDENT: Final = 256 << 10
 MAX_INSTANCE_SIZE: Final = 16 << 20
 
+
+class Parts(NamedTuple):
+    """How many instances, memories and tables of core modules make up what serves a call."""
+
+    instances: int
+    memories: int
+    tables: int
+
+
 # A component consists of several modules, each with an instance and perhaps a memory and tables of its own.
-COMPONENT_MEMORIES: Final = 16
-COMPONENT_TABLES: Final = 24
-COMPONENT_INSTANCES: Final = 256
+PARTS: Final[dict[Kind, Parts]] = {"module": Parts(1, 1, 8), "component": Parts(256, 16, 24)}
 
 NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, c_void_p))
 _I32: Final = 0
@@ -67,11 +73,8 @@ def _pool(limits: Limits, kind: Kind) -> Pointer:
     """Slots for the instances of all calls at once, one that is prepared and one that is not yet deleted."""
     pool = c.wasmtime_pooling_allocation_config_new()
     slots = limits.concurrency + 2
-    whole = kind == "component"
-    instances, memories, tables = (
-        (COMPONENT_INSTANCES, COMPONENT_MEMORIES, COMPONENT_TABLES) if whole else (1, 1, MAX_TABLES)
-    )
-    c.wasmtime_pooling_allocation_config_total_component_instances_set(pool, slots if whole else 1)
+    instances, memories, tables = PARTS[kind]
+    c.wasmtime_pooling_allocation_config_total_component_instances_set(pool, slots if kind == "component" else 1)
     c.wasmtime_pooling_allocation_config_max_component_instance_size_set(pool, MAX_INSTANCE_SIZE)
     c.wasmtime_pooling_allocation_config_total_core_instances_set(pool, slots * instances)
     c.wasmtime_pooling_allocation_config_max_core_instance_size_set(pool, MAX_INSTANCE_SIZE)
@@ -92,6 +95,7 @@ class Engine:
 
     def __init__(self, kind: Kind, limits: Limits, *, deterministic: bool) -> None:
         self.limits = limits
+        self._parts = PARTS[kind]
         self.deterministic = deterministic
         self.fuel = max(1, int(limits.time * FUEL_PER_SECOND))
         config = configuration(deterministic=deterministic)
@@ -112,22 +116,10 @@ class Engine:
         return function, engine
 
     def new_store(self) -> tuple[Pointer, Pointer]:
-        """A store that holds one core module's instance within the limits, and its context."""
+        """A store that holds the instances of one module or component within the limits, and its context."""
         store = _store_new(self.pointer, None, NO_FINALIZER)
-        _limiter(store, self.limits.memory, MAX_TABLE_ELEMENTS, 1, MAX_TABLES, 1)
-        return store, _store_context(store)
-
-    def new_component_store(self) -> tuple[Pointer, Pointer]:
-        """A store that holds one component's instances within the limits, and its context."""
-        store = _store_new(self.pointer, None, NO_FINALIZER)
-        _limiter(
-            store,
-            self.limits.memory,
-            MAX_TABLE_ELEMENTS,
-            COMPONENT_INSTANCES,
-            COMPONENT_TABLES,
-            COMPONENT_MEMORIES,
-        )
+        instances, memories, tables = self._parts
+        _limiter(store, self.limits.memory, MAX_TABLE_ELEMENTS, instances, tables, memories)
         return store, _store_context(store)
 
     def allow(self, context: Pointer) -> None:
@@ -165,7 +157,7 @@ class _Functions(NamedTuple):
     deserialize_file: Any
 
 
-_KINDS: Final[dict[str, _Functions]] = {
+_KINDS: Final[dict[Kind, _Functions]] = {
     "module": _Functions(
         POINTER(c.wasmtime_module_t),
         c.wasmtime_module_new,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from circleosd.worker.engine import COMPONENT_TABLES, MAX_TABLE_ELEMENTS, MAX_TABLES
+from circleosd.worker.engine import MAX_TABLE_ELEMENTS, PARTS
 from circleosd.worker.host import CALLS
 from circleosd.worker.inspect import CORE_IMPORTS, INTERFACE_VERSION, INTERFACES
 from circleosd.worker.limits import COMPILE_MEMORY, COMPILE_SECONDS
@@ -54,7 +54,7 @@ def test_the_reference_says_how_much_memory_the_unit_of_a_worker_has() -> None:
 
 def test_the_reference_says_what_compiling_and_tables_may_take() -> None:
     assert f"compiling may take {COMPILE_SECONDS:g} s and {COMPILE_MEMORY >> 30} GiB" in ABI
-    tables = f"{MAX_TABLES} tables in a core module, {COMPONENT_TABLES} in a component"
+    tables = f"{PARTS['module'].tables} tables in a core module, {PARTS['component'].tables} in a component"
     assert f"{MAX_TABLE_ELEMENTS:,} elements each; {tables}" in ABI
 
 
