@@ -122,21 +122,17 @@ def trusted(directory: Path, owner: int) -> Catalog:
     return catalog.read([directory], text)
 
 
-def write(text: str, target: Path) -> bool:
-    """Have `target` hold `text`, readable by all, without a moment in between. Whether anything had to be done.
-
-    Raises `OSError` that names `target`.
-    """
+def write(text: str, target: Path) -> None:
+    """Have `target` hold `text`, readable by all, without a moment in between. Raises `OSError` that names `target`."""
     try:
         if target.read_text(encoding="utf-8") == text and stat.S_IMODE(target.stat().st_mode) == 0o644:
-            return False
+            return
     except (FileNotFoundError, UnicodeDecodeError):
         pass
     try:
         _replace(text, target)
     except OSError as exc:
         raise OSError(exc.errno, exc.strerror, str(target)) from exc
-    return True
 
 
 def _replace(text: str, target: Path) -> None:

@@ -325,10 +325,10 @@ def test_a_catalog_that_changes_while_it_is_read_is_read_again(
 ) -> None:
     write, changes = polkit.write, iter([change])
 
-    def write_late(text: str, target: Path) -> bool:
+    def write_late(text: str, target: Path) -> None:
         for change in changes:
             change(places[0])
-        return write(text, target)
+        write(text, target)
 
     monkeypatch.setattr(polkit, "write", write_late)
     generate(places)
