@@ -144,7 +144,10 @@ _LEAST = {
     "plugins.default_storage": 0,
     "plugins.cache": 0,
 }
-_MOST = dict.fromkeys(("auth.hash_memory", "auth.hash_passes"), 2**32 - 1)  # RFC 9106, 3.1
+_MOST = {
+    **dict.fromkeys(("auth.hash_memory", "auth.hash_passes"), 2**32 - 1),  # RFC 9106, 3.1
+    **dict.fromkeys(("plugins.memory", "plugins.default_memory"), 2**48),  # what a process can address
+}
 _LONGEST = 1_000_000_000  # seconds, or days: thirty years from now are a date that can be shown
 
 

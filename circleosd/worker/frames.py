@@ -192,35 +192,13 @@ def load_body(load: Load) -> bytes:
 
 
 def parse_load(body: Buffer) -> Load:
-    """The inverse of `load_body`. Raises `FrameError` for a missing, unknown or mistyped field."""
+    """The inverse of `load_body`: the manager has checked the values. Raises `FrameError` for a wrong set of fields."""
     value = json_object(body)
     try:
         limits = Limits(**value.pop("limits"))
-        load = Load(**{**value, "limits": limits, "granted": tuple(value.get("granted", ()))})
+        return Load(**{**value, "limits": limits, "granted": tuple(value.get("granted", ()))})
     except (KeyError, TypeError) as exc:
         raise FrameError(f"cannot read the load request: {exc}") from exc
-    _require(isinstance(load.name, str) and 0 < len(load.name) <= MAX_NAME, "name")
-    _require(load.plugin_type in ("wasm", "native"), "plugin_type")
-    _require(load.abi is None or load.abi in get_args(Abi), "abi")
-    _require(load.entry is None or isinstance(load.entry, str), "entry")
-    _require(load.instance in ("fresh", "shared"), "instance")
-    _require(isinstance(load.deterministic, bool), "deterministic")
-    _require(isinstance(load.precompiled, bool), "precompiled")
-    _require(all(isinstance(item, str) for item in load.granted), "granted")
-    _require(isinstance(load.config, dict) and all(isinstance(item, str) for item in load.config.values()), "config")
-    _require(_whole(limits.memory) and _whole(limits.output) and _whole(limits.concurrency), "limits")
-    _require(isinstance(limits.time, int | float) and 0 < limits.time < 1e6, "limits.time")
-    _require(limits.output <= MAX_PAYLOAD and limits.concurrency <= 64, "limits")
-    return load
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 48
-
-
-def _require(condition: bool, field: str) -> None:
-    if not condition:
-        raise FrameError(f"cannot read the load request: the value of {field} is not allowed")
 
 
 def ready_body(ready: Ready) -> bytes:

@@ -10,12 +10,19 @@ import subprocess
 import sys
 import time
 from array import array
+from collections.abc import Callable
+from typing import Final
 
 import pytest
 
 from circleosd.worker import frames
 from circleosd.worker.frames import Load
+from tests.component_text import component
+from tests.native_source import native
+from tests.wasi_text import ECHO, command
 from tests.worker_driver import ROOT, CallFailed, Worker, WorkerEnded, core, start
+
+MOST: Final = {"time": 1e9, "memory": 2**48, "concurrency": 64, "output": frames.MAX_PAYLOAD}
 
 
 def test_a_worker_reports_its_compilation_before_ready_and_serves() -> None:
@@ -54,6 +61,18 @@ def test_a_compilation_for_the_other_mode_is_replaced() -> None:
     with start(core(), worker.compiled, deterministic=True) as second:
         second.ready()
         assert second.compiled
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("artifact", [core, component, lambda: command(ECHO)], ids=["core", "component", "wasi"])
+def test_a_worker_takes_the_most_that_settings_may_allow(artifact: Callable[[], bytes], deterministic: bool) -> None:
+    with start(artifact(), deterministic=deterministic, **MOST) as worker:
+        assert worker.invoke(worker.ready().functions[0], "hello") == "hello"
+
+
+def test_the_worker_of_a_native_plugin_takes_the_most_that_settings_may_allow() -> None:
+    with start(native(""), plugin_type="native", **MOST) as worker:
+        assert worker.invoke(worker.ready().functions[0], "hello") == "hello"
 
 
 def test_a_refused_plugin_is_reported_and_the_worker_ends_in_peace() -> None:

@@ -70,6 +70,10 @@ def test_of_several_sources_the_wrong_one_is_named(tmp_path: Path) -> None:
             "[auth]\nhash_memory = 4294967296\n",
             "setting auth.hash_memory: .* is not a whole number from 8 to 4294967295",
         ),
+        (
+            "[plugins]\ndefault_memory = 281474976710657\n",
+            "setting plugins.default_memory: .* is not a whole number from 65536 to 281474976710656",
+        ),
         ("[server]\nmax_connections = 0\n", "setting server.max_connections: 0 is not a whole number from 1 on"),
         ("[server.idle_exit]\n", "setting server.idle_exit: {} is not a number"),
         ("[plugins]\ntrust = 'maybe'\n", "setting plugins.trust: 'maybe' is not one of require, warn, off"),

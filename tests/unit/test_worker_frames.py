@@ -48,32 +48,8 @@ def test_a_load_request_survives_the_wire() -> None:
     assert frames.parse_load(frames.load_body(LOAD)) == LOAD
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"name": ""},
-        {"name": 5},
-        {"plugin_type": "elf"},
-        {"abi": "other"},
-        {"entry": 1},
-        {"instance": "both"},
-        {"deterministic": 1},
-        {"config": {"a": 1}},
-        {"granted": ["kv", 5]},
-        {"unknown": 1},
-        {"limits": None},
-        {"limits": {"memory": -1}},
-        {"limits": {"memory": 1.5}},
-        {"limits": {"memory": True}},
-        {"limits": {"time": 0}},
-        {"limits": {"time": "1"}},
-        {"limits": {"time": float("nan")}},
-        {"limits": {"output": frames.MAX_PAYLOAD + 1}},
-        {"limits": {"concurrency": 65}},
-        {"limits": {"storage": 1}},
-    ],
-)
-def test_a_load_request_with_a_wrong_field_is_refused(change: dict[str, object]) -> None:
+@pytest.mark.parametrize("change", [{"unknown": 1}, {"limits": None}, {"limits": {"storage": 1}}])
+def test_a_load_request_with_an_unknown_field_or_without_limits_is_refused(change: dict[str, object]) -> None:
     value = frames.json_object(frames.load_body(LOAD))
     with pytest.raises(FrameError, match="load request"):
         frames.parse_load(frames.json_body({**value, **change}))
