@@ -11,7 +11,7 @@ import sys
 import time
 from array import array
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -22,7 +22,7 @@ from tests.native_source import native
 from tests.wasi_text import ECHO, command
 from tests.worker_driver import ROOT, CallFailed, Worker, WorkerEnded, core, start
 
-MOST: Final = {"time": 1e9, "memory": 2**48, "concurrency": 64, "output": frames.MAX_PAYLOAD}
+MOST: Final[dict[str, Any]] = {"time": 1e9, "memory": 2**48, "concurrency": 64, "output": frames.MAX_PAYLOAD}
 
 
 def test_a_worker_reports_its_compilation_before_ready_and_serves() -> None:
