@@ -212,6 +212,13 @@ def test_gc_types_are_refused_by_name() -> None:
     assert "has a type of the form" in refusal(wat("(module (type (struct)))"))
 
 
+@pytest.mark.parametrize("form", [b"\0\x7f\1\3log\0\0", b"\0\x7e\0\0\1\3log"])
+def test_compact_imports_are_refused_as_that(form: bytes) -> None:
+    section = b"\1\x09circleosd" + form
+    data = b"\0asm\1\0\0\0" + b"\1\4\1\x60\0\0" + bytes([2, len(section)]) + section
+    assert "has compact imports" in refusal(data)
+
+
 def test_a_constant_that_this_host_does_not_run_is_refused_by_its_instruction() -> None:
     module = f"(module (global i31ref (ref.i31 (i32.const 1))) {ABI} {MEMORY} {BUFFER} {HANDLER})"
     assert "has a constant with the instruction 0xfb" in refusal(wat(module))
