@@ -27,10 +27,11 @@ class UnitFile:
         for number, raw in enumerate(text.split("\n"), 1):
             if raw.lstrip().startswith(("#", ";")):
                 continue
-            line += raw.strip()
-            if line.endswith("\\"):
-                line = line[:-1].rstrip() + " "
+            line += raw
+            if (len(line) - len(line.rstrip("\\"))) % 2:  # an even number of them escape one another
+                line = line[:-1] + " "
                 continue
+            line = line.strip()
             key, equals, value = (part.strip() for part in line.partition("="))
             if line.startswith("[") and line.endswith("]"):
                 section = line[1:-1]

@@ -36,12 +36,20 @@ def test_keys_lists_quotes_continuations_and_resets() -> None:
     file = UnitFile(TEXT, SPECIFIERS)
     assert file.get("Unit", "Description") == "One  line"
     assert file.words("Unit", "Wants") == ["a.socket", "b.socket", "c d.socket"]
-    assert file.get("Service", "ExecStart") == "/bin/sh -c 'echo $$ \"b-c\"' more"
+    assert file.get("Service", "ExecStart").split() == ["/bin/sh", "-c", "'echo", "$$", '"b-c"\'', "more"]
     assert file.words("Service", "Environment") == ["C=3"]
     assert file.seconds("Service", "TimeoutStartSec", "5") == 90
     assert file.seconds("Service", "TimeoutStopSec", "5") == 5
     assert file.get("Install", "WantedBy") == ""
     assert file.get("Unit", "ExecStart") == ""
+
+
+def test_a_line_goes_on_after_a_lone_backslash_at_its_very_end() -> None:
+    assert service("A='x\\\n  y'").words("Service", "A") == ["x   y"]
+    assert service("A=x\\\\\nB=y").get("Service", "B") == "y"
+    assert service("A=x\\\\\\\nB=y").get("Service", "A") == "x\\\\ B=y"
+    with pytest.raises(BadRequest, match="no backslashes"):
+        service("A=x \\ \nB=y").words("Service", "A")
 
 
 @pytest.mark.parametrize("text", ["Key=before a section", "[Unit]\nno assignment", "[Unit]\n=value", "[Unit\n"])
