@@ -183,13 +183,21 @@ def confine(readable: int | None = None) -> list[str]:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     used = []
-    version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
-    if version > 0:
+    if version := _landlock_version(libc):
         _landlock(libc, version, readable)
         used.append(f"landlock-{version}")
     if _seccomp(libc):
         used.append("seccomp")
     return used
+
+
+def _landlock_version(libc: ctypes.CDLL) -> int:
+    """Which Landlock the kernel has; 0 for none."""
+    version: int = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+    # EPERM: an outer filter does not know the call.
+    if version < 0 and ctypes.get_errno() in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+        return 0
+    return _checked(version, "landlock")
 
 
 def _landlock(libc: ctypes.CDLL, version: int, readable: int | None) -> None:

@@ -118,15 +118,16 @@ def test_another_architectures_calls_end_the_process() -> None:
 class Kernel:
     """A kernel with Landlock that fails the system call of one number."""
 
-    def __init__(self, failing: int = 0) -> None:
+    def __init__(self, failing: int = 0, why: int = errno.EINVAL) -> None:
         self.failing = failing
+        self.why = why
         self.handled: tuple[int, ...] = ()  # the rights that a rule set denies: to files, to the network, the scopes
         self.calls: list[int] = []
 
     def syscall(self, number: int, *arguments: Any) -> int:
         self.calls.append(number)
         if number == self.failing:
-            ctypes.set_errno(errno.EINVAL)
+            ctypes.set_errno(self.why)
             return -1
         if number != 444:  # landlock_create_ruleset
             return 0
@@ -160,3 +161,14 @@ def test_each_version_of_landlock_is_asked_for_all_that_it_knows_and_no_more(
 def test_a_worker_that_cannot_be_confined_does_not_go_on(failing: int) -> None:
     with pytest.raises(OSError, match="cannot confine the worker: landlock failed"):
         sandbox._landlock(cast(ctypes.CDLL, Kernel(failing)), 2, None)
+
+
+@pytest.mark.parametrize("why", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])
+def test_a_kernel_without_landlock_has_none(why: int) -> None:
+    assert sandbox._landlock_version(cast(ctypes.CDLL, Kernel(444, why))) == 0
+
+
+@pytest.mark.parametrize("why", [errno.ENOMEM, errno.EINVAL])
+def test_a_kernel_that_cannot_tell_whether_it_has_landlock_is_not_taken_for_one_without(why: int) -> None:
+    with pytest.raises(OSError, match="cannot confine the worker: landlock failed"):
+        sandbox._landlock_version(cast(ctypes.CDLL, Kernel(444, why)))
