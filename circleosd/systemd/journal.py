@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+from typing import Any
 
 from circleosd.api.common import Event
 from circleosd.steering import plain
@@ -104,7 +105,9 @@ def _fields(event: Event) -> dict[str, str]:
         called = event["params"].get("called_by")
         who = f"plugin {actor['plugin']}, by {who}" + (f", called by {called}" if called else "")
     what = " ".join(filter(None, (event["action"], event["object"])))
-    how = f"{event['phase']}: {event['message']}" if event["message"] else event["phase"]
+    before, after = event["before"], event["after"]
+    change = None if before is None and after is None else f"{_text(before)} → {_text(after)}"
+    how = ": ".join(filter(None, (event["phase"], "; ".join(filter(None, (change, event["message"]))))))
     return {
         "MESSAGE": f"{who}: {what}: {how}",
         "MESSAGE_ID": MESSAGE_IDS[event["phase"]],
@@ -120,6 +123,15 @@ def _fields(event: Event) -> dict[str, str]:
         "CIRCLEOSD_SEQ": str(event["seq"]),
         ROW: json.dumps(event, ensure_ascii=False, separators=(",", ":")),
     }
+
+
+def _text(value: Any) -> str:
+    """A state before or after an act, as `circlectl system history` shows it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_text(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return "-" if value is None else str(value)
 
 
 def _send(entry: bytes, patience: float) -> None:

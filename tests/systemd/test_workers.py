@@ -90,7 +90,7 @@ def test_a_plugin_that_says_too_much_keeps_no_row_of_the_ledger_out_of_the_journ
     machine.succeed("circlectl plugin load /root/loud.wasm", *["circlectl plugin invoke loud f"] * 6)
     machine.succeed("circlectl plugin disable loud", "journalctl --sync")
     rows = machine.succeed("journalctl --identifier circleosd-plugin-manager CIRCLEOSD_OBJECT=loud --output=cat")
-    assert rows.splitlines()[-1] == "uid 0: disable loud: done"
+    assert rows.splitlines()[-1] == "uid 0: disable loud: done: ready → disabled: by uid 0"
     said = f"plugin loud: said more than {MOST_SAID} messages within 30 s; the rest is dropped"
     machine.succeed(f"journalctl --unit circleosd-plugins.service --output=cat --grep '{said}'")
 

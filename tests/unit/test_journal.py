@@ -87,6 +87,24 @@ def test_a_row_is_an_entry_of_the_journals_own_protocol(journald: socket.socket,
     assert json.loads(entry.rpartition(b"CIRCLEOSD_ROW=")[2]) == event
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (None, {"rule": "allow service:stop *"}, "done: - → rule=allow service:stop *"),
+        ({"role": "viewer", "uid": None}, {"role": "admin"}, "done: role=viewer, uid=- → role=admin"),
+        ({"sessions": ["a", "b"]}, None, "done: sessions=a, b → -"),
+        ("inactive", "active", "done: inactive → active"),
+        (None, None, "done"),
+    ],
+)
+def test_the_message_of_a_row_tells_what_was_changed(
+    journald: socket.socket, before: object, after: object, told: str
+) -> None:
+    """It is all that there is where messages are sent on as by syslog."""
+    Mirror()(Event(**{**row(None), "before": before, "after": after}))
+    assert journald.recv(1 << 16).partition(b"\n")[0].decode() == f"MESSAGE=uid 0: create alice: {told}"
+
+
 def test_a_journald_that_takes_nothing_is_waited_for_a_bounded_time(
     journald: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -95,9 +95,9 @@ def test_rows_of_the_ledger_are_not_among_the_lines() -> None:
 import subprocess
 from circleosd.systemd.journal import Mirror
 actor = {"user": None, "uid": 0, "plugin": None}
-row = {"actor": actor, "action": "grant", "object": "alice", "error": None, "message": None, "service": "s", "seq": 1}
+row = {"actor": actor, "action": "grant", "object": "alice", "before": None, "after": None, "error": None}
 mirror = Mirror()
-mirror({**row, "phase": "done"})
+mirror({**row, "message": None, "phase": "done", "service": "s", "seq": 1})
 print("not a row", flush=True)
 subprocess.run(["journalctl", "--sync"], check=True)  # while this process can still be told from others
 """
