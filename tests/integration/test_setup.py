@@ -39,4 +39,4 @@ def test_a_python_that_is_too_old_or_not_where_it_was_said_to_be_is_told_before_
     tmp_path: Path, python: str
 ) -> None:
     (tmp_path / "python3").symlink_to(str(shutil.which("false")))
-    assert refused(tmp_path, python) == "circleosd setup: needs Python 3.11 or newer, as Debian 12 and later have it\n"
+    assert refused(tmp_path, python) == "circleosd setup: Python 3.11 or newer is required, as in Debian 12 and later\n"
