@@ -10,28 +10,28 @@ from circleosd.api.contract import Request
 from circleosd.policy import Role, suffices
 
 YES, NO, OWN = "yes", "–", "own"
-COLUMNS = ("stranger", "viewer", "operator", "admin", "root", "with a rule", "session not in force")
+COLUMNS = ("stranger", "viewer", "operator", "admin", "root", "with a rule", "invalid session")
 
 INTRO = """\
 # Who may do what
 
-Made from the contracts in `circleosd/api/` by `python -m circlectl.reference access`; a test fails when it is out of
-date, and another walks every cell of it over the sockets.
+Generated from the contracts in `circleosd/api/` by `python -m circlectl.reference access`. One test fails when this
+page is out of date; another checks every cell over the sockets.
 
-Who asks is what the kernel says of the process at the other end of the socket:
+The kernel identifies the process at the other end of the socket. The columns are:
 
-- **root**: uid 0, and the uid that a service runs as. They are admin everywhere, no rule binds them and nobody can
-  lock them out.
-- **viewer**, **operator**, **admin**: a CircleOSD user of that role, with a session (`circlectl user login`) or by the
-  uid that the user is bound to (`circlectl user create NAME --uid UID`), which needs no login.
-- **with a rule**: a user without a role whom `circlectl user grant NAME VERB OBJECT` allows the action on the object.
-  A rule with `--deny` takes it away instead, whatever role or rule allows it. `circlectl user can NAME VERB OBJECT`
-  tells what decides.
-- **stranger**: everybody else who may connect.
-- **session not in force**: a token that has expired, was revoked, or was opened by another uid than presents it.
+- **root**: uid 0, and the uid that a service runs as. They are admin everywhere, no rule applies to them, and nobody
+  can lock them out.
+- **viewer**, **operator**, **admin**: a CircleOSD user with that role, who has a session (`circlectl user login`) or
+  runs under the uid bound to that user (`circlectl user create NAME --uid UID`), which needs no login.
+- **with a rule**: a user without a role who has a rule (`circlectl user grant NAME VERB OBJECT`) that allows the action
+  on the object. A rule with `--deny` denies it instead, whatever role or rule allows it. `circlectl user can NAME VERB
+  OBJECT` shows what decides.
+- **stranger**: anybody else who may connect.
+- **invalid session**: a token that has expired, was revoked, or is presented by another uid than opened it.
 
-`own` is the right to do it to oneself: to the user that one is. Of a listing, one with rules gets the rows (`rows`) of
-what the rules allow something on. A stream's right is looked at again while it goes on.
+`own`: users may do it to themselves. `rows`: a user with rules sees those rows of a listing on which the rules allow
+something. While a stream is followed, the right to it is checked again and again.
 """
 
 

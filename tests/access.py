@@ -122,9 +122,9 @@ class Walk:
             Subject("granted", "with a rule", uids.granted, granted, "walk_granted"),
             Subject("admin", "admin", uids.admin, admin, "walk_admin"),
             Subject("root", "root", 0),
-            Subject("expired token", "session not in force", uids.other, expired, "walk_admin"),
-            Subject("revoked token", "session not in force", uids.other, revoked, "walk_admin"),
-            Subject("token of another uid", "session not in force", uids.other, admin, "walk_admin"),
+            Subject("expired token", "invalid session", uids.other, expired, "walk_admin"),
+            Subject("revoked token", "invalid session", uids.other, revoked, "walk_admin"),
+            Subject("token of another uid", "invalid session", uids.other, admin, "walk_admin"),
         ]
 
     def _session(self, token: str, uid: int) -> str:

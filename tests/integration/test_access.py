@@ -34,6 +34,6 @@ def test_the_table_is_made_from_the_contracts_as_they_are() -> None:
 
 def test_a_stranger_and_a_session_not_in_force_may_do_nothing_but_say_who_they_are() -> None:
     rows = table()
-    assert {row["session not in force"] for row in rows.values()} == {"–"}
+    assert {row["invalid session"] for row in rows.values()} == {"–"}
     open_to_all = {"user:login", "user:logout", "user:whoami", "user:verify"}
     assert {verb for verb, row in rows.items() if row["stranger"] != "–"} == open_to_all
