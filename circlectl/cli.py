@@ -23,7 +23,7 @@ _LOG = "see the log: journalctl {unit} 'circleosd-*', or what circleosd up print
 _NEXT_STEP = {
     "bad-request": "see: {command} --help",
     "unknown-action": "is circlectl newer than the service? see: circlectl system status",
-    "denied": "log in as somebody who may: circlectl user login NAME; see: circlectl user whoami",
+    "denied": "log in as a user who may: circlectl user login NAME; see: circlectl user whoami",
     "unavailable": _LOG,
     "internal": _LOG,
     "timeout": "see: circlectl system status",

@@ -26,12 +26,12 @@ class Signed(TypedDict):
 
 @contract
 class Sign(Request, action="sign", access=Access.ANYONE, reply=Signed):
-    """Sign a plugin with an SSH key: put the artifact's sha256 and size into its manifest and sign that."""
+    """Write the artifact's sha256 and size into a plugin's manifest, and sign that with an SSH key."""
 
     path: Annotated[str, Doc("the artifact, .wasm or .so")]
-    key: Annotated[str, Doc("the SSH key to sign with; a public key whose private half an agent holds will do"),
+    key: Annotated[str, Doc("the SSH key to sign with, or its public key if an agent holds the private key"),
                    Mark.OPTION]  # fmt: skip
-    manifest: Annotated[str | None, Doc("its manifest; default: the .json file beside the artifact"), Mark.OPTION] = (
+    manifest: Annotated[str | None, Doc("its manifest; default: the .json file next to the artifact"), Mark.OPTION] = (
         None
     )
 
@@ -89,7 +89,7 @@ def _measure(path: str) -> tuple[str, int, bytes]:
             while piece := file.read(PIECE):
                 head = head or piece[:16]
                 if not head.startswith((WASM, ELF)):
-                    raise BadRequest(f"{path} is no plugin: neither WebAssembly nor a shared object (ELF)")
+                    raise BadRequest(f"{path} is not a plugin: neither WebAssembly nor a shared object (ELF)")
                 digest.update(piece)
                 size += len(piece)
     except FileNotFoundError:

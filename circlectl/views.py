@@ -112,7 +112,7 @@ def _change_of_state(row: dict[str, Any]) -> str:
 
 def _plugin(data: dict[str, Any]) -> str:
     """What a plugin is and what it may do."""
-    signed = f"signed by {data['signer']}" if data["signer"] else "not signed by anybody trusted"
+    signed = f"signed by {data['signer']}" if data["signer"] else "not signed by a trusted signer"
     state = "" if data["state"] == "ready" else f", {data['state']}"
     lines = [f"{data['id']} {data['version']}: {data['abi']}, {signed}{state}"]
     lines.append(f"  functions: {render.value('', data['functions'])}")

@@ -159,7 +159,7 @@ def decide(
         if covered:
             return Decision(True, f"{what} is allowed to {caller} by the rule: {rule}", rule)
     has = f"has the role {caller.role}" if caller.role else "has no role here"
-    return Decision(False, f"{what} needs the role {access}, and {caller} {has}")
+    return Decision(False, f"{what} needs the role {access}, but {caller} {has}")
 
 
 def sees(caller: Caller, access: Access, verb: str, name: str, *, among: Collection[str]) -> bool:

@@ -202,7 +202,7 @@ def type_of(head: bytes) -> Literal["wasm", "native"]:
         return "native"
     if head.lstrip().startswith((b"(", b";;")):
         raise BadRequest("this is WebAssembly text: turn it into a binary, with wat2wasm; see: plugins/README.md")
-    raise BadRequest("this is no plugin: neither WebAssembly nor a shared object (ELF)")
+    raise BadRequest("this is not a plugin: neither WebAssembly nor a shared object (ELF)")
 
 
 def check(manifest: Manifest, head: bytes, ceiling: PluginSettings) -> None:

@@ -105,7 +105,7 @@ class Signatures:
         if self._policy == "off" and not native:
             return Trust(None, None, None)
         if signature is None:
-            return self._unsigned("nobody signed it", None, native=native, explicit=explicit)
+            return self._unsigned("it is not signed", None, native=native, explicit=explicit)
         try:
             signer = await self.verify(manifest, signature)
         except BadSignature as error:

@@ -225,7 +225,7 @@ def test_an_unsigned_plugin_is_refused_warned_about_or_let_through_as_the_policy
         signers.judge(None, policy="require")
     with pytest.raises(Denied, match="require"):
         signers.judge(None, policy="require", explicit=True)
-    assert "nobody signed it" in (signers.judge(None, policy="warn").warning or "")
+    assert "it is not signed" in (signers.judge(None, policy="warn").warning or "")
     assert signers.judge(None, policy="off") == Trust(None, None, None)
 
 

@@ -152,12 +152,12 @@ def test_only_who_is_admin_by_the_uid_has_no_bounds() -> None:
 @pytest.mark.parametrize(
     ("caller", "why"),
     [
-        (Caller(PEER), "user:list needs the role admin, and uid 1000 has no role here"),
-        (Caller(PEER, Role.VIEWER), "user:list needs the role admin, and uid 1000 has the role viewer"),
-        (Caller(PEER, user="vera"), "user:list needs the role admin, and vera (uid 1000) has no role here"),
-        (Caller(Peer(0, 0, 1), user="vera"), "user:list needs the role admin, and vera (uid 0) has no role here"),
-        (Caller(Peer(-1, -1, 0), user="vera"), "user:list needs the role admin, and vera has no role here"),
-        (Caller(PEER, plugin="echo"), "user:list needs the role admin, and the plugin echo has no role here"),
+        (Caller(PEER), "user:list needs the role admin, but uid 1000 has no role here"),
+        (Caller(PEER, Role.VIEWER), "user:list needs the role admin, but uid 1000 has the role viewer"),
+        (Caller(PEER, user="vera"), "user:list needs the role admin, but vera (uid 1000) has no role here"),
+        (Caller(Peer(0, 0, 1), user="vera"), "user:list needs the role admin, but vera (uid 0) has no role here"),
+        (Caller(Peer(-1, -1, 0), user="vera"), "user:list needs the role admin, but vera has no role here"),
+        (Caller(PEER, plugin="echo"), "user:list needs the role admin, but the plugin echo has no role here"),
         (
             Caller(PEER, user="vera", grants=(Grant("user:*", "*", deny=True),)),
             "user:list is denied to vera (uid 1000) by the rule: deny user:* *",
@@ -184,8 +184,8 @@ def test_an_answer_names_the_rule_that_allows() -> None:
             True,
             "service:restart db is allowed to olga by the rule: allow service:restart db",
         ),
-        (None, "service:stop", "db", False, "service:stop db needs the role operator, and olga has no role here"),
-        (None, "service:status", "db", False, "service:status db needs the role viewer, and olga has no role here"),
+        (None, "service:stop", "db", False, "service:stop db needs the role operator, but olga has no role here"),
+        (None, "service:status", "db", False, "service:status db needs the role viewer, but olga has no role here"),
         (
             None,
             "service:list",
@@ -195,7 +195,7 @@ def test_an_answer_names_the_rule_that_allows() -> None:
             "; only what the rules allow something on is listed",
         ),
         (Role.VIEWER, "service:list", None, True, "service:list needs the role viewer, and olga has the role viewer"),
-        (None, "plugin:list", None, False, "plugin:list needs the role viewer, and olga has no role here"),
+        (None, "plugin:list", None, False, "plugin:list needs the role viewer, but olga has no role here"),
     ],
 )
 def test_a_question_about_a_user_is_answered_as_the_service_decides(
