@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "user": "users, logins, sessions",
-    "service": "services and the units behind them",
-    "plugin": "plugins: load, call, unload",
+    "service": "services and the systemd units behind them",
+    "plugin": "load, call and unload plugins",
     "system": "CircleOSD as a whole",
 }
 _MODULES = {
@@ -51,7 +51,7 @@ class Command(NamedTuple):
 
 def _on_stdin(name: str) -> Parameter:
     """The switch that has a parameter read from standard input. It is no part of the request."""
-    word, doc = f"{name}_stdin", f"read the {name} from standard input, as it is"
+    word, doc = f"{name}_stdin", f"read the {name} from standard input, unchanged"
     return Parameter(word, word, bool, False, False, doc, frozenset({Mark.OPTION}), ())
 
 

@@ -9,11 +9,11 @@ from circlectl.commands import Command
 from circleosd.api.contract import Mark, Parameter, Request
 
 FLAGS = {
-    "--scope": "the CircleOSD of the system or the user's own: system, user (default: the one that there is)",
+    "--scope": "which CircleOSD to use: system, or user for your own (default: system if there is one)",
     "--json": "print the reply's data as JSON",
-    "--password-stdin": "read passwords from standard input, a line each, instead of asking",
-    "--": "what follows is values, also if it looks like a flag",
-    "--help": "show this and do nothing",
+    "--password-stdin": "read passwords from standard input, one per line, instead of prompting",
+    "--": "treat everything that follows as values, even if it looks like a flag",
+    "--help": "show this help and exit",
 }
 _SHOWN = {"--scope": "--scope SCOPE", "--help": "-h, --help"}
 NARROW = 30  # columns that a description needs; with fewer beside a name, it is below
@@ -42,7 +42,7 @@ def _listing(group: str, columns: int) -> list[str]:
 
 def _of_every_command(columns: int) -> list[str]:
     rows = [_row(f"{_SHOWN.get(flag, flag):<17} ", about, columns) for flag, about in FLAGS.items()]
-    return ["Flags of every command:", *rows]
+    return ["Flags of all commands:", *rows]
 
 
 def _row(left: str, right: str, columns: int) -> str:
@@ -82,7 +82,7 @@ def described(item: Parameter) -> str:
 
 def secret(item: Parameter) -> str:
     """What a secret is and how it is given."""
-    return f"{item.doc} (asked for without echo, or --password-stdin)"
+    return f"{item.doc} (prompted for, or read with --password-stdin)"
 
 
 def needed(contract: type[Request]) -> str:

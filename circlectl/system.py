@@ -17,15 +17,15 @@ GROUPS = dict(zip(("user", "service", "plugin"), SERVICES, strict=True))
 
 @contract
 class Status(Request, action="status", access=Access.VIEWER, reply=list[common.Report]):
-    """Show how each service of CircleOSD is."""
+    """Show the state of each service of CircleOSD."""
 
 
 @contract
 class History(common.History, action="history", access=Access.ADMIN, reply=list[common.Event]):
-    """Show what was done, by whom, and how it ended, over all services in one order."""
+    """Show what was done through all services, by whom, and how it ended, ordered by time."""
 
-    follow: Annotated[bool, Doc("go on with what is done from now on, until interrupted"), Mark.OPTION] = False
-    verify: Annotated[bool, Doc("only verify that no row was altered, deleted or inserted"), Mark.OPTION] = False
+    follow: Annotated[bool, Doc("keep printing new rows until interrupted"), Mark.OPTION] = False
+    verify: Annotated[bool, Doc("only check that no row was altered, deleted or inserted"), Mark.OPTION] = False
 
 
 # Actions of rows that tell of no request: what a ledger and the plugin manager do by themselves, and plugins try.

@@ -15,33 +15,31 @@ UserName = Annotated[
     # systemd's strict rule, systemd.io/USER_NAMES
     Pattern(
         r"[a-zA-Z_][a-zA-Z0-9_-]{0,30}",
-        "a user name: an ASCII letter or _ first, then such letters, digits, _ or -, at most 31",
+        "a user name: an ASCII letter or _, then ASCII letters, digits, _ or -, at most 31 characters",
     ),
 ]
 # 8 is NIST SP 800-63B's least for a password a person chose; 1024 bounds the work of one hash.
 NewPassword = Annotated[str, Doc("the new password"), Length(8, 1024), Mark.SECRET, Mark.NEW]
 Password = Annotated[str, Doc("the password"), Length(1, 1024), Mark.SECRET]
 RoleName = Literal["none", "viewer", "operator", "admin"]
-ROLE = Doc("what the user may do everywhere, rules aside")
+ROLE = Doc("what the user may do, in addition to rules")
 # One's own is the default in the dispatcher (`own`).
 OwnName = Annotated[UserName | None, Doc("the user's name; default: yourself")]
 # 4294967294 is the last uid: (uid_t) -1 means "none", user_namespaces(7).
-Uid = Annotated[int | None, Doc("the Unix uid that is this user without a login"), Between(1, 4294967294), Mark.OPTION]
-SessionId = Annotated[
-    str | None, Doc("one session's id; default: all of them"), Pattern("[0-9a-f]{12}", "a session's id")
-]
+Uid = Annotated[int | None, Doc("the Unix uid to be this user without a login"), Between(1, 4294967294), Mark.OPTION]
+SessionId = Annotated[str | None, Doc("a session id; default: all sessions"), Pattern("[0-9a-f]{12}", "a session id")]
 # Verbs are those of the contracts, objects names of services, plugins and users; `*` and `?` as in fnmatch(3).
 VerbGlob = Annotated[
     str,
     Doc("an action such as service:restart; may be a glob"),
-    Pattern(r"[a-z*?]{1,32}:[a-z_*?]{1,32}|\*", "an action such as service:restart, or a glob of such"),
+    Pattern(r"[a-z*?]{1,32}:[a-z_*?]{1,32}|\*", "an action such as service:restart, or a glob of such actions"),
 ]
 ObjectGlob = Annotated[
     str,
-    Doc("the service, plugin or user that it is about; may be a glob"),
-    Pattern(r"[a-zA-Z0-9_.@:/\\+*?-]{1,256}", "the name of a service, a plugin or a user, or a glob of such"),
+    Doc("the name of a service, plugin or user; may be a glob"),
+    Pattern(r"[a-zA-Z0-9_.@:/\\+*?-]{1,256}", "the name of a service, plugin or user, or a glob of such names"),
 ]
-Deny = Annotated[bool, Doc("a rule that forbids, whatever else allows"), Mark.OPTION]
+Deny = Annotated[bool, Doc("deny the action instead; overrides whatever allows it"), Mark.OPTION]
 
 
 class User(TypedDict):
@@ -56,7 +54,7 @@ class User(TypedDict):
 
 
 class Rule(TypedDict):
-    """A rule about what a user may do, or with `deny` may not; see circleosd/policy.py for its meaning."""
+    """A rule about what a user may do, or with `deny` may not do; see circleosd/policy.py for its meaning."""
 
     verb: str
     object: str
@@ -64,7 +62,7 @@ class Rule(TypedDict):
 
 
 class UserDetail(User):
-    """A user in detail. `locked_until`: before then a login is refused, from where the user is at home or elsewhere."""
+    """A user in detail. `locked_until`: logins before this time are refused, at least from some uids."""
 
     password: bool
     sessions: int
@@ -82,7 +80,7 @@ class Login(TypedDict):
 
 
 class Session(TypedDict):
-    """A session in force, opened by a process of `uid`."""
+    """A valid session, opened by a process of `uid`."""
 
     id: str
     user: str
@@ -93,7 +91,7 @@ class Session(TypedDict):
 
 
 class Identity(TypedDict):
-    """Who a caller is. `role` is None for one who has none."""
+    """Who a caller is. `role` is None for a caller without a role."""
 
     user: str | None
     role: str | None
@@ -104,7 +102,7 @@ class Identity(TypedDict):
 
 
 class Answer(TypedDict):
-    """Whether a user may do something; `why` names what decides, `rule` is the rule that does, if it is one."""
+    """Whether a user may do something; `why` says what decides, `rule` is the rule that decides, if one does."""
 
     allowed: bool
     why: str
@@ -113,12 +111,10 @@ class Answer(TypedDict):
 
 @contract
 class Create(Request, action="create", access=Access.ADMIN, reply=User, effect=Effect.STATE, object="name"):
-    """Create a user, who logs in with a password or is known by the uid."""
+    """Create a user who logs in with a password, or whom a uid identifies."""
 
     name: UserName
-    password: Annotated[
-        NewPassword | None, Doc("the password; with --uid it is not asked for"), Mark.SECRET, Mark.NEW
-    ] = None
+    password: Annotated[NewPassword | None, Doc("the password, optional with --uid"), Mark.SECRET, Mark.NEW] = None
     role: Annotated[RoleName, ROLE, Mark.OPTION] = "viewer"
     uid: Uid = None
 
@@ -131,7 +127,7 @@ class LoginUser(Request, action="login", access=Access.ANYONE, reply=Login, effe
     password: Password
     lifetime: Annotated[
         float | None,
-        Doc("seconds until the session ends, if it is to be earlier than usual"),
+        Doc("seconds until the session ends, to end it earlier than usual"),
         Between(1, 1e9),
         Mark.OPTION,
     ] = None
@@ -144,18 +140,18 @@ class Logout(Request, action="logout", access=Access.ANYONE, reply=None, effect=
 
 @contract
 class WhoAmI(Request, action="whoami", access=Access.ANYONE, reply=Identity):
-    """Show who you are to CircleOSD, and what you may do."""
+    """Show who you are to CircleOSD and what you may do."""
 
 
 @contract
 class Verify(Request, action="verify", access=Access.ANYONE, reply=Identity):
-    """Tell which user a session token names, or the uid without one; the services ask this about their callers."""
+    """Show which user a session token or a uid belongs to; the services use this to identify their callers."""
 
     uid: Annotated[
-        int | None, Doc("the uid that presented the token, instead of one's own"), Between(0, 4294967294), Mark.HIDDEN
+        int | None, Doc("the uid that presented the token, instead of your own"), Between(0, 4294967294), Mark.HIDDEN
     ] = None
     presented: Annotated[
-        str | None, Doc("the token that was presented, instead of one's own"), Length(1, 256), Mark.SECRET, Mark.HIDDEN
+        str | None, Doc("the token that was presented, instead of your own"), Length(1, 256), Mark.SECRET, Mark.HIDDEN
     ] = None
 
 
@@ -166,7 +162,7 @@ class ListUsers(Request, action="list", access=Access.VIEWER, reply=list[User], 
 
 @contract
 class Show(Request, action="show", access=Access.VIEWER, reply=UserDetail, object="name", own=True):
-    """Show a user in detail, with the rules that hold for the user."""
+    """Show a user in detail, including the user's rules."""
 
     name: OwnName = None
 
@@ -177,12 +173,12 @@ class Passwd(Request, action="passwd", access=Access.ADMIN, reply=None, effect=E
 
     password: NewPassword
     name: OwnName = None
-    old: Annotated[Password | None, Doc("the present password, for changing your own"), Mark.SECRET] = None
+    old: Annotated[Password | None, Doc("the current password, to change your own"), Mark.SECRET] = None
 
 
 @contract
 class SetRole(Request, action="role", access=Access.ADMIN, reply=User, effect=Effect.STATE, object="name"):
-    """Change what a user may do everywhere."""
+    """Change a user's role."""
 
     name: UserName
     role: Annotated[RoleName, ROLE]
@@ -190,21 +186,21 @@ class SetRole(Request, action="role", access=Access.ADMIN, reply=User, effect=Ef
 
 @contract
 class Disable(Request, action="disable", access=Access.ADMIN, reply=User, effect=Effect.STATE, object="name"):
-    """Take all rights from a user until enabled again, and end the user's sessions."""
+    """Take away all rights of a user until enabled again, and end the user's sessions."""
 
     name: UserName
 
 
 @contract
 class Enable(Request, action="enable", access=Access.ADMIN, reply=User, effect=Effect.STATE, object="name"):
-    """Give a disabled user the rights back, and end a lockout after failed logins."""
+    """Restore the rights of a disabled user, and end a lockout after failed logins."""
 
     name: UserName
 
 
 @contract
 class Delete(Request, action="delete", access=Access.ADMIN, reply=User, effect=Effect.STATE, object="name"):
-    """Delete a user with all rules and sessions; what the user did stays on record."""
+    """Delete a user with all rules and sessions; the record of what the user did is kept."""
 
     name: UserName
 
@@ -213,13 +209,13 @@ class Delete(Request, action="delete", access=Access.ADMIN, reply=User, effect=E
 class Sessions(Request, action="sessions", access=Access.ADMIN, reply=list[Session], object="name", own=True):
     """List a user's sessions."""
 
-    name: Annotated[UserName | None, Doc("the user's name; default: yourself, or all where you are no user")] = None
+    name: Annotated[UserName | None, Doc("the user's name; default: yourself, or all if you are not a user")] = None
 
 
 @contract
 class Revoke(Request, action="revoke", access=Access.ADMIN, reply=list[Session], effect=Effect.STATE, object="name",
              own=True):  # fmt: skip
-    """End a user's sessions, all or one; every service knows within a second."""
+    """End one or all sessions of a user; takes effect in every service within a second."""
 
     name: OwnName = None
     session: SessionId = None
@@ -227,7 +223,7 @@ class Revoke(Request, action="revoke", access=Access.ADMIN, reply=list[Session],
 
 @contract
 class AddGrant(Request, action="grant", access=Access.ADMIN, reply=list[Rule], effect=Effect.STATE, object="name"):
-    """Allow a user an action on some objects, or forbid it."""
+    """Allow or deny a user an action on some objects."""
 
     name: UserName
     verb: VerbGlob
@@ -237,7 +233,7 @@ class AddGrant(Request, action="grant", access=Access.ADMIN, reply=list[Rule], e
 
 @contract
 class RemoveGrant(Request, action="ungrant", access=Access.ADMIN, reply=list[Rule], effect=Effect.STATE, object="name"):
-    """Remove a rule that was given with grant."""
+    """Remove a rule that was added with grant."""
 
     name: UserName
     verb: VerbGlob
@@ -247,13 +243,13 @@ class RemoveGrant(Request, action="ungrant", access=Access.ADMIN, reply=list[Rul
 
 @contract
 class Can(Request, action="can", access=Access.ADMIN, reply=Answer, object="name", own=True):
-    """Tell whether a user may do something, and which rule decides."""
+    """Show whether a user may do something, and what decides."""
 
     name: UserName
     verb: Annotated[
         str, Doc("an action such as service:restart"), Pattern("[a-z]+:[a-z_]+", "an action such as service:restart")
     ]
-    object: Annotated[str | None, Doc("the service, plugin or user that it is about"), Length(1, 256)] = None
+    object: Annotated[str | None, Doc("the name of a service, plugin or user"), Length(1, 256)] = None
 
 
 CONTRACTS: tuple[type[Request], ...] = (

@@ -7,7 +7,7 @@ from circleosd.policy import Access
 
 
 class Report(TypedDict):
-    """How a service is. Times in seconds, memory in bytes."""
+    """The state of a service. Times in seconds, memory in bytes."""
 
     service: str
     version: str
@@ -19,7 +19,7 @@ class Report(TypedDict):
 
 
 class Event(TypedDict):
-    """One row of the ledger; see circleosd/ledger.py for its fields. `count`: how many attempts it tells of."""
+    """One row of the ledger; see circleosd/ledger.py for its fields. `count`: how many attempts it stands for."""
 
     service: str
     seq: int
@@ -39,7 +39,7 @@ class Event(TypedDict):
 
 
 class Audited(TypedDict):
-    """What came of following the chain of a ledger: its rows, the hash of the last, and in words what is wrong."""
+    """The result of verifying a ledger's chain: its rows, the hash of the last one, and in words what is wrong."""
 
     service: str
     rows: int
@@ -51,12 +51,12 @@ class Audited(TypedDict):
 
 @contract
 class Health(Request, action="health", access=Access.VIEWER, reply=Report, command=None):
-    """Tell how the service is: version, process, memory, connections."""
+    """Show the state of the service: version, process, memory, connections."""
 
 
-UserOrUid = Annotated[str | None, Doc("only acts of this user, or of this uid"), Length(1, 64), Mark.OPTION]
+UserOrUid = Annotated[str | None, Doc("only acts of this user or uid"), Length(1, 64), Mark.OPTION]
 ObjectOrGlob = Annotated[str | None, Doc("only acts on this object; may be a glob"), Length(1, 256), Mark.OPTION]
-# On the wire the envelope has the name `action` already.
+# On the wire, the name `action` is taken by the envelope.
 ActionName = Annotated[str | None, Doc("only this action"), Length(1, 64), Mark.OPTION, Flag("action")]
 Since = Annotated[float | None, Doc("only acts since this time"), Mark.TIME, Mark.OPTION]
 Failed = Annotated[bool, Doc("only acts that failed or were denied"), Mark.OPTION]
@@ -71,14 +71,14 @@ class History(Request, action="history", access=Access.ADMIN, reply=list[Event],
     action_name: ActionName = None
     since: Since = None
     failed: Failed = False
-    lines: Annotated[int, Doc("at most this many, the newest"), Between(0, 10_000), Mark.OPTION] = 100
+    lines: Annotated[int, Doc("only the last so many acts"), Between(0, 10_000), Mark.OPTION] = 100
 
 
 @contract
 class Follow(Request, action="follow", access=Access.ADMIN, reply=Event, command=None, stream=True):
-    """Show what is done, as it is done: the rows behind the row `after`, until the caller has seen enough."""
+    """Show what is done, as it is done: the rows after the row `after`, until the caller disconnects."""
 
-    after: Annotated[int, Doc("the number of the last row that is known"), Between(0, 2**62)] = 0
+    after: Annotated[int, Doc("the number of the last known row"), Between(0, 2**62)] = 0
     user: UserOrUid = None
     object: ObjectOrGlob = None
     action_name: ActionName = None
@@ -88,7 +88,7 @@ class Follow(Request, action="follow", access=Access.ADMIN, reply=Event, command
 
 @contract
 class Audit(Request, action="audit", access=Access.ADMIN, reply=Audited, command=None):
-    """Verify that no row of the ledger was altered, deleted or inserted."""
+    """Check that no row of the ledger was altered, deleted or inserted."""
 
 
 EVERYWHERE: tuple[type[Request], ...] = (Health, History, Follow, Audit)

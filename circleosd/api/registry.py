@@ -1,4 +1,4 @@
-"""Contracts of service-registry: names, the systemd units behind them, and what is done to those."""
+"""Contracts of service-registry: names, the systemd units behind them, and actions on those."""
 
 from typing import Annotated, TypedDict
 
@@ -13,11 +13,14 @@ MAX_LINES = 2000  # of one answer from the journal: with the longest lines at mo
 ServiceName = Annotated[
     str,
     Doc("the service's name in the catalog"),
-    Pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}", "a service name: ASCII letters, digits and _ . @ : -, at most 128"),
+    Pattern(
+        r"[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}",
+        "a service name: an ASCII letter or digit, then those or _ . @ : -, at most 128 characters",
+    ),
 ]
 OnBehalf = Annotated[
     str | None,
-    Doc("the plugin for which plugin-manager acts; nobody else may say so"),
+    Doc("the plugin on whose behalf plugin-manager acts; reserved for plugin-manager"),
     Length(1, 64),
     Mark.HIDDEN,
 ]
@@ -93,65 +96,68 @@ class Status(Request, action="status", access=Access.VIEWER, reply=ServiceStatus
 
 @contract
 class Start(Request, action="start", access=Access.OPERATOR, reply=Job, effect=Effect.EXTERNAL, object="name"):
-    """Start a service and wait until it runs or failed."""
+    """Start a service and wait until it is running or has failed."""
 
     name: ServiceName
 
 
 @contract
 class Stop(Request, action="stop", access=Access.OPERATOR, reply=Job, effect=Effect.EXTERNAL, object="name"):
-    """Stop a service and wait until it is gone."""
+    """Stop a service and wait until it has stopped."""
 
     name: ServiceName
 
 
 @contract
 class Restart(Request, action="restart", access=Access.OPERATOR, reply=Job, effect=Effect.EXTERNAL, object="name"):
-    """Stop a service if it runs, then start it."""
+    """Stop a service if it is running, then start it."""
 
     name: ServiceName
     on_behalf: OnBehalf = None
-    called_by: Annotated[
-        str | None, Doc("whose call of the plugin this is, for the record"), Length(1, 256), Mark.HIDDEN
-    ] = None
+    called_by: Annotated[str | None, Doc("who called the plugin, for the record"), Length(1, 256), Mark.HIDDEN] = None
 
 
 @contract
 class Reload(Request, action="reload", access=Access.OPERATOR, reply=Job, effect=Effect.EXTERNAL, object="name"):
-    """Have a running service read its configuration again."""
+    """Make a running service reload its configuration."""
 
     name: ServiceName
 
 
 @contract
 class Enable(Request, action="enable", access=Access.ADMIN, reply=Enabled, effect=Effect.EXTERNAL, object="name"):
-    """Have a service start at boot."""
+    """Make a service start at boot."""
 
     name: ServiceName
 
 
 @contract
 class Disable(Request, action="disable", access=Access.ADMIN, reply=Enabled, effect=Effect.EXTERNAL, object="name"):
-    """No longer have a service start at boot."""
+    """Stop a service from starting at boot."""
 
     name: ServiceName
 
 
 @contract
 class Logs(Request, action="logs", access=Access.OPERATOR, reply=list[LogLine], object="name", stream=True):
-    """Show what a service logged; a stream of lines with follow."""
+    """Show the log of a service."""
 
     name: ServiceName
-    lines: Annotated[int, Doc(f"the last so many, {MAX_LINES} at most"), Between(0, MAX_LINES), Mark.OPTION] = 50
-    since: Annotated[float | None, Doc("none older than this time"), Mark.TIME, Mark.OPTION] = None
-    follow: Annotated[bool, Doc("go on with what it logs from now on, until interrupted"), Mark.OPTION] = False
+    lines: Annotated[
+        int, Doc(f"only the last so many lines, up to {MAX_LINES}"), Between(0, MAX_LINES), Mark.OPTION
+    ] = 50
+    since: Annotated[float | None, Doc("only lines since this time"), Mark.TIME, Mark.OPTION] = None
+    follow: Annotated[bool, Doc("keep printing new lines until interrupted"), Mark.OPTION] = False
 
 
 @contract
 class Watch(
     Request, action="watch", access=Access.VIEWER, reply=list[Service], object="name", rows="name", stream=True
 ):
-    """Show the state of a service, or of all cataloged by now and of plugins as they load, then every change."""
+    """Show the state of a service, or of all services and plugins, then every change until interrupted.
+
+    Services that are added to the catalog later are not included.
+    """
 
     name: Annotated[ServiceName | None, Doc("only this service")] = None
 

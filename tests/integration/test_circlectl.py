@@ -325,7 +325,7 @@ def test_a_password_is_not_shown_that_is_typed_after_a_stop(host: EmbeddedHost) 
     ("arguments", "status", "says"),
     [
         (["ci", "--uid", "61005"], 0, b"uid:        61005"),
-        (["no good name"], 2, b"name: 'no good name' is not a user name: an ASCII letter or _ first"),
+        (["no good name"], 2, b"name: 'no good name' is not a user name: an ASCII letter or _, then"),
         (["harry", "--role", "bogus"], 2, b"role: 'bogus' is none of: none, viewer, operator, admin [bad-request]"),
     ],
 )

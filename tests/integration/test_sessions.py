@@ -155,7 +155,7 @@ def test_who_is_admin_and_no_user_is_shown_the_sessions_of_all_and_the_help_says
         create(host, name)
         login(host, name, os.getuid())
     assert {"ulla", "umut"} <= {item["user"] for item in host.data(AUTH, "sessions")}
-    assert "default: yourself, or all where you are no user\n" in host.ok("user", "sessions", "--help")
+    assert "default: yourself, or all if you are not a user\n" in host.ok("user", "sessions", "--help")
 
 
 def test_verifying_does_not_write_to_the_disk(new_host: NewHost) -> None:

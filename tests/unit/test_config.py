@@ -105,7 +105,7 @@ def test_a_wrong_setting_is_named_with_its_file(tmp_path: Path, text: str, says:
             "[plugins.grants]\n'Counter x' = []\n",
             2,
             "circleosd: setting plugins.grants: 'Counter x' is not a plugin name: a lower-case ASCII letter or digit, "
-            "then those, _ or -, at most 48 (from {path})\n",
+            "then those, _ or -, at most 48 characters (from {path})\n",
         ),
     ],
 )

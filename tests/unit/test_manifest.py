@@ -124,7 +124,7 @@ def test_bytes_that_are_no_json() -> None:
 def test_a_member_that_stands_twice_is_refused() -> None:
     twice = {"name": b'{"name":"a","name":"b"}', "k": b'{"name":"a","config":{"j":"v","k":"v","k":"w"}}'}
     for name, content in twice.items():
-        with pytest.raises(BadRequest, match=f"it names '{name}' twice"):
+        with pytest.raises(BadRequest, match=f"'{name}' appears twice"):
             manifest.parse(content)
 
 
