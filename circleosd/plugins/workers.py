@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
 from circleosd import upstream
-from circleosd.errors import BadRequest, CircleError, Limit, NotFound, PluginFailed, Timeout
+from circleosd.errors import BadRequest, CircleError, Limit, NotFound, PluginFailed, Timeout, Unavailable
 from circleosd.handoff import Handoff
 from circleosd.plugins.cause import NOBODY, Cause
 from circleosd.worker import frames
@@ -134,7 +134,8 @@ class Worker(asyncio.BufferedProtocol):
         """Connect to the worker's socket and have it load the plugin; its compilation goes to `sink`.
 
         Raises FileNotFoundError or ConnectionRefusedError when nobody listens, `BadRequest` with the reason when the
-        worker refuses the artifact, `WorkerGone`, `Timeout` after `timeout` seconds.
+        worker refuses the artifact, `Unavailable` when the machine lacks what it needs, `WorkerGone`, `Timeout` after
+        `timeout` seconds.
         """
         self._receiver.sink = sink
         if load.plugin_type == "wasm":
@@ -372,8 +373,8 @@ def _with_backtrace(failed: frames.Failed) -> str:
 
 
 def _of_load(code: str) -> type[CircleError]:
-    """The error for a load that failed: what cannot run is the request's mistake, unless a limit stood in the way."""
-    return Limit if code == "limit" else Timeout if code == "timeout" else BadRequest
+    """The error for a load that failed: what cannot run is the request's mistake, unless something stood in the way."""
+    return {"limit": Limit, "timeout": Timeout, "unavailable": Unavailable}.get(code, BadRequest)
 
 
 _STOPPED: dict[str, type[CircleError]] = {
@@ -382,5 +383,6 @@ _STOPPED: dict[str, type[CircleError]] = {
     "limit": Exceeded,
     "not-found": NotFound,
     "bad-request": BadRequest,
+    "unavailable": Trapped,  # a worker that is ready does not say so
 }
 _REPORTED = {**_STOPPED, "plugin-failed": PluginFailed, "limit": Limit}

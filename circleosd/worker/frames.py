@@ -64,7 +64,8 @@ TO_MANAGER: Final[dict[int, int]] = {
     HOST_CALL: MAX_HOST_CALL,
 }
 
-Code: TypeAlias = Literal["plugin-failed", "timeout", "limit", "not-found", "bad-request"]
+# `unavailable`: the machine lacks what a worker needs before it is ready, which is no failure of the plugin.
+Code: TypeAlias = Literal["plugin-failed", "timeout", "limit", "not-found", "bad-request", "unavailable"]
 Abi: TypeAlias = Literal["core", "component", "wasi", "native"]
 
 # Levels of LOG frames and of the plugins' log functions.

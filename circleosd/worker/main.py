@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from circleosd.activation import passed_socket
 from circleosd.worker.channel import Channel
-from circleosd.worker.frames import LOAD, FrameError, parse_load
+from circleosd.worker.frames import FAILED, LOAD, Failed, FrameError, failed_body, parse_load
 from circleosd.worker.limits import NO_MEMORY, forget_environment, settle
 
 
@@ -29,9 +29,8 @@ def main(name: str) -> NoReturn:
 
 def _main(name: str) -> int:
     try:
-        settle()
         listener = passed_socket(os.environ, os.getpid())
-        forget_environment()
+        # First: for who waits to be accepted a worker that failed would be started over and over.
         connection, _ = listener.accept()
         listener.close()
         serve(Channel(connection))
@@ -46,14 +45,26 @@ def _main(name: str) -> int:
 
 
 def serve(channel: Channel) -> None:
-    """Serves one connection. Raises `FrameError` or OSError when the manager breaks off or errs."""
+    """Serves one connection. Raises `FrameError` or OSError when the manager breaks off or errs.
+
+    What this machine lacks for a worker is told the manager: it is no failure of the plugin.
+    """
     frame, descriptors = channel.receive_first()
     if frame is None:
         return
     if frame.kind != LOAD:
         raise FrameError("the first frame is not LOAD")
     load = parse_load(frame.body)
-    # Not before there is something to load: imports are most of the start, and the manager may hang up.
-    from circleosd.worker.session import run
+    try:
+        settle()
+        forget_environment()
+        # Not before there is something to load: imports are most of the start, and the manager may hang up.
+        from circleosd.worker.session import begin
 
-    run(channel, load, descriptors)
+        session = begin(channel, load, descriptors)
+    except (OSError, ImportError) as exc:
+        print(f"cannot serve the plugin {load.name}: {exc}", file=sys.stderr)
+        channel.send(FAILED, 0, failed_body(Failed("unavailable", f"its worker cannot go on: {exc}", [])))
+        return
+    if session is not None:
+        session.serve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import queue
@@ -34,23 +35,24 @@ from circleosd.worker.limits import NO_MEMORY
 from circleosd.worker.loader import THREAD_STACK, Loaded, load_plugin
 
 
-def run(channel: Channel, load: Load, descriptors: list[int]) -> None:
-    """Loads the plugin, reports READY or FAILED, and serves until the manager hangs up."""
+def begin(channel: Channel, load: Load, descriptors: list[int]) -> _Serial | None:
+    """Loads the plugin and reports READY, or FAILED and returns None. Raises OSError for what the machine lacks."""
     # A shared instance admits one call at a time.
     parallel = 1 if load.plugin_type == "wasm" and load.instance == "shared" else load.limits.concurrency
     session = _Parallel(channel, load, parallel) if parallel > 1 else _Serial(channel, load)
     try:
         session.loaded = load_plugin(load, descriptors, channel, session.host, parallel)
+        session.prepare()
     except PluginFailure as exc:
         channel.send(FAILED, 0, failed_body(exc.as_failed()))
-        return
+        return None
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
     channel.send(READY, 0, ready_body(session.loaded.ready))
     gc.freeze()
     gc.enable()  # each call leaves cycles, as ctypes.cast makes them
-    session.serve()
+    return session
 
 
 class _Serial:
@@ -62,6 +64,9 @@ class _Serial:
         self.channel = channel
         self.host = Host(load, self.send, self.ask)
         self._waiting: deque[Frame] = deque()
+
+    def prepare(self) -> None:
+        """Gets what serving takes. Raises OSError for what the machine lacks."""
 
     def serve(self) -> None:
         """Returns at the end of the stream."""
@@ -123,13 +128,18 @@ class _Parallel(_Serial):
         self._threads = parallel
         self._serving = False
 
-    def serve(self) -> None:
+    def prepare(self) -> None:
         self._serving = True
+        threading.stack_size(THREAD_STACK)
+        try:
+            for _ in range(self._threads):
+                threading.Thread(target=self._work, daemon=True).start()
+        except RuntimeError as exc:  # it has no type of its own
+            raise OSError(errno.EAGAIN, f"{exc}") from exc
+
+    def serve(self) -> None:
         for frame in self._waiting:
             self._tasks.put(frame)
-        threading.stack_size(THREAD_STACK)
-        for _ in range(self._threads):
-            threading.Thread(target=self._work, daemon=True).start()
         while (received := self.channel.receive()) is not None:
             if received.kind != HOST_REPLY:
                 self._tasks.put(received)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration import made
 from tests.integration.conftest import NewHost, running
 from tests.integration.embedded_host import SERVICES, EmbeddedHost, read_reply
 
@@ -59,6 +60,28 @@ def test_a_service_that_can_start_no_thread_says_so(threadless: EmbeddedHost, se
     why = f"{service} cannot start: there can be no more threads"
     assert reply["message"].startswith(why)
     threadless.wait_for(lambda: f": circleosd: {why}" in threadless.log)  # and no traceback
+
+
+def test_what_the_machine_lacks_for_a_worker_is_told_and_is_no_failure_of_its_plugin(
+    new_host: NewHost, tmp_path: Path
+) -> None:
+    host = new_host({"CIRCLEOSD_PLUGINS_BACK_OFF_AFTER": "1", "CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "2"})
+    assert host.process is not None
+    artifact = made.write(tmp_path, "echo", made.core(made.ECHO))
+    call = {"action": "invoke", "id": "echo", "func": "echo", "payload": "hello"}
+    with bounded(host.process.pid, resource.RLIMIT_SIGPENDING, 0):  # what it starts can make no timer
+        refused = host.call("plugin-manager", {"action": "load", "path": str(artifact)})
+    why = "echo cannot be loaded: its worker cannot go on: [Errno 11] cannot make a timer"
+    assert (refused["error"], refused["message"]) == ("unavailable", why)
+    host.load(artifact)
+    host.data("service-registry", "stop", name="plugin@echo")
+    with bounded(host.process.pid, resource.RLIMIT_SIGPENDING, 0):
+        for _ in range(3):
+            reply = host.call("plugin-manager", call)
+            assert (reply["error"], reply["message"]) == ("unavailable", why)
+    assert host.call("plugin-manager", call)["data"] == "hello"
+    shown = host.data("plugin-manager", "show", id="echo")
+    assert (shown["failures"], shown["state"]) == (0, "ready")
 
 
 def test_a_line_for_which_there_is_no_memory_is_refused(host: EmbeddedHost) -> None:
