@@ -24,13 +24,13 @@ class Asking:
         self.runtime = runtime
         self._envelope = {"token": token} if token else {}
         self._files = files
-        self._said = said
+        self.said = said
 
     def once(self, service: str, request: dict[str, Any], *, timeout: float | None = None) -> Any:
         """The data of the one reply, which may take `timeout` seconds (None: any). Raises `Timeout`."""
         path = paths.socket_path(service, self.runtime)
         request = {**request, **self._envelope}
-        return next(client.call(path, request, files=self._files, timeout=timeout, said=self._said))
+        return next(client.call(path, request, files=self._files, timeout=timeout, said=self.said))
 
     def stream(self, service: str, request: dict[str, Any]) -> Iterator[Any]:
         """The data of each reply that holds some; there may be any time between two."""

@@ -57,7 +57,8 @@ def status(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | Non
 
 def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | None]:
     """The rows of the newest `lines` acts in all ledgers, by time. Of a service that cannot be asked, the error is
-    returned beside. With `follow` an iterator that goes on with rows as they come, with `verify` what verifying found.
+    returned beside. With `follow` an iterator that goes on with rows as they come, also of a service that cannot be
+    asked yet, with `verify` what verifying found.
     """
     query = dict(request)
     if query.pop("verify", False):
@@ -74,7 +75,7 @@ def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | No
     # An act has up to two rows; the last one says from where to follow.
     query["lines"] = min(2 * count or 1, MOST) if 0 <= count < MOST else count
     placed: list[tuple[float, dict[str, Any]]] = []
-    known = dict.fromkeys(services, 0)
+    known: dict[str, int] = {}
     first: CircleError | None = None
     for service in services:
         try:
@@ -89,11 +90,13 @@ def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | No
     if not following:
         return rows, first
     if first:
-        raise first
+        if not known:
+            raise first
+        ask.said(f"{first} [{first.code}]; what the others do is shown meanwhile")
     del query["lines"]
     from circlectl.following import follow
 
-    return follow(ask, query, rows, known, started), None
+    return follow(ask, query, rows, {service: known.get(service, 0) for service in services}, started), None
 
 
 def _action(name: str) -> tuple[str, str]:

@@ -215,16 +215,30 @@ def test_who_follows_without_a_line_of_before_sees_only_what_comes(new_host: New
         assert follower.stop() == 130
 
 
-def test_who_follows_is_told_of_a_service_that_cannot_be_asked(host: EmbeddedHost) -> None:
-    (host.runtime / "auth-service.sock").rename(host.runtime / "elsewhere.sock")
+def test_who_follows_is_told_of_a_service_that_cannot_be_asked_and_sees_what_the_others_do(new_host: NewHost) -> None:
+    host = new_host(CHEAP)
+    host.call("service-registry", {"action": "start", "name": "before"})
+    (host.runtime / "plugin-manager.sock").rename(host.runtime / "elsewhere.sock")
     follower = Follower(host)
     try:
-        assert follower.process.wait(10) == 12
+        assert follower.process.stderr
+        told = follower.process.stderr.readline()
+        assert "plugin-manager is not listening" in told
+        assert told.endswith(" [unavailable]; what the others do is shown meanwhile\n")
+        host.wait_for(lambda: [row["object"] for row in follower.rows] == ["before"])
+        host.call("service-registry", {"action": "start", "name": "during"})
+        host.wait_for(lambda: [row["object"] for row in follower.rows] == ["before", "during"])
+        (host.runtime / "elsewhere.sock").rename(host.runtime / "plugin-manager.sock")
+        host.call("plugin-manager", {"action": "unload", "id": "after"})
+        host.wait_for(lambda: [row["object"] for row in follower.rows] == ["before", "during", "after"])
     finally:
-        (host.runtime / "elsewhere.sock").rename(host.runtime / "auth-service.sock")
-        follower.process.kill()
-        follower.process.communicate()
-    assert follower.rows == []
+        assert follower.stop() == 130
+
+
+def test_who_follows_where_no_service_can_be_asked_is_told_so(host: EmbeddedHost) -> None:
+    done = host.ctl("system", "history", "--follow", env={"CIRCLEOSD_RUNTIME_DIR": str(host.directory / "nowhere")})
+    assert (done.returncode, done.stdout) == (12, "")
+    assert "[unavailable]" in done.stderr
 
 
 @pytest.mark.usefixtures("other_users")
