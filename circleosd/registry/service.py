@@ -39,7 +39,7 @@ from circleosd.registry.units import Switch, UnitManager, UnitState, Verb
 log = logging.getLogger(__name__)
 
 MIGRATIONS = (ledger.SCHEMA,)
-OWN_NAME = "service-registry"
+OWN_NAME, MANAGER = "service-registry", "plugin-manager"
 DOWN: dict[Verb, tuple[str, ...]] = {  # states in which a job that is done has failed all the same
     "start": ("failed",),
     "stop": (),
@@ -173,6 +173,8 @@ class RegistryService(Handlers):
             raise Denied(f"the catalog does not allow {verb} for {name}; its verbs there: {allowed}")
         if entry.name == OWN_NAME and verb in ("stop", "restart"):
             raise Conflict(f"the registry cannot {verb} itself; it exits by itself when idle")
+        if entry.name == MANAGER and act.caller.plugin is not None:
+            raise Conflict(f"a plugin cannot {verb} {MANAGER}, which would wait for the call that asks for it")
 
     async def look(self, request: Any, act: Act) -> None:
         """See `Handlers`."""

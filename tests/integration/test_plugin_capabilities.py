@@ -369,6 +369,16 @@ def test_a_plugin_that_may_restart_every_service_has_no_hold_on_workers(host: Em
         host.unload(plugin)
 
 
+def test_a_plugin_does_not_restart_the_manager_that_waits_for_it(host: EmbeddedHost, tmp_path: Path) -> None:
+    host.load(write(tmp_path, "zealot", caller(), capabilities=["services:restart:*"]), grant="all")
+    pid = host.pid("plugin-manager")
+    why = refusal(host, "zealot", "services.restart", name="plugin-manager")
+    assert why == "conflict: a plugin cannot restart plugin-manager, which would wait for the call that asks for it"
+    assert host.pid("plugin-manager") == pid
+    assert host.data("service-registry", "history", failed=True, object="plugin-manager")[-1]["error"] == "conflict"
+    host.unload("zealot")
+
+
 def test_nothing_that_a_plugin_does_while_it_is_loaded_lasts(host: EmbeddedHost, tmp_path: Path) -> None:
     request = json.dumps({"call": "kv.set", "args": {"key": "early", "value": "x"}})
     early = asking("_initialize", request)
