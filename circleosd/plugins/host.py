@@ -88,9 +88,9 @@ class Host:
             case "services.list":
                 return [_service(item) for item in await self._ask(plugin, {"action": "list"})]
             case "services.status":
-                return _service(await self._ask(plugin, {"action": "status", "name": args["name"]}))
+                return _service(await self._ask(plugin, {"action": "status", "name": _named(args)}))
             case "services.restart":
-                await self._ask(plugin, {"action": "restart", "name": args["name"], **cause.recorded()})
+                await self._ask(plugin, {"action": "restart", "name": _named(args), **cause.recorded()})
                 return None
             case "events.emit":
                 capabilities.check_topic(args["topic"])
@@ -101,6 +101,11 @@ class Host:
     async def _ask(self, plugin: Plugin, request: dict[str, str]) -> Any:
         """Ask the registry, as this plugin. The worker's deadline for its call is the deadline for this too."""
         return await upstream.ask(self._registry, {**request, "on_behalf": plugin.name}, timeout=plugin.bounds.time)
+
+
+def _named(args: dict[str, str]) -> str:
+    """The name in a request to the registry, which refuses what is cut here: no service has as long a name."""
+    return args["name"][:200]
 
 
 def _service(found: dict[str, Any]) -> dict[str, str]:

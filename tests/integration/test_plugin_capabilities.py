@@ -379,6 +379,16 @@ def test_a_plugin_does_not_restart_the_manager_that_waits_for_it(host: EmbeddedH
     host.unload("zealot")
 
 
+def test_a_name_that_no_service_can_have_is_told_so_however_long_it_is(host: EmbeddedHost, tmp_path: Path) -> None:
+    host.load(write(tmp_path, "zealot", caller(), capabilities=["services:read", "services:restart:*"]), grant="all")
+    for call in ("services.status", "services.restart"):
+        for length in (129, 70_000):  # more than the registry takes as one line
+            why = refusal(host, "zealot", call, name="x" * length)
+            assert why.startswith("bad-request: name: 'xxx")
+            assert why.endswith("…' is not a service name: ASCII letters, digits and _ . @ : -, at most 128")
+    host.unload("zealot")
+
+
 def test_nothing_that_a_plugin_does_while_it_is_loaded_lasts(host: EmbeddedHost, tmp_path: Path) -> None:
     request = json.dumps({"call": "kv.set", "args": {"key": "early", "value": "x"}})
     early = asking("_initialize", request)
