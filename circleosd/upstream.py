@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from circleosd import wire
-from circleosd.errors import CircleError, Denied, Timeout, Unavailable
+from circleosd.errors import CircleError, Denied, Limit, Timeout, Unavailable
 from circleosd.fair import Fair
 from circleosd.paths import address
 from circleosd.policy import Caller, Grant, Peer, Role, higher, role_of_uid
@@ -29,7 +29,8 @@ QUEUE_FULL = 0.01  # seconds until a listener with a full queue is tried again
 async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
     """Send one request to the service at `path` and return its `data`.
 
-    Raises the error that it names, `Unavailable` when it cannot be reached, `Timeout` after `timeout` seconds.
+    Raises the error that it names, `Unavailable` when it cannot be reached, `Timeout` after `timeout` seconds, `Limit`
+    for an answer of more than `MAX_REPLY` bytes.
     """
     name = path.rpartition("/")[2].removesuffix(".sock")
     try:
@@ -43,6 +44,8 @@ async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
         raise Timeout(f"{name} did not answer within {timeout:g} s") from exc
     except OSError as exc:
         raise _unreachable(name, path, exc) from exc
+    except ValueError as exc:
+        raise Limit(f"the answer of {name} has more than {MAX_REPLY} bytes") from exc
     if not line.endswith(b"\n"):  # it may have died over its answer
         raise Unavailable(f"{name} closed the connection without {'the whole' if line else 'an'} answer")
     return wire.decode_reply(line).get("data")

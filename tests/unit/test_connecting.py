@@ -208,6 +208,24 @@ def test_an_answer_that_broke_off_is_none(tmp_path: Path, sent: bytes, said: str
             service.join(10)
 
 
+def test_an_answer_that_is_too_long_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "MAX_REPLY", 1000)
+    path = tmp_path / "s.sock"
+
+    def answer() -> None:
+        peer, _ = sock.accept()
+        with peer:
+            peer.recv(4096)
+            peer.sendall(wire.success("x" * 3000))
+
+    with listener(path) as sock:
+        service = threading.Thread(target=answer)
+        service.start()
+        with pytest.raises(Limit, match="the answer of s has more than 1000 bytes"):
+            asyncio.run(upstream.ask(str(path), {"action": "x"}, timeout=10))
+        service.join(10)
+
+
 @contextlib.asynccontextmanager
 async def auth_service(path: str) -> AsyncIterator[tuple[asyncio.Event, list[str]]]:
     """What answers, once it may `go` on, that a token is olga's, and the tokens that it was asked about."""
