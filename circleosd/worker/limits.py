@@ -23,8 +23,9 @@ COMPILE_SECONDS: Final = 120.0
 # Less than the unit has (MemoryMax=), whose limit would end the worker too, and nobody could say why.
 COMPILE_MEMORY: Final = 1 << 30
 
-# The exit status of a worker that has no memory left, of which a native plugin takes part in the same process.
-NO_MEMORY: Final = errno.ENOMEM
+# The exit status of a worker that has no memory left, of which a native plugin takes part in the same process. Such a
+# plugin may end it, too, with a status of its own: hardly with this one.
+NO_MEMORY: Final = 100 + errno.ENOMEM
 
 MAX_DESCRIPTORS: Final = 64
 # Python's own growth while it serves: buffers of a few payloads, stacks of threads.

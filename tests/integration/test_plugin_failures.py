@@ -35,7 +35,7 @@ CRASH = """
 static int crash(const circleosd_host *host, const char *text, size_t length, circleosd_reply *reply) {
     switch (text[0]) {
         case 's': *(volatile int *)8 = 1; break;
-        case 'e': _exit(7);
+        case 'e': _exit(12);
         case 'h': for (;;) pause();
     }
     host->write(reply, "fine", 4);
@@ -233,7 +233,7 @@ def test_code_that_does_not_end_while_it_is_loaded_took_too_long(host: EmbeddedH
 
 @pytest.mark.parametrize(
     ("payload", "error", "words"),
-    [("s", "plugin-failed", "SIGSEGV"), ("e", "plugin-failed", "exit status 7"), ("h", "timeout", "longer than 1 s")],
+    [("s", "plugin-failed", "SIGSEGV"), ("e", "plugin-failed", "exit status 12"), ("h", "timeout", "longer than 1 s")],
 )
 def test_the_end_of_a_worker_is_told_and_the_next_call_gets_a_new_one(
     host: EmbeddedHost, tmp_path: Path, payload: str, error: str, words: str
