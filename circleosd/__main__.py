@@ -244,9 +244,10 @@ def _unit_manager(timeout: float) -> UnitManager:
 
 
 def _take_short_turns() -> None:
-    from circleosd.scheduling import take_short_turns  # with it comes ctypes, which a start need not wait for
+    with contextlib.suppress(ImportError, OSError, MemoryError):  # what cannot be read now is done without
+        from circleosd.scheduling import take_short_turns  # with it comes ctypes, which a start need not wait for
 
-    take_short_turns()
+        take_short_turns()
 
 
 async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:

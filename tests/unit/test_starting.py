@@ -42,3 +42,11 @@ def test_a_service_that_can_open_no_more_files_says_so(tmp_path: Path, monkeypat
             finally:
                 monkeypatch.undo()
             assert b"auth-service cannot start: [Errno 24] Too many open files" in peer.recv(1000)
+
+
+def test_a_service_that_can_open_no_more_files_goes_on_without_short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_file(*_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(builtins, "__import__", no_file)
+    program._take_short_turns()
