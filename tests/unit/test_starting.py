@@ -48,5 +48,6 @@ def test_a_service_that_can_open_no_more_files_goes_on_without_short_turns(monke
     def no_file(*_: object) -> NoReturn:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(builtins, "__import__", no_file)
-    program._take_short_turns()
+    with monkeypatch.context() as while_it_tries:
+        while_it_tries.setattr(builtins, "__import__", no_file)
+        program._take_short_turns()
