@@ -140,12 +140,13 @@ class Unit:
         """Run the process, again and again as Restart= says, and later each time that it has not worked."""
         policy, failures = self._file.get("Service", "Restart", "no", of=("no", "always", "on-failure")), 0
         first = self._file.seconds("Service", "RestartSec", "100ms")
+        final = self._file.ends("RestartPreventExitStatus")
         for restarts in itertools.count():
             self._enter("activating", "start", restarts=restarts, **FRESH)
             failures = 0 if await self._run() else failures + 1
             if policy == "no" or (policy == "on-failure" and self.state.result == "success"):
                 return
-            if str(self.state.exit_status) in self._file.words("Service", "RestartPreventExitStatus"):
+            if (self.state.signal or str(self.state.exit_status)) in final:
                 return
             delay = min(first * 2 ** min(failures, 16), max(LONGEST_DELAY, first))
             self._enter("activating", "auto-restart")
@@ -160,7 +161,7 @@ class Unit:
         limits = {"TimeoutStartSec": "90", "TimeoutStopSec": "10", "WatchdogSec": "infinity"}
         start, stop, self._watchdog = (file.seconds("Service", *limit) or math.inf for limit in limits.items())
         ending = signal.Signals[file.get("Service", "KillSignal", "SIGTERM", of=signal.Signals.__members__)]
-        clean = {*CLEAN, *file.words("Service", "SuccessExitStatus")}
+        clean, tolerates = {*CLEAN, *file.ends("SuccessExitStatus")}, file.tolerates()
         notifies = file.get("Service", "Type", "simple", of=("simple", "exec", "notify")) == "notify"
         listening = self._supervisor.socket_of(self.state.unit)
         begun, listener = time.monotonic(), listening.listener if listening else None
@@ -191,7 +192,7 @@ class Unit:
             self.state = replace(self.state, pid=None)
             await asyncio.wait([reading], timeout=LEFTOVERS)
             reading.cancel()
-            if result == "success" and (killed or str(status)) not in clean:
+            if result == "success" and not tolerates and (killed or str(status)) not in clean:
                 result = "signal" if killed else "exit-code"
             self.state = replace(self.state, result=result, exit_status=status, signal=killed)
         return (notifies and self.state.sub == "running") or time.monotonic() - begun > LONGEST_DELAY

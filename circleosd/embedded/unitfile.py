@@ -68,6 +68,13 @@ class UnitFile:
         except ValueError as exc:
             raise BadRequest(f"cannot read {key}={text}: {exc}") from exc
 
+    def ends(self, key: str) -> list[str]:
+        """The exit statuses and the names of signals in a list of ends of the process, such as SuccessExitStatus=."""
+        found = self.words("Service", key)
+        if wrong := next((end for end in found if not re.fullmatch(r"[0-9]+|SIG[A-Z0-9]+", end)), None):
+            raise BadRequest(f"the embedded mode knows numbers and SIG… in {key}=, not {wrong}")
+        return found
+
     def seconds(self, section: str, key: str, default: str) -> float:
         """A time span such as `5min 20s` in seconds (systemd.time(7)); `infinity` is inf."""
         text = self.get(section, key, default)
@@ -76,6 +83,10 @@ class UnitFile:
             return math.inf if text == "infinity" else sum(float(number) * _SECONDS[unit] for number, unit in parts)
         except (KeyError, ValueError) as exc:
             raise BadRequest(f"{key}={text} is not a time span: {exc}") from exc
+
+    def tolerates(self) -> bool:
+        """Whether no end of ExecStart= is a failure: it has a - in front."""
+        return "-" in re.split(r"[^-+!]", self.get("Service", "ExecStart"), maxsplit=1)[0]
 
     def command(self, environment: Mapping[str, str]) -> list[str]:
         """The words of ExecStart= (systemd.service(5)), variables replaced."""

@@ -97,6 +97,21 @@ def test_what_a_service_leaves_behind_ends_with_it(host: EmbeddedHost) -> None:
     host.wait_for(lambda: not Path(f"/proc/{child}").exists())
 
 
+@pytest.mark.parametrize(
+    ("lines", "state", "result"),
+    [
+        ("ExecStart=-/bin/sh -c 'exit 3'", "inactive", "success"),
+        ("Restart=always\nRestartPreventExitStatus=SIGKILL\nExecStart=/bin/sh -c 'kill -KILL $$$$'", "failed", "signal"),
+        ("SuccessExitStatus=TEMPFAIL\nExecStart=/bin/sh -c 'exit 75'", "failed", "resources"),
+    ],
+)
+def test_an_end_of_a_service_is_what_its_file_says(host: EmbeddedHost, lines: str, state: str, result: str) -> None:
+    host.add_service("ending", f"[Service]\nRestartSec=600\n{lines}\n")
+    host.call("service-registry", {"action": "start", "name": "ending"})
+    host.wait_for(lambda: host.data("service-registry", "status", name="ending")["state"] == state)
+    assert host.data("service-registry", "status", name="ending")["result"] == result
+
+
 def test_a_start_does_not_wait_for_the_restart_that_is_due(host: EmbeddedHost) -> None:
     mark = host.directory / "may-run"
     run = f"[Service]\nRestart=on-failure\nRestartSec=600\nExecStart=/bin/sh -c 'test -e {mark} && exec sleep 1000'\n"

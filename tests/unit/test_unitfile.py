@@ -90,6 +90,19 @@ def test_a_value_may_be_one_of_a_few() -> None:
         service("Type=forking").get("Service", "Type", "simple", of=("simple", "exec"))
 
 
+def test_the_ends_of_a_process_are_numbers_and_signals() -> None:
+    assert service("A=2 12\nA=SIGKILL SIGUSR1").ends("A") == ["2", "12", "SIGKILL", "SIGUSR1"]
+    for name in ("TEMPFAIL", "KILL", "-1"):
+        with pytest.raises(BadRequest, match=f"A=, not {name}"):
+            service(f"A=2 {name}").ends("A")
+
+
+def test_no_end_of_a_command_with_a_dash_in_front_is_a_failure() -> None:
+    assert [service(f"ExecStart={start}/bin/a-b -c").tolerates() for start in ("-", "+-", "!!-", "", "!!")] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
+
+
 def test_commands_split_and_replace_variables() -> None:
     environment = {"OPTS": "-a -b", "NAME": "x y 100%"}
     file = service("ExecStart=-/bin/prog $OPTS '${NAME}' ${NONE}z $$OPTS a$OPTS %t")
