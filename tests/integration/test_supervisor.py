@@ -101,7 +101,7 @@ def test_what_a_service_leaves_behind_ends_with_it(host: EmbeddedHost) -> None:
     ("lines", "state", "result"),
     [
         ("ExecStart=-/bin/sh -c 'exit 3'", "inactive", "success"),
-        ("Restart=always\nRestartPreventExitStatus=SIGKILL\nExecStart=/bin/sh -c 'kill -KILL $$$$'", "failed", "signal"),
+        ("Restart=always\nRestartPreventExitStatus=SIGKILL\nExecStart=/bin/sh -c 'kill -9 $$$$'", "failed", "signal"),
         ("SuccessExitStatus=TEMPFAIL\nExecStart=/bin/sh -c 'exit 75'", "failed", "resources"),
     ],
 )
