@@ -60,13 +60,7 @@ class UnitFile:
 
     def words(self, section: str, key: str) -> list[str]:
         """All values of a list key, cut at white space with quotes respected."""
-        text = " ".join(self._all(section, key))
-        try:
-            if "\\" in text:
-                raise ValueError("no backslashes in the embedded mode")
-            return [self._expand(word) for word in shlex.split(text)]
-        except ValueError as exc:
-            raise BadRequest(f"cannot read {key}={text}: {exc}") from exc
+        return [self._expand(word) for word in _split(key, " ".join(self._all(section, key)))]
 
     def ends(self, key: str) -> list[str]:
         """The exit statuses and the names of signals in a list of ends of the process, such as SuccessExitStatus=."""
@@ -92,12 +86,22 @@ class UnitFile:
         """The words of ExecStart= (systemd.service(5)), variables replaced."""
         words = self.words("Service", "ExecStart")
         program = words[0].lstrip("-+!") if len(self._all("Service", "ExecStart")) == 1 else ""
-        if not program or program[0] in "@:|":
+        if not program or program[0] in "@:|" or ";" in words:
             raise BadRequest("the embedded mode runs one ExecStart=, without @, : or | in front")
         argv = [program]
         for word in words[1:]:
             if whole := re.fullmatch(r"\$(\w+)", word):
-                argv += environment.get(whole[1], "").split()
+                argv += _split(whole[1], environment.get(whole[1], ""))
             else:
                 argv.append(re.sub(r"\$(?:\{(\w+)\}|\$)", lambda m: environment.get(m[1], "") if m[1] else "$", word))
         return argv
+
+
+def _split(name: str, text: str) -> list[str]:
+    """The words of what `name` is, cut at white space with quotes respected."""
+    try:
+        if "\\" in text:
+            raise ValueError("no backslashes in the embedded mode")
+        return shlex.split(text)
+    except ValueError as exc:
+        raise BadRequest(f"cannot read {name}={text}: {exc}") from exc

@@ -104,17 +104,19 @@ def test_no_end_of_a_command_with_a_dash_in_front_is_a_failure() -> None:
 
 
 def test_commands_split_and_replace_variables() -> None:
-    environment = {"OPTS": "-a -b", "NAME": "x y 100%"}
+    environment = {"OPTS": "-a '-b c'", "NAME": "x y 100%"}
     file = service("ExecStart=-/bin/prog $OPTS '${NAME}' ${NONE}z $$OPTS a$OPTS %t")
-    assert file.command(environment) == ["/bin/prog", "-a", "-b", "x y 100%", "z", "$OPTS", "a$OPTS", "/run"]
+    assert file.command(environment) == ["/bin/prog", "-a", "-b c", "x y 100%", "z", "$OPTS", "a$OPTS", "/run"]
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "'unclosed", "@/bin/sh sh", ":/bin/sh", r"/bin/sh -c 'echo \x41'", "a\nExecStart=b"]
+    "wrong", ["", "'unclosed", "@/bin/sh sh", ":/bin/sh", r"/bin/sh -c 'echo \x41'", "a\nExecStart=b", "a ; b"]
 )
 def test_commands_that_mean_something_else_to_systemd_are_refused(wrong: str) -> None:
     with pytest.raises(BadRequest, match="ExecStart="):
         service(f"ExecStart={wrong}").command({})
+    with pytest.raises(BadRequest, match="cannot read A="):
+        service("ExecStart=/bin/echo $A").command({"A": "it's"})
 
 
 def test_every_shipped_unit_can_be_read() -> None:
