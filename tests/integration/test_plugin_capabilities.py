@@ -385,7 +385,7 @@ def test_a_name_that_no_service_can_have_is_told_so_however_long_it_is(host: Emb
         for length in (129, 70_000):  # more than the registry takes as one line
             why = refusal(host, "zealot", call, name="x" * length)
             assert why.startswith("bad-request: name: 'xxx")
-            assert why.endswith("…' is not a service name: ASCII letters, digits and _ . @ : -, at most 128")
+            assert "…' is not a service name: " in why
     host.unload("zealot")
 
 
