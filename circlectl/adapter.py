@@ -108,7 +108,7 @@ def parse(command: Command, arguments: Sequence[str]) -> Mapping[str, str]:
             raise BadRequest(_sentence(command, exc.trace.elements[-1])) from None
     call = made[-1] if made else None
     if call is None or result is not call:
-        raise BadRequest(f"cannot make sense of the arguments of {command.group} {command.verb}")
+        raise BadRequest(f"cannot parse the arguments of {command.group} {command.verb}")
     return call.arguments
 
 

@@ -18,8 +18,8 @@ from circleosd import client, paths
 from circleosd.api.contract import quoted
 from circleosd.errors import BadRequest, CircleError, Unavailable
 
-_START = "start CircleOSD: {manager} start circleosd.target, or here: circleosd up"
-_LOG = "see the log: journalctl {unit} 'circleosd-*', or what circleosd up prints"
+_START = "start CircleOSD: {manager} start circleosd.target, or in the foreground: circleosd up"
+_LOG = "see the log: journalctl {unit} 'circleosd-*', or the output of circleosd up"
 _NEXT_STEP = {
     "bad-request": "see: {command} --help",
     "unknown-action": "is circlectl newer than the service? see: circlectl system status",
@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as exc:  # of standard output or the session's file; the service's are translated by the client
-        what = f"cannot write {exc.filename or 'the output'}: {exc.strerror or exc}; what was asked for may be done"
+        what = f"cannot write {exc.filename or 'the output'}: {exc.strerror or exc}; the request may have succeeded"
         _complain(Unavailable(what), " ".join(words[:2]))
         return Unavailable.exit_status
 
@@ -94,17 +94,18 @@ def _command(words: Sequence[str], flags: Mapping[str, str]) -> Command | int:
     if not words:
         return _help("overview")
     if flag := next((word for word in words[:2] if word.startswith("-") and word != "--"), None):
-        raise BadRequest(f"{quoted(flag)} is no flag of all commands; those of one stand behind it")
+        raise BadRequest(f"{quoted(flag)} is not a global flag; put the flags of a command after it")
     group, *rest = words
     if group not in commands.GROUPS:
         meant = [f"{name} {group}" for name in commands.GROUPS if group in commands.of_group(name)]
-        raise BadRequest(f"no command {group[:64]!r}; there are: {', '.join(meant or commands.GROUPS)}")
+        offered = f"did you mean: {', '.join(meant)}" if meant else f"available: {', '.join(commands.GROUPS)}"
+        raise BadRequest(f"no command {group[:64]!r}; {offered}")
     found = commands.of_group(group)
     if rest[:1] in ([], ["--"]):
         return _help("of_group", group) if wants_help else _help("of_group", group, out=sys.stderr) or 2
     verb = rest[0]
     if verb not in found:
-        raise BadRequest(f"no command {group} {verb[:64]!r}; there are: {', '.join(found)}")
+        raise BadRequest(f"no command {group} {verb[:64]!r}; available: {', '.join(found)}")
     return _help("of_command", found[verb]) if wants_help else found[verb]
 
 

@@ -33,7 +33,7 @@ def request(command: Command, words: Sequence[str], ask: Asking, *, stdin: bool)
     for item in command.parameters:
         if Mark.STDIN in item.marks and composed.pop(f"{item.name}_stdin", False):
             if item.name in composed:
-                raise BadRequest(f"the {item.name} is given twice: as an argument, and by --{item.spelled}-stdin")
+                raise BadRequest(f"the {item.name} is given twice: as an argument and with --{item.spelled}-stdin")
             composed[item.name] = _read_text(item.name)
     if command.secrets:
         composed |= _secrets(command, given, ask, stdin=stdin)
@@ -52,7 +52,7 @@ def _secrets(command: Command, given: Mapping[str, str], ask: Asking, *, stdin: 
             continue
         if item.name == "password" and "uid" in given and not stdin:  # the uid is the user
             continue
-        what = "present password" if item.name == "old" else "new password" if "old" in found else item.name
+        what = "current password" if item.name == "old" else "new password" if "old" in found else item.name
         if (secret := _secret(item, what, stdin=stdin)) is not None:
             found[item.name] = secret
     return found
@@ -69,7 +69,7 @@ def _convert(item: Parameter, text: str) -> Any:
 
         return times.parse(text)
     if (values := choices(item.type)) and text not in values:
-        raise BadRequest(f"{item.word}: {quoted(text)} is none of: {', '.join(values)}")
+        raise BadRequest(f"{item.word}: {quoted(text)} is not one of: {', '.join(values)}")
     types = set(get_args(item.type) or (item.type,))
     if bool in types:
         if text.lower() not in ("true", "false"):
@@ -103,7 +103,7 @@ def _read_text(name: str) -> str:
 def _require_oneself(ask: Asking, command: Command) -> None:
     """Raises `BadRequest` unless who asks is a user, before passwords are asked for that would be in vain."""
     if ask.once("auth-service", {"action": "whoami"})["user"] is None:
-        raise BadRequest(f"{command.group} {command.verb} needs NAME: you are no CircleOSD user yourself")
+        raise BadRequest(f"{command.group} {command.verb} needs NAME: you are not a CircleOSD user")
 
 
 def _secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
@@ -131,12 +131,12 @@ def _read_secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
     if not sys.stdin.isatty():
         if not item.required:
             return None
-        raise BadRequest(f"no terminal to ask for the {name} on; give it on standard input with --password-stdin")
+        raise BadRequest(f"no terminal to prompt for the {name}; pass it on standard input with --password-stdin")
     secret = _typed(f"{name.capitalize()}: ")
     if secret:
         item.check(secret)
         if Mark.NEW in item.marks and _typed(f"{name.capitalize()} again: ") != secret:
-            raise BadRequest(f"the two {name}s differ")
+            raise BadRequest(f"the two {name}s do not match")
     return secret if secret or item.required else None
 
 
@@ -182,7 +182,7 @@ def _open_files(command: Command, request: dict[str, Any]) -> list[int]:
         try:
             opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except FileNotFoundError:
-            raise NotFound(f"no file {path or quoted(path)}") from None
+            raise NotFound(f"no such file: {path or quoted(path)}") from None
         except (OSError, ValueError) as exc:
             raise BadRequest(f"cannot open {path}: {getattr(exc, 'strerror', None) or exc}") from exc
         request[name] = os.path.abspath(path)

@@ -21,9 +21,9 @@ def login(ask: Asking, service: str, request: dict[str, Any]) -> Any:
     except (OSError, BadRequest) as exc:
         ask.once(service, {"action": "logout", "token": data["token"]})
         if not isinstance(exc, OSError):
-            raise BadRequest(f"cannot keep the session: {exc}") from exc
-        why = f"{exc.filename}: {exc.strerror}; set XDG_STATE_HOME to a directory where it can be kept"
-        raise BadRequest(f"cannot keep the session at {why}") from exc
+            raise BadRequest(f"cannot save the session: {exc}") from exc
+        why = f"{exc.filename}: {exc.strerror}; set XDG_STATE_HOME to a writable directory"
+        raise BadRequest(f"cannot save the session at {why}") from exc
     return data
 
 

@@ -61,12 +61,12 @@ def _manifest(path: str) -> dict[str, Any]:
             manifest = json.load(file, object_pairs_hook=once)
         json.dumps(manifest, ensure_ascii=False, allow_nan=False).encode()
     except FileNotFoundError:
-        raise NotFound(f"cannot sign without a manifest: there is no {path}; it needs at least a name") from None
+        raise NotFound(f"cannot sign without a manifest: no such file: {path}; it needs at least a name") from None
     except (OSError, ValueError, RecursionError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else exc
         raise BadRequest(f"cannot read the manifest {path}: {why}") from exc
     if not isinstance(manifest, dict):
-        raise BadRequest(f"the manifest {path} is no JSON object")
+        raise BadRequest(f"the manifest {path} is not a JSON object")
     return manifest
 
 
@@ -75,7 +75,7 @@ def _require_loadable(content: bytes, head: bytes) -> None:
     from circleosd.plugins import manifest as manifests  # as heavy as a service's start; only who signs pays for it
 
     if len(content) > manifests.MAX_MANIFEST:
-        raise BadRequest(f"the manifest, completed, is larger than {manifests.MAX_MANIFEST} bytes")
+        raise BadRequest(f"the completed manifest is larger than {manifests.MAX_MANIFEST} bytes")
     manifests.check_kind(manifests.parse(content), head)
 
 
@@ -93,7 +93,7 @@ def _measure(path: str) -> tuple[str, int, bytes]:
                 digest.update(piece)
                 size += len(piece)
     except FileNotFoundError:
-        raise NotFound(f"no file {path}") from None
+        raise NotFound(f"no such file: {path}") from None
     except OSError as exc:
         raise BadRequest(f"cannot read {path}: {exc.strerror}") from exc
     return digest.hexdigest(), size, head
@@ -104,13 +104,13 @@ def _signature(content: bytes, key: str) -> bytes:
     import subprocess
 
     if not os.path.exists(key):
-        raise NotFound(f"no key {key}")
+        raise NotFound(f"no such key: {key}")
     try:
         done = subprocess.run(
             ["ssh-keygen", "-Y", "sign", "-f", key, "-n", NAMESPACE], input=content, capture_output=True, check=False
         )
     except OSError as exc:
-        raise Unavailable(f"cannot run ssh-keygen, which signs: {exc.strerror}; install OpenSSH's client") from exc
+        raise Unavailable(f"cannot run ssh-keygen to sign: {exc.strerror}; install the OpenSSH client") from exc
     if done.returncode or not done.stdout.startswith(b"-----BEGIN SSH SIGNATURE-----"):
         lines = (line.strip(" @\r") for line in done.stderr.decode("utf-8", "replace").split("\n"))
         reason = "; ".join(filter(None, lines))

@@ -49,7 +49,7 @@ def status(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | Non
         except CircleError as failed:
             # It hangs, or systemd starts it over and over in vain: its log knows more.
             late = isinstance(failed, Timeout)
-            error = Unavailable(f"{service} gave no answer within {ANSWER:g} s") if late else failed
+            error = Unavailable(f"{service} did not answer within {ANSWER:g} s") if late else failed
             rows.append({"service": service, "state": error.code, "problem": str(error)})
             first = first or error
     return rows, first
@@ -63,7 +63,7 @@ def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | No
     query = dict(request)
     if query.pop("verify", False):
         if query.keys() - {"action"}:
-            raise BadRequest("--verify looks at the whole record; it takes no other flags")
+            raise BadRequest("--verify checks the whole record; it takes no other flags")
         return _verify(ask)
     following = query.pop("follow", False)
     started = time.time()
@@ -109,7 +109,7 @@ def _action(name: str) -> tuple[str, str]:
     group, _, action = name.rpartition(":")
     if name in BY_VERB or name in OF_NO_REQUEST or name in {contract.action for contract in BY_VERB.values()}:
         return group, action
-    raise BadRequest(f"there is no action {quoted(name)}; there are: {', '.join([*BY_VERB, *OF_NO_REQUEST])}")
+    raise BadRequest(f"no action {quoted(name)}; available: {', '.join([*BY_VERB, *OF_NO_REQUEST])}")
 
 
 def _placed(rows: Iterable[dict[str, Any]], now: float) -> Iterator[tuple[float, dict[str, Any]]]:

@@ -47,7 +47,7 @@ def parse(text: str) -> float:
             return time.time() - ago.total_seconds()
         return _timestamp(text)
     except (ValueError, KeyError, OverflowError):
-        raise BadRequest(f"{quoted(text)} is no time; give {EXAMPLES}") from None
+        raise BadRequest(f"{quoted(text)} is not a time; use {EXAMPLES}") from None
 
 
 def _timestamp(text: str) -> float:

@@ -66,7 +66,7 @@ def _act(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _audit(data: list[dict[str, Any]]) -> str:
-    rows = [{**item, "state": "; ".join(item["problems"]) or "as written"} for item in data]
+    rows = [{**item, "state": "; ".join(item["problems"]) or "intact"} for item in data]
     return render.table(rows, ("service", "rows", "first", "last", "state", "hash"))
 
 
@@ -132,11 +132,11 @@ def _details(data: dict[str, Any]) -> str:
     rest = {name: item for name, item in data.items() if item is not None and name not in ("capabilities", "limits")}
     limits = {name: render.value(_LIMITS.get(name, ""), item) for name, item in data["limits"].items()}
     shown = render.fields({**rest, "limits": limits})
-    return "\n".join([shown, "capabilities:", *(_capabilities(data["capabilities"]) or ["  none asked for"])])
+    return "\n".join([shown, "capabilities:", *(_capabilities(data["capabilities"]) or ["  none requested"])])
 
 
 def _verified(data: dict[str, Any]) -> str:
-    line = f"{data['name']} {data['version']}: good signature of {data['signer']} with {data['key']}"
+    line = f"{data['name']} {data['version']}: good signature by {data['signer']} with {data['key']}"
     asked = [f"  asks for {item['name']}: {item['reason']}".rstrip(": ") for item in data["capabilities"]]
     return "\n".join(map(render.printable, [line, *asked]))
 

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 USAGE = """usage: circleosd COMMAND
 
-  up [--dir DIR]      run all of CircleOSD here, in the foreground, without systemd
+  up [--dir DIR]      run all of CircleOSD in the foreground, without systemd
   auth-service        users, logins, sessions        } started by systemd or by `circleosd up`,
   service-registry    names and the units behind them} each with its socket
   plugin-manager      loads and invokes plugins      }
   worker NAME         runs the code of one plugin; started for plugin-manager
   polkit-rule [DIR]   write the polkit rule for the cataloged units; started by systemd, as root
-  check-settings      say whether services would start with the settings here
+  check-settings      check whether services would start with the settings of this host
   --version
 """
 
@@ -93,7 +93,7 @@ def run(argv: list[str]) -> int:
 
             print(USAGE, end="", file=sys.stderr)
             if argv:
-                print(f"circleosd: cannot be run as: circleosd {shlex.join(argv)}", file=sys.stderr)
+                print(f"circleosd: invalid command line: circleosd {shlex.join(argv)}", file=sys.stderr)
             return 2
 
 
@@ -158,7 +158,7 @@ async def _serve(name: str) -> None:
         settings, (service, database, max_line) = await _composed(name, listener)
     except Exception as exc:
         known = exc if isinstance(exc, (CircleError, OSError)) else shortage(exc)
-        why = Unavailable(f"{name} cannot start: {known or 'an internal error'}; its log may tell more")
+        why = Unavailable(f"{name} cannot start: {known or 'an internal error'}; see its log")
         refuse(listener, why)
         if known:
             raise why from exc

@@ -15,6 +15,6 @@ FIRST = 3  # SD_LISTEN_FDS_START
 def passed_socket(environment: Mapping[str, str], pid: int) -> socket.socket:
     """The one listening socket that was passed to the process `pid`. Raises OSError without one."""
     if environment.get("LISTEN_PID") != str(pid) or environment.get("LISTEN_FDS") != "1":
-        raise OSError("no socket was passed; it is started by its socket unit, or by circleosd up")
+        raise OSError("no socket was passed; start it through its socket unit or with circleosd up")
     os.set_inheritable(FIRST, False)
     return socket.socket(fileno=FIRST)

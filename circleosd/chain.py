@@ -45,7 +45,7 @@ def audit(rows: Iterable[Row], ends: Row, first_left: int | None) -> list[str]:
     """
     problems, digest, seen = follow(rows, ends["pruned_seq"] + 1, ends["pruned_hash"])
     if first_left != ends["pruned_seq"] + 1:
-        problems.insert(0, f"no row says that those before row {ends['pruned_seq'] + 1} were removed")
+        problems.insert(0, f"no row records the removal of those before row {ends['pruned_seq'] + 1}")
     last = ends["last_seq"]
     if seen < last:
         problems.append(f"{_rows(seen + 1, last)} missing at the end")

@@ -95,10 +95,10 @@ def _refusal(path: str) -> str:
     except (OSError, KeyError):  # in a directory of somebody else's, or of a group without a name
         group = None
     if group is None:
-        return f"may not connect to {path}: it is for its owner alone; --scope says which CircleOSD is meant"
+        return f"cannot connect to {path}: only its owner may; choose another CircleOSD with --scope"
     return (
-        f"may not connect to {path}: it is for the members of its group, {group}; "
-        f"as root: usermod --append --groups {group} USER, who then has to log in anew"
+        f"cannot connect to {path}: only members of the group {group} may; "
+        f"as root: usermod --append --groups {group} USER, who then has to log in again"
     )
 
 
@@ -108,9 +108,9 @@ def _replies(sock: socket.socket, name: str, said: Callable[[str], None], *, str
         while (line := buffer.next_line()) is None:
             data = sock.recv(CHUNK)
             if not data and streaming:
-                raise Unavailable(f"{name} has ended, and this with it")
+                raise Unavailable(f"{name} ended the stream")
             if not data:
-                raise ConnectionResetError("it closed the connection without an answer")
+                raise ConnectionResetError("it closed the connection without a reply")
             buffer.feed(data)
         reply = wire.decode_reply(line)
         if message := reply.get("message"):

@@ -238,7 +238,7 @@ def _table(name: str, defaults: Any, values: Any) -> Any:
     if defaults is None:
         raise ValueError(f"no such setting: {name}")
     if not isinstance(values, Mapping):
-        raise ValueError(f"setting {name}: is a table, not {values!r}")
+        raise ValueError(f"setting {name}: {values!r} is not a table")
     found = {}
     for key, value in values.items():
         if (default := vars(defaults).get(key)) is None:

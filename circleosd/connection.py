@@ -24,7 +24,7 @@ from circleosd.turns import Turns
 
 LINGER = 5.0  # seconds in which what a refused peer still sends is read and dropped, so that it can read the reply
 SMALL = 64 * 1024  # bytes a connection may hold without asking the shared budget
-NO_MEMORY = "there is no memory left in this service for the line; try again later"
+NO_MEMORY = "this service has no memory left for the line; try again later"
 
 
 class Dispatcher(Protocol):
@@ -200,7 +200,7 @@ class Connection(asyncio.Protocol):
         try:
             line = self._buffer.next_line()
             if self._descriptors.too_many:
-                raise Limit(f"at most {MAX_FILES} descriptors may wait on a connection")
+                raise Limit(f"at most {MAX_FILES} descriptors may be waiting on a connection")
             self._book(len(self._buffer) + (len(line) if line is not None else 0))
         except Limit as error:
             self.refuse(error)
@@ -218,9 +218,9 @@ class Connection(asyncio.Protocol):
         booked, uid, most = self._server.booked, self.peer.uid, self._server.settings.max_buffered
         if more > 0:
             if booked.total() + more > most:
-                raise Limit("too much at once is being sent to and fro here; try again later")
+                raise Limit("too much data is being sent and received here; try again later")
             if booked[uid] > self._booked and booked[uid] + more > most // 2:
-                raise Limit(f"too much at once is being sent to and fro for uid {uid}; try again later")
+                raise Limit(f"too much data is being sent and received for uid {uid}; try again later")
         booked[uid] += more
         self._booked += more
 
@@ -289,7 +289,7 @@ class Connection(asyncio.Protocol):
         try:
             self._book(len(self._buffer) + len(reply))
         except Limit as error:
-            return wire.failure(Limit(f"it was done, but the answer cannot be kept for you: {error}"))
+            return wire.failure(Limit(f"the request was carried out, but its reply cannot be kept: {error}"))
         return reply
 
     def _resume_reading(self) -> None:
@@ -309,5 +309,5 @@ class Connection(asyncio.Protocol):
     def _end(self) -> None:
         """The peer has sent its last byte and got its replies: close."""
         if len(self._buffer):
-            self._transport.write(wire.failure(BadRequest("the line has no end; a request is one whole line")))
+            self._transport.write(wire.failure(BadRequest("the line is incomplete; a request ends with a newline")))
         self._transport.close()

@@ -117,7 +117,7 @@ class Database:
         """Raises `Unavailable` unless the path still leads to the file that is open."""
         if self._at_path() != self._file:
             name = os.path.basename(self.path)
-            raise Unavailable(f"cannot use {name}: it was removed or replaced; the service has to start anew for that")
+            raise Unavailable(f"cannot use {name}: it was removed or replaced; the service has to be restarted")
 
     def _connect(self, set_up: Callable[[sqlite3.Connection, V], None], given: V) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)

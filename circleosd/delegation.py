@@ -89,7 +89,7 @@ def excess(caller: Caller, role: Role | None, rules: Iterable[Grant], needs: Map
         given = [verb for verb, access in needs.items() if access is not Access.ANYONE and suffices(role, access)]
         for rule in denials:
             if any(overlaps(rule.verb, verb) for verb in given):
-                return f"the role {role}, for you are bound by the rule: {rule}"
+                return f"the role {role}, because this rule binds you: {rule}"
     for given_rule in rules:
         if not given_rule.deny and (lacking := _lacking(caller, given_rule, denials, needs)):
             return lacking
@@ -99,7 +99,7 @@ def excess(caller: Caller, role: Role | None, rules: Iterable[Grant], needs: Map
 def _lacking(caller: Caller, given: Grant, denials: Iterable[Grant], needs: Mapping[str, Access]) -> str | None:
     for rule in denials:
         if overlaps(rule.verb, given.verb) and overlaps(rule.object, given.object):
-            return f"{given.verb} on {given.object}, for you are bound by the rule: {rule}"
+            return f"{given.verb} on {given.object}, because this rule binds you: {rule}"
     if caller.role is Role.ADMIN:
         return None
     # A role gives the actions that there are today; a glob might give what a later version adds.

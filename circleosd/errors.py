@@ -121,9 +121,9 @@ def shortage(exc: BaseException) -> Limit | None:
     """What an exception says that the machine has no more of here; None for one that says something else."""
     match exc:
         case MemoryError():
-            what = "there is no memory left"
+            what = "no memory is left"
         case RuntimeError(args=("can't start new thread",)):  # it has no type of its own
-            what = "there can be no more threads"
+            what = "no more threads can be started"
         case OSError(errno=errno.EMFILE | errno.ENFILE | errno.ENOMEM):
             what = exc.strerror or str(exc)
         case _:

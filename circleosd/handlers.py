@@ -35,7 +35,7 @@ class Handlers:
 
     async def resolve(self, intent: Event) -> Resolution:
         """How an act ended of which only the intent is on record, because the service did."""
-        return Resolution(after=None, error=Internal.code, found="nothing is known of its outcome")
+        return Resolution(after=None, error=Internal.code, found="its outcome is unknown")
 
     def busy(self) -> bool:
         """Whether something is under way that no connection waits for."""

@@ -146,7 +146,7 @@ class Ledger:
     def _insert(self, tx: Transaction, entry: Entry) -> int:
         ends = _ends(tx)
         if ends is None or tx.execute("SELECT 1 FROM ledger WHERE seq = ?", (ends["last_seq"] + 1,)).fetchone():
-            raise Unavailable(f"cannot go on with the ledger of {self._service}, for somebody has altered it")
+            raise Unavailable(f"cannot continue the ledger of {self._service}: it was altered")
         seq = int(ends["last_seq"]) + 1
         row = {
             "seq": seq,
@@ -320,8 +320,8 @@ class Ledger:
 
                 rows, last = await self._database.scan(select)
                 if last < query.after:
-                    why = f"it ends with row {last}, and row {query.after} was told of"
-                    raise Conflict(f"the record of {self._service} is another one than before: {why}; follow it anew")
+                    why = f"it ends with row {last}, but row {query.after} was already shown"
+                    raise Conflict(f"the record of {self._service} was replaced: {why}; follow it again")
                 for row in rows:
                     yield self._event(*row)
                 if len(rows) < FOLLOWED_AT_ONCE:
@@ -353,7 +353,7 @@ class Ledger:
     def _audit(self, connection: sqlite3.Connection) -> Audited:
         count = connection.execute("SELECT count(*) FROM ledger").fetchone()[0]
         if (ends := _ends(connection)) is None:
-            problems = ["what names the ends of its chain has been removed or altered"]
+            problems = ["the table with the ends of its chain has been removed or altered"]
             return Audited(service=self._service, rows=count, first=0, last=0, hash="", problems=problems)
         likely = connection.execute(f"SELECT body FROM ledger WHERE instr(body, '{_PRUNED}') ORDER BY seq DESC LIMIT 1")
         newest = likely.fetchone()
@@ -431,7 +431,7 @@ def _summary(window: Counted[Entry]) -> Entry:
     if not window.mixed:
         return window.last._replace(attempts=window.count)
     who = "plugin" if window.last.caller.plugin else "uid"
-    message = f"{window.count} more refused attempts of this {who}, of different kinds; the last: {window.last.message}"
+    message = f"{window.count} more refused attempts by this {who}, of different kinds; the last: {window.last.message}"
     return window.last._replace(attempts=window.count, object=None, params={}, message=message)
 
 

@@ -58,7 +58,7 @@ class Descriptors:
         """The next one; the caller closes it. Raises `BadRequest` if there is none, `Limit` if it got lost here."""
         if not self._waiting:
             if self._missed:
-                raise Limit("too many files are open here to take the descriptor; try again later")
+                raise Limit("too many open files here to receive the descriptor; try again later")
             raise BadRequest("the request names a descriptor that did not come with it (SCM_RIGHTS)")
         return self._waiting.popleft()[0]
 
@@ -88,7 +88,7 @@ class PassingSocket(socket.socket):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         if crowded(self.descriptors.uid):
-            raise OSError(errno.ETOOMANYREFS, "too many descriptors wait to be closed")
+            raise OSError(errno.ETOOMANYREFS, "too many descriptors are waiting to be closed")
         try:
             data, ancillary, told, _ = self.recvmsg(min(size, PIECE), _ANCILLARY, flags | _CLOSE_ON_EXEC)
         except MemoryError as exc:  # for asyncio this would be a defect here

@@ -45,7 +45,7 @@ def runtime_dir(env: Mapping[str, str], scope: str | None = None) -> str:
             return managers
         return own
     if scope is not None:
-        raise BadRequest(f"--scope is system or user, not {scope[:64]!r}")
+        raise BadRequest(f"--scope must be system or user, not {scope[:64]!r}")
     if given := env.get("CIRCLEOSD_RUNTIME_DIR"):
         return given
     return SYSTEM_RUNTIME if os.path.isdir(SYSTEM_RUNTIME) else user_runtime_dir(env)
@@ -97,7 +97,7 @@ def socket_path(service: str, runtime: str) -> str:
     path = f"{runtime}/{service}.sock"
     if len(os.fsencode(path)) > SUN_PATH:
         step = "choose a shorter directory, with CIRCLEOSD_RUNTIME_DIR or circleosd up --dir"
-        raise BadRequest(f"cannot use {path} as a socket: a path may have {SUN_PATH} bytes; {step}")
+        raise BadRequest(f"cannot use {path} as a socket: a path may have at most {SUN_PATH} bytes; {step}")
     return path
 
 

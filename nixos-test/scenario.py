@@ -88,7 +88,7 @@ with subtest("users, and what they may do"):
     machine.succeed("echo correct-horse | circlectl user create alice --role operator --uid 1000 --password-stdin")
     assert data("user whoami", "alice")["role"] == "operator"
     refused("service list", 4, "needs the role viewer", "bob")
-    refused("service list", 12, "may not connect", "mallory")
+    refused("service list", 12, "only members of the group", "mallory")
     machine.succeed("echo battery-staple | circlectl user create bob --password-stdin")
     machine.succeed(f"echo battery-staple | {line('user login bob --password-stdin', 'bob')}")
     assert data("user whoami", "bob")["user"] == "bob"

@@ -88,7 +88,7 @@ def _explained(work: Callable[..., T], *args: str) -> T:
     try:
         return work(*args)
     except Argon2Error as exc:
-        raise Unavailable(f"cannot look at the password: {exc}") from exc
+        raise Unavailable(f"cannot check the password: {exc}") from exc
 
 
 def _give_way() -> None:
@@ -121,7 +121,7 @@ def check(password: str, name: str) -> None:
     plain = normal(password).casefold()
     core = plain.strip("0123456789!?.-_ ")
     if plain in common() or core in common():
-        raise BadRequest("the password is one of the commonest; choose another")
+        raise BadRequest("the password is too common; choose another")
     few = len(set(plain)) < 4 or (not core and len(plain) < 16)
     if few or core in (name.casefold(), "circleosd"):
         raise BadRequest("the password is too easy to guess: the user's name, a few digits or one letter repeated")

@@ -16,7 +16,7 @@ def action(verb: str) -> type[Request]:
 
     contract = actions.BY_VERB.get(verb)
     if contract is None:
-        raise BadRequest(f"there is no action {verb}; there are: {', '.join(actions.BY_VERB)}")
+        raise BadRequest(f"no action {verb}; available: {', '.join(actions.BY_VERB)}")
     return contract
 
 
@@ -36,7 +36,7 @@ def answer(account: Account, grants: tuple[Grant, ...], contract: type[Request],
         among=actions.object_verbs(verb.partition(":")[0]) if listing else (),
     )
     rule = store.rules((decision.rule,))[0] if decision.rule else None
-    shown = "; only what the rules allow something on is listed" if listing and rule and decision.allowed else ""
+    shown = "; lists only objects on which rules allow something" if listing and rule and decision.allowed else ""
     return Answer(allowed=decision.allowed, why=decision.why + shown, rule=rule)
 
 
@@ -46,12 +46,12 @@ def require_known(given: Grant) -> None:
 
     covered = [verb for verb in actions.BY_VERB if given._replace(object="*").covers(verb, None)]
     if not covered:
-        raise BadRequest(f"there is no action {given.verb}; there are: {', '.join(actions.BY_VERB)}")
+        raise BadRequest(f"no action {given.verb}; available: {', '.join(actions.BY_VERB)}")
     if given.deny:
         if not any(actions.BY_VERB[verb].has_object() or given.covers(verb, None) for verb in covered):
-            raise BadRequest(f"no rule about an object can deny {given.verb}, which has none to go by; deny it for *")
+            raise BadRequest(f"{given.verb} can be denied only for all objects; deny it for *")
         return
     if not any(actions.BY_VERB[verb].takes_rules() for verb in covered):
         needs = actions.BY_VERB[covered[0]].access
         why = "anyone may do it" if needs is Access.ANYONE else f"it needs the role {needs}"
-        raise BadRequest(f"no rule about an object can allow {given.verb}: {why}")
+        raise BadRequest(f"a rule about an object cannot allow {given.verb}: {why}")

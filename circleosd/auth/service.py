@@ -129,8 +129,8 @@ class AuthService(Handlers):
         token, uid = act.token, act.caller.peer.uid
         session = await self._database.read(lambda db: self._sessions.find(db, token, uid)) if token else None
         if act.caller.user is None and (name := await self._database.read(lambda db: store.disabled_of_uid(db, uid))):
-            step = f"an admin ends that: circlectl user enable {name}"
-            act.message = f"the user {name}, of uid {uid}, is disabled; {step}"
+            step = f"an admin can enable the user: circlectl user enable {name}"
+            act.message = f"the user {name} (uid {uid}) is disabled; {step}"
         return self._identity(act.caller, session)
 
     def _identity(self, caller: Caller, session: store.Session | None) -> Identity:
@@ -153,7 +153,7 @@ class AuthService(Handlers):
         if request.password is None and request.uid is None:
             raise BadRequest("a user needs a password or a uid")
         if request.uid in {self._own_uid, *self._services}:
-            raise BadRequest(f"uid {request.uid} is CircleOSD's own; it needs no user")
+            raise BadRequest(f"uid {request.uid} belongs to CircleOSD itself; it needs no user")
         require_within(act.caller, store.role_of(request.role), ())  # before the hash, which takes long, and after it
         if request.password is not None:
             passwords.check(request.password, name)
@@ -171,13 +171,14 @@ class AuthService(Handlers):
         def taken(db: sqlite3.Connection) -> str:
             like = store.name_like(db, name)
             if like is None:
-                return f"a user with the uid {request.uid}"
-            return f"the user {like}" + ("" if like == name else ", and names that differ only in case are one")
+                return f"a user with the uid {request.uid} already exists"
+            case = "" if like == name else "; names that differ only in case count as one"
+            return f"the user {like} already exists{case}"
 
         try:
             return await self._database.write(work)
         except sqlite3.IntegrityError:
-            raise Exists(f"there already is {await self._database.read(taken)}") from None
+            raise Exists(await self._database.read(taken)) from None
 
     async def list(self, request: ListUsers, act: Act) -> Sequence[User]:
         """Handler of `list`."""
@@ -235,7 +236,7 @@ class AuthService(Handlers):
         if account is None or account.password is None:
             return None
         if old is None:
-            raise Denied("your own password is changed with the present one; leave out the name: circlectl user passwd")
+            raise Denied("changing your own password takes the current one; omit the name: circlectl user passwd")
         await self._check_password(name, caller, account, old)
         return account.password
 
@@ -295,7 +296,7 @@ class AuthService(Handlers):
         assert account is not None
         if account.disabled:
             name = account.name
-            raise Denied(f"the user {name} is disabled; an admin ends that: circlectl user enable {name}")
+            raise Denied(f"the user {name} is disabled; an admin can enable the user: circlectl user enable {name}")
         stored = account.password
         assert stored is not None
         outdated, uid = self._passwords.outdated(stored), act.caller.bounded
@@ -329,13 +330,13 @@ class AuthService(Handlers):
             if keys:
                 await self._database.write(lambda tx: self._logins.tell(tx, keys, time.time(), right=right))
         if not right:
-            raise Denied("the name or the password is wrong; an admin sets a new one: circlectl user passwd NAME")
+            raise Denied("wrong user name or password; an admin can set a new password: circlectl user passwd NAME")
 
     async def logout(self, request: Logout, act: Act) -> None:
         """Handler of `logout`."""
         user, session = act.caller.user, act.caller.session
         if user is None or session is None:
-            raise Conflict("there is no session to end: no token was sent")
+            raise Conflict("no session to end: no token was sent")
 
         def work(tx: Transaction) -> None:
             store.close_sessions(tx, user, only=session)
@@ -388,7 +389,7 @@ class AuthService(Handlers):
             self._target(tx, act, request.name)
             require_within(act.caller, None, (given,))
             if len(store.grants(tx, request.name)) >= MAX_RULES:
-                raise Limit(f"a user may have at most {MAX_RULES} rules; globs need fewer")
+                raise Limit(f"a user may have at most {MAX_RULES} rules; use globs to need fewer")
             store.add_grant(tx, request.name, given)
             act.commit(tx, after={"rule": str(given)})
             return store.rules(store.grants(tx, request.name))
@@ -396,7 +397,7 @@ class AuthService(Handlers):
         try:
             return await self._database.write(work)
         except sqlite3.IntegrityError:
-            raise Exists(f"{request.name} has this rule already: {given}") from None
+            raise Exists(f"{request.name} already has this rule: {given}") from None
 
     async def ungrant(self, request: RemoveGrant, act: Act) -> Sequence[Rule]:
         """Handler of `ungrant`."""
@@ -407,7 +408,7 @@ class AuthService(Handlers):
             if given.deny:  # taking away what forbids gives what was forbidden
                 require_within(act.caller, None, (given._replace(deny=False),))
             if not store.remove_grant(tx, request.name, given):
-                raise NotFound(f"{request.name} has no rule: {given}; see: circlectl user show {request.name}")
+                raise NotFound(f"{request.name} has no such rule: {given}; see: circlectl user show {request.name}")
             act.commit(tx, before={"rule": str(given)})
             return store.rules(store.grants(tx, request.name))
 
@@ -426,7 +427,7 @@ class AuthService(Handlers):
     def _find(self, db: sqlite3.Connection | Transaction, name: str) -> Account:
         account = store.account(db, name)
         if account is None:
-            raise NotFound(f"there is no user {name}; see: circlectl user list")
+            raise NotFound(f"no user {name}; see: circlectl user list")
         return account
 
     def _target(self, tx: Transaction, act: Act, name: str) -> Account:
@@ -443,5 +444,5 @@ class AuthService(Handlers):
 def _named(act: Act) -> str:
     """The user that the request names, or the caller. Raises `BadRequest` when there is neither."""
     if act.object is None:
-        raise BadRequest(f"{act.contract.action} needs the parameter name: you are no CircleOSD user yourself")
+        raise BadRequest(f"{act.contract.action} needs the parameter name: you are not a CircleOSD user")
     return act.object

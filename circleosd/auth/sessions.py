@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 FLUSH = 60.0  # seconds that a use may be only in memory; a tenth of session_idle if that is shorter
 MOST = 1000  # uses in memory that are written sooner, so that one write stays short
 
-NO_SESSION = "the session is unknown, has expired or was revoked; log in again, or go on without: circlectl user logout"
+NO_SESSION = "the session is unknown, has expired or was revoked; log in again, or leave it: circlectl user logout"
 
 
 class Sessions:
@@ -40,7 +40,7 @@ class Sessions:
         if found is None or not self.in_force(found, time.time()):
             raise Denied(NO_SESSION)
         if found.uid != uid:
-            raise Denied(f"the session was opened by another uid than {uid}")
+            raise Denied(f"the session was not opened by uid {uid}")
         return found
 
     def in_force(self, session: Session, now: float) -> bool:
@@ -75,7 +75,7 @@ class Sessions:
         try:
             await self.flush()
         except CircleError as error:
-            log.error("cannot keep when sessions were last used: %s", error)
+            log.error("cannot save when sessions were last used: %s", error)
         finally:
             self._task = None
 

@@ -103,7 +103,7 @@ class Process:
                 taken += len(data)
                 if taken > BURST:
                     if taken - len(data) <= BURST:
-                        yield f"wrote more than {BURST} bytes within {INTERVAL:g} s; some of what follows is left out"
+                        yield f"wrote more than {BURST} bytes within {INTERVAL:g} s; some of what follows is dropped"
                     rest = b""
                     continue
                 *whole, rest = (rest + data).split(b"\n")

@@ -106,7 +106,7 @@ class Unit:
             self._file = self._supervisor.file(self.state.unit)
             self.state = replace(self.state, description=self._file.get("Unit", "Description"))
             if not (work := {"socket": self._listen, "service": self._serve}.get(self.state.unit.rpartition(".")[2])):
-                raise BadRequest("the embedded mode runs sockets and services, and nothing else")
+                raise BadRequest("the embedded mode runs only sockets and services")
             await work()
         except (CircleError, OSError, ValueError, OverflowError, subprocess.SubprocessError) as exc:
             self.state = replace(self.state, result="resources")
@@ -120,7 +120,7 @@ class Unit:
         service = self._supervisor.unit(self.state.unit.removesuffix("socket") + "service")
         path, mode = self._file.get("Socket", "ListenStream"), self._file.get("Socket", "SocketMode", "0666")
         if not path.startswith("/"):
-            raise BadRequest(f"the embedded mode knows absolute paths as ListenStream=, not {path}")
+            raise BadRequest(f"the embedded mode supports only absolute paths in ListenStream=, not {path}")
         with bound(path, socket.SOCK_STREAM, int(mode, 8)) as self.listener:
             self.listener.listen(4096)  # net.core.somaxconn, by which systemd goes
             self._enter("active", "listening")

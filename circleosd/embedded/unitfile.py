@@ -49,13 +49,13 @@ class UnitFile:
             # The runtime directory need not be called circleosd here.
             return re.sub(r"%(t/circleosd\b|.?)", lambda match: self._specifiers[match[1]], text)
         except KeyError as exc:
-            raise BadRequest(f"the embedded mode does not know the specifier %{exc.args[0]}") from None
+            raise BadRequest(f"the embedded mode does not support the specifier %{exc.args[0]}") from None
 
     def get(self, section: str, key: str, default: str = "", *, of: Collection[str] = ()) -> str:
         """The last value of a key, if given one `of` a few."""
         value = self._expand([default, *self._all(section, key)][-1])
         if of and value not in of:
-            raise BadRequest(f"the embedded mode does not know {key}={value}, only {', '.join(of)}")
+            raise BadRequest(f"the embedded mode does not support {key}={value}, only {', '.join(of)}")
         return value
 
     def words(self, section: str, key: str) -> list[str]:
@@ -66,7 +66,7 @@ class UnitFile:
         """The exit statuses and the names of signals in a list of ends of the process, such as SuccessExitStatus=."""
         found = self.words("Service", key)
         if wrong := next((end for end in found if not re.fullmatch(r"[0-9]+|SIG[A-Z0-9]+", end)), None):
-            raise BadRequest(f"the embedded mode knows numbers and SIG… in {key}=, not {wrong}")
+            raise BadRequest(f"the embedded mode supports only numbers and SIG… in {key}=, not {wrong}")
         return found
 
     def seconds(self, section: str, key: str, default: str) -> float:
@@ -87,7 +87,7 @@ class UnitFile:
         words = self.words("Service", "ExecStart")
         program = words[0].lstrip("-+!") if len(self._all("Service", "ExecStart")) == 1 else ""
         if not program or program[0] in "@:|" or ";" in words:
-            raise BadRequest("the embedded mode runs one ExecStart=, without @, : or | in front")
+            raise BadRequest("the embedded mode supports one ExecStart=, without the prefixes @, : and |")
         argv = [program]
         for word in words[1:]:
             if whole := re.fullmatch(r"\$(\w+)", word):
@@ -101,7 +101,7 @@ def _split(name: str, text: str) -> list[str]:
     """The words of what `name` is, cut at white space with quotes respected."""
     try:
         if "\\" in text:
-            raise ValueError("no backslashes in the embedded mode")
+            raise ValueError("the embedded mode does not support backslashes")
         return shlex.split(text)
     except ValueError as exc:
         raise BadRequest(f"cannot read {name}={text}: {exc}") from exc

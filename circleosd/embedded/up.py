@@ -101,7 +101,7 @@ def _held(runtime: Path) -> Iterator[None]:
     """
     made = not runtime.exists()
     runtime.mkdir(parents=True, exist_ok=True)
-    taken = Conflict(f"CircleOSD already runs at {runtime}")
+    taken = Conflict(f"CircleOSD is already running at {runtime}")
     lock = os.open(runtime, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

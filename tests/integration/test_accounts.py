@@ -53,7 +53,7 @@ def test_a_users_life_through_circlectl(host: EmbeddedHost) -> None:
     assert "yes" in host.ok("user", "disable", "ursula")
     disabled = host.ctl("user", "login", "ursula", "--password-stdin", stdin="quite another one\n")
     assert disabled.stderr == (
-        "circlectl: the user ursula is disabled; an admin ends that: circlectl user enable ursula [denied]\n"
+        "circlectl: the user ursula is disabled; an admin can enable the user: circlectl user enable ursula [denied]\n"
     )
     host.ok("user", "enable", "ursula")
     host.ok("user", "login", "ursula", "--password-stdin", stdin="quite another one\n")
@@ -79,8 +79,8 @@ def test_a_users_life_through_circlectl(host: EmbeddedHost) -> None:
         ("älice", 2, "not a user name"),
         ("a" * 32, 2, "not a user name"),
         ("", 2, "not a user name"),
-        ("taken", 6, "there already is the user taken"),
-        ("Taken", 6, "there already is the user taken, and names that differ only in case are one"),
+        ("taken", 6, "the user taken already exists"),
+        ("Taken", 6, "the user taken already exists; names that differ only in case count as one"),
     ],
 )
 def test_illegal_reserved_and_taken_names_are_refused(host: EmbeddedHost, name: str, status: int, says: str) -> None:
@@ -111,7 +111,7 @@ def test_a_name_keeps_its_case_and_is_found_by_it_alone(host: EmbeddedHost) -> N
 def test_a_uid_is_one_user_and_needs_a_name_or_a_password(host: EmbeddedHost) -> None:
     create(host, "first", uid=61100, password=None)
     taken = host.call(AUTH, {"action": "create", "name": "second", "uid": 61100})
-    assert (taken["error"], taken["message"]) == ("exists", "there already is a user with the uid 61100")
+    assert (taken["error"], taken["message"]) == ("exists", "a user with the uid 61100 already exists")
     for arguments, typed, says in [
         ([], "", "a user needs a password or a uid"),
         (["--password-stdin"], "\n", "a user needs a password or a uid"),
@@ -129,7 +129,10 @@ def test_whose_user_is_disabled_is_told_so_without_a_login(host: EmbeddedHost) -
     create(host, "uma", uid=61020, role="operator")
     host.ok("user", "disable", "uma")
     reply = ask(host, 61020, AUTH, "whoami")
-    assert reply["message"] == "the user uma, of uid 61020, is disabled; an admin ends that: circlectl user enable uma"
+    assert (
+        reply["message"]
+        == "the user uma (uid 61020) is disabled; an admin can enable the user: circlectl user enable uma"
+    )
     assert (reply["data"]["user"], reply["data"]["role"]) == (None, None)
     host.ok("user", "enable", "uma")
     reply = ask(host, 61020, AUTH, "whoami")

@@ -127,7 +127,7 @@ def test_a_line_without_its_end_gets_an_error(host: EmbeddedHost) -> None:
         sock.shutdown(socket.SHUT_WR)
         first, second = (json.loads(line) for line in to_the_end(sock).splitlines())
     assert first["ok"]
-    assert "the line has no end" in second["message"]
+    assert "the line is incomplete" in second["message"]
 
 
 def test_the_connection_bounds_hold_and_say_so(new_host: NewHost) -> None:

@@ -77,7 +77,7 @@ def test_who_may_not_connect_is_not_told_to_start_what_runs(host: EmbeddedHost) 
         env=host.environment, user=65534, group=65534, extra_groups=[], capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 12
-    said = "it is for its owner alone; --scope says which CircleOSD is meant [unavailable]\n"
+    said = "only its owner may; choose another CircleOSD with --scope [unavailable]\n"
     assert done.stderr.endswith(said), done.stderr
 
 
@@ -102,7 +102,7 @@ def test_names_are_texts_and_the_rule_quotes_them(host: EmbeddedHost) -> None:
     assert "'12345' is not a user name" in done.stderr
     taken = host.ctl("user", "create", "None", "--password-stdin", stdin="long enough\n")
     assert taken.returncode == 6
-    assert "there already is the user None" in taken.stderr
+    assert "the user None already exists" in taken.stderr
 
 
 def test_a_login_is_kept_used_and_ended(host: EmbeddedHost) -> None:
@@ -110,7 +110,7 @@ def test_a_login_is_kept_used_and_ended(host: EmbeddedHost) -> None:
     wrong = host.ctl("user", "login", "alice", "--password-stdin", stdin="battery staple\n")
     assert wrong.returncode == 4
     assert wrong.stderr == (
-        "circlectl: the name or the password is wrong; an admin sets a new one: circlectl user passwd NAME [denied]\n"
+        "circlectl: wrong user name or password; an admin can set a new password: circlectl user passwd NAME [denied]\n"
     )
     said = host.ok("user", "login", "alice", "--password-stdin", stdin="correct horse\n")
     assert said.startswith("logged in as alice (operator) until ")
@@ -150,7 +150,7 @@ def test_a_token_that_is_no_session_is_refused_with_the_next_step(host: Embedded
     session.write_text(json.dumps({**kept, "token": "x" * 43}))
     done = host.ctl("service", "list")
     assert done.returncode == 4
-    assert "log in again, or go on without: circlectl user logout" in done.stderr
+    assert "log in again, or leave it: circlectl user logout" in done.stderr
     host.ok("user", "logout")
     assert not session.exists(), "a session that is gone at the service is gone here too"
     host.ok("service", "list")
@@ -217,7 +217,7 @@ def test_a_session_that_cannot_be_kept_is_ended(host: EmbeddedHost) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("circlectl: cannot keep the session at /dev/null/circleosd")
-    assert done.stderr.endswith("; set XDG_STATE_HOME to a directory where it can be kept [bad-request]\n")
+    assert done.stderr.endswith("; set XDG_STATE_HOME to a writable directory [bad-request]\n")
     assert host.data("auth-service", "show", name="nina")["sessions"] == 0
 
 
@@ -409,7 +409,7 @@ def test_without_a_terminal_a_password_needs_its_flag(host: EmbeddedHost) -> Non
 def test_nobody_is_asked_for_passwords_who_is_no_user(host: EmbeddedHost) -> None:
     done = host.ctl("user", "passwd", "--password-stdin", stdin="")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("circlectl: user passwd needs NAME: you are no CircleOSD user yourself [bad-request]")
+    assert done.stderr.startswith("circlectl: user passwd needs NAME: you are not a CircleOSD user [bad-request]")
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,7 @@ def test_nobody_is_asked_for_passwords_who_is_no_user(host: EmbeddedHost) -> Non
         (["plugin", "invoke", "none", "f", "x"], 5, "no plugin none is loaded"),
         (["plugin", "invoke", "example", "nofunc", "x"], 5, "has no function 'nofunc'; it has: handle, upper, crc32"),
         (["plugin", "load", "README.md"], 2, "neither WebAssembly nor a shared object"),
-        (["plugin", "load", "nonexistent.wasm"], 5, "no file nonexistent.wasm"),
+        (["plugin", "load", "nonexistent.wasm"], 5, "no such file: nonexistent.wasm"),
         (["plugin", "load", "/dev/zero"], 2, "not a regular file"),
         (["plugin", "load", "plugins"], 2, "not a regular file"),
         (["plugin", "load", "plugins/example.wasm", "--manifest", "README.md"], 2, "the manifest is not JSON"),

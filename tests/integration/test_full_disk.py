@@ -79,7 +79,7 @@ def test_without_room_nothing_is_lost_and_what_needs_none_goes_on(small: SmallHo
         assert small.users() == ["alice"]
         assert small.invoke() == "3610a686"
     said = small.host.ctl("plugin", "unload", "example").stderr
-    log = "see the log: journalctl --unit 'circleosd-*', or what circleosd up prints"
+    log = "see the log: journalctl --unit 'circleosd-*', or the output of circleosd up"
     assert said == f"circlectl: cannot use plugins.db: {full} [unavailable]; {log}\n"
     for service in SERVICES:
         for number in (signal.SIGTERM, signal.SIGKILL):

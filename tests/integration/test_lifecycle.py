@@ -142,7 +142,7 @@ def test_a_second_supervisor_is_refused(host: EmbeddedHost) -> None:
         env=host.environment, capture_output=True, text=True, timeout=20, check=False,
     )  # fmt: skip
     assert second.returncode == 7
-    assert second.stderr == f"circleosd: CircleOSD already runs at {host.runtime}\n"
+    assert second.stderr == f"circleosd: CircleOSD is already running at {host.runtime}\n"
     assert host.pid("auth-service")
 
 
@@ -154,7 +154,7 @@ def test_where_systemd_listens_no_supervisor_takes_its_place(host_to_be: Embedde
             [BIN / "circleosd", "up", "--dir", host_to_be.directory],
             env=host_to_be.environment, capture_output=True, text=True, timeout=20, check=False,
         )  # fmt: skip
-        assert refused.stderr == f"circleosd: CircleOSD already runs at {host_to_be.runtime}\n"
+        assert refused.stderr == f"circleosd: CircleOSD is already running at {host_to_be.runtime}\n"
         assert refused.returncode == 7
         assert [path.name for path in host_to_be.runtime.iterdir()] == [f"{service}.sock"]
     host_to_be.start()  # nobody listens at what is left
@@ -436,7 +436,7 @@ def test_a_flag_or_nothing_is_no_name(arguments: list[str], status: int, says: s
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith(says)
     if status == 2:
-        assert done.stderr.endswith(f"\ncircleosd: cannot be run as: circleosd {shlex.join(arguments)}\n")
+        assert done.stderr.endswith(f"\ncircleosd: invalid command line: circleosd {shlex.join(arguments)}\n")
     assert list(tmp_path.iterdir()) == []
 
 

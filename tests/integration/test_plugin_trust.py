@@ -228,7 +228,7 @@ def test_signing_says_what_is_wrong(signer: Signer, tmp_path: Path) -> None:
         ([str(alone), "--key", str(signer.key)], 5, "without a manifest"),
         ([str(signer.path), "--key", "/nonexistent"], 5, "no key /nonexistent"),
         ([str(signer.path), "--key", str(signer.manifest)], 2, f"cannot sign with {signer.manifest}: "),
-        ([str(tmp_path / "none.wasm"), "--key", str(signer.key)], 5, f"no file {tmp_path}/none.wasm"),
+        ([str(tmp_path / "none.wasm"), "--key", str(signer.key)], 5, f"no such file: {tmp_path}/none.wasm"),
         ([str(signer.path)], 2, "needs --key"),
         ([str(signer.manifest), "--key", str(signer.key)], 2, "is not a plugin"),
         (

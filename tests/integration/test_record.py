@@ -80,7 +80,7 @@ def test_an_action_that_no_row_can_have_is_refused(host: EmbeddedHost) -> None:
     for wrong in ("service:halt", "halt", "system:status", "user:stop", "service:", ""):
         done = host.ctl("system", "history", "--action", wrong)
         assert (done.returncode, done.stdout) == (2, ""), wrong
-        assert f"there is no action {wrong!r}; there are: user:create, " in done.stderr
+        assert f"no action {wrong!r}; available: user:create, " in done.stderr
     for right in ("service:stop", "stop", "prune", "quarantine", "services.restart"):
         host.ok("system", "history", "--action", right)
 
@@ -133,20 +133,20 @@ def test_verify_finds_what_was_done_to_the_file(new_host: NewHost) -> None:
     host.ok("user", "create", "vera", "--password-stdin", stdin=f"{PASSWORD}\n")
     whole = host.ok("system", "history", "--verify")
     assert host.data("auth-service", "audit")["hash"] in whole, "the hash is there to be kept elsewhere"
-    assert whole.count("as written") == 3
+    assert whole.count("intact") == 3
     with sqlite3.connect(ledger(host, "service-registry")) as connection:
         connection.execute("UPDATE ledger SET body = json_set(body, '$.actor.uid', 12345) WHERE seq = 3")
     connection.close()
     found = host.ctl("system", "history", "--verify")
     assert found.returncode == 7
     assert "service-registry: row 3 has been altered" in found.stderr
-    assert found.stdout.count("as written") == 2
+    assert found.stdout.count("intact") == 2
     audited = json.loads(host.ctl("system", "history", "--verify", "--json").stdout)
     assert [bool(item["problems"]) for item in audited] == [False, True, False]
     for more in (["--user", "vera"], ["--follow"], ["--lines", "5"]):
         refused = host.ctl("system", "history", "--verify", *more)
         assert (refused.returncode, refused.stdout) == (2, "")
-        assert "--verify looks at the whole record" in refused.stderr
+        assert "--verify checks the whole record" in refused.stderr
 
 
 def test_retention_is_configured_and_a_pruned_ledger_verifies(new_host: NewHost) -> None:
@@ -157,7 +157,7 @@ def test_retention_is_configured_and_a_pruned_ledger_verifies(new_host: NewHost)
     assert rows[0]["seq"] > 1
     assert len(rows) <= 22
     assert any(row["action"] == "prune" for row in rows)
-    assert host.ok("system", "history", "--verify").count("as written") == 3
+    assert host.ok("system", "history", "--verify").count("intact") == 3
 
 
 class Follower:

@@ -134,7 +134,7 @@ def test_a_login_may_ask_for_a_shorter_session_and_for_no_longer_one(host: Embed
 
 def test_who_is_no_user_has_to_say_whose_sessions_are_to_end(host: EmbeddedHost) -> None:
     reply = host.call(AUTH, {"action": "revoke"})
-    says = "revoke needs the parameter name: you are no CircleOSD user yourself"
+    says = "revoke needs the parameter name: you are not a CircleOSD user"
     assert (reply["error"], reply["message"]) == ("bad-request", says)
 
 

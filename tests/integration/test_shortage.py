@@ -15,7 +15,7 @@ from tests.integration import made
 from tests.integration.conftest import NewHost, running
 from tests.integration.embedded_host import SERVICES, EmbeddedHost, read_reply
 
-THREADS = "there can be no more threads in this service; try again later"
+THREADS = "no more threads can be started in this service; try again later"
 LARGE = 7 << 20  # bytes of a line
 
 
@@ -57,7 +57,7 @@ def test_a_request_for_which_no_thread_can_be_started_is_told_so(host: EmbeddedH
 def test_a_service_that_can_start_no_thread_says_so(threadless: EmbeddedHost, service: str) -> None:
     reply = threadless.call(service, {"action": "health"})
     assert reply["error"] == "unavailable"
-    why = f"{service} cannot start: there can be no more threads"
+    why = f"{service} cannot start: no more threads can be started"
     assert reply["message"].startswith(why)
     threadless.wait_for(lambda: f": circleosd: {why}" in threadless.log)  # and no traceback
 
@@ -92,7 +92,7 @@ def test_a_line_for_which_there_is_no_memory_is_refused(host: EmbeddedHost) -> N
             sock.sendall(request)
         reply = read_reply(sock)
         assert reply["error"] == "limit"
-        assert "no memory left in this service for the line" in reply["message"]
+        assert "this service has no memory left for the line" in reply["message"]
     assert host.call("plugin-manager", request)["error"] == "not-found"
     assert host.pid("plugin-manager") == pid
 

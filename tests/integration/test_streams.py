@@ -142,7 +142,7 @@ def test_who_watches_is_told_that_the_service_has_ended(talking: EmbeddedHost) -
     os.kill(talking.pid("service-registry"), signal.SIGTERM)
     _, said = watcher.communicate(timeout=10)
     assert watcher.returncode == 12
-    assert said.startswith("circlectl: service-registry has ended, and this with it [unavailable]; see the log: "), said
+    assert said.startswith("circlectl: service-registry ended the stream [unavailable]; see the log: "), said
 
 
 def test_nobody_follows_what_is_not_cataloged(talking: EmbeddedHost) -> None:

@@ -309,7 +309,7 @@ def test_what_a_running_service_cannot_reach_is_no_reason_to_start_circleosd(mac
     said = refused(machine, "service list", 12)
     machine.succeed(f"rm {drop_in}", "systemctl daemon-reload", "systemctl stop circleosd-registry.service 2>&1")
     reached = "cannot reach the message bus at unix:path=/nonexistent: No such file or directory [unavailable]"
-    log = "see the log: journalctl --unit 'circleosd-*', or what circleosd up prints"
+    log = "see the log: journalctl --unit 'circleosd-*', or the output of circleosd up"
     assert said == f"circlectl: {reached}; {log}\n"
     machine.succeed("circlectl service list", "systemctl stop circleosd-auth.socket 2>&1")
     assert "start CircleOSD: systemctl start circleosd.target" in refused(machine, "user list", 12)

@@ -170,7 +170,7 @@ def test_a_member_of_the_group_may_connect_and_a_stranger_may_not(installed: Mac
     assert "uid:" in installed.succeed("su member -c 'circlectl user whoami'")
     status, output = installed.execute("su stranger -c 'circlectl user whoami' 2>&1")
     assert status == 12
-    assert "it is for the members of its group" in output
+    assert "only members of the group" in output
 
 
 def test_manual_completion_and_the_journals_catalog_are_where_they_are_looked_for(installed: Machine) -> None:

@@ -55,7 +55,7 @@ def test_a_login_is_not_done_for_a_user_who_was_changed_while_the_password_was_l
 def test_no_user_has_a_uid_of_the_services(tmp_path: Path) -> None:
     database = Database(tmp_path / "a.db", store.MIGRATIONS)
     accounts = Accounts(database, services=frozenset({STRANGER.uid}))
-    refused = f"bad-request: uid {STRANGER.uid} is CircleOSD's own; it needs no user"
+    refused = f"bad-request: uid {STRANGER.uid} belongs to CircleOSD itself; it needs no user"
     assert told(accounts, ROOT, "create", name="alice", uid=STRANGER.uid) == refused
     database.close()
 
@@ -65,10 +65,10 @@ def test_the_own_password_is_changed_with_the_present_one_and_guesses_at_it_coun
     accounts = Accounts(database, login_tries=2)
     assert told(accounts, ROOT, "create", name="alice", password=OLD, uid=STRANGER.uid) == "ok"
     without = told(accounts, STRANGER, "passwd", password=NEW)
-    assert "denied: your own password is changed with the present" in without
+    assert "denied: changing your own password takes the current one" in without
     for _ in range(2):
         refused = told(accounts, STRANGER, "passwd", old=NEW, password=NEW)
-        assert refused.startswith("denied: the name or the password is wrong")
+        assert refused.startswith("denied: wrong user name or password")
     asyncio.run(
         database.write(lambda tx: tx.execute("UPDATE failures SET last = last + 600"))
     )  # or the wait may be over

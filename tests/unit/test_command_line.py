@@ -118,16 +118,16 @@ def test_help_is_of_what_stands_behind_it(words: list[str], shows: str, capsys: 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["help", "nonsense"], "no command 'nonsense'; there are: user,"),
-        (["help", "service", "nonsense"], "no command service 'nonsense'; there are: list,"),
-        (["start", "nginx"], "no command 'start'; there are: service start [bad-request]"),
-        (["status"], "no command 'status'; there are: service status, system status [bad-request]"),
-        (["--lines", "1", "system", "history"], "'--lines' is no flag of all commands; those of one stand behind it"),
-        (["system", "--lines", "1", "history"], "'--lines' is no flag of all commands; those of one stand behind it"),
-        ([""], "no command ''; there are: user,"),
-        (["", "service", "list"], "no command ''; there are: user,"),
-        (["service", ""], "no command service ''; there are: list,"),
-        (["service", "", "stop"], "no command service ''; there are: list,"),
+        (["help", "nonsense"], "no command 'nonsense'; available: user,"),
+        (["help", "service", "nonsense"], "no command service 'nonsense'; available: list,"),
+        (["start", "nginx"], "no command 'start'; did you mean: service start [bad-request]"),
+        (["status"], "no command 'status'; did you mean: service status, system status [bad-request]"),
+        (["--lines", "1", "system", "history"], "'--lines' is not a global flag; put the flags of a command after it"),
+        (["system", "--lines", "1", "history"], "'--lines' is not a global flag; put the flags of a command after it"),
+        ([""], "no command ''; available: user,"),
+        (["", "service", "list"], "no command ''; available: user,"),
+        (["service", ""], "no command service ''; available: list,"),
+        (["service", "", "stop"], "no command service ''; available: list,"),
     ],
 )
 def test_a_word_that_is_empty_or_no_command_is_refused(
@@ -174,7 +174,7 @@ def test_the_status_of_a_service_that_does_not_answer_is_told_with_that_of_the_o
         assert cli.run(["system", "status"]) == 12
     out, err = capsys.readouterr()
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [[name, "unavailable"] for name in SERVICES]
-    assert err.startswith("circlectl: auth-service gave no answer within 0.1 s [unavailable]; see the log: ")
+    assert err.startswith("circlectl: auth-service did not answer within 0.1 s [unavailable]; see the log: ")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_the_scope_stands_anywhere_in_the_line(
 def test_a_scope_that_there_is_not_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(line.split()) == 2
     err = capsys.readouterr().err
-    assert "--scope is system or user" in err
+    assert "--scope must be system or user" in err
     assert "  " not in err, "the command in the next step is none"
 
 
@@ -275,7 +275,7 @@ def test_a_number_that_json_or_the_parameter_lacks_is_refused(
 def test_a_file_without_a_name_is_quoted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIRCLEOSD_RUNTIME_DIR", "/nonexistent")
     assert cli.run(["plugin", "load", ""]) == 5
-    assert capsys.readouterr().err == "circlectl: no file '' [not-found]\n"
+    assert capsys.readouterr().err == "circlectl: no such file: '' [not-found]\n"
 
 
 def test_the_command_line_is_made_without_heavy_imports() -> None:

@@ -197,7 +197,7 @@ def test_an_answer_that_broke_off_is_none(tmp_path: Path, sent: bytes, said: str
     asks: list[tuple[Callable[[], object], str]] = [
         (lambda: asyncio.run(upstream.ask(path, {"action": "x"}, timeout=10)), said),
         (lambda: asyncio.run(follow()), "s ended the stream"),
-        (lambda: list(client.call(path, {"action": "x"}, stream=True)), "s has ended, and this with it"),
+        (lambda: list(client.call(path, {"action": "x"}, stream=True)), "s ended the stream"),
     ]
     with listener(Path(path)) as sock:
         for ask, message in asks:

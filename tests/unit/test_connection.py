@@ -186,7 +186,7 @@ def test_a_line_for_which_there_is_no_memory_is_refused(
         async with served(Patient(), str(tmp_path / "s")) as (peer, _):
             refuse_memory(monkeypatch, method)
             peer.send(b"a part")
-            assert b"no memory left in this service for the line" in await received(peer)
+            assert b"this service has no memory left for the line" in await received(peer)
 
     asyncio.run(asyncio.wait_for(run(), 20))
 
@@ -463,7 +463,7 @@ def test_one_uid_leaves_others_room_for_what_they_send_as_long_as_there_is_some(
                 await hold(third, 2)
                 await hold(fourth, 3)
                 await loop.sock_sendall(fifth, part)
-                assert b"too much at once is being sent to and fro here" in await received(fifth)
+                assert b"too much data is being sent and received here" in await received(fifth)
 
     asyncio.run(asyncio.wait_for(run(), 20))
 

@@ -76,9 +76,9 @@ def test_what_a_caller_may_hand_on(
 def test_who_is_bound_by_a_denial_cannot_hand_on_what_it_is_about() -> None:
     bound = ADMIN._replace(grants=(Grant("service:stop", "db*", deny=True),))
     for rule in (Grant("service:stop", "*"), Grant("*", "db1"), Grant("service:*", "d?")):
-        assert "bound by the rule: deny service:stop db*" in str(excess(bound, None, (rule,), NEEDS))
+        assert "because this rule binds you: deny service:stop db*" in str(excess(bound, None, (rule,), NEEDS))
     assert excess(bound, None, (Grant("service:stop", "web"), Grant("service:start", "*")), NEEDS) is None
-    assert "bound by the rule" in str(excess(bound, Role.OPERATOR, (), NEEDS))
+    assert "because this rule binds you" in str(excess(bound, Role.OPERATOR, (), NEEDS))
     assert excess(bound, Role.VIEWER, (), NEEDS) is None
 
 

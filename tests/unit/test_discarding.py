@@ -95,6 +95,6 @@ def test_of_who_has_too_many_nothing_more_is_read_until_they_are_closed(
         discarding.discard([first], STALLING)
         assert passing.recv(1) == b"x"
         discarding.discard([slow()], STALLING)
-        with pytest.raises(OSError, match="too many descriptors wait to be closed"):
+        with pytest.raises(OSError, match="too many descriptors are waiting to be closed"):
             passing.recv(1)
         assert not discarding.crowded(OTHER)

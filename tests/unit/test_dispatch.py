@@ -125,8 +125,8 @@ def test_wrong_requests_get_a_code_and_a_reason(
 @pytest.mark.parametrize(
     ("lacking", "said"),
     [
-        (MemoryError(), "there is no memory left"),
-        (RuntimeError("can't start new thread"), "there can be no more threads"),
+        (MemoryError(), "no memory is left"),
+        (RuntimeError("can't start new thread"), "no more threads can be started"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
         (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
         (OSError(errno.ENFILE, "Too many open files in system"), "Too many open files in system"),

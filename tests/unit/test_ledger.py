@@ -186,7 +186,7 @@ def test_the_oldest_rows_removed_without_a_row_that_says_so_are_missed(tmp_path:
     audited = asyncio.run(book.ledger.audit())
     assert (audited["first"] > 1, audited["last"], audited["problems"]) == (pruned, 6 if pruned else 5, [])
     raw(tmp_path, *(statement.format(cut) for statement in CUT))
-    assert asyncio.run(book.ledger.audit())["problems"] == [f"no row says that those before row {cut + 1} were removed"]
+    assert asyncio.run(book.ledger.audit())["problems"] == [f"no row records the removal of those before row {cut + 1}"]
     book.database.close()
 
 
@@ -241,7 +241,7 @@ def test_a_ledger_that_cannot_be_continued_says_so(opened: Open, sql: str) -> No
     for number in range(3):
         opened.record(f"act{number}", object="x")
     asyncio.run(opened.database.write(lambda tx: tx.execute(sql)))
-    with pytest.raises(Unavailable, match="cannot go on with the ledger of a-service"):
+    with pytest.raises(Unavailable, match="cannot continue the ledger of a-service"):
         opened.record("act", object="x")
 
 
@@ -397,7 +397,7 @@ def test_refusals_of_many_kinds_are_bounded_and_none_is_lost(opened: Open) -> No
     assert sum(row["count"] for row in rows) == 200
     assert len(rows) == 61
     assert rows[-1]["object"] is None
-    assert "140 more refused attempts of this uid, of different kinds" in str(rows[-1]["message"])
+    assert "140 more refused attempts by this uid, of different kinds" in str(rows[-1]["message"])
 
 
 def test_the_refusals_of_one_plugin_keep_no_other_from_a_row(opened: Open) -> None:
@@ -413,7 +413,7 @@ def test_the_refusals_of_one_plugin_keep_no_other_from_a_row(opened: Open) -> No
     asyncio.run(scenario())
     rows = opened.history(lines=1000)[60:]
     assert [(row["actor"]["plugin"], row["count"]) for row in rows] == [("other", 1), (None, 1), ("busy", 2)]
-    assert "2 more refused attempts of this plugin, of different kinds" in str(rows[-1]["message"])
+    assert "2 more refused attempts by this plugin, of different kinds" in str(rows[-1]["message"])
 
 
 def test_who_waits_until_the_service_has_exited_gets_no_more_rows_for_that(opened: Open) -> None:
@@ -508,7 +508,7 @@ def test_counts_that_are_being_written_at_the_end_are_not_lost(
 def test_who_follows_is_told_that_the_record_is_another_one(opened: Open, written: int) -> None:
     for number in range(written):
         opened.record("act", object=str(number))
-    with pytest.raises(Conflict, match=f"is another one than before: it ends with row {written}, and row 3"):
+    with pytest.raises(Conflict, match=f"was replaced: it ends with row {written}, but row 3"):
         asyncio.run(anext(opened.ledger.follow(Query(after=3))))
 
 

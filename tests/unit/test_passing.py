@@ -68,7 +68,7 @@ def test_a_descriptor_that_finds_no_room_among_the_open_files_is_not_said_to_be_
                 os.close(descriptor)
         for _ in range(room):
             os.close(passing.descriptors.take())
-        with pytest.raises(Limit, match="too many files are open here"):
+        with pytest.raises(Limit, match="too many open files here"):
             passing.descriptors.take()
 
 

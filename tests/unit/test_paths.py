@@ -39,7 +39,7 @@ def test_a_scope_says_whose_sockets_are_meant() -> None:
     env = {"CIRCLEOSD_RUNTIME_DIR": "/x", "XDG_RUNTIME_DIR": "/y"}
     assert paths.runtime_dir(env, "system") == "/run/circleosd"
     assert paths.runtime_dir(env, "user") == "/y/circleosd"
-    with pytest.raises(BadRequest, match="--scope is system or user, not 'both'"):
+    with pytest.raises(BadRequest, match="--scope must be system or user, not 'both'"):
         paths.runtime_dir(env, "both")
 
 

@@ -192,7 +192,7 @@ def test_an_answer_names_the_rule_that_allows() -> None:
             None,
             True,
             "service:list is allowed to olga by the rule: allow service:restart db"
-            "; only what the rules allow something on is listed",
+            "; lists only objects on which rules allow something",
         ),
         (Role.VIEWER, "service:list", None, True, "service:list needs the role viewer, and olga has the role viewer"),
         (None, "plugin:list", None, False, "plugin:list needs the role viewer, but olga has no role here"),

@@ -80,7 +80,7 @@ def test_a_time_may_have_the_day_of_the_week_and_utc() -> None:
         "1.h",
         "1..5h",
     ):
-        with pytest.raises(BadRequest, match="is no time"):
+        with pytest.raises(BadRequest, match="is not a time"):
             times.parse(wrong)
 
 
@@ -90,6 +90,6 @@ LONG = ["9" * 400, "9" * 400 + "w", "9" * 5000 + "s", "x" * 100_000]
 
 @pytest.mark.parametrize("text", [*WRONG, *LONG])
 def test_what_is_no_time_is_refused_in_a_short_line(text: str) -> None:
-    with pytest.raises(BadRequest, match="is no time; give 10min, 2h") as refused:
+    with pytest.raises(BadRequest, match="is not a time; use 10min, 2h") as refused:
         times.parse(text)
     assert len(str(refused.value)) < 200
