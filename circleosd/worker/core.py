@@ -24,6 +24,7 @@ from circleosd.worker.engine import (
     raw_function,
     take_error,
     trap_failure,
+    with_memory,
 )
 from circleosd.worker.failure import PluginFailure, contained, require_text
 from circleosd.worker.frames import MAX_HOST_CALL, MAX_LOG, Buffer, Load, json_body
@@ -44,8 +45,6 @@ _caller_export = raw_function("wasmtime_caller_export_get", c_bool, c_void_p, c_
 _MEMORY: Final = b"memory"
 _BUFFER: Final = b"circleosd_buffer"
 _INITIALIZE: Final = b"_initialize"
-
-_PAGE: Final = 64 << 10
 
 
 class _Instance:
@@ -264,15 +263,8 @@ class CorePlugin:
             return failure(take_error(error), self._limits)
         found = trap_failure(ctypes.cast(instance.trap, POINTER(c.wasm_trap_t)), self._limits)
         instance.trap.value = None
-        if instance.memory_at and found.code == "plugin-failed":
-            size = _memory_size(instance.context_at, instance.memory_at)
-            if size + _PAGE > self._limits.memory:
-                return PluginFailure(
-                    "limit",
-                    f"{found.message}; its memory is at its limit of {self._limits.memory} bytes",
-                    found.backtrace,
-                )
-        return found
+        size = _memory_size(instance.context_at, instance.memory_at) if instance.memory_at else 0
+        return with_memory(found, size, self._limits)
 
 
 def _write(instance: _Instance, payload: Buffer) -> None:

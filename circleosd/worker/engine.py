@@ -46,6 +46,7 @@ PARTS: Final[dict[Kind, Parts]] = {"module": Parts(1, 1, 8), "component": Parts(
 
 NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, c_void_p))
 _I32: Final = 0
+_PAGE: Final = 64 << 10
 _NO_OFFSET: Final = ctypes.c_size_t(-1).value
 
 
@@ -279,6 +280,14 @@ def trap_failure(trap: Pointer, limits: Limits) -> PluginFailure:
     trouble = Trouble(*_causes(_take_text(message)), _backtrace(frames), None)
     c.wasm_trap_delete(trap)
     return failure(trouble, limits)
+
+
+def with_memory(found: PluginFailure, size: int, limits: Limits) -> PluginFailure:
+    """The failure of an instance whose memory has `size` bytes: of its limit, if it can grow by no page any more."""
+    if found.code != "plugin-failed" or size + _PAGE <= limits.memory:
+        return found
+    text = f"{found.message}; its memory is at its limit of {limits.memory} bytes"
+    return PluginFailure("limit", text, found.backtrace)
 
 
 def failure(trouble: Trouble, limits: Limits) -> PluginFailure:

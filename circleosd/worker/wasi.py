@@ -26,6 +26,7 @@ from circleosd.worker.engine import (
     failure,
     take_error,
     trap_failure,
+    with_memory,
 )
 from circleosd.worker.failure import PluginFailure, contained, require_text
 from circleosd.worker.frames import MAX_LOG, Buffer, Load
@@ -33,6 +34,7 @@ from circleosd.worker.host import Host
 from circleosd.worker.inspect import Artifact
 
 _START: Final = chars("_start")
+_MEMORY: Final = chars("memory")
 _INFO: Final = 1
 # Wasmtime passes on no status that a shell would use for something else.
 _OTHER_STATUS: Final = "exit with invalid exit status"
@@ -158,6 +160,13 @@ def explained(found: PluginFailure, last_line: str) -> PluginFailure:
     return PluginFailure("plugin-failed", f"{found.message}: {last_line}", found.backtrace)
 
 
+def _memory_size(context: Pointer, instance: Any) -> int:
+    """Bytes of the memory of an instance that was made."""
+    item = c.wasmtime_extern_t()
+    c.wasmtime_instance_export_get(context, byref(instance), _MEMORY, len(_MEMORY), byref(item))
+    return int(c.wasmtime_memory_data_size(context, byref(item.of.memory)))
+
+
 class WasiPlugin:
     """A loaded WASI command. Calls may come from several threads."""
 
@@ -225,7 +234,8 @@ class WasiPlugin:
         instance = c.wasmtime_instance_t()
         trap = POINTER(c.wasm_trap_t)()
         error = c.wasmtime_instance_pre_instantiate(self._linked, context, byref(instance), byref(trap))
-        if not error and not trap and start:
+        made = not error and not trap
+        if made and start:
             item = c.wasmtime_extern_t()
             c.wasmtime_instance_export_get(context, byref(instance), _START, len(_START), byref(item))
             raw = (c.wasmtime_val_raw_t * 1)()
@@ -233,7 +243,8 @@ class WasiPlugin:
         if trap:
             found = trap_failure(trap, self._load.limits)
             errors.flush()
-            raise explained(found, errors.last)
+            size = _memory_size(context, instance) if made else 0
+            raise with_memory(explained(found, errors.last), size, self._load.limits)
         if error:
             self._ended(take_error(error), errors)
 

@@ -130,6 +130,16 @@ def test_a_trap_at_the_memory_limit_says_so() -> None:
         assert failed.message.endswith("; its memory is at its limit of 6553600 bytes")
 
 
+def test_a_trap_of_a_command_at_the_memory_limit_says_so_and_what_the_command_said() -> None:
+    body = """(loop $l (br_if $l (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))
+      (drop (call $write (i32.const 2) (i32.const 5000) (i32.const 13))) unreachable"""
+    with start(command(body, extra='(data (i32.const 5000) "out of memory")'), memory=100 * PAGE) as worker:
+        worker.ready()
+        failed = fails(worker, "handle")
+        assert failed.code == "limit"
+        assert failed.message.endswith(": out of memory; its memory is at its limit of 6553600 bytes")
+
+
 @pytest.mark.parametrize(
     ("artifact", "message"),
     [
