@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from circleosd import upstream
@@ -218,7 +219,7 @@ class Worker(asyncio.BufferedProtocol):
             self._timer = self._loop.call_at(deadline, self._late)
         return call
 
-    def _late(self) -> None:
+    def _late(self, *, looked: bool = False) -> None:
         """The timer: end the connection if a call is overdue, else wait for the next deadline."""
         self._timer = None
         if not self._calls:
@@ -226,6 +227,11 @@ class Worker(asyncio.BufferedProtocol):
         next_deadline = min(call.deadline for call in self._calls.values())
         if next_deadline > self._loop.time():
             self._timer = self._loop.call_at(next_deadline, self._late)
+            return
+        if not looked:
+            # A process that was stopped (SIGSTOP, a frozen cgroup) comes to its timers before it has looked for what
+            # has arrived: epoll_wait(2) was interrupted.
+            self._timer = self._loop.call_later(0, partial(self._late, looked=True))
             return
         log.warning("plugin %s: its worker did not answer in time", self._name)
         self.abort()  # first: who waits for a reply goes on at once when it gets one, and asks whether this is lost

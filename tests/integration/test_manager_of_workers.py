@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import selectors
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -491,3 +492,36 @@ def test_a_call_that_was_given_up_and_never_ends_ends_the_worker(tmp_path: Path)
         assert [type(end) for end in ends] == [Timeout, WorkerGone]
 
     run(tmp_path, peer, manage, concurrency=2)
+
+
+def test_a_reply_that_came_while_the_manager_was_stopped_came_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called_now, replied = Event(), Event()
+
+    class Stopped(selectors.EpollSelector):
+        """Of a process that is stopped in a call, and goes on when that is overdue: epoll_wait(2) is interrupted."""
+
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            if not called_now.is_set():
+                return super().select(timeout)
+            called_now.clear()
+            assert timeout is not None, "nobody waits for the end of the call"
+            assert replied.wait(10)
+            time.sleep(timeout)
+            return []
+
+    def peer(channel: Channel) -> None:
+        loaded(channel)
+        channel.send(RESULT, called(channel), b"done")
+        replied.set()
+
+    async def manage(worker: Worker, path: str) -> bytes:
+        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+        [task] = await in_hand(worker, 0.01)
+        called_now.set()
+        return await task
+
+    monkeypatch.setattr(selectors, "DefaultSelector", Stopped)
+    monkeypatch.setattr("circleosd.plugins.workers.GRACE", 0.01)
+    assert run(tmp_path, peer, manage) == b"done"
