@@ -10,7 +10,7 @@ SECONDS = 30.0  # after which it is given up
 LOOK = 0.01  # seconds between looks
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], object]) -> None:
     """Let the event loop go on until `condition` holds. Raises TimeoutError."""
     async with asyncio.timeout(SECONDS):
         while not condition():

@@ -12,6 +12,7 @@ from circleosd.connection import SMALL, Dispatcher
 from circleosd.passing import PIECE, Descriptors
 from circleosd.policy import Peer
 from circleosd.server import Server
+from tests.waiting import until
 
 
 class Silent:
@@ -103,5 +104,4 @@ async def served(
     async with serving(service, path, settings, max_line=SMALL):
         with connected(path) as one, connected(path) as other:
             yield one, other
-        while service.connections():
-            await asyncio.sleep(0.001)
+        await until(lambda: not service.connections())

@@ -17,6 +17,7 @@ from circleosd.config import AuthSettings
 from circleosd.database import Database, Transaction
 from circleosd.errors import Unavailable
 from circleosd.policy import Grant
+from tests.waiting import until
 
 T = TypeVar("T")
 
@@ -136,8 +137,7 @@ def test_uses_of_sessions_are_written_in_time_and_before_they_are_many(
         for token in tokens:
             sessions.note(token)
         async with asyncio.timeout(10):
-            while sessions._task:
-                await asyncio.sleep(0.01)
+            await until(lambda: not sessions._task)
 
     asyncio.run(use())
     assert all(used(database, token) > NOW for token in tokens)

@@ -18,6 +18,7 @@ from circlectl.asking import Asking
 from circleosd import client, upstream, wire
 from circleosd.errors import Denied, Limit, Timeout, Unavailable
 from circleosd.policy import Peer
+from tests.waiting import until
 
 
 def listener(path: Path) -> socket.socket:
@@ -249,8 +250,7 @@ def test_who_gives_up_takes_nobody_along_that_waits_for_the_same_answer(tmp_path
         identities, peer = upstream.Identities(path, timeout=10), Peer(os.getuid() + 1, 0, 0)
         async with auth_service(path) as (go, asked):
             one, other = (asyncio.create_task(identities.identify(peer, "token")) for _ in range(2))
-            while not asked:
-                await asyncio.sleep(0.001)
+            await until(lambda: asked)
             one.cancel()
             await asyncio.wait([one])
             go.set()

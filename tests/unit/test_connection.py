@@ -22,6 +22,7 @@ from circleosd.connection import SMALL
 from circleosd.passing import PIECE, Descriptors
 from circleosd.policy import Peer
 from tests.unit.serving import Patient, Silent, ask, connected, received, served, serving
+from tests.waiting import until
 
 
 class Generous:
@@ -44,12 +45,10 @@ def test_a_peer_that_goes_before_it_has_its_reply_leaves_nothing_booked(tmp_path
         async with serving(Generous(), path) as server:
             _, writer = await asyncio.open_unix_connection(path)
             writer.write(b"x\n" + behind)
-            while not server.booked:
-                await asyncio.sleep(0.001)
+            await until(lambda: server.booked)
             await asyncio.sleep(0.05)  # the reply waits for the peer now, and what is behind the request is read
             writer.transport.abort()
-            while server.service.connections():
-                await asyncio.sleep(0.001)
+            await until(lambda: not server.service.connections())
         assert server.booked.total() == 0
 
     asyncio.run(asyncio.wait_for(run(), 20))
@@ -63,14 +62,12 @@ async def left_with(
     async with serving(service := Patient(), path, settings):
         with connected(path) as leaving, connected(path) as staying:
             leaving.send(b"now\n" + line + b"\n")
-            while service.requests < 2:
-                await asyncio.sleep(0.001)
+            await until(lambda: service.requests >= 2)
             leaving.close()  # with a reply unread, which makes its end a reset
             assert await ask(staying) == b"reply\n"  # by now the event loop has seen that end
             yield service, staying
             service.go.set()
-            while service.connections() > 1:
-                await asyncio.sleep(0.001)
+            await until(lambda: service.connections() <= 1)
 
 
 def test_a_request_counts_as_a_connection_until_it_is_done_though_its_peer_has_gone(tmp_path: Path) -> None:
@@ -103,8 +100,7 @@ def test_a_refused_peer_that_does_not_leave_is_cut_off(tmp_path: Path, monkeypat
             with connected(path) as refused:
                 assert b'"timeout"' in await asyncio.get_running_loop().sock_recv(refused, PIECE)
                 assert service.connections() == 1
-                while service.connections():
-                    await asyncio.sleep(0.001)
+                await until(lambda: not service.connections())
 
     asyncio.run(asyncio.wait_for(run(), 5))
 
@@ -130,8 +126,8 @@ def test_the_service_manager_is_told_what_a_service_does(tmp_path: Path) -> None
         async with serving(Patient(), path, manager=(manager := Curious())):
             with connected(path) as one, connected(path):
                 assert await ask(one) == b"reply\n"
-                while manager.told != "listening; 1 requests answered, 2 connected" or manager.signs_of_life < 3:
-                    await asyncio.sleep(0.001)
+                await until(lambda: manager.told == "listening; 1 requests answered, 2 connected")
+                await until(lambda: manager.signs_of_life >= 3)
 
     asyncio.run(asyncio.wait_for(run(), 5))
 
@@ -159,8 +155,7 @@ def test_at_the_end_a_request_in_hand_is_answered_and_who_has_none_is_let_go(tmp
             with connected(path) as asking, connected(path) as quiet:
                 assert await ask(quiet) == b"reply\n"
                 asking.send(b"later\n")
-                while service.requests < 2:
-                    await asyncio.sleep(0.001)
+                await until(lambda: service.requests >= 2)
                 server.stop()
                 assert await received(quiet) == b""
                 service.go.set()
@@ -199,13 +194,11 @@ def test_what_is_refused_for_want_of_memory_is_not_taken_for_the_answer_to_what_
         service = Patient()
         async with served(service, str(tmp_path / "s")) as (peer, _):
             peer.send(b"first\n")
-            while not service.requests:
-                await asyncio.sleep(0.001)
+            await until(lambda: service.requests)
             refuse_memory(monkeypatch, method)
             peer.send(b"second\n")
             if told:
-                while fcntl.ioctl(peer, termios.TIOCOUTQ, bytes(4)) != bytes(4):  # until it is received
-                    await asyncio.sleep(0.001)
+                await until(lambda: fcntl.ioctl(peer, termios.TIOCOUTQ, bytes(4)) == bytes(4))  # until it is received
                 service.go.set()
             lines = (await received(peer)).splitlines()
             assert len(lines) == len(told)
@@ -268,11 +261,9 @@ def test_a_stream_that_takes_long_to_end_keeps_no_other_peer_from_being_looked_a
         service.go.set()
         async with served(service, str(tmp_path / "s"), settings) as (peer, other):
             peer.send(b"stream\n")
-            while not service.streams:
-                await asyncio.sleep(0.001)
+            await until(lambda: service.streams)
             peer.close()
-            while not service.ending:
-                await asyncio.sleep(0.001)
+            await until(lambda: service.ending)
             assert b'"timeout"' in await received(other)
             service.go.set()
 
@@ -285,8 +276,7 @@ def test_a_peer_that_has_said_all_gets_its_replies_and_then_the_end(tmp_path: Pa
         async with served(service, str(tmp_path / "s")) as (peer, other):
             peer.send(b"later\nnow\n")
             peer.shutdown(socket.SHUT_WR)
-            while not service.requests:
-                await asyncio.sleep(0.001)
+            await until(lambda: service.requests)
             assert await ask(other) == b"reply\n"  # by now the event loop has seen that end
             service.go.set()
             assert await received(peer) == b"reply\n" * 2
@@ -300,8 +290,7 @@ def test_what_comes_while_a_request_is_in_hand_is_answered_however_much_it_is(tm
         async with served(service, str(tmp_path / "s")) as (peer, other):
             lines = b"later\n" + (b"x" * 8000 + b"\n") * 100
             sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(peer, lines))
-            while not service.requests:
-                await asyncio.sleep(0.001)
+            await until(lambda: service.requests)
             assert await ask(other) == b"reply\n"
             assert not sending.done()  # what is not yet needed is left where it is
             service.go.set()
@@ -334,8 +323,7 @@ def test_a_connection_is_idle_from_its_last_reply_on(tmp_path: Path, clock: Cloc
         async with served(service, str(tmp_path / "s"), settings) as (peer, other):
             clock.behind = 100.0
             peer.send(b"later\n")
-            while not service.requests:
-                await asyncio.sleep(0.001)
+            await until(lambda: service.requests)
             clock.behind = 0.0
             assert await ask(other) == b"reply\n"
             await asyncio.sleep(0.2)  # in which the server looks for idle connections
@@ -384,8 +372,7 @@ def test_a_stream_waits_for_a_peer_that_does_not_read_and_leaves_a_connection_li
         service.go.set()
         async with served(service, str(tmp_path / "s"), ServerSettings(idle_connection=0.2)) as (peer, _):
             peer.send(b"stream\n")
-            while not service.parts:
-                await asyncio.sleep(0.001)
+            await until(lambda: service.parts)
             for _turn in range(1000):
                 await asyncio.sleep(0)
             assert service.parts < 50
@@ -402,8 +389,7 @@ def test_who_is_refused_behind_a_request_can_send_to_the_end_and_reads_why(tmp_p
         async with served(service, str(tmp_path / "s")) as (peer, other):
             lines = b"later\n" + b"x" * (4 << 20)
             sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(peer, lines))
-            while not service.requests:
-                await asyncio.sleep(0.001)
+            await until(lambda: service.requests)
             assert await ask(other) == b"reply\n"
             service.go.set()
             await sending
@@ -446,8 +432,7 @@ def test_one_uid_leaves_others_room_for_what_they_send_as_long_as_there_is_some(
             async def hold(sock: socket.socket, uid: int, data: bytes = part) -> None:
                 booked = server.booked[uid] + len(data) - SMALL
                 await loop.sock_sendall(sock, data)
-                while server.booked[uid] < booked:
-                    await asyncio.sleep(0.001)
+                await until(lambda: server.booked[uid] >= booked)
 
             with contextlib.ExitStack() as stack:
                 one, another, third, fourth, fifth = (stack.enter_context(connected(path)) for _ in range(5))
@@ -488,8 +473,7 @@ def test_a_connection_that_has_gone_leaves_no_task(tmp_path: Path) -> None:
                 assert await ask(sock) == b"reply\n"
             before = len(asyncio.all_tasks())
             peer.close()
-            while len(asyncio.all_tasks()) == before:
-                await asyncio.sleep(0.001)
+            await until(lambda: len(asyncio.all_tasks()) != before)
 
     asyncio.run(asyncio.wait_for(run(), 5))
 
@@ -533,8 +517,7 @@ def test_a_peer_that_cannot_be_waited_for_is_told_so(tmp_path: Path, *, answered
             with connected(path) as peer:
                 if answered:
                     peer.send(b"later\n" + b"x" * (SMALL + 1))  # of which it reads no more meanwhile
-                    while fcntl.ioctl(peer, termios.TIOCOUTQ, bytes(4)) != bytes(4):
-                        await asyncio.sleep(0.001)
+                    await until(lambda: fcntl.ioctl(peer, termios.TIOCOUTQ, bytes(4)) == bytes(4))
                     selector.full = True
                     service.go.set()
                 *replies, last = (await polled(peer)).splitlines()

@@ -26,6 +26,7 @@ from circleosd.errors import Conflict, Unavailable
 from circleosd.ledger import Entry, Ledger, Query
 from circleosd.policy import Caller, Peer, Role
 from tests.unit.fakes import ROOT, STRANGER
+from tests.waiting import until
 
 ROOT_CALLER = Caller(ROOT, Role.ADMIN, "root")
 
@@ -490,8 +491,7 @@ def test_counts_that_are_being_written_at_the_end_are_not_lost(
         monkeypatch.setattr(opened.database, "_commit", slow_commit)
         if not begun:  # another's write is in hand
             other = asyncio.create_task(opened.database.write(lambda tx: None))
-        while opened.ledger._flood.next_end():
-            await asyncio.sleep(0.01)
+        await until(lambda: not opened.ledger._flood.next_end())
         closing = asyncio.create_task(opened.ledger.close())
         await asyncio.sleep(0.05)
         may_end.set()

@@ -22,6 +22,7 @@ from circleosd.plugins.manifest import Capability, Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.service import HOST_MIGRATIONS
 from circleosd.plugins.store import Record
+from tests.waiting import until
 
 
 def plugin(name: str) -> Plugin:
@@ -71,8 +72,7 @@ def test_a_plugin_gets_in_order_what_waits_for_it_and_what_is_too_much_is_lost(t
             await events.emit(emitting, "t", str(number), Cause())
         assert events.delivering
         go.set()
-        while events.delivering:
-            await asyncio.sleep(0.001)
+        await until(lambda: not events.delivering)
 
     async def deliver(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
         await go.wait()
@@ -131,8 +131,7 @@ def test_what_an_old_version_emits_in_its_last_call_is_not_for_the_new_one(tmp_p
     async def use(events: Events, emitting: Plugin) -> None:
         old = plugin("other")
         await events.emit(old, "t", "", Cause())
-        while events.delivering:
-            await asyncio.sleep(0.001)
+        await until(lambda: not events.delivering)
 
     async def deliver(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
         got.append(plugin.name)

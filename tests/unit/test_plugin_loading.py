@@ -21,6 +21,7 @@ from circleosd.plugins.signatures import Signatures, Signer
 from circleosd.plugins.store import Artifacts
 from circleosd.policy import Peer
 from circleosd.wire import encode
+from tests.waiting import until
 
 US = Peer(os.getuid(), os.getgid(), os.getpid())
 WASM = b"\0asm\1\0\0\0"
@@ -59,8 +60,7 @@ def test_an_artifact_that_is_still_being_copied_keeps_its_descriptor(
         await asyncio.to_thread(ended.wait)
         os.close(other)
         async with asyncio.timeout(5):
-            while [*(tmp_path / "store").iterdir()]:  # the copy that nobody wants any more
-                await asyncio.sleep(0.01)
+            await until(lambda: not [*(tmp_path / "store").iterdir()])  # the copy that nobody wants any more
 
     asyncio.run(given_up())
     assert found == [artifact.read_bytes()]
@@ -158,8 +158,7 @@ def test_of_verifications_at_once_few_have_a_copy_and_a_load_does_not_wait_for_t
     async def scenario() -> int:
         async with asyncio.timeout(10):
             asking = [asyncio.create_task(loading.verify(files, Verify(str(plugin)), None)) for _ in range(20)]
-            while nobody.asked < VERIFIED_AT_ONCE:
-                await asyncio.sleep(0.01)
+            await until(lambda: nobody.asked >= VERIFIED_AT_ONCE)
             async with loading.candidate(files, Load(str(plugin))):
                 copies = len([*store.iterdir()])
             for task in asking:

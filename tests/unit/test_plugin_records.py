@@ -28,6 +28,7 @@ from circleosd.plugins.service import HOST_MIGRATIONS, PluginService
 from circleosd.plugins.signatures import Signatures
 from circleosd.plugins.store import Artifacts, Loaded, Record
 from tests.unit.fakes import ROOT, LateNews, NoFiles, identify
+from tests.waiting import until
 
 
 async def started(directory: Path, database: Database, ledger: Ledger) -> PluginService:
@@ -62,8 +63,7 @@ def test_a_record_that_is_written_down_during_a_disable_leaves_the_plugin_disabl
             ledger, await identify(ROOT, None), None, Disable, "p", NoFiles(), identify, lambda caller, name: None
         )
         assert (await service.disable(Disable(id="p"), act))["state"] == "disabled"
-        while health.changed:
-            await asyncio.sleep(0.01)
+        await until(lambda: not health.changed)
         await service.close()
         await ledger.close()
 

@@ -11,6 +11,7 @@ from circleosd.passing import Descriptors
 from circleosd.policy import Peer
 from circleosd.turns import LEAST, ROUND, Turns
 from tests.unit.serving import Patient, connected, serving
+from tests.waiting import until
 
 AT_ONCE = ROUND // LEAST
 
@@ -88,8 +89,7 @@ def test_who_comes_last_does_not_wait_for_all_the_connections_of_another(
             peers = [connected(path) for _ in range(many + 1)]
             for peer in peers:
                 peer.send(b"x" * (ROUND // 2) + b"\n")
-            while len(order) <= many:
-                await asyncio.sleep(0.001)
+            await until(lambda: len(order) > many)
             for peer in peers:
                 peer.close()
         assert order.index(2) < 10
