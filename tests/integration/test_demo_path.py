@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
+from pathlib import Path
+
+import pytest
 
 from tests.integration.embedded_host import PROJECT, EmbeddedHost
 
@@ -39,3 +44,32 @@ def test_the_messages_of_the_design_work_through_a_raw_socket(host: EmbeddedHost
     assert [list(reply) for reply in replies] == [["ok", "message", "data"]] * 4
     assert replies[1]["data"][0]["id"] == "example"
     assert replies[2]["data"] == "5 bytes, 5 characters, 1 word: hello"
+
+
+DEMO = PROJECT / "scripts/demo"
+# Starts that are slower than any should be.
+SLOW = """
+import sys, time
+if "up" in sys.orig_argv:
+    time.sleep(6)
+"""
+
+
+@pytest.mark.skipif(not (PROJECT / ".venv/bin/circlectl").exists(), reason="needs the .venv that make setup makes")
+def test_the_demo_prints_what_readme_shows_of_it_however_slow_the_host_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([DEMO], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    block = (PROJECT / "README.md").read_text(encoding="utf-8").partition("`make demo` prints, shortened:")[2]
+    told = [line[4:] for line in block.partition("\n## ")[0].splitlines() if line.startswith("    ")]
+    assert len([line for line in told if line.startswith("$ circlectl ")]) > 5
+    printed = {*map(alike, done.stdout.splitlines())}
+    assert [line for line in told if alike(line) not in printed] == []
+    (place,) = re.findall(r"embedded mode, in (.+)", done.stdout)
+    assert not Path(place).exists()
+
+
+def alike(line: str) -> str:
+    """A line without what differs from run to run: when it was, whose uid, how wide a column is."""
+    return " ".join(re.sub(r"^\d{4}-\d\d-\d\d [\d:]{8}|(?<=/)\d+(?= )", "", line).split())
