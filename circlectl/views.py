@@ -177,4 +177,4 @@ _SPECIAL: dict[tuple[str, str], Callable[[Any], str | None]] = {
     ("system", "status"): _status,
     ("system", "history"): _history,
 }
-_HIDDEN = {("plugin", "list"): ("digest", "capabilities", "plugin_type", "loaded")}
+_HIDDEN = {("plugin", "list"): ("digest", "manifest_digest", "capabilities", "plugin_type", "loaded")}

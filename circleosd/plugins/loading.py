@@ -169,7 +169,10 @@ def _require_own(manifest: Manifest, staged: Staged, *, signed: bool) -> None:
 
 def as_loaded(candidate: Candidate, ready: Ready, trust: Trust) -> Loaded:
     """What is kept of a candidate that a worker is ready to run."""
+    import hashlib  # see chain.linked
+
     manifest = candidate.manifest
+    content = manifests.dump(manifest).encode() if candidate.content is None else candidate.content
     return Loaded(
         manifest=manifest,
         digest=candidate.staged.digest,
@@ -180,6 +183,7 @@ def as_loaded(candidate: Candidate, ready: Ready, trust: Trust) -> Loaded:
         loaded=time.time(),
         signer=trust.signer,
         key=trust.key,
+        manifest_digest=hashlib.sha256(content).hexdigest(),
     )
 
 

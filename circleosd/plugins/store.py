@@ -60,6 +60,7 @@ CREATE TABLE records (
 ) WITHOUT ROWID
 """,
     "ALTER TABLE records ADD COLUMN in_a_row INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE plugins ADD COLUMN manifest_digest TEXT",
 )
 CHUNK = 1024 * 1024
 
@@ -69,7 +70,7 @@ class Loaded:
     """A plugin as the database keeps it. `loaded` in seconds since the epoch.
 
     `signer` is the principal that trusted-signers names for `key`, the fingerprint of the key that signed; None when
-    nobody trusted did.
+    nobody trusted did. `manifest_digest` is of the manifest's file, or of what is stored of one that has none.
     """
 
     manifest: Manifest
@@ -81,6 +82,7 @@ class Loaded:
     loaded: float
     signer: str | None = None
     key: str | None = None
+    manifest_digest: str | None = None
 
 
 Aside = Literal["quarantined", "disabled"] | None
@@ -247,11 +249,12 @@ def digests(connection: sqlite3.Connection) -> dict[str, str]:
 def put(tx: Transaction, plugin: Loaded) -> None:
     """Insert or replace a plugin; what was granted and recorded under its name stays."""
     tx.execute(
-        "INSERT INTO plugins (name, manifest, digest, abi, functions, imports, description, loaded, signer, key)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        "INSERT INTO plugins (name, manifest, digest, abi, functions, imports, description, loaded, signer, key,"
+        " manifest_digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (name) DO UPDATE SET manifest = excluded.manifest, digest = excluded.digest,"
         " abi = excluded.abi, functions = excluded.functions, imports = excluded.imports,"
-        " description = excluded.description, loaded = excluded.loaded, signer = excluded.signer, key = excluded.key",
+        " description = excluded.description, loaded = excluded.loaded, signer = excluded.signer, key = excluded.key,"
+        " manifest_digest = excluded.manifest_digest",
         (
             plugin.manifest.name,
             manifests.dump(plugin.manifest),
@@ -263,6 +266,7 @@ def put(tx: Transaction, plugin: Loaded) -> None:
             plugin.loaded,
             plugin.signer,
             plugin.key,
+            plugin.manifest_digest,
         ),
     )
 
@@ -327,4 +331,5 @@ def _of_row(row: sqlite3.Row, manifest: Manifest, functions: tuple[str, ...], im
         loaded=row["loaded"],
         signer=row["signer"],
         key=row["key"],
+        manifest_digest=row["manifest_digest"],
     )

@@ -25,6 +25,7 @@ def shown(plugin: Plugin) -> api.Plugin:
         capabilities=_requests(plugin),
         description=loaded.description,
         digest=loaded.digest,
+        manifest_digest=loaded.manifest_digest,
         loaded=loaded.loaded,
         signer=loaded.signer,
         calls=plugin.health.record.calls,
@@ -60,6 +61,8 @@ def brief(plugin: Plugin | None) -> dict[str, Any] | None:
 def brief_of(loaded: Loaded, granted: Sequence[str]) -> dict[str, Any]:
     """A plugin that is `loaded` and holds what is `granted`, as the ledger shows it."""
     brief: dict[str, Any] = {"version": loaded.manifest.version, "digest": loaded.digest}
+    if loaded.manifest_digest:
+        brief["manifest_digest"] = loaded.manifest_digest
     if granted:
         brief["granted"] = [*granted]
     if loaded.signer:

@@ -56,6 +56,25 @@ def test_what_is_no_artifact_is_refused_with_the_reason(
         assert "'path'" not in done.stderr
 
 
+def test_a_manifest_that_was_changed_is_told_by_its_digest_and_on_record(host: EmbeddedHost, tmp_path: Path) -> None:
+    """The version, and the artifact with its digest, may stay the same."""
+    digests = []
+    for url in ("one", "two"):
+        path = write(tmp_path, "changed", core(ECHO), config={"url": url})
+        host.load(path)
+        (listed,) = (item for item in host.data("plugin-manager", "list") if item["id"] == "changed")
+        digests.append(hashlib.sha256(path.with_suffix(".json").read_bytes()).hexdigest())
+        assert listed["manifest_digest"] == digests[-1]
+    row = host.data("plugin-manager", "history", object="changed")[-1]
+    assert [row[when]["manifest_digest"] for when in ("before", "after")] == digests
+    inline = []
+    for url in ("one", "two"):
+        manifest = {"name": "changed", "config": {"url": url}}
+        inline.append(host.data("plugin-manager", "load", path=str(path), manifest=manifest)["manifest_digest"])
+    assert len({*digests, *inline}) == 4
+    host.unload("changed")
+
+
 @pytest.mark.parametrize(("suffix", "field"), [(".json", "manifest"), (".json.sig", "signature")])
 @pytest.mark.parametrize(
     ("kind", "reason"),

@@ -107,7 +107,8 @@ class Store:
         assert granted == ({"kv"} if plugin["version"] == "1" else {"kv", "clock"})
         assert done[-1]["action"] == "load"
         assert done[-1]["after"] == {
-            "version": plugin["version"], "digest": plugin["digest"], "granted": sorted(granted, reverse=True),
+            "version": plugin["version"], "digest": plugin["digest"], "manifest_digest": plugin["manifest_digest"],
+            "granted": sorted(granted, reverse=True),
         }  # fmt: skip
         return str(plugin["version"])
 
