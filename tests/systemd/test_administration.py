@@ -356,6 +356,37 @@ def test_the_record_is_found_in_the_journal_and_not_what_others_make_up(machine:
         assert "made up" not in told
 
 
+def test_what_the_manual_gives_a_monitor_shows_what_somebody_should_look_at(machine: Machine) -> None:
+    manual = (PROJECT / "man/circleosd.8").read_text().replace("\\-", "-").replace("\\(aq", "'")
+    block = manual.partition("needs attention:\n.Bd -literal -offset indent\n")[2].partition(".Ed")[0]
+    commands = [line.partition("  #")[0] for line in block.splitlines()]
+    status, verify, failed, history, services, plugins, logins, quarantines = commands
+    if machine.execute("command -v jq")[0] != 0:
+        services, plugins = (command.partition(" | ")[0] for command in (services, plugins))
+    machine.succeed(status, verify)
+
+    settings, crashing = "/etc/circleosd/config.toml", "/etc/circleosd-test/hostile/hostile-wasm.wasm"
+    restart = "systemctl try-restart circleosd-plugins.service"
+    machine.succeed(f"cp {settings} /srv/config.toml", f"echo '[plugins]\nquarantine_after = 1' >>{settings}", restart)
+    machine.succeed(f"circlectl plugin load --trust {crashing} 2>&1", "systemctl reset-failed")
+    refused(machine, "plugin invoke hostile-wasm crash", 10)
+    refused(machine, "service start loop", 11)
+    machine.succeed("circlectl user create monitored --password-stdin <<<'correct horse'")
+    refused(machine, "user login monitored --password-stdin <<<wrong", 4)
+    write(machine, "/etc/circleosd/services.d/wrong.toml", "wrong\n")
+    machine.wait_until_succeeds(f"{failed} | grep circleosd-polkit.service", timeout=20)
+    machine.succeed("journalctl --sync")
+    for command, shown in (
+        (history, '"login"'), (services, '"loop"'), (plugins, '"quarantined"'), (logins, "login monitored"),
+        (quarantines, "quarantine hostile-wasm"),
+    ):  # fmt: skip
+        assert shown in machine.succeed(command), command
+
+    machine.succeed("rm /etc/circleosd/services.d/wrong.toml", f"cp /srv/config.toml {settings}", restart)
+    machine.wait_until_fails(f"{failed} | grep circleosd-polkit.service", timeout=20)
+    machine.succeed("circlectl plugin unload hostile-wasm", "circlectl user delete monitored", "systemctl reset-failed")
+
+
 SIGNAL = """
 import asyncio, os, pwd, re, socket
 from dbus_fast import Message, MessageType
