@@ -49,7 +49,7 @@ def test_the_reference_says_how_much_memory_the_unit_of_a_worker_has() -> None:
     unit = PLUGINS.parent / "units" / "system" / "circleosd-plugin@.service.d" / "10-system.conf"
     memory = re.search(r"^MemoryMax=(\d+)M$", unit.read_text(), re.M)
     assert memory is not None
-    assert f"unit has {memory[1]} MiB for all of it (`MemoryMax=`)" in ABI
+    assert f"unit has {memory[1]} MiB in total (`MemoryMax=`)" in ABI
 
 
 def test_the_reference_says_what_compiling_and_tables_may_take() -> None:
