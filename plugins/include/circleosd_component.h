@@ -1,21 +1,21 @@
 /*
  * circleosd_component.h: the world of wit/circleosd.wit for components in C or C++, without a libc and without generated
- * bindings. It follows the component model's canonical ABI (CanonicalABI.md): how text, lists and results lie in
- * memory, and what a core module must export so that `wasm-tools component new` makes a component of it.
+ * bindings. It follows the component model's canonical ABI (CanonicalABI.md): the memory layout of text, lists and
+ * results, and the exports that `wasm-tools component new` needs to turn a core module into a component.
  *
  *     #include <circleosd_component.h>
  *
- *     CIRCLEOSD_DESCRIBE("answers with what it was sent")
+ *     CIRCLEOSD_DESCRIBE("returns its payload")
  *
  *     CIRCLEOSD_HANDLER(handle) {
  *         return circleosd_reply(payload);
  *     }
  *
- * Include it in one file of the plugin. Only the interfaces that are used become imports. What a function of the
- * plugin exports, its own world (a .wit file) must name.
+ * Include it in exactly one file of the plugin. Only the interfaces that are used become imports. The plugin's own
+ * world (a .wit file) must declare every function that the plugin exports.
  *
- * Memory: texts that the host hands over, and what circleosd_alloc gives, stay until the call that is under way
- * has ended, then all of it is free again. What is to stay longer, in a shared instance, belongs into a static array.
+ * Memory: texts from the host and memory from circleosd_alloc are valid until the current call ends, and are freed
+ * then. To keep data longer, in a shared instance, use a static array.
  */
 #ifndef CIRCLEOSD_COMPONENT_H
 #define CIRCLEOSD_COMPONENT_H
@@ -47,7 +47,7 @@ extern char __heap_base;
 
 static uintptr_t circleosd_heap;
 
-/* `size` bytes until the end of the call, aligned to 8. Traps when the plugin's memory limit is reached. */
+/* Returns `size` bytes, aligned to 8, valid until the end of the call. Traps when the plugin's memory limit is reached. */
 static inline void *circleosd_alloc(size_t size) {
     uintptr_t start = circleosd_heap != 0 ? circleosd_heap : ((uintptr_t)&__heap_base + 7) & ~(uintptr_t)7;
     uint64_t end = ((uint64_t)start + size + 7) & ~UINT64_C(7);
@@ -65,7 +65,7 @@ static inline void *circleosd_alloc(size_t size) {
     return (void *)start;
 }
 
-/* How the host makes room for what it hands over. No type of the world is aligned to more than 8. */
+/* The host calls this to allocate memory for texts that it passes. No type in the world needs an alignment above 8. */
 __attribute__((export_name("cabi_realloc"))) void *circleosd_realloc(void *old, size_t old_size, size_t align,
                                                                      size_t size) {
     (void)align;
@@ -105,7 +105,7 @@ static inline circleosd_result circleosd_fail(circleosd_text message) { return (
 /*
  * A function `(payload: string) -> result<string, string>`: CIRCLEOSD_HANDLER(handle) { … } with
  * `circleosd_text payload`; it returns circleosd_reply(…) or circleosd_fail(…). CIRCLEOSD_HANDLER_AS is for exported
- * names that are no C identifiers.
+ * names that are not C identifiers.
  */
 #define CIRCLEOSD_HANDLER(name) CIRCLEOSD_HANDLER_AS(name, #name)
 #define CIRCLEOSD_HANDLER_AS(identifier, export)                                                   \
@@ -153,13 +153,13 @@ static inline circleosd_result circleosd_fail(circleosd_text message) { return (
 
 /* ---- what the host offers ---- */
 
-/* Every result of a host function begins with whether it is an error; if so, `error` is "code: sentence". */
+/* Every result of a host function starts with a flag for an error; if it is set, `error` is "code: sentence". */
 typedef struct {
     bool is_error;
     circleosd_text error;
 } circleosd_done;
 
-/* Without the key, `present` is false. */
+/* `present` is false if there is no such key. */
 typedef struct {
     bool is_error;
     union {

@@ -1,8 +1,8 @@
 /*
  * circleosd_core.h: the core ABI (ABI.md, "core") for plugins in C or C++, without a libc.
  *
- * Include it in one file of the plugin. It exports what the host needs besides handlers, `circleosd_abi` and
- * `circleosd_buffer`, and declares what the host offers.
+ * Include it in exactly one file of the plugin. It exports `circleosd_abi` and `circleosd_buffer`, which the host needs
+ * besides handlers, and declares the functions of the host.
  *
  *     #include <circleosd_core.h>
  *
@@ -14,7 +14,7 @@
  *           -Wl,--no-entry -Wl,--export=circleosd_abi -o echo.wasm echo.c
  *
  * Memory: static data and the stack come first, then the payload. `circleosd_payload_end` is the first address
- * after it; `circleosd_reserve` makes memory there, which stays until the call of a handler ends.
+ * after the payload; `circleosd_reserve` allocates memory there, which is valid until the handler returns.
  */
 #ifndef CIRCLEOSD_CORE_H
 #define CIRCLEOSD_CORE_H
@@ -80,7 +80,7 @@ static inline char *circleosd_reserve(uint32_t size) {
     return start;
 }
 
-/* What a handler returns: a reply, or an error message of its own. The text may lie anywhere, also in the payload. */
+/* What a handler returns: a reply or its own error message. The text may be anywhere, even in the payload. */
 static inline uint64_t circleosd_reply(const char *text, size_t length) {
     return (uint64_t)(uintptr_t)text << 32 | length;
 }

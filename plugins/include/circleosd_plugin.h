@@ -1,10 +1,10 @@
 /*
  * circleosd_plugin.h: the C interface of native CircleOSD plugins, version 1.
  *
- * A plugin is one shared object with one exported function, plugin_init (or the name
- * that the manifest gives as "entry"), which returns a pointer to a static
- * circleosd_plugin. It runs in a worker process of its own, never in the manager.
- * Layouts and rules to the byte: ABI.md, "native".
+ * A plugin is a shared object with one exported function, plugin_init (or the function
+ * named by "entry" in the manifest), which returns a pointer to a static
+ * circleosd_plugin. It runs in its own worker process, never in the manager.
+ * For exact layouts and rules, see ABI.md, "native".
  *
  *     #include <circleosd_plugin.h>
  *
@@ -50,13 +50,13 @@ extern "C" {
 #define CIRCLEOSD_WARNING 2
 #define CIRCLEOSD_ERROR 3
 
-/* Where one call's reply is collected. Only the host looks inside. */
+/* Collects the reply of one call. Opaque to the plugin. */
 typedef struct circleosd_reply circleosd_reply;
 
 /*
- * What the host offers. Valid from the call it is passed to until the process ends;
- * its functions may be called only while a function of the plugin is running, and only
- * from the thread that it was called on.
+ * The functions of the host. Valid from the call it is passed to until the process ends.
+ * They may be called only while a function of the plugin is running, and only from the
+ * thread on which the host called that function.
  */
 typedef struct circleosd_host {
     uint32_t abi_version; /* CIRCLEOSD_ABI_VERSION of the host */
