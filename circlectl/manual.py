@@ -35,13 +35,13 @@ _HEAD = r"""
 .Fl -version
 .Sh DESCRIPTION
 .Nm
-asks the services of CircleOSD, which systemd starts for it, to start, stop and restart units, to call plugins, and to
+uses the services of CircleOSD, which systemd starts on demand, to start, stop and restart units, to call plugins, and to
 manage the users who may do so.
-What one may do follows from who one is to the kernel, and from the user that one has logged in as.
-Every change, and every denied attempt at one, is on record.
+What you may do depends on your uid and on the user that you have logged in as.
+Every change, and every denied attempt at one, is recorded.
 .Pp
-Arguments are texts, passed on as they are typed.
-The flags of all commands are:
+Arguments are passed on exactly as they are typed.
+These flags apply to all commands:
 """
 _TAIL = r"""
 .Sh ENVIRONMENT
@@ -51,30 +51,30 @@ The directory of the sockets, unless
 .Fl -scope
 is given.
 .It Ev XDG_RUNTIME_DIR
-Where the sockets of the user's own CircleOSD are, in the directory
-.Pa circleosd ;
-by default
+The directory whose subdirectory
+.Pa circleosd
+has the sockets of the user's own CircleOSD; by default
 .Pa /run/user/UID
-if that has one, and for root always on a host that systemd runs; else where
+if that has such a subdirectory, and for root always on a host booted with systemd; otherwise where
 .Ic circleosd up
 listens.
 .It Ev XDG_STATE_HOME
-Where a login is kept, by default
+Where the login session is stored, by default
 .Pa ~/.local/state .
 .El
 .Sh FILES
 .Bl -tag -width Ds
 .It Pa /run/circleosd
-The sockets of the system's CircleOSD; if there is such a directory, it is the one that is meant by default.
+The sockets of the system's CircleOSD, used by default if this directory exists.
 .It Pa ~/.local/state/circleosd/sessions
 The session that
 .Ic user login
-has opened, readable for its owner alone.
+has opened, readable only by its owner.
 .El
 """
 _LAST = r"""
 .Sh EXAMPLES
-Restart a service, and see who did so:
+Restart a service, then show who did so:
 .Bd -literal -offset indent
 $ circlectl service restart nginx
 $ circlectl system history \-\-object nginx
@@ -85,7 +85,7 @@ Call a plugin with a text that looks like a flag:
 $ circlectl plugin invoke example handle \-\- \-\-text
 .Ed
 .Pp
-Call a plugin with what is in a file:
+Call a plugin with the contents of a file:
 .Bd -literal -offset indent
 $ circlectl plugin invoke example handle \-\-payload\-stdin <text
 .Ed
@@ -148,13 +148,15 @@ def _name(item: Parameter) -> str:
 def _statuses() -> Iterator[str]:
     yield ".Sh EXIT STATUS"
     yield ".Nm"
-    yield "exits with 0, or after one line on standard error, which has the code of the error in brackets, with:"
+    yield "exits with 0 on success."
+    yield "Otherwise it prints one line on standard error, with the code of the error in brackets,"
+    yield "and exits with:"
     yield '.Bl -column "status" "unknown-action" -offset indent'
     for code, error in BY_CODE.items():
         yield f".It {error.exit_status} Ta Li {code} Ta {phrase(_text((error.__doc__ or '').partition('.')[0]))}"
     yield ".El"
     yield ".Pp"
-    yield f"Without a line it exits with {INTERRUPTED} when it is interrupted, as what is followed has to be, and with"
+    yield f"Without printing a line, it exits with {INTERRUPTED} when it is interrupted, and with"
     yield f"{BROKEN_PIPE} when nobody reads its output any more."
 
 

@@ -52,7 +52,7 @@ def test_circlectls_page_has_every_command_parameter_and_exit_status() -> None:
         assert f".It {error.exit_status} Ta Li {code} " in page
     assert "exits with 130 when it is interrupted" in page
     assert "\n141 when nobody reads" in page
-    assert "and for root always on a host that systemd runs; else" in page  # as test_config.py has it
+    assert "and for root always on a host booted with systemd; otherwise" in page  # as test_config.py has it
 
 
 def test_each_code_has_the_exit_status_that_is_promised() -> None:
