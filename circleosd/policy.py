@@ -139,16 +139,16 @@ def decide(
     """
     what = f"{verb} {name}" if name is not None else verb
     if caller.privileged:
-        return Decision(True, f"uid {caller.peer.uid} is admin by the kernel's word, which no rule binds")
+        return Decision(True, f"uid {caller.peer.uid} is always admin; no rule applies to it")
     if access is Access.ANYONE:  # a stranger too, so that no rule could keep a user from it
-        return Decision(True, f"anyone may {verb}")
+        return Decision(True, f"anyone may do {verb}")
     for rule in caller.grants:
         if rule.deny and rule.covers(verb, name):
             return Decision(False, f"{what} is denied to {caller} by the rule: {rule}", rule)
     if suffices(caller.role, access):
         return Decision(True, f"{verb} needs the role {access}, and {caller} has the role {caller.role}")
     if own and name is not None and name == caller.user:
-        return Decision(True, f"{caller.user} may {verb} for oneself")
+        return Decision(True, f"{caller.user} may do {verb} for their own user")
     for rule in caller.grants:
         if rule.deny:
             continue

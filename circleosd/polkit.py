@@ -102,7 +102,7 @@ def trusted(directory: Path, owner: int) -> Catalog:
         if found.st_uid != owner:
             raise Denied(f"{path} belongs to uid {found.st_uid}, not to uid {owner}")
         if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise Denied(f"others than its owner may write {path}; see: chmod go-w {path}")
+            raise Denied(f"{path} is writable by others than its owner; see: chmod go-w {path}")
 
     def text(path: Path) -> str:
         # What is checked is what is read; a link's target could not be trusted.
@@ -196,7 +196,7 @@ def main() -> NoReturn:
     try:
         problems = generate()
     except OSError as exc:
-        problems = (f"the polkit rule cannot be brought up to date: {exc.filename}: {exc.strerror}",)
+        problems = (f"cannot update the polkit rule: {exc.filename}: {exc.strerror}",)
     for problem in problems:
         journal.complain(problem)
     # A path unit does not start its service again for what changes while that runs: leave at once after the last look.

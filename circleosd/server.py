@@ -142,7 +142,7 @@ class Server:
         peer = sock.peer
         try:
             if crowded(peer.uid):
-                raise Limit(f"too many descriptors of uid {peer.uid} wait to be closed here; try again later")
+                raise Limit(f"too many descriptors of uid {peer.uid} are waiting to be closed here; try again later")
             self._places.take(peer.uid)
         except Limit as refusal:
             # Answered and closed at once, not counted: a flood of these must not pile up.
@@ -197,7 +197,7 @@ class Server:
             for connection in list(self._connections):
                 connection.check(time.monotonic())
                 connection.close_if_quiet()
-        told = f"{self.service.name} ended before this was done; circlectl system history tells the outcome"
+        told = f"{self.service.name} ended before this was done; see the outcome in: circlectl system history"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GIVEN_UP):
                 await asyncio.gather(*(connection.give_up(Unavailable(told)) for connection in self._connections))

@@ -122,9 +122,9 @@ class Service:
             try:
                 await close()
             except CircleError as error:
-                log.error("something is lost that was only in memory: %s", error)
+                log.error("data that was only in memory is lost: %s", error)
             except Exception:
-                log.exception("something is lost that was only in memory")
+                log.exception("data that was only in memory is lost")
 
     async def dispatch(self, line: bytes, peer: Peer, files: Files) -> bytes | AsyncGenerator[bytes, None]:
         """Carry out the request in `line`; return the reply line, or an iterator of them for a stream. Never raises."""
@@ -217,7 +217,7 @@ class Service:
         except asyncio.CancelledError:
             if self._deadlines.end(task):
                 raise Timeout(
-                    f"not done within {self._timeout:g} s (server.request_timeout); what was begun may go on"
+                    f"not done within {self._timeout:g} s (server.request_timeout); what was started may continue"
                 ) from None
             raise
         finally:

@@ -141,7 +141,7 @@ class Identities:
         try:
             identity = await self._verified(peer, token)
         except Unavailable as exc:
-            who = f"tell who uid {peer.uid} is" if token is None else "verify the session"
+            who = f"find out who uid {peer.uid} is" if token is None else "verify the session"
             raise Unavailable(f"cannot {who}: {exc}") from exc
         return caller._replace(
             role=higher(role, Role(identity["role"]) if identity["role"] else None),

@@ -24,7 +24,7 @@ _SIMPLE: dict[Any, Callable[[], Any]] = {
 }
 
 # What pydantic says in terms of the code.
-_WORDS = {"missing": "is missing", "unexpected_keyword_argument": "there is no such member"}
+_WORDS = {"missing": "is missing", "unexpected_keyword_argument": "no such member"}
 
 
 def validator(hint: Any) -> SchemaValidator:

@@ -81,7 +81,7 @@ _INFINITY = float("inf")
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise BadRequest(f"the line is not JSON: {name} is no number there")
+    raise BadRequest(f"the line is not JSON: {name} is not a number")
 
 
 def _float(text: str) -> float:
@@ -117,7 +117,7 @@ def decode_object(line: bytes) -> dict[str, JSON]:
     except UnicodeDecodeError as exc:
         raise BadRequest("the line is not UTF-8 text") from exc
     except UnicodeEncodeError as exc:
-        raise BadRequest("the line has half a surrogate pair (such as \\ud83d), which is no text") from exc
+        raise BadRequest("the line contains half a surrogate pair (such as \\ud83d), which is not text") from exc
     except RecursionError as exc:
         raise BadRequest("the line is nested too deeply") from exc
     except json.JSONDecodeError as exc:
@@ -125,7 +125,7 @@ def decode_object(line: bytes) -> dict[str, JSON]:
     except ValueError as exc:  # an integer of more than 4300 digits, sys.int_info
         raise BadRequest("the line holds a number that is too large") from exc
     if not isinstance(value, dict):
-        raise BadRequest("a request is a JSON object with an action")
+        raise BadRequest("a request must be a JSON object with an action")
     return value
 
 
@@ -191,11 +191,11 @@ def envelope(request: dict[str, JSON]) -> Envelope:
     """
     action = request.pop("action", None)
     if not isinstance(action, str):
-        raise BadRequest("a request needs an action, a string")
+        raise BadRequest("a request needs an action, which is a string")
     token = request.pop("token", None)
     request.pop("tag", None)
     if token is not None and not (isinstance(token, str) and 0 < len(token) <= MAX_TOKEN):
-        raise BadRequest(f"the token is a string of at most {MAX_TOKEN} characters")
+        raise BadRequest(f"the token must be a string of at most {MAX_TOKEN} characters")
     return Envelope(action, request, token)
 
 

@@ -18,7 +18,7 @@ from circleosd.worker.host import is_covered as is_covered
 
 KINDS = {
     "log": "writes to the host's log; every plugin may",
-    "kv": "keeps texts of its own in the host's database",
+    "kv": "stores texts of its own in the host's database",
     "config": "reads its configuration",
     "clock": "reads the clocks",
     "services:read": "sees the services of the catalog and their states",
@@ -59,7 +59,7 @@ def check(capability: str) -> None:
         if capability.startswith(kind) and re.fullmatch(names, capability.removeprefix(kind)):
             return
     known = ", ".join(kind + "NAME" if kind.endswith(":") else kind for kind in KINDS)
-    raise BadRequest(f"there is no capability {capability[:200]!r}; there are: {known}")
+    raise BadRequest(f"no capability {capability[:200]!r}; available: {known}")
 
 
 def check_configured(settings: Settings) -> None:
@@ -79,7 +79,7 @@ def check_configured(settings: Settings) -> None:
 def check_topic(topic: str) -> None:
     """Raises `BadRequest` unless events can have this topic."""
     if topic == "*" or not re.fullmatch(_NAMED["events:"], topic):
-        raise BadRequest(f"a topic has ASCII letters, digits and _ . @ -, at most 128, not {topic[:200]!r}")
+        raise BadRequest(f"{topic[:200]!r} is not a topic: at most 128 ASCII letters, digits, _ . @ or -")
 
 
 def holds(granted: Iterable[str], capability: str) -> bool:

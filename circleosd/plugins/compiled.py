@@ -40,7 +40,7 @@ class Incoming:
             if self._file is not None and os.write(self._file, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as exc:
-            log.warning("cannot keep a compilation: %s", exc)
+            log.warning("cannot cache a compilation: %s", exc)
             self.discard()
 
     def finish(self) -> None:
@@ -67,7 +67,7 @@ def _keep(file: int, name: str, path: Path) -> None:
         os.fsync(file)
         os.replace(name, path)
     except OSError as exc:
-        log.warning("cannot keep a compilation: %s", exc)
+        log.warning("cannot cache a compilation: %s", exc)
         with contextlib.suppress(OSError):
             os.unlink(name)
     finally:
@@ -90,10 +90,10 @@ class Compiled:
         except FileNotFoundError:
             return None
         except OSError as exc:
-            log.warning("cannot use a compilation: %s", exc)
+            log.warning("cannot use a cached compilation: %s", exc)
             return None
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            log.warning("cannot use a compilation: %s is not a regular file", path)
+            log.warning("cannot use a cached compilation: %s is not a regular file", path)
             os.close(descriptor)
             return None
         with contextlib.suppress(OSError):

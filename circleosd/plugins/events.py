@@ -91,9 +91,9 @@ class Events:
         Raises `Limit`.
         """
         if len(payload.encode()) > MAX_PAYLOAD:
-            raise Limit(f"an event may have {MAX_PAYLOAD} bytes")
+            raise Limit(f"an event may have at most {MAX_PAYLOAD} bytes")
         if cause.depth >= DEEPEST:
-            raise Limit(f"this event follows from {cause.depth} others; more would be a loop")
+            raise Limit(f"this event follows from a chain of {cause.depth} others; that is the limit")
 
         def work(tx: Transaction) -> tuple[int, float]:
             now = time.time()
@@ -151,7 +151,7 @@ class Events:
     def _queue(self, plugin: Plugin, event: _Waiting) -> None:
         waiting = self._waiting.get(plugin)
         if waiting is not None and len(waiting) >= WAITING:
-            log.warning("plugin %s: an event of %s is lost: %d wait already", plugin.name, event.topic, WAITING)
+            log.warning("plugin %s: an event of %s is lost: %d are already waiting", plugin.name, event.topic, WAITING)
             return
         if waiting is not None:
             waiting.append(event)

@@ -94,7 +94,7 @@ def _open(field: str, path: str, directory: str) -> int:
         # O_NONBLOCK: opening a FIFO must not wait for its writer.
         fd = os.open(os.path.join(directory, path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise NotFound(f"no file {path}") from None
+        raise NotFound(f"no such file: {path}") from None
     except (OSError, ValueError) as exc:
         why = f"cannot open {quoted(path)}: {getattr(exc, 'strerror', None) or exc}"
         raise shortage(exc) or BadRequest(why) from exc

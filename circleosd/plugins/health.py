@@ -31,8 +31,7 @@ class Health:
         record = self.record
         if record.aside is not None:
             raise Conflict(
-                f"{self.name} is {record.aside}: {record.reason}; "
-                f"bring it back with: circlectl plugin enable {self.name}"
+                f"{self.name} is {record.aside}: {record.reason}; enable it with: circlectl plugin enable {self.name}"
             )
         if held := self.held_for(now):
             raise PluginFailed(

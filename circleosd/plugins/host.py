@@ -62,7 +62,7 @@ class Host:
     async def _carry_out(self, plugin: Plugin, call: str, args: dict[str, str], cause: Cause) -> Any:
         known = CALLS.get(call)
         if known is None:
-            raise BadRequest(f"there is no host call {call[:80]!r}")
+            raise BadRequest(f"no host call {call[:80]!r}")
         if set(args) != set(known.arguments):
             raise BadRequest(f"the arguments of {call} are: {', '.join(known.arguments) or 'none'}")
         capability = needed_capability(call, args)
@@ -72,7 +72,7 @@ class Host:
                 await self._denied(plugin, call, next(iter(args.values()))[:200], error, cause)
             raise error
         if plugin.loading and call in LASTING:
-            raise Unavailable(f"cannot do {call} while the plugin is being loaded: nothing may last until it is")
+            raise Unavailable(f"cannot do {call} while the plugin is being loaded: it may not change anything yet")
         return await self._do(plugin, call, args, cause)
 
     async def _do(self, plugin: Plugin, call: str, args: dict[str, str], cause: Cause) -> Any:
@@ -96,7 +96,7 @@ class Host:
                 capabilities.check_topic(args["topic"])
                 return await self._events.emit(plugin, args["topic"], args["payload"], cause)
             case _:
-                raise BadRequest(f"this host does not answer {call}")
+                raise BadRequest(f"this host does not support {call}")
 
     async def _ask(self, plugin: Plugin, request: dict[str, str]) -> Any:
         """Ask the registry, as this plugin. The worker's deadline for its call is the deadline for this too."""

@@ -38,7 +38,7 @@ class KeyValue:
         """Keep a value; on disk when this returns. Raises `Limit` when the plugin would have more than its quota."""
         size = _size(key)
         if not 0 < size <= MAX_KEY:
-            raise BadRequest(f"a key has 1 to {MAX_KEY} bytes, not {size}")
+            raise BadRequest(f"a key must have 1 to {MAX_KEY} bytes, not {size}")
 
         def work(tx: Transaction) -> None:
             old = tx.execute("SELECT value FROM kv WHERE plugin = ? AND key = ?", (plugin, key)).fetchone()
@@ -107,6 +107,6 @@ def _keys(connection: sqlite3.Connection, plugin: str, prefix: str) -> list[str]
             break
         size += _size(row["key"])
         if size > MAX_KEYS:
-            raise Limit(f"the keys that begin so take more than {MAX_KEYS} bytes; ask with a longer prefix")
+            raise Limit(f"the keys with this prefix take more than {MAX_KEYS} bytes; use a longer prefix")
         found.append(row["key"])
     return found

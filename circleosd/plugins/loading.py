@@ -92,8 +92,8 @@ class Loading:
         )
         if before and before.signer and not trust.signer and not explicit and self._settings.trust != "off":
             raise Denied(
-                f"the loaded version {before.manifest.version} is signed by {before.signer}, and this one is not: "
-                f"{trust.warning}; load it with --trust if that is meant"
+                f"the loaded version {before.manifest.version} is signed by {before.signer}, but this one is not: "
+                f"{trust.warning}; load it with --trust if that is intended"
             )
         return trust
 
@@ -116,7 +116,7 @@ class Loading:
             if signer.principal is None:
                 raise Denied(
                     f"it is signed with the key {signer.key}, but this host trusts no signers yet; "
-                    "add whose it is to trusted-signers"
+                    "add it with its owner to trusted-signers"
                 )
             manifest = candidate.manifest
             return Verified(
@@ -152,17 +152,16 @@ def _require_own(manifest: Manifest, staged: Staged, *, signed: bool) -> None:
     """Raises `BadRequest` unless the manifest is this artifact's; one that is signed must say so."""
     if signed and (manifest.sha256 is None or manifest.size is None):
         raise BadRequest(
-            "the manifest is signed but names no sha256 and size of its artifact, which the signature would be for; "
+            "the manifest is signed but lacks the artifact's sha256 and size, so the signature does not cover it; "
             "sign it with: circlectl plugin sign"
         )
     if manifest.size is not None and manifest.size != staged.size:
         raise BadRequest(
-            f"this is not the artifact that the manifest is for: it has {staged.size} bytes, "
-            f"the manifest says {manifest.size}"
+            f"the artifact does not match the manifest: it has {staged.size} bytes, the manifest says {manifest.size}"
         )
     if manifest.sha256 is not None and manifest.sha256 != staged.digest:
         raise BadRequest(
-            f"this is not the artifact that the manifest is for: its sha256 is {staged.digest}, "
+            f"the artifact does not match the manifest: its sha256 is {staged.digest}, "
             f"the manifest says {manifest.sha256}"
         )
 
@@ -216,6 +215,6 @@ def require_granted_growth(before: Manifest, manifest: Manifest, granted: Iterab
         listed = ", ".join(f"{item.name} ({item.reason or 'no reason given'})" for item in missing)
         names = ",".join(item.name for item in missing)
         raise Denied(
-            f"{manifest.name} {manifest.version} asks for more than {before.version} does: {listed}; "
-            f"load it with --grant {names} if it may"
+            f"{manifest.name} {manifest.version} asks for more than {before.version}: {listed}; "
+            f"to allow it, load it with --grant {names}"
         )

@@ -54,7 +54,7 @@ class _Environment(Rule):
     def check(self, value: dict[str, str]) -> None:
         for name, text in value.items():
             if not name or "=" in name or "\0" in name + text:
-                raise ValueError(f"{quoted(name)}: a name is not empty and has no =, and nothing has a NUL character")
+                raise ValueError(f"{quoted(name)}: a name must not be empty or contain =, and NUL is not allowed")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def parse(content: bytes | dict[str, Any]) -> Manifest:
     except ValidationError as exc:
         _, place, what = first_wrong(exc)
         where = ".".join(map(str, place)) or "the manifest"
-        raise BadRequest(f"the manifest is wrong: {where}: {what}") from exc
+        raise BadRequest(f"the manifest is invalid: {where}: {what}") from exc
 
 
 def _within(value: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _text(value: Any) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as exc:
-        raise BadRequest("the manifest is wrong: it has half a surrogate pair, which is no text") from exc
+        raise BadRequest("the manifest is invalid: it contains half a surrogate pair, which is not text") from exc
 
 
 @cache
@@ -182,7 +182,7 @@ def _json(content: bytes) -> Any:
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def derive(path: str, head: bytes) -> Manifest:
@@ -190,7 +190,7 @@ def derive(path: str, head: bytes) -> Manifest:
     stem = PurePath(path).stem
     name = re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-_")[:48]
     if not stem.isascii() or not re.fullmatch(PLUGIN_NAME, name):
-        raise BadRequest(f"cannot make a plugin name of {stem!r}; give a manifest with a name")
+        raise BadRequest(f"cannot derive a plugin name from {stem!r}; provide a manifest with a name")
     return Manifest(name=name, plugin_type=type_of(head))
 
 
@@ -201,7 +201,7 @@ def type_of(head: bytes) -> Literal["wasm", "native"]:
     if head.startswith(ELF):
         return "native"
     if head.lstrip().startswith((b"(", b";;")):
-        raise BadRequest("this is WebAssembly text: turn it into a binary, with wat2wasm; see: plugins/README.md")
+        raise BadRequest("this is WebAssembly text: convert it to a binary with wat2wasm; see: plugins/README.md")
     raise BadRequest("this is not a plugin: neither WebAssembly nor a shared object (ELF)")
 
 
@@ -222,7 +222,9 @@ def check_kind(manifest: Manifest, head: bytes) -> None:
     if manifest.abi is not None and (manifest.abi == "native") != (found == "native"):
         raise BadRequest(f"the manifest says abi {manifest.abi}, but the artifact is {found}")
     if manifest.deterministic and found == "native":
-        raise BadRequest("the manifest says deterministic, but the artifact is native, of which nothing is counted")
+        raise BadRequest(
+            "the manifest says deterministic, but the artifact is native, where instructions are not counted"
+        )
 
 
 def bounds(manifest: Manifest, settings: PluginSettings) -> Bounds:

@@ -294,7 +294,7 @@ class PluginService(Handlers):
             if not plugin.holds(f"events:{topic}"):
                 return
             if plugin.loaded.abi != "component" and "on_event" not in plugin.functions:
-                raise NotFound(f"{plugin.name} takes no events")
+                raise NotFound(f"{plugin.name} does not take events")
             if held := plugin.health.held_for(time.monotonic()):
                 await asyncio.sleep(held)
                 continue
@@ -319,7 +319,7 @@ class PluginService(Handlers):
                 _require_own(act, (capability,))
             wider = [item for item in plugin.granted if item != capability and capabilities.covers(item, capability)]
             if not granted and wider:
-                raise Conflict(f"{name} has {capability} by {wider[0]}; revoke that")
+                raise Conflict(f"{name} has {capability} through {wider[0]}; revoke that instead")
             before, decided = brief(plugin), {**plugin.decided, capability: granted}
             after = capabilities.effective(plugin.manifest.asked, decided, plugin.configured)
 
@@ -376,7 +376,7 @@ class PluginService(Handlers):
             try:
                 await self._standing.write_down()
             except CircleError as error:
-                log.error("cannot write down how the plugins do: %s", error)
+                log.error("cannot save the state of the plugins: %s", error)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -386,14 +386,14 @@ class PluginService(Handlers):
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.error("work in the background failed", exc_info=error)
+            log.error("background work failed", exc_info=error)
 
 
 def _require_entry(manifest: Manifest, functions: Sequence[str]) -> None:
     """Raises `BadRequest` when a manifest names a function as its entry that there is not."""
     if manifest.plugin_type == "wasm" and manifest.entry not in (None, *functions):
         raise BadRequest(
-            f"the manifest's entry {manifest.entry!r} is no function of the plugin; it has: {', '.join(functions)}"
+            f"the manifest's entry {manifest.entry!r} is not a function of the plugin; it has: {', '.join(functions)}"
         )
 
 

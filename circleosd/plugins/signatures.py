@@ -120,8 +120,8 @@ class Signatures:
     def _unsigned(self, why: str, key: str | None, *, native: bool, explicit: bool) -> Trust:
         if self._policy == "require":
             raise Denied(
-                f"this host loads only what a trusted signer signed (plugins.trust = require): {why}; "
-                f"have it signed by somebody whom {SIGNERS} names"
+                f"this host loads only plugins from trusted signers (plugins.trust = require): {why}; "
+                f"have it signed by a signer in {SIGNERS}"
             )
         if native and not explicit:
             raise Denied(
@@ -169,8 +169,8 @@ class Signatures:
                     return principal
         raise BadSignature(
             Problem.UNKNOWN,
-            f"{SIGNERS} has {MAX_LINES} lines with the key {key} that are not for {NAMESPACE}; "
-            "put the one that is before them",
+            f"{SIGNERS} has {MAX_LINES} lines with the key {key} that do not allow {NAMESPACE}; "
+            "move the line that does before them",
         )
 
     async def _whole(self, manifest: bytes, signature: str) -> str:
@@ -187,8 +187,8 @@ class Signatures:
         if "incorrect signature" in ran.err:
             raise BadSignature(
                 Problem.TAMPERED,
-                "the signature is not of this manifest: one of the two was changed after signing; "
-                "get both from their author again",
+                "the signature does not match the manifest: one of them was changed after signing; "
+                "get both from the author again",
             )
         raise BadSignature(Problem.MALFORMED, f"the signature cannot be read: {_last_line(ran.err)}; get it again")
 
@@ -218,24 +218,24 @@ class Signatures:
                 return named
         if reason := re.search(r"key has expired.*valid-before (\S+)", ran.err):
             raise BadSignature(
-                Problem.EXPIRED, f"the signer's key {key} was valid only until {reason[1]}; have it signed anew"
+                Problem.EXPIRED, f"the signer's key {key} was valid only until {reason[1]}; have it signed again"
             )
         if reason := re.search(r"key is not yet valid.*valid-after (\S+)", ran.err):
             raise BadSignature(
                 Problem.NOT_YET,
-                f"the signer's key {key} is valid only from {reason[1]} on; wait, or have it signed anew",
+                f"the signer's key {key} is not valid until {reason[1]}; wait, or have it signed again",
             )
         if reason := re.search(r'Unable to (?:open|read) allowed keys file ".*": (.*)', ran.err):
             raise _unreadable(trusted, reason[1].strip())
         if "-CERT " in key:  # ssh-keygen does not say which of these it is
             raise BadSignature(
                 Problem.UNKNOWN,
-                f"it is signed with the certificate {key}, for which no cert-authority in {SIGNERS} vouches now: it "
-                "has expired, is not valid yet, is for other principals, or of another authority; see: ssh-keygen -L",
+                f"it is signed with the certificate {key}, which no cert-authority in {SIGNERS} vouches for: it has "
+                "expired, is not yet valid, or is for other principals or from another authority; see: ssh-keygen -L",
             )
         why = f"it is signed with the key {key}, which {SIGNERS} does not name"
         if unusable := re.search(r":(\d+): (.*)", ran.err):
-            why += f" (its line {unusable[1]} is not as in ssh-keygen(1), ALLOWED SIGNERS: {unusable[2].strip()})"
+            why += f" (its line {unusable[1]} is not valid, see ssh-keygen(1), ALLOWED SIGNERS: {unusable[2].strip()})"
         raise BadSignature(Problem.UNKNOWN, f"{why}; add it if you trust it")
 
     async def _valid(self, manifest: bytes, signature: str, trusted: str, principal: str, key: str) -> None:
@@ -253,7 +253,7 @@ class Signatures:
             )
         raise BadSignature(
             Problem.UNKNOWN,
-            f"the signature of {principal} does not count: {_last_line(ran.err)}; see ssh-keygen(1), ALLOWED SIGNERS",
+            f"the signature by {principal} is not accepted: {_last_line(ran.err)}; see ssh-keygen(1), ALLOWED SIGNERS",
         )
 
     def _found(self, name: str) -> str | None:

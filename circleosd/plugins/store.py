@@ -174,7 +174,7 @@ class Artifacts:
         try:
             yield
         except OSError as exc:
-            raise Unavailable(f"cannot keep the artifact in {self._directory}: {exc.strerror or exc}") from exc
+            raise Unavailable(f"cannot store the artifact in {self._directory}: {exc.strerror or exc}") from exc
 
     def discard(self, staged: Staged) -> None:
         """Remove what was staged, unless it was kept. What cannot be removed stays until the next `sweep`."""
@@ -201,7 +201,7 @@ class Artifacts:
         try:
             found = [path for path in self._directory.iterdir() if path.name not in used]
         except OSError as exc:
-            log.warning("cannot look for artifacts that nobody needs: %s", exc)
+            log.warning("cannot look for unused artifacts: %s", exc)
             return
         for path in found:
             _remove(path)
@@ -211,7 +211,7 @@ def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as exc:
-        log.warning("cannot remove what is no artifact of a plugin: %s", exc)
+        log.warning("cannot remove an unused artifact: %s", exc)
 
 
 def _read(source: int, offset: int) -> bytes:
@@ -228,7 +228,7 @@ def plugins(connection: sqlite3.Connection) -> list[Loaded]:
         try:
             found.append(_readable(row))
         except BadRequest as exc:
-            log.error("cannot use the plugin %s, load it again or unload it: %s", row["name"], exc)
+            log.error("cannot use the plugin %s; load it again or unload it: %s", row["name"], exc)
     return found
 
 
@@ -316,7 +316,7 @@ def _readable(row: sqlite3.Row) -> Loaded:
     try:
         functions, imports = (tuple(json.loads(row[key])) for key in ("functions", "imports"))
     except (ValueError, TypeError) as exc:
-        raise BadRequest(f"what is stored of it cannot be read: {exc}") from exc
+        raise BadRequest(f"its stored data cannot be read: {exc}") from exc
     return _of_row(row, manifests.restore(row["manifest"]), functions, imports)
 
 

@@ -76,7 +76,7 @@ class Voice:
         if self._said <= MOST_SAID:
             log.log(_LEVELS[level], "plugin %s: %s", self._name, text)
         elif self._said == MOST_SAID + 1:
-            why = "plugin %s: said more than %d messages within %g s; the rest is dropped"
+            why = "plugin %s: logged more than %d messages within %g s; the rest is dropped"
             log.warning(why, self._name, MOST_SAID, SAID_WITHIN)
 
 
@@ -296,12 +296,12 @@ class Worker(asyncio.BufferedProtocol):
         elif kind == frames.HOST_CALL:
             work = call or self._preparation(number)
             if work is None or len(self._asked) >= self._most_asked:
-                raise FrameError("it asked its host outside a call, or too much at once")
+                raise FrameError("it made a host call outside a call, or too many at once")
             task = self._loop.create_task(self._answer(number, *frames.parse_host_call(body), work.cause))
             self._asked.add(task)
             task.add_done_callback(self._asked.discard)
         elif call is None or kind not in (_OF_LOAD if number == LOADING else _OF_CALL):
-            raise FrameError(f"it sent an answer of kind {kind} that nobody waits for")
+            raise FrameError(f"it sent an answer of kind {kind} that nobody is waiting for")
         else:
             del self._calls[number]
             self._room.set()
@@ -356,7 +356,7 @@ class Worker(asyncio.BufferedProtocol):
 def _ready(load: frames.Load, ready: frames.Ready) -> frames.Ready:
     """Raises `FrameError` when the worker reports another ABI than it was given."""
     if load.abi not in (None, ready.abi) or (ready.abi == "native") != (load.plugin_type == "native"):
-        raise FrameError(f"it was to load a {load.plugin_type} plugin and reports the ABI {ready.abi}")
+        raise FrameError(f"it was to load a {load.plugin_type} plugin, but reports the ABI {ready.abi}")
     return ready
 
 

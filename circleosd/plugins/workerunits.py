@@ -47,8 +47,8 @@ class WorkerUnits:
         """
         if await self._result(f"{instance}.socket") == "trigger-limit-hit":
             return Unavailable(
-                f"the worker of {instance} was started too often in a short time, and systemd holds it back; "
-                f"try again in some seconds, or see: journalctl --unit 'circleosd-plugin@{instance}.*'"
+                f"the worker of {instance} was started too often in a short time, so systemd refuses to start it; "
+                f"try again in a few seconds, or see: journalctl --unit 'circleosd-plugin@{instance}.*'"
             )
         if await self._result(instance) == "resources":
             return Unavailable(
@@ -68,7 +68,7 @@ class WorkerUnits:
         if (state := await self._ended(instance, LOOKS)) is None:
             return ""
         if state["signal"]:
-            why = ", for want of memory (oom-kill)" if state["result"] == "oom-kill" else ""  # systemd.exec(5)
+            why = ", out of memory (oom-kill)" if state["result"] == "oom-kill" else ""  # systemd.exec(5)
             return f" by {state['signal']}{why}"
         return f" with exit status {state['exit_status']}" if state["exit_status"] else ""
 

@@ -85,7 +85,7 @@ class Catalog:
         if worker and workers:
             unit = f"circleosd-plugin@{worker[1]}{worker[2] or '.service'}"
             return Entry(name, unit, f"worker of the plugin {worker[1]}")
-        raise NotFound(f"no service {name} in the catalog; see: circlectl service list, and to add it: circleosd(8)")
+        raise NotFound(f"no service {name} in the catalog; see: circlectl service list; to add it, see circleosd(8)")
 
 
 def plugin_entry(unit: str) -> Entry:
@@ -121,7 +121,7 @@ def text_of(path: Path, check: Callable[[os.stat_result], None] = lambda found: 
     with open(path, "rb", opener=lambda name, usual: os.open(name, usual | os.O_NONBLOCK | flags)) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE:
-            raise BadRequest(f"it is not a file of at most {MAX_FILE} bytes")
+            raise BadRequest(f"it is not a regular file of at most {MAX_FILE} bytes")
         check(found)
         return file.read(MAX_FILE).decode("utf-8-sig")  # with a byte order mark or without
 
@@ -138,9 +138,9 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> 
         try:
             for entry in parse(text(path)):
                 if entry.name in {own.name for own in OWN} or entry.name.startswith(PLUGIN_PREFIX):
-                    raise BadRequest(f"the name {entry.name} is CircleOSD's own")
+                    raise BadRequest(f"the name {entry.name} is reserved for CircleOSD")
                 if entry.unit in OWN_UNITS or entry.unit.startswith("circleosd-plugin@"):
-                    raise BadRequest(f"the unit {entry.unit} is CircleOSD's own, and in the catalog by itself")
+                    raise BadRequest(f"the unit {entry.unit} belongs to CircleOSD, which catalogs it by itself")
                 entries[entry.name] = entry
         except (OSError, ValueError, CircleError) as exc:
             problems.append(f"{path}: {unreadable(path, exc) if isinstance(exc, OSError) else exc}")
@@ -155,7 +155,7 @@ def parse(text: str) -> list[Entry]:
 
     tables = {"service": [], **tomllib.loads(text)}  # a file may be empty, or all of it be a comment
     if set(tables) != {"service"} or not isinstance(tables["service"], list):
-        raise BadRequest("a catalog file has [[service]] tables and nothing else")
+        raise BadRequest("a catalog file may contain only [[service]] tables")
     try:
         entries: list[Entry] = _entries().validate_python(tables["service"])
     except ValidationError as exc:
@@ -165,7 +165,7 @@ def parse(text: str) -> list[Entry]:
     seen: set[str] = set()
     for count, entry in enumerate(entries, 1):
         if entry.name in seen:
-            raise BadRequest(f"[[service]] number {count}, name: the file has another {entry.name} before it")
+            raise BadRequest(f"[[service]] number {count}, name: the file already has a service {entry.name}")
         seen.add(entry.name)
     return entries
 

@@ -37,11 +37,11 @@ async def explain(
     else:
         why = (
             f"it was started too often in a short time, and systemd did not start it again ({START_LIMIT}); "
-            f"try later, or have an administrator type: {units.systemctl} reset-failed {state.unit}"
+            f"try again later, or have an administrator run: {units.systemctl} reset-failed {state.unit}"
         )
         if state.result == START_LIMIT:
             return why
-        why += "; as to its last run, " + ", ".join(ended)
+        why += "; as for its last run, " + ", ".join(ended)
     if tail := await units.log_tail(state.unit, LOG_LINES):
         return f"{why}; it said: {' | '.join(tail)}"
     return why + (await _logged_since(units, began, state.unit) if ran else "")

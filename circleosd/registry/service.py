@@ -92,7 +92,7 @@ class RegistryService(Handlers):
         states = await self._units.states([entry.unit for entry in entries])
         if catalog.problems:
             more = f" (and {len(catalog.problems) - 1} more)" if catalog.problems[1:] else ""
-            act.message = f"a catalog file cannot be used{more}: {catalog.problems[0]}"
+            act.message = f"cannot use a catalog file{more}: {catalog.problems[0]}"
         return [_service(entry, state) for entry, state in zip(entries, states, strict=True)]
 
     async def status(self, request: Status, act: Act) -> ServiceStatus:
@@ -170,11 +170,11 @@ class RegistryService(Handlers):
         act.found = _Target(entry)
         if entry.verbs is not None and verb not in entry.verbs:
             allowed = ", ".join(entry.verbs) or "nothing"
-            raise Denied(f"the catalog does not allow {verb} for {name}; its verbs there: {allowed}")
+            raise Denied(f"the catalog does not allow {verb} for {name}; it allows: {allowed}")
         if entry.name == OWN_NAME and verb in ("stop", "restart"):
-            raise Conflict(f"the registry cannot {verb} itself; it exits by itself when idle")
+            raise Conflict(f"the registry cannot {verb} itself; it exits when idle")
         if entry.name == MANAGER and act.caller.plugin is not None:
-            raise Conflict(f"a plugin cannot {verb} {MANAGER}, which would wait for the call that asks for it")
+            raise Conflict(f"a plugin cannot {verb} {MANAGER}, which would wait for the call that requests it")
 
     async def look(self, request: Any, act: Act) -> None:
         """See `Handlers`."""
@@ -202,7 +202,7 @@ class RegistryService(Handlers):
             try:
                 enabled = await self._units.enabled(entry.unit)
             except (NotFound, Conflict) as exc:  # nor will it be known at any later start
-                return Resolution(None, exc.code, f"the unit file {entry.unit} cannot be looked at: {exc}")
+                return Resolution(None, exc.code, f"the unit file {entry.unit} cannot be inspected: {exc}")
             matches = enabled.startswith("enabled") == (verb == "enable")
             return Resolution(enabled, None if matches else UnitFailed.code, f"the unit file {entry.unit} is {enabled}")
         (state,) = await self._units.states([entry.unit])
@@ -256,7 +256,7 @@ class RegistryService(Handlers):
     async def _word(self, verb: Verb, entry: Entry, state: UnitState, began: float) -> str | None:
         """What there is to say of a job that was done."""
         if verb == "stop" and (listening := await self._units.listening(entry.unit)):
-            return f"{entry.name} is stopped; {' '.join(listening)} still listens and starts it on demand"
+            return f"{entry.name} is stopped; {' '.join(listening)} is still listening and will start it on demand"
         if verb in ("start", "restart") and state.active == "inactive":
             line = await skipped(self._units, entry.unit, began)
             return line and f"{entry.name} was not started: {line}"
@@ -267,7 +267,7 @@ class RegistryService(Handlers):
         if not await self._units.stale(unit):
             return None
         step = f"{self._units.systemctl} daemon-reload"
-        return f"a file of {unit} has changed, and systemd goes by what it read before; see: {step}"
+        return f"a file of {unit} has changed on disk, but systemd still uses the old version; see: {step}"
 
     async def _check_worker(self, entry: Entry, state: UnitState) -> None:
         """Raises `NotFound` for a plugin's worker that there is not, whose unit is in `state`."""
@@ -282,8 +282,8 @@ class RegistryService(Handlers):
         """Raises `NotFound` if the worker has no socket: the templates have units for every name, of no plugin too."""
         (socket,) = await self._units.states([f"{worker.unit.rpartition('.')[0]}.socket"])
         if socket.active == "inactive":
-            why = "it is not loaded, or was not called yet; see: circlectl plugin list"
-            raise NotFound(f"there is no {worker.description}: {why}")
+            why = "it is not loaded, or has not been called yet; see: circlectl plugin list"
+            raise NotFound(f"no {worker.description}: {why}")
 
     async def _switch(self, request: Enable | Disable, act: Act) -> Enabled:
         """Handler of `enable` and `disable`."""
@@ -292,16 +292,18 @@ class RegistryService(Handlers):
         entry = target.entry
         # What systemd would refuse is not tried: the unit that tries it would be left behind as failed.
         if act.before == "alias":
-            raise Conflict(f"cannot {verb} {entry.unit}: that is another name of a unit, which the catalog must have")
+            raise Conflict(
+                f"cannot {verb} {entry.unit}: it is an alias of another unit, whose name the catalog must use"
+            )
         if verb == "enable" and act.before.startswith("masked"):
             step = f"{self._units.systemctl} unmask {entry.unit}"
             raise Conflict(f"cannot enable {entry.unit}: it is masked; see: {step}")
         if verb == "enable" and act.before in ("generated", "transient"):
-            raise Conflict(f"cannot enable {entry.unit}: it is {act.before}, and has no unit file of its own")
+            raise Conflict(f"cannot enable {entry.unit}: it is {act.before} and has no unit file of its own")
         act.after = enabled = await self._units.switch(verb, entry.unit)
         if enabled == "not-found":
             step = f"{self._units.systemctl} link"
-            act.message = f"{entry.unit} was a link to a file elsewhere, and is gone with it; make it anew with: {step}"
+            act.message = f"{entry.unit} was a link to a file elsewhere, and was removed; create it again with: {step}"
         return Enabled(name=request.name, unit=entry.unit, enabled=enabled)
 
     enable = disable = _switch

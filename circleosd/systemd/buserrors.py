@@ -47,8 +47,8 @@ def explained(doing: str, error: ErrorReply) -> CircleError:
     said = error.text.rstrip(".")
     if error.refusal:
         return Denied(
-            f"systemd refuses to {doing}: {said}; the polkit rule of CircleOSD does not cover this, see as root: "
-            "journalctl --unit circleosd-polkit.service, which writes it from the catalog; on NixOS the module does"
+            f"systemd refuses to {doing}: {said}; CircleOSD's polkit rule does not cover this; as root, see: "
+            "journalctl --unit circleosd-polkit.service, which writes it from the catalog (on NixOS, the module does)"
         )
     kind = _MEANINGS.get(error.name)
     if kind is None:

@@ -88,12 +88,12 @@ class Mirror:
         except (TimeoutError, BlockingIOError):
             self._lacks += 1
             if self._lacks == 1:
-                log.warning("row %d of the ledger is not in the journal: journald takes nothing", event["seq"])
+                log.warning("row %d of the ledger is not in the journal: journald accepts nothing", event["seq"])
         except OSError as exc:
             log.warning("row %d of the ledger is not in the journal: %s", event["seq"], exc.strerror or exc)
         else:
             if self._lacks:
-                log.warning("journald takes rows again; missing before row %d: %d", event["seq"], self._lacks)
+                log.warning("journald accepts rows again; missing before row %d: %d", event["seq"], self._lacks)
             self._lacks = 0
 
 

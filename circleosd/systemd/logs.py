@@ -108,7 +108,9 @@ class _Follower:
         try:
             self.descriptor = reader.fileno()  # from here on changes are noticed
         except OSError as exc:
-            raise Limit(f"cannot follow the log of {source.unit}: {exc.strerror}; too many are followed") from exc
+            raise Limit(
+                f"cannot follow the log of {source.unit}: {exc.strerror}; too many logs are being followed"
+            ) from exc
         began = time.time()
         found, cursor = _last(reader, lines, since)
         if cursor is None:
@@ -197,7 +199,7 @@ def _about(source: Source) -> Any:
     """A reader of what the processes of a unit and its manager about it logged, as in journalctl -u."""
     unit, scope, namespace = source
     if scope == "system" and not _readable():
-        raise Denied("this service may not read the journal; its user must be in the group systemd-journal")
+        raise Denied("this service may not read the journal; add its user to the group systemd-journal")
     reader = _reader(namespace)
     if scope == "system":
         reader.add_match(_SYSTEMD_UNIT=unit)

@@ -103,7 +103,7 @@ class SystemdUnits:
         except ErrorReply as error:
             raise await self._explained(verb, unit, error) from error
         except TimeoutError as exc:
-            raise Timeout(f"the job to {verb} {unit} is not done after {self._timeout:g} s; it goes on") from exc
+            raise Timeout(f"the job to {verb} {unit} has not finished after {self._timeout:g} s; it continues") from exc
 
     async def _allowed_job(self, verb: Verb, unit: str) -> str:
         """Do a job, of a unit that has just been cataloged as soon as polkit has the new rule. Raises `ErrorReply`.
@@ -161,7 +161,7 @@ class SystemdUnits:
             except NotFound as exc:
                 template = f"circleosd-{verb}@.service"
                 raise Conflict(
-                    f"cannot {verb} {unit}: this host has no {template}; its configuration says what starts at boot"
+                    f"cannot {verb} {unit}: this host has no {template}; its configuration decides what starts at boot"
                 ) from exc
             if result != "done":
                 said = " | ".join(await self.log_tail(switch, 3)) or f"the result of {switch} is {result}"
@@ -296,7 +296,7 @@ class SystemdUnits:
     async def _explained(self, verb: Verb, unit: str, error: ErrorReply) -> CircleError:
         meaning = explained(f"{verb} {unit}", error)
         if isinstance(meaning, Denied) and (name := (await self._properties(unit))["Id"]) != unit:
-            return Denied(f"{meaning}; {unit} is another name of {name}, which the catalog must have instead")
+            return Denied(f"{meaning}; {unit} is an alias of {name}, which the catalog must use instead")
         return meaning
 
     async def _logged_as(self, unit: str) -> Source:
@@ -337,7 +337,7 @@ def bus_address(scope: Scope, env: Mapping[str, str]) -> str:
         return address
     if runtime := env.get("XDG_RUNTIME_DIR"):
         return f"unix:path={quote(f'{runtime}/bus', safe='/')}"
-    raise Unavailable("cannot find the user's message bus: XDG_RUNTIME_DIR is not set; log in by a session of systemd")
+    raise Unavailable("cannot find the user's message bus: XDG_RUNTIME_DIR is not set; log in with a systemd session")
 
 
 def _check(unit: str) -> None:

@@ -175,7 +175,7 @@ def _types(module: Module, section: Reader) -> None:
     for _ in range(section.count("types")):
         form = section.byte()
         if form != 0x60:
-            refuse(f"has a type of the form {form:#x} (GC or stack switching), which this host does not run")
+            refuse(f"has a type of the form {form:#x} (GC or stack switching), which this host does not support")
         parameters = tuple(section.valtype() for _ in range(section.count("parameters")))
         module.types.append((parameters, tuple(section.valtype() for _ in range(section.count("results")))))
 
@@ -238,7 +238,7 @@ def _constant(section: Reader) -> int | None:
             section.skip_leb()
             section.skip(16)
         elif opcode not in (0x6A, 0x6B, 0x6C, 0x7C, 0x7D, 0x7E):
-            refuse(f"has a constant with the instruction {opcode:#x}, which this host does not run")
+            refuse(f"has a constant with the instruction {opcode:#x}, which this host does not support")
 
 
 def _signed(data: bytes | bytearray) -> int:

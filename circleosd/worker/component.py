@@ -191,7 +191,7 @@ class ComponentPlugin:
         if not c.wasmtime_component_instance_get_func(
             byref(instance.component), instance.context, self._indices[name], byref(function)
         ):
-            raise PluginFailure("bad-request", f"its export {name} is no function")
+            raise PluginFailure("bad-request", f"its export {name} is not a function")
         instance.functions[name] = found = byref(function)
         return found
 
@@ -307,7 +307,7 @@ def _failing(name: str, kinds: tuple[int, ...], results: int, body: _Body) -> Ca
     The C API takes a host function for whatever type the component imports it as, so the callback looks at the
     values before it reads them; the type of a result Wasmtime checks itself.
     """
-    message = f"imports {name} with another type than circleosd.wit gives it".encode()
+    message = f"imports {name} with a type other than in circleosd.wit".encode()
 
     def callback(
         _data: Any, _context: Any, _type: Any, arguments: Any, count: int, result: Any, result_count: int

@@ -133,7 +133,7 @@ class CorePlugin:
         self._linked = self._imports.link(engine, module)
         self._ready.append(self._new_instance())
         if "on_event" in artifact.hooks and "on_event" not in artifact.functions:
-            host.log(2, "gets no events: it exports on_event with another type than (i32) -> i64")
+            host.log(2, "gets no events: it exports on_event with a type other than (i32) -> i64")
 
     def call(self, function: str, payload: Buffer) -> bytes:
         """One call: the reply, UTF-8. Raises `PluginFailure`."""

@@ -28,7 +28,7 @@ from circleosd.worker.frames import (
 LOG_BUDGET: Final = 32 * MAX_LOG
 LEAST_LOGGED: Final = 128  # bytes that a message counts for, however short: each is a line of the host's journal
 
-TOO_LONG: Final = f"limit: a host call may have {MAX_HOST_CALL} bytes, as JSON"
+TOO_LONG: Final = f"limit: a host call may have at most {MAX_HOST_CALL} bytes as JSON"
 
 # (True, the result) or (False, "code: message").
 Answer: TypeAlias = tuple[bool, Any]
@@ -171,10 +171,10 @@ class Host:
             return False, f"bad-request: the host call is not JSON: {exc}"
         call = value.get("call") if isinstance(value, dict) else None
         if not isinstance(call, str):
-            return False, 'bad-request: the host call is no JSON object that names its "call"'
+            return False, 'bad-request: the host call is not a JSON object with a "call"'
         known = CALLS.get(call)
         if known is None:
-            return False, f"bad-request: there is no host call {call[:80]!r}"
+            return False, f"bad-request: no host call {call[:80]!r}"
         args = value.get("args")
         if args is None:
             args = {}
@@ -186,5 +186,5 @@ class Host:
         try:
             "".join(args.values()).encode()
         except UnicodeEncodeError:
-            return False, f"bad-request: an argument of {call} is no text: it has half a surrogate pair"
+            return False, f"bad-request: an argument of {call} is not text: it contains half a surrogate pair"
         return self.call(call, args)

@@ -74,13 +74,13 @@ def require_few(functions: list[str]) -> None:
 def inspect_native(data: Data) -> None:
     """Raises `PluginFailure` (`bad-request`) unless `data` is a shared object for this machine."""
     if data[:4] != b"\x7fELF":
-        refuse("is no ELF shared object")
+        refuse("is not an ELF shared object")
     if len(data) < 64:
         refuse("is truncated: its ELF header is incomplete")
     if data[4] != 2 or data[5] != 1:
-        refuse("is no 64-bit little-endian ELF file")
+        refuse("is not a 64-bit little-endian ELF file")
     if int.from_bytes(data[16:18], "little") != 3:
-        refuse("is an ELF file, but no shared object: link it with -shared")
+        refuse("is an ELF file, but not a shared object: link it with -shared")
     machine = int.from_bytes(data[18:20], "little")
     wanted = {"x86_64": 62, "aarch64": 183}.get(platform.machine())
     if wanted is not None and machine != wanted:
@@ -106,7 +106,7 @@ def _inspect(data: Data) -> Artifact:
         if layer == 1:
             return _component(data)
         if (version, layer) != (1, 0):
-            refuse(f"has the WebAssembly version {version}, layer {layer}, which this host does not know")
+            refuse(f"has the WebAssembly version {version}, layer {layer}, which this host does not support")
         return _module(data)
     except IndexError:
         refuse("is truncated or damaged: a section ends too early")
@@ -125,7 +125,7 @@ def _refuse_foreign(module: Module) -> NoReturn:
     refuse(
         "exports neither circleosd_abi (a core plugin) nor _start (a wasi command), "
         f"but exports {_few(module.exports)}, and imports {f'from {_few(sources)}' if sources else 'nothing'}"
-        + (": a WASI library (reactor) is no plugin, build a program of it" if _WASI in sources else "")
+        + (": a WASI library (reactor) is not a plugin, build a command instead" if _WASI in sources else "")
     )
 
 
@@ -147,16 +147,16 @@ def _core(module: Module) -> Artifact:
     if buffer is None:
         refuse("exports no function circleosd_buffer")
     if module.function_type(buffer) != ((I32,), (I32,)):
-        refuse("exports circleosd_buffer with another type than (i32) -> i32")
+        refuse("exports circleosd_buffer with a type other than (i32) -> i32")
     initialize = module.exported("_initialize", FUNC)
     if initialize is not None and module.function_type(initialize) != ((), ()):
-        refuse("exports _initialize with another type than () -> ()")
+        refuse("exports _initialize with a type other than () -> ()")
     for source, name, kind, type_index in module.imports:
         wanted = CORE_IMPORTS.get(name) if source == "circleosd" and kind == FUNC else None
         if wanted is None:
             _refuse_import("core plugin", "circleosd", source, name)
         if module.types[type_index] != wanted:
-            refuse(f"imports circleosd.{name} with another type than ABI.md gives it")
+            refuse(f"imports circleosd.{name} with a type other than in ABI.md")
     functions = [
         name
         for name, (kind, index) in module.exports.items()

@@ -151,7 +151,7 @@ def _initialize(artifact: int, entry: str, memory: int) -> _Plugin:
             raise PluginFailure("bad-request", reason) from exc
         # Which does not say why.
         if os.fstatvfs(artifact).f_flag & os.ST_NOEXEC:
-            reason += "; plugins are kept on a file system that is mounted noexec"
+            reason += "; plugins are stored on a file system mounted noexec"
             raise PluginFailure("bad-request", reason) from exc
         reason += f"; it needs more than its limit for memory of {memory} bytes"
         raise PluginFailure("limit", reason) from exc

@@ -73,7 +73,7 @@ class Receiver:
             if kind == COMPILED:
                 # Once: code of the plugin runs only after that, and could make another one up.
                 if self.sink is None:
-                    raise FrameError("it sent a compilation that nobody waits for")
+                    raise FrameError("it sent a compilation that nobody is waiting for")
                 self._sunk = length
                 start += HEADER.size
                 if length == 0:  # the one that it was given fits

@@ -80,7 +80,7 @@ def result(target: Any, answer: tuple[bool, Any], lower: Lower) -> None:
         try:
             lower(inner, data)
         except TypeError:
-            ok, data = False, "internal: the host's answer has another type than this call returns"
+            ok, data = False, "internal: the type of the host's answer is not what this call returns"
     if not ok:
         _text(inner, data)
     target.kind = _RESULT

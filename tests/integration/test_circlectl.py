@@ -216,7 +216,7 @@ def test_a_session_that_cannot_be_kept_is_ended(host: EmbeddedHost) -> None:
         "user", "login", "nina", "--password-stdin", stdin="correct horse\n", env={"XDG_STATE_HOME": "/dev/null"}
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("circlectl: cannot keep the session at /dev/null/circleosd")
+    assert done.stderr.startswith("circlectl: cannot save the session at /dev/null/circleosd")
     assert done.stderr.endswith("; set XDG_STATE_HOME to a writable directory [bad-request]\n")
     assert host.data("auth-service", "show", name="nina")["sessions"] == 0
 
@@ -231,7 +231,7 @@ def test_a_session_that_cannot_be_kept_is_told_by_the_name_that_it_would_have(
         "user", "login", "norbert", "--password-stdin", stdin="correct horse\n", env={"XDG_STATE_HOME": str(tmp_path)}
     )
     assert done.returncode == 2
-    assert done.stderr.startswith(f"circlectl: cannot keep the session at {tmp_path}/circleosd/sessions/")
+    assert done.stderr.startswith(f"circlectl: cannot save the session at {tmp_path}/circleosd/sessions/")
     assert ".json: No such file or directory; " in done.stderr
 
 
@@ -247,7 +247,7 @@ def test_a_session_for_which_there_is_no_room_is_ended_and_leaves_nothing(host: 
         check=False,
     )
     assert done.returncode == 2
-    assert f"cannot keep the session at {tmp_path}/circleosd/sessions/" in done.stderr
+    assert f"cannot save the session at {tmp_path}/circleosd/sessions/" in done.stderr
     assert ".json: File too large; " in done.stderr
     assert [*(tmp_path / "circleosd/sessions").iterdir()] == []
     assert host.data("auth-service", "show", name="nils")["sessions"] == 0
@@ -326,7 +326,7 @@ def test_a_password_is_not_shown_that_is_typed_after_a_stop(host: EmbeddedHost) 
     [
         (["ci", "--uid", "61005"], 0, b"uid:        61005"),
         (["no good name"], 2, b"name: 'no good name' is not a user name: an ASCII letter or _, then"),
-        (["harry", "--role", "bogus"], 2, b"role: 'bogus' is none of: none, viewer, operator, admin [bad-request]"),
+        (["harry", "--role", "bogus"], 2, b"role: 'bogus' is not one of: none, viewer, operator, admin [bad-request]"),
     ],
 )
 def test_a_password_that_is_not_needed_is_not_asked_for(
@@ -415,7 +415,7 @@ def test_nobody_is_asked_for_passwords_who_is_no_user(host: EmbeddedHost) -> Non
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (["service", "stop", "nothing"], 5, "see: circlectl service list, and to add it: circleosd(8)"),
+        (["service", "stop", "nothing"], 5, "see: circlectl service list; to add it, see circleosd(8)"),
         (["service", "stop"], 2, "service stop needs NAME"),
         (["service", "stop", "../etc"], 2, "is not a service name"),
         (["plugin", "invoke", "none", "f", "x"], 5, "no plugin none is loaded"),
@@ -498,7 +498,7 @@ def test_a_closed_pipe_is_no_error_message(host: EmbeddedHost) -> None:
         ("service list >&-", 0, ""),
         ("service list >&- 2>&-", 0, ""),
         ("service nope 2>&-", 2, ""),
-        ("user login alice <&-", 2, "no terminal to ask for the password on"),
+        ("user login alice <&-", 2, "no terminal to prompt for the password"),
         ("service list >/dev/full", 12, "cannot write the output: No space left on device; "),
         ("system history --json >/dev/full", 12, "cannot write the output: No space left on device; "),
         ("--help >/dev/full", 12, "cannot write the output: No space left on device; "),

@@ -191,7 +191,7 @@ def test_any_cataloged_unit_is_started_stopped_and_restarted(host: EmbeddedHost)
     ("unit", "says"),
     [
         ("[Service]\nExecStart=/nonexistent/program\n", "'/nonexistent/program'"),
-        ("[Service]\nType=forking\nExecStart=/bin/true\n", "does not know Type=forking, only simple, exec, notify"),
+        ("[Service]\nType=forking\nExecStart=/bin/true\n", "does not support Type=forking, only simple, exec, notify"),
         (
             "[Service]\nType=notify\nExecStart=/bin/sh -c 'echo no license; exit 3'\n",
             "exit status 3; it said: no license",
@@ -200,7 +200,7 @@ def test_any_cataloged_unit_is_started_stopped_and_restarted(host: EmbeddedHost)
         ("[Service\n", "line 1 is neither"),
         ("[Service]\n", "one ExecStart="),
         ("[Service]\nUser=somebody\nExecStart=/bin/true\n", "not as User=somebody"),
-        ("[Service]\nKillSignal=SIGNAL\nExecStart=/bin/true\n", "does not know KillSignal=SIGNAL"),
+        ("[Service]\nKillSignal=SIGNAL\nExecStart=/bin/true\n", "does not support KillSignal=SIGNAL"),
         ("[Service]\nEnvironment==x\nExecStart=/bin/true\n", "cannot run broken.service"),
         ("[Service]\nUMask=777777777777777\nExecStart=/bin/true\n", "cannot run broken.service"),
         (
@@ -403,7 +403,7 @@ def test_who_has_no_home_is_told_what_to_set_and_then_runs(host_to_be: EmbeddedH
         (
             "/tmp/" + "d" * 90,
             2,
-            "a path may have 107 bytes; choose a shorter directory, with CIRCLEOSD_RUNTIME_DIR or ",
+            "a path may have at most 107 bytes; choose a shorter directory, with CIRCLEOSD_RUNTIME_DIR or ",
         ),
         ("/dev/null", 12, "cannot run CircleOSD at /dev/null/run: Not a directory"),
     ],
@@ -482,7 +482,7 @@ def test_stopping_a_service_on_demand_says_that_its_socket_listens(host: Embedde
     host.pid("auth-service")
     reply = host.call("service-registry", {"action": "stop", "name": "auth-service"})
     assert reply["data"]["state"] == "inactive"
-    assert "circleosd-auth.socket still listens and starts it on demand" in reply["message"]
+    assert "circleosd-auth.socket is still listening and will start it on demand" in reply["message"]
     assert host.pid("auth-service")
 
 

@@ -149,7 +149,7 @@ def test_a_second_compilation_breaks_the_protocol_for_plugin_code_may_have_made_
 ) -> None:
     sink = Sink()
     sent = frames.encode(COMPILED, 0, first) + frames.encode(COMPILED, 0, b"made up") + READY_FRAME
-    with pytest.raises(PluginFailed, match="a compilation that nobody waits for"):
+    with pytest.raises(PluginFailed, match="a compilation that nobody is waiting for"):
         load(tmp_path, sent, sink)
     assert sink.data == first
 
@@ -230,7 +230,7 @@ def test_a_worker_that_asks_more_at_once_than_its_calls_and_preparations_can_is_
         await worker.load(path, Load("example", "wasm"), [0], 10, None)
         return await why_lost(worker)
 
-    assert "too much at once" in run(tmp_path, peer, manage, never)
+    assert "too many at once" in run(tmp_path, peer, manage, never)
 
 
 @pytest.mark.parametrize(

@@ -173,14 +173,14 @@ def test_only_what_a_plugin_asks_for_can_be_granted(host: EmbeddedHost, tmp_path
     host.load(path)
     refused = host.ctl("plugin", "grant", "modest", "kv")
     assert "it asks for: clock" in refused.stderr
-    assert "there are: log, kv" in host.ctl("plugin", "grant", "modest", "network").stderr
+    assert "available: log, kv" in host.ctl("plugin", "grant", "modest", "network").stderr
     host.unload("modest")
 
 
 def test_a_revocation_that_would_take_nothing_away_is_refused(host: EmbeddedHost, tmp_path: Path) -> None:
     host.load(write(tmp_path, "broad", caller(), capabilities=["log", "services:restart:*"]), grant="all")
     for capability, says in (
-        ("services:restart:web", "broad has services:restart:web by services:restart:*; revoke that"),
+        ("services:restart:web", "broad has services:restart:web through services:restart:*; revoke that instead"),
         ("log", "every plugin has log"),
     ):
         refused = host.ctl("plugin", "revoke", "broad", capability)
@@ -269,9 +269,7 @@ def test_a_capability_that_there_is_not_cannot_be_configured(new_host: NewHost) 
     config.write_text('[plugins.grants]\nheadless = ["all"]\n')
     reply = host.call("plugin-manager", {"action": "list"})
     assert reply["error"] == "unavailable"
-    assert (
-        "plugin-manager cannot start: setting plugins.grants.headless: there is no capability 'all'" in reply["message"]
-    )
+    assert "plugin-manager cannot start: setting plugins.grants.headless: no capability 'all'" in reply["message"]
     config.write_text('[plugins.grants]\nheadless = ["kv"]\n')
     host.wait_for(lambda: host.call("plugin-manager", {"action": "list"})["ok"])
 
@@ -373,7 +371,7 @@ def test_a_plugin_does_not_restart_the_manager_that_waits_for_it(host: EmbeddedH
     host.load(write(tmp_path, "zealot", caller(), capabilities=["services:restart:*"]), grant="all")
     pid = host.pid("plugin-manager")
     why = refusal(host, "zealot", "services.restart", name="plugin-manager")
-    assert why == "conflict: a plugin cannot restart plugin-manager, which would wait for the call that asks for it"
+    assert why == "conflict: a plugin cannot restart plugin-manager, which would wait for the call that requests it"
     assert host.pid("plugin-manager") == pid
     assert host.data("service-registry", "history", failed=True, object="plugin-manager")[-1]["error"] == "conflict"
     host.unload("zealot")

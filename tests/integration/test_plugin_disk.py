@@ -57,7 +57,7 @@ def test_a_store_that_takes_no_artifact_is_unavailable_until_it_does(
     try:
         done = host.ctl("plugin", "load", other)
         assert done.returncode == 12, done
-        assert f"cannot keep the artifact in {store}: No such file or directory [unavailable]" in done.stderr
+        assert f"cannot store the artifact in {store}: No such file or directory [unavailable]" in done.stderr
         assert "start CircleOSD" not in done.stderr
     finally:
         away.rename(store)

@@ -33,7 +33,7 @@ from tests.wasi_text import command
         ("sparse.wasm", "limit", "larger than 67108864 bytes"),
         ("empty.wasm", "bad-request", "it is empty"),
         ("/proc/self/maps", "bad-request", "it is empty"),
-        ("nothing.wasm", "not-found", "no file"),
+        ("nothing.wasm", "not-found", "no such file"),
     ],
 )
 def test_what_is_no_artifact_is_refused_with_the_reason(
@@ -79,7 +79,7 @@ def test_a_manifest_that_was_changed_is_told_by_its_digest_and_on_record(host: E
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("pipe", "cannot read {}"), ("directory", "cannot read {}"), ("link", "no file"),
+        ("pipe", "cannot read {}"), ("directory", "cannot read {}"), ("link", "no such file"),
         ("large", "is larger than"),
     ],
 )  # fmt: skip
@@ -107,7 +107,7 @@ def test_what_is_beside_an_artifact_is_not_passed_over(
 def test_a_webassembly_plugin_has_the_function_that_its_manifest_names(host: EmbeddedHost, tmp_path: Path) -> None:
     refused = host.ctl("plugin", "load", str(write(tmp_path, "entered", core(ECHO), entry="handle")))
     assert refused.returncode == 2
-    assert "the manifest's entry 'handle' is no function of the plugin; it has: echo" in refused.stderr
+    assert "the manifest's entry 'handle' is not a function of the plugin; it has: echo" in refused.stderr
     assert host.data("plugin-manager", "list") == []
     host.load(write(tmp_path, "entered", core(ECHO), entry="echo"))
     host.unload("entered")

@@ -66,7 +66,7 @@ def signer(host: EmbeddedHost, tmp_path: Path) -> Iterator[Signer]:
 
 def test_a_signed_plugin_is_verified_and_loaded_with_its_signers_name(signer: Signer) -> None:
     verified = signer.host.ok("plugin", "verify", str(signer.path))
-    assert "good signature of alice@example.org with ED25519 SHA256:" in verified
+    assert "good signature by alice@example.org with ED25519 SHA256:" in verified
     assert signer.host.data("plugin-manager", "list") == []
     assert "signed by alice@example.org" in signer.host.ok("plugin", "load", str(signer.path))
     shown = json.loads(signer.host.ok("plugin", "show", "signed", "--json"))
@@ -144,7 +144,7 @@ def test_a_signed_manifest_without_the_artifacts_digest_and_size_is_refused(sign
     complete = json.loads(signer.manifest.read_text())
     write(signer.directory, "signed", core(ECHO), **{key: complete[key] for key in named})
     signer.signature.write_bytes(sign(signer.key, signer.manifest.read_bytes()))
-    assert "names no sha256" in signer.refused()
+    assert "lacks the artifact's sha256" in signer.refused()
 
 
 def test_an_upgrade_does_not_lose_its_signer_unnoticed(signer: Signer) -> None:
@@ -153,7 +153,7 @@ def test_an_upgrade_does_not_lose_its_signer_unnoticed(signer: Signer) -> None:
     signer.signature.unlink()
     refused = signer.host.ctl("plugin", "load", str(signer.path))
     assert refused.returncode == 4
-    assert "is signed by alice@example.org, and this one is not" in refused.stderr
+    assert "is signed by alice@example.org, but this one is not" in refused.stderr
     signer.host.ok("plugin", "load", str(signer.path), "--trust")
 
 
@@ -170,7 +170,7 @@ def test_where_signatures_are_not_looked_at_an_upgrade_needs_none(new_host: NewH
 def test_verify_takes_other_signers_and_says_what_is_missing(signer: Signer, tmp_path: Path) -> None:
     other = tmp_path / "others"
     other.write_text(f"bob@example.org {public(signer.key)}\n")
-    assert "good signature of bob" in signer.host.ok("plugin", "verify", str(signer.path), "--signers", str(other))
+    assert "good signature by bob" in signer.host.ok("plugin", "verify", str(signer.path), "--signers", str(other))
     other.write_bytes(b" " * ((256 << 10) + 1))
     refused = signer.host.ctl("plugin", "verify", str(signer.path), "--signers", str(other))
     assert refused.stderr.startswith(f"circlectl: {other} is larger than 262144 bytes"), refused
@@ -226,7 +226,7 @@ def test_signing_says_what_is_wrong(signer: Signer, tmp_path: Path) -> None:
     shutil.copy(signer.path, alone)
     for arguments, status, reason in (
         ([str(alone), "--key", str(signer.key)], 5, "without a manifest"),
-        ([str(signer.path), "--key", "/nonexistent"], 5, "no key /nonexistent"),
+        ([str(signer.path), "--key", "/nonexistent"], 5, "no such key: /nonexistent"),
         ([str(signer.path), "--key", str(signer.manifest)], 2, f"cannot sign with {signer.manifest}: "),
         ([str(tmp_path / "none.wasm"), "--key", str(signer.key)], 5, f"no such file: {tmp_path}/none.wasm"),
         ([str(signer.path)], 2, "needs --key"),
@@ -256,7 +256,7 @@ def test_a_manifest_that_no_host_would_load_is_not_signed(signer: Signer) -> Non
     signed = signer.signature.read_bytes()
     for manifest, reason in (
         ({"name": "No Name"}, "name: 'No Name' is not a plugin name"),
-        ({"name": "a", "nme": "b"}, "nme: there is no such member"),
+        ({"name": "a", "nme": "b"}, "nme: no such member"),
         ({"name": "a", "capabilities": ["kv", "kv"]}, "asks for 'kv' twice"),
         ({"name": "a", "plugin_type": "native"}, 'needs "plugin_type": "wasm"'),
         ({"name": "a", "config": {"b": "c" * (64 << 10)}}, "is larger than 65536 bytes"),
@@ -293,5 +293,5 @@ def test_who_is_refused_for_a_signature_is_not_told_to_log_in(signer: Signer) ->
     signer.signers.unlink()
     refused = signer.host.ctl("plugin", "verify", str(signer.path))
     assert refused.returncode == 4
-    assert "add whose it is to trusted-signers" in refused.stderr
+    assert "add it with its owner to trusted-signers" in refused.stderr
     assert "log in" not in refused.stderr

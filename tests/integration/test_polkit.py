@@ -251,7 +251,7 @@ def test_a_file_that_others_may_write_is_refused(places: tuple[Path, Path], mode
     (places[0] / "more.toml").write_text('[[service]]\nname = "cron"\nunit = "cron.service"\n')
     (places[0] / "more.toml").chmod(mode)
     (problem,) = generate(places)
-    assert "others than its owner may write" in problem
+    assert "is writable by others than its owner" in problem
     assert "cron.service" not in places[1].read_text()
     assert "nginx.service" in places[1].read_text()  # the other files still count
 
@@ -272,7 +272,7 @@ def test_a_directory_that_others_may_write_makes_the_whole_catalog_untrusted(
 ) -> None:
     (places[0], places[0].parent)[place].chmod(0o777)
     (problem,) = generate(places)
-    assert "others than its owner may write" in problem
+    assert "is writable by others than its owner" in problem
     assert "nginx" not in places[1].read_text()
 
 
@@ -299,7 +299,7 @@ def test_links_and_pipes_are_refused(places: tuple[Path, Path], tmp_path: Path) 
     problems = generate(places)
     assert len(problems) == 2
     assert "is a symbolic link" in problems[0]
-    assert "is not a file" in problems[1]
+    assert "is not a regular file" in problems[1]
     assert "cron.service" not in places[1].read_text()
 
 
@@ -357,7 +357,7 @@ def test_why_the_rule_cannot_be_written_is_said_without_the_name_of_a_temporary_
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit, match="1"):
         polkit.main()
-    assert complaints == [f"the polkit rule cannot be brought up to date: {target}: No such file or directory"]
+    assert complaints == [f"cannot update the polkit rule: {target}: No such file or directory"]
 
 
 def test_the_rule_for_a_catalog_of_ones_own_is_printed(places: tuple[Path, Path]) -> None:

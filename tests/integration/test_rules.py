@@ -55,7 +55,7 @@ def test_can_explains_which_rule_decides(host: EmbeddedHost) -> None:
     assert (denied["allowed"], denied["rule"]) == (False, {"verb": "service:*", "object": "db-?", "deny": True})
     assert can("plugin:unload", "json-x")["rule"] == {"verb": "plugin:unload", "object": "json-*", "deny": False}
     assert not can("plugin:unload", "xml")["allowed"]
-    assert can("user:passwd", "carl")["why"] == "carl may user:passwd for oneself"
+    assert can("user:passwd", "carl")["why"] == "carl may do user:passwd for their own user"
     assert host.ok("user", "can", "carl", "service:stop", "db-1").startswith("no: service:stop db-1 is denied to carl")
     unknown = host.ctl("user", "can", "carl", "service:stopp", "x")
     assert unknown.returncode == 2
@@ -75,7 +75,7 @@ def test_can_explains_which_rule_decides(host: EmbeddedHost) -> None:
         ("restart", "nginx", "is not an action such as service:restart"),
         ("service:restart", "a b", "is not the name of a service"),
         ("service:restart", "[ab]", "is not the name of a service"),
-        ("user:whoami", "x", "no rule about an object can allow user:whoami: anyone may do it"),
+        ("user:whoami", "x", "a rule about an object cannot allow user:whoami: anyone may do it"),
         ("plugin:load", "x", "a rule about an object cannot allow plugin:load: it needs the role admin"),
         ("system:history", "x", "no action system:history"),
     ],

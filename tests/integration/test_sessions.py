@@ -47,7 +47,7 @@ def test_a_session_is_the_uids_that_opened_it_at_every_service(host: EmbeddedHos
         for uid in (BOB, 0):
             stolen = ask(host, uid, service, action, token=token)
             assert stolen["error"] == "denied"
-            assert "opened by another uid" in stolen["message"]
+            assert "was not opened by uid" in stolen["message"]
 
 
 def test_the_sessions_of_a_user_who_was_disabled_do_not_come_back(host: EmbeddedHost) -> None:
@@ -223,12 +223,12 @@ def test_who_is_known_by_the_uid_is_not_denied_because_auth_service_cannot_start
     store.unlink()
     store.write_text("this is no database")
     reply = ask(host, 61200, REGISTRY, "stop", name="plugin-manager")
-    assert (reply["error"], "cannot tell who uid 61200 is: " in reply["message"]) == ("unavailable", True), reply
+    assert (reply["error"], "cannot find out who uid 61200 is: " in reply["message"]) == ("unavailable", True), reply
     assert "denied" not in [row["phase"] for row in host.data(REGISTRY, "history")]
     path = host.runtime / "auth-service.sock"
     path.unlink()
     reply = ask(host, 61200, REGISTRY, "stop", name="plugin-manager")
-    says = f"cannot tell who uid 61200 is: auth-service is not listening at {path}; see: circlectl system status"
+    says = f"cannot find out who uid 61200 is: auth-service is not listening at {path}; see: circlectl system status"
     assert (reply["error"], reply["message"]) == ("unavailable", says)
     assert ask(host, 0, REGISTRY, "stop", name="plugin-manager")["ok"]
 

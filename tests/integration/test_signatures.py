@@ -127,7 +127,7 @@ def for_other_purposes(host: Host) -> bytes:
 def test_a_key_with_endless_lines_for_other_purposes_costs_few_runs_and_no_memory(signers: Host) -> None:
     environment = slowed(signers, "ls -l /proc/$PPID/fd | grep -c memfd: >> runs")
     signatures = Signatures([signers.directory], "require", environment)
-    with pytest.raises(BadSignature, match="put the one that is before them"):
+    with pytest.raises(BadSignature, match="move the line that does before them"):
         asyncio.run(signatures.verify(MANIFEST, sign(signers.alice, MANIFEST), for_other_purposes(signers)))
     files = (signers.directory / "runs").read_text().split()
     assert len(files) == 1 + 2 * MAX_LINES
@@ -145,7 +145,7 @@ def test_a_verification_has_one_deadline_for_all_its_runs(signers: Host, monkeyp
     ("options", "problem", "says"),
     [
         ('valid-before="20200101"', Problem.EXPIRED, "was valid only until 2020-01-01"),
-        ('valid-after="20990101"', Problem.NOT_YET, "is valid only from 2099-01-01"),
+        ('valid-after="20990101"', Problem.NOT_YET, "is not valid until 2099-01-01"),
         ('namespaces="git"', Problem.UNKNOWN, "but not for circleosd-plugin"),
     ],
 )
@@ -217,7 +217,7 @@ def test_a_certificate_of_a_trusted_authority_is_accepted(signers: Host) -> None
 def test_a_certificate_that_does_not_count_now_is_called_one(signers: Host, options: tuple[str, ...]) -> None:
     refused = signers.refusal(certified(signers, *options))
     assert refused.problem is Problem.UNKNOWN
-    assert "no cert-authority in trusted-signers vouches now" in str(refused)
+    assert "no cert-authority in trusted-signers vouches for" in str(refused)
 
 
 def test_an_unsigned_plugin_is_refused_warned_about_or_let_through_as_the_policy_says(signers: Host) -> None:
@@ -300,7 +300,7 @@ def test_a_revoked_key_is_refused_by_an_ssh_keygen_that_says_nothing_of_it(
     signature = sign(signers.alice, MANIFEST)
     assert signers.judge(signature).signer == "alice@example.org"
     (signers.directory / "revoked-signers").write_text(public(signers.alice) + "\n")
-    assert "the signature of alice@example.org does not count" in str(signers.refusal(signature))
+    assert "the signature by alice@example.org is not accepted" in str(signers.refusal(signature))
 
 
 def test_a_list_of_revoked_keys_that_cannot_be_read_lets_nobody_pass(signers: Host) -> None:
@@ -321,7 +321,7 @@ def test_a_list_of_keys_that_is_there_and_leads_nowhere_lets_nobody_pass(signers
 def test_a_line_of_trusted_signers_that_cannot_be_used_is_named(signers: Host) -> None:
     signers.trust(f"mallory@example.org {public(signers.mallory)}", public(signers.alice))
     refused = signers.refusal(sign(signers.alice, MANIFEST))
-    assert "does not name (its line 2 is not as in ssh-keygen(1), ALLOWED SIGNERS: missing key);" in str(refused)
+    assert "does not name (its line 2 is not valid, see ssh-keygen(1), ALLOWED SIGNERS: missing key);" in str(refused)
     signers.trust(f"mallory@example.org {public(signers.mallory)}")
     assert "its line" not in str(signers.refusal(sign(signers.alice, MANIFEST)))
 

@@ -48,7 +48,7 @@ def test_what_cannot_be_written_at_the_end_is_no_failure_of_the_service(new_host
     host.ok("user", "login", "alice", "--password-stdin", stdin=f"{PASSWORD}\n")
     host.ok("user", "whoami")  # a use of the session that is in memory only
     let_write(host, "auth-service", anything=False)
-    host.wait_for(lambda: "something is lost that was only in memory" in host.log)
+    host.wait_for(lambda: "data that was only in memory is lost" in host.log)
     status = host.data("service-registry", "status", name="auth-service")
     assert (status["state"], status["result"]) == ("inactive", "success")
 

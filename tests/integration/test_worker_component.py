@@ -312,7 +312,7 @@ def test_an_answer_of_another_type_is_an_error_to_the_plugin(data: object) -> No
     with start(KV_GET, granted=("kv",)) as worker:
         worker.answer = lambda call, args: frames.host_reply_body(data)
         worker.ready()
-        with pytest.raises(CallFailed, match="internal: the host's answer has another type than this call returns"):
+        with pytest.raises(CallFailed, match="internal: the type of the host's answer is not what this call returns"):
             worker.invoke("handle", "here")
 
 
@@ -379,7 +379,7 @@ def test_an_answer_that_has_another_type_within_is_an_error_too(call: str, data:
     with start(calling(call), granted=GRANTED) as worker:
         worker.answer = lambda call, args: frames.host_reply_body(data)
         worker.ready()
-        with pytest.raises(CallFailed, match="internal: the host's answer has another type than this call returns"):
+        with pytest.raises(CallFailed, match="internal: the type of the host's answer is not what this call returns"):
             worker.invoke("handle", "payload")
 
 
@@ -445,7 +445,7 @@ def test_a_text_of_most_of_the_memory_is_cut_in_the_log_and_too_long_for_a_host_
     )
     with start(artifact, granted=("kv",)) as worker:
         worker.ready()
-        with pytest.raises(CallFailed, match="limit: a host call may have 1048576 bytes, as JSON"):
+        with pytest.raises(CallFailed, match="limit: a host call may have at most 1048576 bytes as JSON"):
             worker.invoke("handle")
 
 

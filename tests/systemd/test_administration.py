@@ -67,7 +67,7 @@ def test_a_unit_that_fails_too_often_is_said_to_be_held_back_by_systemd(machine:
         assert "systemd did not start it again (start-limit-hit)" in said
         assert "systemctl reset-failed ct-loop.service" in said
         if machine.get_unit_property("ct-loop.service", "Result") != "start-limit-hit":  # as it is on systemd 262
-            assert "ct-loop.service; as to its last run, the unit's is exit-code, exit status 4" in said
+            assert "ct-loop.service; as for its last run, the unit's is exit-code, exit status 4" in said
             assert said.count("last words") == 1
     machine.succeed("systemctl reset-failed ct-loop.service")
     assert "too often" not in refused(machine, "service start loop", 11)
@@ -95,7 +95,9 @@ def test_a_unit_that_is_restarted_too_often_is_said_to_be_held_back_by_systemd(m
     machine.succeed("systemctl reset-failed; circlectl service start calm", *["circlectl service restart calm"] * 4)
     for _ in range(2):
         said = refused(machine, "service restart calm", 11)
-        assert "too often in a short time, and systemd did not start it again (start-limit-hit); try later" in said
+        assert (
+            "too often in a short time, and systemd did not start it again (start-limit-hit); try again later" in said
+        )
         assert "SIGTERM" not in said
     machine.succeed("systemctl reset-failed ct-calm.service", "circlectl service start calm")
 
@@ -139,7 +141,7 @@ def test_a_unit_that_is_not_there_is_told_from_one_whose_file_is_wrong(machine: 
 
 
 def test_a_unit_whose_file_changed_without_a_reload_of_systemd_is_told_of(machine: Machine) -> None:
-    said = "a file of ct-edited.service has changed, and systemd goes by what it read before; see: systemctl "
+    said = "a file of ct-edited.service has changed on disk, but systemd still uses the old version; see: systemctl "
     assert said not in refused(machine, "service start edited", 0)
     machine.succeed("echo Environment=NEW=1 >>/etc/systemd/system/ct-edited.service")
     for command, status in (("status", 0), ("restart", 0), ("reload", 11)):
@@ -185,7 +187,9 @@ def test_what_systemd_would_not_enable_is_refused_and_leaves_no_failed_unit(mach
     assert "Cannot alias ct-alien.service as ct-alien.socket" in said
     for verb in ("enable", "disable"):
         said = refused(machine, f"service {verb} other", 7)
-        assert f"cannot {verb} ct-other.service: that is another name of a unit, which the catalog must have" in said
+        assert (
+            f"cannot {verb} ct-other.service: it is an alias of another unit, whose name the catalog must use" in said
+        )
     assert machine.succeed("systemctl --failed --no-legend") == ""
     assert machine.succeed("systemctl is-enabled ct-named.service").strip() == "enabled"
 
@@ -195,8 +199,8 @@ def test_disabling_a_linked_unit_is_done_and_told_to_have_removed_it(machine: Ma
     write(machine, "/srv/ct-app.service", text)
     machine.succeed("systemctl link /srv/ct-app.service", "circlectl service enable app")
     said = refused(machine, "service disable app", 0)
-    assert "ct-app.service was a link to a file elsewhere, and is gone with it" in said
-    assert "make it anew with: systemctl link" in said
+    assert "ct-app.service was a link to a file elsewhere, and was removed" in said
+    assert "create it again with: systemctl link" in said
     assert "enabled: not-found" in said
     row = json.loads(machine.succeed("circlectl system history --object app --json"))[-1]
     assert (row["before"], row["after"], row["error"]) == ("enabled", "not-found", None)
@@ -280,7 +284,7 @@ def test_what_the_manual_says_has_running_services_read_changed_settings(machine
         "circlectl system status --json | grep -q 'plugin-manager.*\"connections\": 2'", timeout=20
     )
     machine.succeed(f"echo '[plugins]\ntrust = \"require\"' >>{file}", f"circlectl {load} 2>&1", command)
-    assert "this host loads only what a trusted signer signed" in refused(machine, load, 4)
+    assert "this host loads only plugins from trusted signers" in refused(machine, load, 4)
     machine.succeed(f"cp /srv/config.toml {file}", command, "systemctl stop ct-following.service || true")
     machine.succeed("circlectl plugin unload example")
 
@@ -323,7 +327,7 @@ def test_a_catalog_that_the_registry_may_not_look_into_is_reported(machine: Mach
     step = said.partition("see: ")[2].partition("\n")[0]
     assert step == "chmod a+rX /etc/circleosd /etc/circleosd/services.d"
     machine.succeed(step)
-    assert "a catalog file cannot be used: /etc/circleosd/services.d: Permission denied" in said
+    assert "cannot use a catalog file: /etc/circleosd/services.d: Permission denied" in said
     assert "calm" not in said
     said = machine.succeed("circlectl service list 2>&1")
     assert "cannot be used" not in said
@@ -335,7 +339,7 @@ def test_a_catalog_file_that_the_registry_may_no_longer_read_is_reported_at_once
     machine.succeed("circlectl service list", f"chmod 600 {file}")
     said = machine.succeed("circlectl service list 2>&1")
     step = f"chmod a+rX /etc/circleosd/services.d {file}"
-    assert f"a catalog file cannot be used: {file}: Permission denied; see: {step}\n" in said
+    assert f"cannot use a catalog file: {file}: Permission denied; see: {step}\n" in said
     machine.succeed(step)
     assert "cannot be used" not in machine.succeed("circlectl service list 2>&1")
 

@@ -43,7 +43,7 @@ def test_workers_that_end_at_once_are_not_started_for_ever_and_that_is_not_the_p
     for _ in range(7):  # also when its socket has failed
         status, said = machine.execute("circlectl plugin invoke often upper hi 2>&1", timeout=60)
         assert status == 12, said
-        assert "the worker of often was started too often in a short time, and systemd holds it back" in said
+        assert "the worker of often was started too often in a short time, so systemd refuses to start it" in said
         assert "circleosd.target" not in said
     shown = json.loads(machine.succeed(SHOW))
     assert (shown["state"], shown["failures"]) == ("ready", 0)
@@ -91,7 +91,7 @@ def test_a_plugin_that_says_too_much_keeps_no_row_of_the_ledger_out_of_the_journ
     machine.succeed("circlectl plugin disable loud", "journalctl --sync")
     rows = machine.succeed("journalctl --identifier circleosd-plugin-manager CIRCLEOSD_OBJECT=loud --output=cat")
     assert rows.splitlines()[-1] == "uid 0: disable loud: done: ready → disabled: by uid 0"
-    said = f"plugin loud: said more than {MOST_SAID} messages within 30 s; the rest is dropped"
+    said = f"plugin loud: logged more than {MOST_SAID} messages within 30 s; the rest is dropped"
     machine.succeed(f"journalctl --unit circleosd-plugins.service --output=cat --grep '{said}'")
 
 
@@ -113,7 +113,7 @@ def test_a_native_plugin_is_refused_with_the_reason_where_files_cannot_be_run(ma
     machine.succeed("systemctl restart circleosd-plugins.service")
     status, said = machine.execute("circlectl plugin load /root/plain.so --trust 2>&1")
     machine.succeed("umount /var/lib", "systemctl restart circleosd-plugins.service")
-    assert (status, said.count("plugins are kept on a file system that is mounted noexec")) == (2, 1), said
+    assert (status, said.count("plugins are stored on a file system mounted noexec")) == (2, 1), said
     machine.succeed("circlectl plugin load /root/plain.so --trust", "circlectl plugin unload plain")
 
 

@@ -203,7 +203,7 @@ def test_what_an_editor_leaves_beside_a_file_is_none_of_the_catalog(tmp_path: Pa
 def test_circleosds_own_units_have_no_other_names(tmp_path: Path, unit: str) -> None:
     (tmp_path / "a.toml").write_text(GOOD.replace("nginx.service", unit))
     found = catalog.read([tmp_path])
-    assert found.problems == (f"{tmp_path}/a.toml: the unit {unit} is CircleOSD's own, and in the catalog by itself",)
+    assert found.problems == (f"{tmp_path}/a.toml: the unit {unit} belongs to CircleOSD, which catalogs it by itself",)
     assert {*found.entries.values()} == {*catalog.OWN}
 
 
@@ -224,10 +224,10 @@ def test_a_file_without_an_entry_is_no_problem(text: str) -> None:
             GOOD.replace("restart", "fly"),
             r"number 1, verbs\.0: should be 'start', 'stop', 'restart', 'reload', 'enable' or 'disable'$",
         ),
-        (GOOD + GOOD, r"^\[\[service\]\] number 2, name: the file has another nginx before it$"),
-        (GOOD.replace("verbs", "verb"), "number 1, verb: there is no such member$"),
+        (GOOD + GOOD, r"^\[\[service\]\] number 2, name: the file already has a service nginx$"),
+        (GOOD.replace("verbs", "verb"), "number 1, verb: no such member$"),
         ('[[service]]\nname = "a"\n', "number 1, unit: is missing$"),
-        ('[service]\nname = "a"\n', r"^a catalog file has \[\[service\]\] tables and nothing else$"),
+        ('[service]\nname = "a"\n', r"^a catalog file may contain only \[\[service\]\] tables$"),
     ],
 )
 def test_parse_says_which_entry_is_wrong(text: str, says: str) -> None:

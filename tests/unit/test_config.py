@@ -98,7 +98,7 @@ def test_a_wrong_setting_is_named_with_its_file(tmp_path: Path, text: str, says:
         (
             "[plugins.grants]\nweb = ['kv', 'clok']\n",
             2,
-            "circleosd: setting plugins.grants.web: there is no capability 'clok'; there are: log, kv, config, clock, "
+            "circleosd: setting plugins.grants.web: no capability 'clok'; available: log, kv, config, clock, "
             "services:read, services:restart:NAME, events:NAME (from {path})\n",
         ),
         (

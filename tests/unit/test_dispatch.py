@@ -66,7 +66,7 @@ def test_who_waited_in_vain_is_told_which_setting_bounds_a_request(
     monkeypatch.setattr(registry.service, "_deadlines", Deadlines(0.1))
     reply = registry.ask({"action": "start", "name": "nginx"})
     assert reply["error"] == "timeout"
-    assert reply["message"] == "not done within 0.1 s (server.request_timeout); what was begun may go on"
+    assert reply["message"] == "not done within 0.1 s (server.request_timeout); what was started may continue"
 
 
 def test_a_stranger_is_denied_before_parameters_are_looked_at_and_that_is_recorded(registry: Registry) -> None:

@@ -19,7 +19,7 @@ SAID = "; it said: cannot bind port 80"
 LOGGED = "; the log says: one | two"
 TOO_OFTEN = (
     "it was started too often in a short time, and systemd did not start it again (start-limit-hit); "
-    "try later, or have an administrator type: systemctl reset-failed web.service"
+    "try again later, or have an administrator run: systemctl reset-failed web.service"
 )
 
 
@@ -84,7 +84,7 @@ def test_a_run_that_failed_is_told_with_its_end_and_its_last_words(state: UnitSt
 
 def test_a_unit_that_was_not_even_tried_is_held_back_and_its_last_run_told_as_that() -> None:
     failed = unit(exit_status=3)
-    last = "; as to its last run, the unit's is exit-code, exit status 3"
+    last = "; as for its last run, the unit's is exit-code, exit status 3"
     assert told("start", "failed", failed, failed) == TOO_OFTEN + last + SAID
     assert told("start", "failed", unit(result="start-limit-hit"), units=Silent()) == TOO_OFTEN
     assert told("start", "failed", unit(result="start-limit-hit")) == TOO_OFTEN
@@ -117,7 +117,7 @@ def test_of_a_run_that_said_nothing_it_is_told_what_was_logged_of_it() -> None:
 
     says = "the unit's is exit-code"
     assert told("start", "failed", unit(), units=Speechless()) == f"the job's result is failed, {says}{LOGGED}"
-    assert told("start", "failed", unit(), unit(), Speechless()).endswith(f"; as to its last run, {says}")
+    assert told("start", "failed", unit(), unit(), Speechless()).endswith(f"; as for its last run, {says}")
 
 
 @pytest.mark.parametrize("result", ["done", "failed", "timeout"])

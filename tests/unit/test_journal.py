@@ -114,10 +114,10 @@ def test_a_journald_that_takes_nothing_is_waited_for_a_bounded_time(
     while not caplog.messages:
         assert time.monotonic() < deadline
         mirror(row(None))
-    assert caplog.messages == ["row 7 of the ledger is not in the journal: journald takes nothing"]
+    assert caplog.messages == ["row 7 of the ledger is not in the journal: journald accepts nothing"]
     journald.recv(1 << 16)
     mirror(row(None))
-    assert caplog.messages[1:] == ["journald takes rows again; missing before row 7: 1"]
+    assert caplog.messages[1:] == ["journald accepts rows again; missing before row 7: 1"]
 
 
 def test_no_row_waits_for_a_journald_that_one_has_waited_for_in_vain(
@@ -131,7 +131,7 @@ def test_no_row_waits_for_a_journald_that_one_has_waited_for_in_vain(
     mirror(row(None))
     journald.recv(1 << 16)
     mirror(row(None))
-    assert caplog.messages[1:] == ["journald takes rows again; missing before row 7: 2"]
+    assert caplog.messages[1:] == ["journald accepts rows again; missing before row 7: 2"]
 
 
 def test_without_a_journal_rows_go_nowhere(

@@ -24,7 +24,7 @@ def test_keys_of_more_than_a_mebibyte_are_asked_for_by_a_longer_prefix(tmp_path:
     async def ask() -> None:
         await kept.write(fill)
         store = KeyValue(kept)
-        with pytest.raises(Limit, match="the keys that begin so take more than 1048576 bytes"):
+        with pytest.raises(Limit, match="the keys with this prefix take more than 1048576 bytes"):
             await store.keys("p", "")
         assert len(await store.keys("p", "0")) == 1025
 
@@ -79,7 +79,7 @@ def test_a_key_has_as_many_bytes_as_the_reference_says(tmp_path: Path) -> None:
         for key in ("k", "é" * 256):
             await store.set("p", key, "", 1000)
         for key, size in (("", 0), ("é" * 256 + "k", 513)):
-            with pytest.raises(BadRequest, match=f"a key has 1 to 512 bytes, not {size}"):
+            with pytest.raises(BadRequest, match=f"a key must have 1 to 512 bytes, not {size}"):
                 await store.set("p", key, "", 1000)
 
     asyncio.run(ask())

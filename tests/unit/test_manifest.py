@@ -73,7 +73,7 @@ def test_a_text_has_the_length_that_the_guide_says(member: str, least: int, most
     for length in (least, most):
         assert getattr(manifest.parse({"name": "a", member: "x" * length}), member) == "x" * length
     for length in {least - 1, most + 1} - {-1}:
-        with pytest.raises(BadRequest, match=f"the manifest is wrong: {member}: "):
+        with pytest.raises(BadRequest, match=f"the manifest is invalid: {member}: "):
             manifest.parse({"name": "a", member: "x" * length})
 
 
@@ -82,12 +82,12 @@ def test_a_text_has_the_length_that_the_guide_says(member: str, least: int, most
 )
 def test_a_limit_is_at_least_what_the_guide_says(limit: str, least: float) -> None:
     assert getattr(manifest.parse({"name": "a", "limits": {limit: least}}).limits, limit) == least
-    with pytest.raises(BadRequest, match=f"the manifest is wrong: limits.{limit}: "):
+    with pytest.raises(BadRequest, match=f"the manifest is invalid: limits.{limit}: "):
         manifest.parse({"name": "a", "limits": {limit: least * 0.99 if limit == "time" else least - 1}})
 
 
 def test_capabilities_are_known_few_and_have_short_reasons() -> None:
-    with pytest.raises(BadRequest, match=r"capabilities\.0\.name: there is no capability 'sudo'; there are: log, kv"):
+    with pytest.raises(BadRequest, match=r"capabilities\.0\.name: no capability 'sudo'; available: log, kv"):
         manifest.parse({"name": "a", "capabilities": ["sudo"]})
     most = [f"services:restart:s{number}" for number in range(64)]
     assert manifest.parse({"name": "a", "capabilities": most}).asked == tuple(most)
@@ -154,7 +154,7 @@ def test_a_name_is_derived_from_the_file() -> None:
     assert manifest.derive("_x_.so", b"\x7fELF") == manifest.parse({"name": "x", "plugin_type": "native"})
     assert manifest.derive(f"{'x' * 60}.wasm", WASM).name == "x" * 48
     for name in ("…", "ünï", "-"):
-        with pytest.raises(BadRequest, match=f"cannot make a plugin name of {name!r}"):
+        with pytest.raises(BadRequest, match=f"cannot derive a plugin name from {name!r}"):
             manifest.derive(f"/tmp/{name}.wasm", WASM)
     with pytest.raises(BadRequest, match="neither WebAssembly nor"):
         manifest.derive("README.md", b"# CircleOSD")

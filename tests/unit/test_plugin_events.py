@@ -177,9 +177,9 @@ def test_the_newest_events_are_kept_and_no_others(tmp_path: Path, monkeypatch: p
 def test_an_event_has_no_more_bytes_and_follows_from_no_more_others_than_the_reference_says(tmp_path: Path) -> None:
     async def use(events: Events, emitting: Plugin) -> None:
         await events.emit(emitting, "t", "é" * 8192, Cause(3))
-        with pytest.raises(Limit, match="may have 16384 bytes"):
+        with pytest.raises(Limit, match="may have at most 16384 bytes"):
             await events.emit(emitting, "t", "é" * 8192 + "e", Cause())
-        with pytest.raises(Limit, match="follows from 4 others"):
+        with pytest.raises(Limit, match="follows from a chain of 4 others"):
             await events.emit(emitting, "t", "", Cause(4))
 
     with_events(tmp_path, taken, use)

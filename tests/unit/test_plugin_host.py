@@ -47,11 +47,11 @@ async def answered(directory: Path, call: str, args: dict[str, str], *, granted:
 @pytest.mark.parametrize(
     ("call", "args", "says"),
     [
-        ("rm", {}, "bad-request: there is no host call 'rm'"),
+        ("rm", {}, "bad-request: no host call 'rm'"),
         ("kv.get", {}, "bad-request: the arguments of kv.get are: key"),
         ("kv.get", {"key": "a", "plugin": "other"}, "bad-request: the arguments of kv.get are: key"),
         ("services.restart", {}, "bad-request: the arguments of services.restart are: name"),
-        ("clock.now", {}, "bad-request: this host does not answer clock.now"),
+        ("clock.now", {}, "bad-request: this host does not support clock.now"),
     ],
 )
 def test_a_call_that_no_worker_would_pass_on_is_refused(
@@ -74,5 +74,5 @@ def test_nothing_lasts_that_is_asked_for_during_a_load(tmp_path: Path, call: str
     args = dict.fromkeys(CALLS[call].arguments, "x")
     (ok, why), _ = asyncio.run(answered(tmp_path, call, args, granted=True))
     assert (ok, why) == (
-        False, f"unavailable: cannot do {call} while the plugin is being loaded: nothing may last until it is",
+        False, f"unavailable: cannot do {call} while the plugin is being loaded: it may not change anything yet",
     )  # fmt: skip

@@ -90,7 +90,7 @@ def test_what_a_disk_does_not_let_go_fails_no_load_and_takes_the_place_of_no_err
 
     with pytest.raises(Limit, match="something else") if not kept else contextlib.nullcontext():
         asyncio.run(load())
-    assert "cannot remove what is no artifact of a plugin: [Errno 30] Read-only file system" in caplog.text
+    assert "cannot remove an unused artifact: [Errno 30] Read-only file system" in caplog.text
 
 
 @pytest.mark.parametrize(

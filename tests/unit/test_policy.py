@@ -171,7 +171,7 @@ def test_a_denial_says_to_whom_and_what_is_lacking(caller: Caller, why: str) -> 
 def test_an_answer_names_the_rule_that_allows() -> None:
     decision = decide(Caller(PEER, grants=(Grant("service:*", "db"),)), Access.OPERATOR, "service:stop", "db")
     assert decision.why == "service:stop db is allowed to uid 1000 by the rule: allow service:* db"
-    assert decide(Caller(PEER), Access.ANYONE, "user:whoami", None).why == "anyone may user:whoami"
+    assert decide(Caller(PEER), Access.ANYONE, "user:whoami", None).why == "anyone may do user:whoami"
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_a_unit_that_ended_badly_at_once_has_failed_also_where_systemd_will_rest
 
 def test_stopping_a_service_whose_socket_listens_says_so(registry: Registry) -> None:
     registry.units.awaited = True
-    assert "nginx.socket still listens" in registry.ask({"action": "stop", "name": "nginx"})["message"]
+    assert "nginx.socket is still listening" in registry.ask({"action": "stop", "name": "nginx"})["message"]
 
 
 @pytest.mark.parametrize(("verb", "name", "error"), [("stop", "readonly", "denied"), ("restart", "nope", "not-found")])
@@ -125,7 +125,7 @@ def test_a_log_of_nothing_is_not_found_unless_there_was_a_unit_that_logged(
     assert asyncio.run(problem("nginx")) is None
     assert asyncio.run(problem("ghost")) == "the unit ghost.service of the service ghost does not exist"
     registry.units.active["circleosd-plugin@any.service"] = "inactive"
-    assert "there is no worker of the plugin any" in (asyncio.run(problem("plugin@any")) or "")
+    assert "no worker of the plugin any" in (asyncio.run(problem("plugin@any")) or "")
 
 
 def test_a_next_step_is_said_for_the_manager_that_has_the_unit(
@@ -246,7 +246,7 @@ def test_an_interrupted_switch_of_a_unit_that_is_gone_is_resolved_too(
     asyncio.run(interrupted())
     outcome = registry.ask({"action": "history"})["data"][-1]
     assert (outcome["phase"], outcome["error"]) == ("outcome", "not-found")
-    assert "the unit file nginx.service cannot be looked at: no unit file nginx.service" in outcome["message"]
+    assert "the unit file nginx.service cannot be inspected: no unit file nginx.service" in outcome["message"]
 
 
 def test_enabling_tells_what_was_before(registry: Registry) -> None:

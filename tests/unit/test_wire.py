@@ -59,9 +59,9 @@ def test_a_long_line_is_refused_also_when_its_end_is_there_already() -> None:
         (b'{"action":"x","v":[1,' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"]}", "nested too deeply"),
         (b'{"action":null}', "needs an action"),
         (b"{}", "needs an action"),
-        (b'{"action":"x","token":5}', "the token is a string"),
-        (b'{"action":"x","token":""}', "the token is a string"),
-        (b'{"action":"x","token":"' + b"t" * 300 + b'"}', "the token is a string"),
+        (b'{"action":"x","token":5}', "the token must be a string"),
+        (b'{"action":"x","token":""}', "the token must be a string"),
+        (b'{"action":"x","token":"' + b"t" * 300 + b'"}', "the token must be a string"),
     ],
 )
 def test_what_is_no_request_is_refused_with_the_reason(line: bytes, says: str) -> None:

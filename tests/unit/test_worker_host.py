@@ -46,7 +46,7 @@ def test_a_request_is_as_long_as_its_json(length: int, fits: bool) -> None:
     manager = Manager()
     manager.reply = frames.host_reply_body(None)
     answer = host(manager, "kv").call("kv.set", {"key": "a", "value": '"' * length})
-    assert answer == ((True, None) if fits else (False, "limit: a host call may have 1048576 bytes, as JSON"))
+    assert answer == ((True, None) if fits else (False, "limit: a host call may have at most 1048576 bytes as JSON"))
     assert len(manager.asked) == fits
 
 
@@ -94,7 +94,7 @@ def test_the_clock_goes_forward() -> None:
 @pytest.mark.parametrize("request_text", [b"[]", b"null", b"5", b'{"method":"kv.get"}', b'{"call":["kv.get"]}'])
 def test_a_call_without_a_name_is_told_what_it_lacks(request_text: bytes) -> None:
     answer = host(Manager(), "kv").call_json(request_text)
-    assert answer == (False, b'bad-request: the host call is no JSON object that names its "call"')
+    assert answer == (False, b'bad-request: the host call is not a JSON object with a "call"')
 
 
 @pytest.mark.parametrize(

@@ -88,13 +88,13 @@ def test_what_is_no_module_is_refused_with_the_reason(data: bytes, reason: str) 
         (ABI + BUFFER + HANDLER, "exports no memory"),
         (ABI + MEMORY + HANDLER, "exports no function circleosd_buffer"),
         (ABI + MEMORY + BUFFER, "exports no handler"),
-        (ABI + MEMORY + HANDLER.replace("handle", "circleosd_buffer"), "circleosd_buffer with another type"),
+        (ABI + MEMORY + HANDLER.replace("handle", "circleosd_buffer"), "circleosd_buffer with a type other"),
         (ABI.replace("1)", "2)") + MEMORY + BUFFER + HANDLER, "has version 2 of the core ABI"),
         (ABI.replace("i32 (", "(mut i32) (") + MEMORY + BUFFER + HANDLER, "constant i32 global"),
         (ABI.replace("i32 (i32.const 1)", "i64 (i64.const 1)") + MEMORY + BUFFER + HANDLER, "constant i32 global"),
         (MEMORY + BUFFER + HANDLER.replace('"handle"', '"circleosd_abi"'), "not as a global"),
         (ABI + MEMORY + "(memory 1)" + BUFFER + HANDLER, "has 2 memories"),
-        (ABI + MEMORY + BUFFER + HANDLER + INITIALIZE, "_initialize with another type"),
+        (ABI + MEMORY + BUFFER + HANDLER + INITIALIZE, "_initialize with a type other"),
         ('(func (export "_start")) ', "exports no memory"),
         (MEMORY + '(func (export "_start") (param i32))', "not as a function of the type () -> ()"),
     ],
@@ -109,7 +109,7 @@ def test_a_module_that_is_no_plugin_is_refused_with_what_is_missing(body: str, r
         ("extism:host/env", "nor _start (a wasi command), but exports memory, and imports from env, extism:host/env"),
         (
             "wasi_snapshot_preview1",
-            "from env, wasi_snapshot_preview1: a WASI library (reactor) is no plugin, build a program of it",
+            "from env, wasi_snapshot_preview1: a WASI library (reactor) is not a plugin, build a command instead",
         ),
     ],
 )
@@ -161,7 +161,7 @@ def test_a_variable_of_another_version_is_refused(plugin: bytes, version: int) -
     [
         ('(import "env" "puts" (func (param i32)))', "imports env.puts: a core plugin may import only from circleosd"),
         ('(import "circleosd" "format_disk" (func))', "circleosd.format_disk, which this host does not have"),
-        ('(import "circleosd" "log" (func (param i32)))', "imports circleosd.log with another type"),
+        ('(import "circleosd" "log" (func (param i32)))', "imports circleosd.log with a type other"),
         ('(import "circleosd" "log" (global i32))', "imports circleosd.log, which"),
         ('(import "wasi_snapshot_preview1" "fd_write" (func (param i32)))', "imports wasi_snapshot_preview1.fd_write"),
         ('(import "env" "\\07\\1b[31m" (func))', "imports env.'\\x07\\x1b[31m'"),
@@ -257,10 +257,10 @@ def test_any_damage_is_a_refusal_or_another_valid_reading() -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"#!/bin/sh\n", "no ELF shared object"),
+        (b"#!/bin/sh\n", "not an ELF shared object"),
         (b"\x7fELF\2\1", "truncated"),
-        (b"\x7fELF\1\1" + bytes(60), "no 64-bit"),
-        (b"\x7fELF\2\1" + bytes(10) + b"\2\0" + bytes(60), "no shared object"),
+        (b"\x7fELF\1\1" + bytes(60), "not a 64-bit"),
+        (b"\x7fELF\2\1" + bytes(10) + b"\2\0" + bytes(60), "not a shared object"),
         (b"\x7fELF\2\1" + bytes(10) + b"\3\0\x28\0" + bytes(60), "another machine"),
     ],
 )

@@ -18,7 +18,7 @@ from circleosd.plugins.workerunits import WorkerUnits
         ("exit-code", None, 3, " with exit status 3"),
         ("signal", "SIGSEGV", None, " by SIGSEGV"),
         ("signal", "SIGKILL", None, " by SIGKILL"),
-        ("oom-kill", "SIGKILL", None, " by SIGKILL, for want of memory (oom-kill)"),
+        ("oom-kill", "SIGKILL", None, " by SIGKILL, out of memory (oom-kill)"),
     ],
 )
 def test_how_a_worker_ended_is_told_as_systemd_knows_it(

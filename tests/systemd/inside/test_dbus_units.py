@@ -188,7 +188,7 @@ def test_a_unit_whose_requirement_fails_gives_dependency() -> None:
 
 
 def test_a_job_that_takes_too_long_is_a_timeout_and_goes_on() -> None:
-    with pytest.raises(Timeout, match=r"start ct-long\.service is not done after 0\.2 s; it goes on"):
+    with pytest.raises(Timeout, match=r"start ct-long\.service has not finished after 0\.2 s; it continues"):
         job("start", "ct-long.service", timeout=0.2)
     assert job("start", "ct-long.service") == "done"
 
@@ -567,7 +567,7 @@ asyncio.run(main())
     lines = python_as(stranger, code).splitlines()
     assert lines[0] == "active"
     assert lines[1].startswith("systemd refuses to start ct-plain.service: ")
-    assert "the polkit rule of CircleOSD does not cover" in lines[1]
+    assert "CircleOSD's polkit rule does not cover" in lines[1]
     assert lines[2].startswith("systemd refuses to stop ct-plain.service: ")
     assert lines[3].startswith(r"systemd refuses to start circleosd-enable@ct\x2dinstall.service.service: ")
     assert "systemd-journal" in lines[4]

@@ -216,7 +216,7 @@ asyncio.run(main())
 """
     try:
         said = python_as(pwd.getpwnam(USER), code)
-        assert "ct-alias.service is another name of ct-brief.service" in said
+        assert "ct-alias.service is an alias of ct-brief.service" in said
     finally:
         alias.unlink()
         run("systemctl", "daemon-reload")
@@ -244,7 +244,7 @@ def test_a_catalog_file_that_others_may_write_gives_no_rights_and_is_reported() 
         wait_until(lambda: "failed" in run("systemctl", "show", "-P", "ActiveState", "circleosd-polkit.service"))
         assert not may("systemctl", "start", "ct-many@6.service")
         assert may("systemctl", "stop", "ct-sleep.service")
-        assert "others than its owner may write" in run("journalctl", "-u", "circleosd-polkit.service", "-n", "20")
+        assert "is writable by others than its owner" in run("journalctl", "-u", "circleosd-polkit.service", "-n", "20")
     finally:
         loose.unlink()
     wait_until(lambda: "inactive" in run("systemctl", "show", "-P", "ActiveState", "circleosd-polkit.service"))
