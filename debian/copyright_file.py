@@ -12,8 +12,9 @@ from importlib.metadata import distributions
 HEAD = """\
 CircleOSD is the work of the CircleOSD maintainers.
 
-This package also contains, below /usr/lib/circleosd, these works of others, unchanged but for debugging symbols. The
-license of each is in its NAME.dist-info directory, and the LGPL in /usr/share/common-licenses/LGPL-2.1.
+This package also contains the following third-party software below /usr/lib/circleosd, unchanged except that debugging
+symbols are stripped. The license of each is in its NAME.dist-info directory; the LGPL is in
+/usr/share/common-licenses/LGPL-2.1.
 
 """
 

@@ -8,8 +8,8 @@ from inspect import getdoc
 from circleosd.config import Settings
 
 HEAD = """\
-# The settings of CircleOSD, explained in circleosd.toml(5), each with its default; remove the # to change one.
-# A service reads this when it starts, on demand; one that runs goes on with what it read. To have all read it now:
+# The settings of CircleOSD with their defaults; see circleosd.toml(5). Remove the # to change one.
+# Services read this file when they start, which they do on demand. To apply changes to all running services:
 #   systemctl try-restart circleosd-auth circleosd-registry circleosd-plugins
 """
 

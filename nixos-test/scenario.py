@@ -139,7 +139,7 @@ with subtest("a rule allows one act on one object, and the record tells of the r
 with subtest("stopping what is started on demand says so"):
     stop = '{"action":"stop","name":"auth-service"}'
     reply = machine.succeed(f"echo '{stop}' | socat -t10 - UNIX:/run/circleosd/service-registry.sock")
-    assert "circleosd-auth.socket still listens" in reply, reply
+    assert "circleosd-auth.socket is still listening" in reply, reply
     assert data("user list")
 
 with subtest("plugins run each in a unit of its own"):
@@ -181,7 +181,7 @@ with subtest("a signed plugin is loaded, and what was changed since is not"):
     machine.succeed("ssh-keygen -q -t ed25519 -N '' -f /tmp/plugins/key")
     ctl(f"plugin sign {counter} --key /tmp/plugins/key")
     machine.succeed("echo alice@example.org $(cat /tmp/plugins/key.pub) >>/etc/circleosd/trusted-signers")
-    assert "good signature of alice@example.org" in ctl(f"plugin verify {counter}")
+    assert "good signature by alice@example.org" in ctl(f"plugin verify {counter}")
     assert data(f"plugin load {counter} --grant kv")["signer"] == "alice@example.org"
     assert [ctl("plugin invoke counter handle visits").strip() for _ in range(2)] == ["1", "2"]
     machine.succeed('sed -i \'s/"kv"/"clock"/\' /tmp/plugins/counter.json')
@@ -239,4 +239,4 @@ with subtest("the journal holds the structured record of it"):
     row = json.loads(denied.splitlines()[-1])
     assert (row["CIRCLEOSD_ACTION"], row["CIRCLEOSD_USER"], row["CIRCLEOSD_UID"]) == ("start", "bob", "1001"), row
     explained = machine.succeed("journalctl -x -t circleosd-service-registry CIRCLEOSD_ACTION=start | cat")
-    assert "CircleOSD refused somebody" in explained
+    assert "CircleOSD refused a request" in explained
