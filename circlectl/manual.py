@@ -35,8 +35,8 @@ _HEAD = r"""
 .Fl -version
 .Sh DESCRIPTION
 .Nm
-uses the services of CircleOSD, which systemd starts on demand, to start, stop and restart units, to call plugins, and to
-manage the users who may do so.
+uses the services of CircleOSD, which systemd starts on demand, to start, stop and restart units, to call plugins, and
+to manage the users who may do so.
 What you may do depends on your uid and on the user that you have logged in as.
 Every change, and every denied attempt at one, is recorded.
 .Pp
