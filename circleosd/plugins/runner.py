@@ -9,8 +9,9 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from circleosd.config import PluginSettings
 from circleosd.errors import CircleError, PluginFailed, Timeout, Unavailable
@@ -97,7 +98,7 @@ class Runners:
         self._host = host
         self._settings = settings
         self._runners: dict[str, Runner] = {}
-        self._tasks: set[asyncio.Task[None]] = set()  # the ends of retired workers, named by their plugins
+        self._tasks: set[asyncio.Task[None]] = set()  # the ends of workers, named by their plugins
         # Awaited before the answer to the call by which a plugin has failed too often in a row.
         self.failing: Callable[[Plugin], Awaitable[None]]
 
@@ -139,9 +140,7 @@ class Runners:
         """End the plugin's worker once its calls in hand have ended; the next call gets another."""
         if runner := self._runners.pop(name, None):
             runner.retired = True
-            task = asyncio.get_running_loop().create_task(self._hang_up(runner), name=name)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._end(name, self._hang_up(runner))
 
     def connected(self, name: str) -> bool:
         """Whether the plugin has a worker now."""
@@ -276,11 +275,13 @@ class Runners:
                 artifact = self._open_artifact(runner.plugin.digest)
                 try:
                     await self._connect(runner, artifact)
-                except CircleError as exc:
-                    if isinstance(exc, Unavailable):
+                except (CircleError, asyncio.CancelledError) as exc:
+                    if isinstance(exc, (Timeout, asyncio.CancelledError)):
+                        # Else it may keep every later connection waiting; and one that dies before it accepts would be
+                        # started over and over for the connection that was given up, which the socket still holds.
+                        self._end(runner.plugin.name, self._units.remove(runner.instance))
+                    if isinstance(exc, (Unavailable, asyncio.CancelledError)):
                         raise
-                    if isinstance(exc, Timeout):  # else it may keep every later connection waiting
-                        await self._units.stop(runner.instance)
                     why = await self._why_gone(runner, exc) if isinstance(exc, WorkerGone) else PluginFailed(str(exc))
                     if isinstance(why, (PluginFailed, Timeout)):
                         await self._failed(runner.plugin, why)
@@ -340,13 +341,19 @@ class Runners:
         runner.used = time.monotonic()
         return ready
 
+    def _end(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Have a worker of the plugin ended; until that is done, the plugin gets no other."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _retired(self, name: str) -> None:
         """Retire the plugin's worker; wait for its end, and for that of others which were retired before."""
         self.retire(name)
         await self._left(name)
 
     async def _left(self, name: str) -> None:
-        """Wait until the plugin's retired workers have ended their calls: the unit is theirs until then."""
+        """Wait until the plugin's earlier workers have ended, with their calls: the unit is theirs until then."""
         if leaving := [task for task in self._tasks if task.get_name() == name]:
             await asyncio.wait(leaving)
 

@@ -1,20 +1,22 @@
-"""When a worker is idle, or retired, and given up."""
+"""When a worker is idle, or retired, or never ready, and given up."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
 from circleosd.config import PluginSettings
-from circleosd.errors import Unavailable
+from circleosd.errors import CircleError, Unavailable
 from circleosd.plugins.manifest import Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runner, Superseded
 from circleosd.plugins.store import Record
+from circleosd.plugins.workerunits import WorkerUnits
 from tests.unit.fakes import SlowWorker, with_worker
 
 IDLE = 0.2  # seconds
@@ -95,3 +97,36 @@ def test_a_worker_that_has_started_when_nobody_waits_for_its_end_any_more_is_giv
         assert worker.closed.done()
 
     asyncio.run(retired())
+
+
+@pytest.mark.parametrize("waited_for", [True, False])
+def test_a_worker_that_is_not_ready_in_time_is_stopped_with_its_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited_for: bool
+) -> None:
+    """One that dies before it accepts would else be started for ever, for what its socket holds of the connection."""
+    removed: list[str] = []
+
+    async def remove(self: WorkerUnits, instance: str) -> None:
+        removed.append(instance)
+
+    async def called(listener: socket.socket) -> None:
+        settings = PluginSettings(load_time=0.05 if waited_for else 60)
+        runners, plugin = with_worker(tmp_path, None, settings, open_artifact=lambda _: os.open(os.devnull, 0))
+        monkeypatch.setattr(runners, "_host", lambda _: None)
+        calling = asyncio.get_running_loop().create_task(runners.call(plugin, "f", "x"))
+        if not waited_for:
+            connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+            calling.cancel()
+            await asyncio.wait([calling])
+            connection.close()
+        with pytest.raises(CircleError if waited_for else asyncio.CancelledError):
+            await calling
+        await runners._left("p")
+
+    monkeypatch.setattr(WorkerUnits, "remove", remove)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.setblocking(False)
+        listener.bind(str(tmp_path / "p.sock"))
+        listener.listen()
+        asyncio.run(called(listener))
+    assert removed == ["p"]
