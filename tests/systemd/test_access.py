@@ -43,3 +43,17 @@ def test_nobody_stays_out_of_the_record_by_the_name_of_a_control_group(installed
     assert (status, "needs the role operator" in said) == (4, True), said
     (row,) = json.loads(installed.succeed("circlectl system history --action stop --failed --json"))[-1:]
     assert (row["error"], row["actor"]["unit"]) == ("denied", "hidden\\xff.service")
+
+
+def test_the_plugin_manager_may_do_to_services_what_workers_and_plugins_need_and_no_more(installed: Machine) -> None:
+    become = (
+        "setpriv --reuid circleosd-plugins --regid circleosd-plugins --groups $(getent group circleosd | cut -d: -f3)"
+    )
+    denied = 4
+    allowed = ["list", "status nginx", "restart broken", "status plugin@x", "start plugin@x.socket", "stop plugin@x"]
+    refused = [f"{verb} nginx" for verb in ("start", "stop", "reload", "enable", "disable", "logs")]
+    found = {
+        command: installed.execute(f"{become} circlectl service {command} 2>&1")[0] for command in allowed + refused
+    }
+    assert {command for command, status in found.items() if status != denied} == {*allowed}, found
+    installed.succeed("circlectl service stop plugin@x.socket")
