@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from circleosd import chain, wire
 from circleosd.actor import actor
-from circleosd.api.common import Audited, Event
+from circleosd.api.common import Audited, Event, Follow, History
 from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
 from circleosd.errors import BadRequest, CircleError, Conflict, Unavailable
@@ -98,17 +98,6 @@ class Entry(NamedTuple):
     intent: int | None = None
     attempts: int = 1
     actor: dict[str, Any] | None = None
-
-
-class Query(NamedTuple):
-    """Which rows: None is no condition. `user` is a name or a uid, `object` may be a glob."""
-
-    user: str | None = None
-    object: str | None = None
-    action: str | None = None
-    since: float | None = None
-    failed: bool = False
-    after: int = 0
 
 
 def shown(value: Any) -> Any:
@@ -296,39 +285,38 @@ class Ledger:
 
     # reading
 
-    async def history(self, query: Query, lines: int) -> list[Event]:
-        """The newest `lines` rows that match, oldest first."""
-
-        rows = await self._database.scan(lambda connection: _select(connection, query, "DESC", lines))
+    async def history(self, wanted: History) -> list[Event]:
+        """The newest rows of those that are wanted, oldest first."""
+        rows = await self._database.scan(lambda connection: _select(connection, wanted, 0, "DESC", wanted.lines))
         return [self._event(*row) for row in reversed(rows)]
 
-    async def follow(self, query: Query) -> AsyncGenerator[Event, None]:
-        """The rows behind `query.after` that match, those that are there and those to come.
+    async def follow(self, wanted: Follow) -> AsyncGenerator[Event, None]:
+        """The rows that are wanted, those that are there and those to come.
 
-        Raises `Conflict` where there is no such row any more: those of another record's beginning would be left out.
+        Raises `Conflict` where there is no row `wanted.after` any more: those of another record's beginning would be left out.
         """
-        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        loop, woken, after = asyncio.get_running_loop(), asyncio.Event(), wanted.after
         self._followers.add((loop, woken))
         try:
             while True:
                 woken.clear()
 
-                def select(connection: sqlite3.Connection, query: Query = query) -> tuple[list[sqlite3.Row], int]:
+                def select(connection: sqlite3.Connection, after: int = after) -> tuple[list[sqlite3.Row], int]:
                     ends = _ends(connection)
-                    last = ends["last_seq"] if ends else query.after
-                    return _select(connection, query, "ASC", FOLLOWED_AT_ONCE), last
+                    last = ends["last_seq"] if ends else after
+                    return _select(connection, wanted, after, "ASC", FOLLOWED_AT_ONCE), last
 
                 rows, last = await self._database.scan(select)
-                if last < query.after:
-                    why = f"it ends with row {last}, but row {query.after} was already shown"
+                if last < after:
+                    why = f"it ends with row {last}, but row {after} was already shown"
                     raise Conflict(f"the record of {self._service} was replaced: {why}; follow it again")
                 for row in rows:
                     yield self._event(*row)
                 if len(rows) < FOLLOWED_AT_ONCE:
-                    query = query._replace(after=last)
+                    after = last
                     await woken.wait()
                 else:
-                    query = query._replace(after=rows[-1]["seq"])
+                    after = rows[-1]["seq"]
         finally:
             self._followers.discard((loop, woken))
 
@@ -435,22 +423,24 @@ def _summary(window: Counted[Entry]) -> Entry:
     return window.last._replace(attempts=window.count, object=None, params={}, message=message)
 
 
-def _select(connection: sqlite3.Connection, query: Query, order: str, lines: int) -> list[sqlite3.Row]:
-    where, values = ["seq > ?"], [cast(Any, query.after)]
-    if query.user is not None:
-        number = re.fullmatch(r"[0-9]{1,10}", query.user)
+def _select(
+    connection: sqlite3.Connection, wanted: History | Follow, after: int, order: str, lines: int
+) -> list[sqlite3.Row]:
+    where, values = ["seq > ?"], list[Any]([after])
+    if wanted.user is not None:
+        number = re.fullmatch(r"[0-9]{1,10}", wanted.user)
         where.append("uid = ?" if number else "user = ?")
-        values.append(int(query.user) if number else query.user)
-    if query.object is not None:
-        where.append("object GLOB ?" if re.search(r"[*?]", query.object) else "object = ?")
-        values.append(query.object)
-    if query.action is not None:
+        values.append(int(wanted.user) if number else wanted.user)
+    if wanted.object is not None:
+        where.append("object GLOB ?" if re.search(r"[*?]", wanted.object) else "object = ?")
+        values.append(wanted.object)
+    if wanted.action_name is not None:
         where.append("action = ?")
-        values.append(query.action)
-    if query.since is not None:
+        values.append(wanted.action_name)
+    if wanted.since is not None:
         where.append("time >= ?")
-        values.append(query.since)
-    if query.failed:
+        values.append(wanted.since)
+    if wanted.failed:
         where.append("error IS NOT NULL")
     sql = f"SELECT seq, body FROM ledger WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT ?"
     return connection.execute(sql, (*values, lines)).fetchall()

@@ -21,7 +21,7 @@ from circleosd.api.contract import Effect, Mark, Request, completed, parameters
 from circleosd.deadlines import Deadlines
 from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, UnknownAction, shortage
 from circleosd.handlers import Act, Files, Handlers, Identify, Resolution, closing
-from circleosd.ledger import Entry, Ledger, Phase, Query, shown
+from circleosd.ledger import Entry, Ledger, Phase, shown
 from circleosd.policy import Access, Caller, Peer, authorize, sees
 
 log = logging.getLogger(__name__)
@@ -305,13 +305,11 @@ class Service:
 
     async def history(self, request: History, act: Act) -> list[Event]:
         """Handler of `history`, the same for every service."""
-        query = Query(request.user, request.object, request.action_name, request.since, request.failed)
-        return await self._ledger.history(query, request.lines)
+        return await self._ledger.history(request)
 
     async def follow(self, request: Follow, act: Act) -> AsyncIterator[Event]:
         """Handler of `follow`, the same for every service."""
-        query = Query(request.user, request.object, request.action_name, request.since, request.failed, request.after)
-        return self._ledger.follow(query)
+        return self._ledger.follow(request)
 
     async def audit(self, request: Audit, act: Act) -> Audited:
         """Handler of `audit`, the same for every service."""

@@ -14,16 +14,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from circlectl import commands, views
 from circleosd import chain, ledger, wire
-from circleosd.api.common import Event
+from circleosd.api.common import Event, Follow, History
 from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
 from circleosd.errors import Conflict, Unavailable
-from circleosd.ledger import Entry, Ledger, Query
+from circleosd.ledger import Entry, Ledger
 from circleosd.policy import Caller, Peer, Role
 from tests.unit.fakes import ROOT, STRANGER
 from tests.waiting import until
@@ -43,8 +44,8 @@ class Open:
         entry = Entry("done", ROOT_CALLER, action, **fields)  # type: ignore[arg-type]  # any of Entry's
         return asyncio.run(self.ledger.record(entry))
 
-    def history(self, lines: int = 100, **query: object) -> list[Event]:
-        return asyncio.run(self.ledger.history(Query(**query), lines))  # type: ignore[arg-type]  # any of Query's
+    def history(self, **wanted: Any) -> list[Event]:
+        return asyncio.run(self.ledger.history(History(**wanted)))
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_history_filters_and_returns_the_newest_in_order(opened: Open) -> None:
             "start" if number % 2 else "stop", object=f"unit{number}", error="denied" if number == 3 else None
         )
     assert [row["object"] for row in opened.history(lines=2)] == ["unit3", "unit4"]
-    assert [row["object"] for row in opened.history(action="start")] == ["unit1", "unit3"]
+    assert [row["object"] for row in opened.history(action_name="start")] == ["unit1", "unit3"]
     assert [row["object"] for row in opened.history(failed=True)] == ["unit3"]
     assert [row["object"] for row in opened.history(object="unit2")] == ["unit2"]
     assert opened.history(user="nobody") == []
@@ -442,7 +443,7 @@ def test_counted_refusals_are_written_when_their_time_has_come(opened: Open, mon
         for _ in range(3):
             await opened.ledger.refuse(Entry("denied", Caller(STRANGER), "stop", "nginx", error="denied"))
         async with asyncio.timeout(5):
-            async for row in opened.ledger.follow(Query()):
+            async for row in opened.ledger.follow(Follow()):
                 if row["count"] == 2:
                     break
 
@@ -509,13 +510,13 @@ def test_who_follows_is_told_that_the_record_is_another_one(opened: Open, writte
     for number in range(written):
         opened.record("act", object=str(number))
     with pytest.raises(Conflict, match=f"was replaced: it ends with row {written}, but row 3"):
-        asyncio.run(anext(opened.ledger.follow(Query(after=3))))
+        asyncio.run(anext(opened.ledger.follow(Follow(after=3))))
 
 
 def test_a_follower_gets_what_is_there_and_what_comes_in_order(opened: Open) -> None:
     async def scenario() -> list[int]:
         seen: list[int] = []
-        async with asyncio.timeout(10), contextlib.aclosing(opened.ledger.follow(Query(action="act"))) as rows:
+        async with asyncio.timeout(10), contextlib.aclosing(opened.ledger.follow(Follow(action_name="act"))) as rows:
             async for row in rows:
                 seen.append(row["seq"])
                 if row["seq"] == 3:  # while somebody waits, and from another task
@@ -586,7 +587,7 @@ def test_a_refusal_that_cannot_be_recorded_takes_no_other_with_it(
             with pytest.raises(TypeError):
                 await opened.ledger.refuse(odd)
         async with asyncio.timeout(5):
-            async for row in opened.ledger.follow(Query(after=1)):
+            async for row in opened.ledger.follow(Follow(after=1)):
                 assert (row["object"], row["count"]) == ("nginx", 1)
                 return
 

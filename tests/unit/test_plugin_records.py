@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from circleosd.api import plugins as contracts
+from circleosd.api.common import History
 from circleosd.api.plugins import Disable, GrantCapability, RevokeCapability, Unload
 from circleosd.config import PluginSettings
 from circleosd.database import Database
 from circleosd.errors import NotFound
 from circleosd.handlers import Act
-from circleosd.ledger import Ledger, Query
+from circleosd.ledger import Ledger
 from circleosd.plugins import service as plugin_service
 from circleosd.plugins import store
 from circleosd.plugins.compiled import Compiled
@@ -144,7 +145,7 @@ def test_a_plugin_that_is_gone_when_it_is_to_be_quarantined_is_not(tmp_path: Pat
         act = Act(ledger, await identify(ROOT, None), None, Unload, "p", NoFiles(), identify, lambda caller, name: None)
         await service.unload(Unload(id="p"), act)
         await asyncio.gather(*quarantines)
-        rows = await ledger.history(Query(), 10)
+        rows = await ledger.history(History())
         await service.close()
         await ledger.close()
         return [row["action"] for row in rows]
@@ -193,7 +194,7 @@ def test_a_plugin_that_cannot_be_read_can_be_unloaded(tmp_path: Path, damage: st
         assert await service._kv.used("p") == 0
         with pytest.raises(NotFound, match="no plugin p is loaded"):
             await service.unload(Unload(id="p"), act)
-        rows = await ledger.history(Query(), 10)
+        rows = await ledger.history(History())
         await service.close()
         await ledger.close()
         return [(row["action"], row["before"]) for row in rows]
