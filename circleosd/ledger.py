@@ -293,7 +293,7 @@ class Ledger:
     async def follow(self, wanted: Follow) -> AsyncGenerator[Event, None]:
         """The rows that are wanted, those that are there and those to come.
 
-        Raises `Conflict` where there is no row `wanted.after` any more: those of another record's beginning would be left out.
+        Raises `Conflict` where there is no row `wanted.after`: those of another record's beginning would be left out.
         """
         loop, woken, after = asyncio.get_running_loop(), asyncio.Event(), wanted.after
         self._followers.add((loop, woken))
