@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
 from circleosd.actor import actor
@@ -132,13 +131,3 @@ class Act:
             intent=intent,
             actor=self._actor,
         )
-
-
-@contextlib.asynccontextmanager
-async def closing(items: AsyncIterator[Any]) -> AsyncIterator[None]:
-    """Close an iterator in the end, if it is one that can be closed."""
-    try:
-        yield
-    finally:
-        if isinstance(items, AsyncGenerator):
-            await items.aclose()

@@ -8,10 +8,11 @@ may see.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from circleosd.api.common import EVERYWHERE, Audit, Audited, Event, Follow, Heal
 from circleosd.api.contract import Effect, Mark, Request, completed, parameters
 from circleosd.deadlines import Deadlines
 from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, UnknownAction, shortage
-from circleosd.handlers import Act, Files, Handlers, Identify, Resolution, closing
+from circleosd.handlers import Act, Files, Handlers, Identify, Resolution
 from circleosd.ledger import Entry, Ledger, Phase, shown
 from circleosd.policy import Access, Caller, Peer, authorize, sees
 
@@ -139,7 +140,7 @@ class Service:
                 raise UnknownAction(f"{self.name} has no action {envelope.action[:64]!r}")
             act, parsed = await self._admit(endpoint, envelope, peer, files)
             data = await self._in_time(endpoint, parsed, act)
-            if endpoint.contract.stream and isinstance(data, AsyncIterator):
+            if endpoint.contract.stream and isinstance(data, AsyncGenerator):
                 return self._stream(endpoint, act, data, tag)
             return wire.success(data, message=act.message, tag=tag)
         except CircleError as error:
@@ -244,7 +245,7 @@ class Service:
             await act.record("outcome", intent=intent)
         elif effect is Effect.STATE and not act.done:
             raise AssertionError(f"{endpoint.verb} changed state without a row in the ledger")
-        if endpoint.contract.row_field and not isinstance(result, AsyncIterator):
+        if endpoint.contract.row_field and not isinstance(result, AsyncGenerator):
             return [row for row in result if self._shows(endpoint, act.caller, row)]
         return result
 
@@ -269,14 +270,14 @@ class Service:
         return isinstance(exc, asyncio.CancelledError) and not (task and self._deadlines.late(task))
 
     async def _stream(
-        self, endpoint: Endpoint, act: Act, items: AsyncIterator[Any], tag: object
+        self, endpoint: Endpoint, act: Act, items: AsyncGenerator[Any, None], tag: object
     ) -> AsyncGenerator[bytes, None]:
         """Each item as a reply with `more`, and a last one that holds null; an error ends the stream.
 
         A stream outlives the answer that began it, so the caller's rights are looked at again for each item.
         """
         try:
-            async with closing(items):
+            async with contextlib.aclosing(items):
                 async for item in items:
                     await act.renew()
                     if self._shows(endpoint, act.caller, item):
@@ -307,7 +308,7 @@ class Service:
         """Handler of `history`, the same for every service."""
         return await self._ledger.history(request)
 
-    async def follow(self, request: Follow, act: Act) -> AsyncIterator[Event]:
+    async def follow(self, request: Follow, act: Act) -> AsyncGenerator[Event, None]:
         """Handler of `follow`, the same for every service."""
         return self._ledger.follow(request)
 

@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from functools import partial
 from typing import NamedTuple, cast
 from weakref import WeakSet
@@ -119,7 +119,7 @@ class Events:
             async with self._reading.turn(uid):  # or many would be in memory that have no reply yet
                 return await self._database.scan(lambda connection: _last(connection, count, topic))
 
-    async def follow(self, count: int, topic: str | None) -> AsyncIterator[PluginEvent]:
+    async def follow(self, count: int, topic: str | None) -> AsyncGenerator[PluginEvent, None]:
         """The newest events, then each that is emitted. Raises `Limit` when they are not taken fast enough."""
         follower = _Follower()
         self._followers.add(follower)

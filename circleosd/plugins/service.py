@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any
 
 from circleosd import ledger
@@ -266,7 +266,9 @@ class PluginService(Handlers):
             waiting=self._runners.waiting(plugin.name),
         )
 
-    async def events(self, request: api.Events, act: Act) -> Sequence[api.PluginEvent] | AsyncIterator[api.PluginEvent]:
+    async def events(
+        self, request: api.Events, act: Act
+    ) -> Sequence[api.PluginEvent] | AsyncGenerator[api.PluginEvent, None]:
         """Handler of `events`."""
         if request.follow:
             return self._events.follow(request.lines, request.topic)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -60,7 +60,7 @@ class SupervisedUnits:
         """See `UnitManager`."""
         raise Conflict(f"cannot tell whether {unit} is enabled: the embedded mode starts nothing at boot")
 
-    async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncIterator[UnitState]:
+    async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncGenerator[UnitState, None]:
         """See `UnitManager`."""
         request = {"action": "states", "units": [*units], "pattern": pattern, "follow": True}
         async with aclosing(upstream.follow(self._path, request)) as replies:
@@ -76,7 +76,7 @@ class SupervisedUnits:
         """See `UnitManager`."""
         return _last(await self._ask("logs", units=[unit], follow=False), lines, since)
 
-    async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncIterator[LogLine]:
+    async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncGenerator[LogLine, None]:
         """See `UnitManager`."""
         request = {"action": "logs", "units": [unit], "follow": True}
         async with aclosing(upstream.follow(self._path, request)) as replies:

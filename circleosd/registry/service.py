@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from circleosd.api.registry import (
     Watch,
 )  # fmt: skip
 from circleosd.errors import Conflict, Denied, NotFound, UnitFailed
-from circleosd.handlers import Act, Handlers, Resolution, closing
+from circleosd.handlers import Act, Handlers, Resolution
 from circleosd.places import Places
 from circleosd.registry import units
 from circleosd.registry.catalog import PLUGIN_PREFIX, PLUGIN_UNITS, Catalog, Entry, plugin_entry
@@ -115,7 +116,7 @@ class RegistryService(Handlers):
             listening=state.listening,
         )
 
-    async def logs(self, request: Logs, act: Act) -> Sequence[LogLine] | AsyncIterator[LogLine]:
+    async def logs(self, request: Logs, act: Act) -> Sequence[LogLine] | AsyncGenerator[LogLine, None]:
         """Handler of `logs`."""
         entry = self._read().find(request.name)
         with self._reading.held(act.caller.bounded):
@@ -136,13 +137,15 @@ class RegistryService(Handlers):
         if state.load == "not-found":
             raise _no_unit(entry)
 
-    async def _lines(self, lines: AsyncIterator[units.LogLine], uid: int | None) -> AsyncIterator[LogLine]:
+    async def _lines(
+        self, lines: AsyncGenerator[units.LogLine, None], uid: int | None
+    ) -> AsyncGenerator[LogLine, None]:
         with self._followed.held(uid):
-            async with closing(lines):
+            async with aclosing(lines):
                 async for line in lines:
                     yield LogLine(time=line.time, text=line.text)
 
-    async def watch(self, request: Watch, act: Act) -> AsyncIterator[Service]:
+    async def watch(self, request: Watch, act: Act) -> AsyncGenerator[Service, None]:
         """Handler of `watch`."""
         catalog = self._read()
         if request.name is not None:
@@ -152,13 +155,12 @@ class RegistryService(Handlers):
             return self._changes([entry])
         return self._changes([*catalog.entries.values()], PLUGIN_UNITS)
 
-    async def _changes(self, entries: Sequence[Entry], workers: str = "") -> AsyncIterator[Service]:
+    async def _changes(self, entries: Sequence[Entry], workers: str = "") -> AsyncGenerator[Service, None]:
         """The state of each entry's unit, then each change of it; also of the plugins' units that match `workers`."""
         named: dict[str, list[Entry]] = {}
         for entry in entries:
             named.setdefault(entry.unit, []).append(entry)
-        states = self._units.watch([*named], workers)
-        async with closing(states):
+        async with aclosing(self._units.watch([*named], workers)) as states:
             async for state in states:
                 for entry in named.get(state.unit) or [plugin_entry(state.unit)]:
                     yield _service(entry, state)

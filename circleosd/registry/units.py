@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from signal import Signals
 from typing import Literal, Protocol
@@ -113,7 +113,7 @@ class UnitManager(Protocol):
         """The state of a unit file: enabled, disabled, static, … Raises `NotFound` if there is none, and like `job`."""
         ...
 
-    def watch(self, units: Sequence[str], pattern: str = "") -> AsyncIterator[UnitState]:
+    def watch(self, units: Sequence[str], pattern: str = "") -> AsyncGenerator[UnitState, None]:
         """The state of each of `units`, then the new state at every change, until the iterator is closed.
 
         Also of each unit that matches the glob `pattern`, as in `matching`: those there are now and those that come.
@@ -134,6 +134,6 @@ class UnitManager(Protocol):
         """
         ...
 
-    def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncIterator[LogLine]:
+    def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncGenerator[LogLine, None]:
         """What `logs` gives, then every new line, until the iterator is closed. Raises `Denied`, `Limit`."""
         ...

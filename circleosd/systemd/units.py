@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -202,7 +202,7 @@ class SystemdUnits:
         _check(unit)
         return str(await self._ask(MANAGER, "GetUnitFileState", "s", unit))
 
-    async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncIterator[UnitState]:
+    async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncGenerator[UnitState, None]:
         """See `UnitManager`. Nothing is polled."""
         shown: dict[str, UnitState] = {}
         watched = Watched()
@@ -245,7 +245,7 @@ class SystemdUnits:
         _check(unit)
         return await asyncio.to_thread(logs.tail, await self._logged_as(unit), lines, since)
 
-    async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncIterator[LogLine]:
+    async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncGenerator[LogLine, None]:
         """See `UnitManager`."""
         from circleosd.systemd import logs
 

@@ -6,7 +6,7 @@ import asyncio
 import fnmatch
 import selectors
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +132,14 @@ class Units:
     async def enabled(self, unit: str) -> str:
         return self.boot.get(unit, "disabled")
 
-    async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncIterator[UnitState]:
+    async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncGenerator[UnitState, None]:
         for state in await self.states([*units, *await self.matching(pattern)]):
             yield state
 
     async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:
         return [LogLine(1.0, "one"), LogLine(2.0, "two")][-lines:]
 
-    async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncIterator[LogLine]:
+    async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncGenerator[LogLine, None]:
         for line in await self.logs(unit, lines, since):
             yield line
 

@@ -137,7 +137,7 @@ async def units(*, timeout: float = 20.0) -> AsyncIterator[SystemdUnits]:
 @asynccontextmanager
 async def watching(manager: SystemdUnits, *names: str) -> AsyncIterator[Callable[[], Awaitable[UnitState]]]:
     """A function that waits for the next change of `names`; the states at the beginning have been read."""
-    async with aclosing(manager.watch(names)) as changes:  # type: ignore[type-var]  # an async generator it is
+    async with aclosing(manager.watch(names)) as changes:
 
         async def next_change() -> UnitState:
             async with asyncio.timeout(10):

@@ -109,7 +109,7 @@ def test_what_an_alias_stands_for_is_what_its_log_is_of() -> None:
         assert await manager.job("start", alias.name) == "failed"
         assert await manager.log_tail(alias.name, 2) == ["two", "last words"]
         assert (lines := await manager.logs(alias.name, 3)) == await manager.logs("ct-fail.service", 3)
-        async with aclosing(manager.follow(alias.name, 3)) as followed:  # type: ignore[type-var]  # an async generator
+        async with aclosing(manager.follow(alias.name, 3)) as followed:
             assert await anext(followed) == lines[0]
 
     try:
@@ -129,7 +129,7 @@ def test_the_log_of_a_unit_with_a_namespace_has_what_is_in_there_and_what_system
         shown = [line.text for line in await manager.logs(unit, 50)]
         assert "said apart" in shown
         assert any(unit in line for line in shown)
-        async with aclosing(manager.follow(unit, 50)) as followed:  # type: ignore[type-var]  # an async generator
+        async with aclosing(manager.follow(unit, 50)) as followed:
             assert [(await anext(followed)).text for _ in shown] == shown
 
     on_systemd(act)
@@ -281,7 +281,7 @@ def test_a_stopped_service_whose_socket_listens_says_so() -> None:
 def test_watch_tells_the_states_at_the_beginning_and_every_change() -> None:
     async def act(manager: SystemdUnits) -> None:
         await manager.job("stop", "ct-sleep.service")
-        async with aclosing(manager.watch(["ct-sleep.service", "ct-fail.service", "no unit"])) as changes:  # type: ignore[type-var]
+        async with aclosing(manager.watch(["ct-sleep.service", "ct-fail.service", "no unit"])) as changes:
             begin = {state.unit: state for state in [await anext(changes) for _ in range(3)]}
             assert begin["ct-sleep.service"].active == "inactive"
             assert begin["no unit"].load == "not-found"
@@ -358,7 +358,7 @@ def test_who_asks_while_a_question_is_asked_shares_the_next_one(monkeypatch: pyt
 def test_watch_tells_of_units_that_match_and_come_later() -> None:
     async def act(manager: SystemdUnits) -> None:
         await manager.job("start", "ct-many@earlier.service")
-        async with aclosing(manager.watch(["ct-sleep.service"], "ct-many@*er.service")) as changes:  # type: ignore[type-var]
+        async with aclosing(manager.watch(["ct-sleep.service"], "ct-many@*er.service")) as changes:
             seen = {(await anext(changes)).unit for _ in range(2)}
             assert seen == {"ct-sleep.service", "ct-many@earlier.service"}
             run("systemctl", "start", "ct-brief.service", "ct-many@later.service")
@@ -391,7 +391,7 @@ def test_watch_tells_once_that_a_unit_stops() -> None:
 
     async def act(manager: SystemdUnits) -> list[str]:
         await manager.job("start", "ct-stops.service")
-        async with aclosing(manager.watch(["ct-stops.service"])) as changes:  # type: ignore[type-var]
+        async with aclosing(manager.watch(["ct-stops.service"])) as changes:
             await anext(changes)
             run("systemctl", "stop", "ct-stops.service")
             return [state.sub async for state in until("inactive", changes)]

@@ -132,7 +132,7 @@ def test_followed_lines_come_as_they_are_logged() -> None:
 
     async def act(manager: SystemdUnits) -> list[str]:
         seen = []
-        async with aclosing(manager.follow(unit, 5)) as lines:  # type: ignore[type-var]  # an async generator it is
+        async with aclosing(manager.follow(unit, 5)) as lines:
             first = asyncio.ensure_future(anext(lines))
             await asyncio.to_thread(
                 run, "systemd-run", "--quiet", f"--unit={unit}", "sh", "-c",
@@ -144,7 +144,7 @@ def test_followed_lines_come_as_they_are_logged() -> None:
                     seen.append(line.text)
                     if line.text == "three":
                         break
-        async with aclosing(manager.follow(unit, 1)) as lines:  # type: ignore[type-var]
+        async with aclosing(manager.follow(unit, 1)) as lines:
             seen.append((await anext(lines)).text)
         return [text for text in seen if "ct-say" not in text]
 
@@ -163,7 +163,7 @@ def test_a_thousand_lines_at_once_are_followed_in_order(tmp_path: Path) -> None:
     async def act(manager: SystemdUnits) -> list[str]:
         seen: list[str] = []
         await asyncio.to_thread(run, "systemd-run", "--quiet", f"--unit={unit}", "sh", "-c", script)
-        async with asyncio.timeout(30), aclosing(manager.follow(unit, 5)) as lines:  # type: ignore[type-var]
+        async with asyncio.timeout(30), aclosing(manager.follow(unit, 5)) as lines:
             for last in ("followed", "1000"):
                 while last not in seen:
                     seen.append((await anext(lines)).text)
