@@ -199,7 +199,7 @@ def load(env: Mapping[str, str], check: Callable[[Settings], None] = lambda sett
 
         try:
             content = tomllib.loads(text)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise BadRequest(f"cannot read {path}: {exc}") from exc
         sources[path] = content
         _merge(merged, content)

@@ -142,7 +142,7 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> 
                 if entry.unit in OWN_UNITS or entry.unit.startswith("circleosd-plugin@"):
                     raise BadRequest(f"the unit {entry.unit} belongs to CircleOSD, which catalogs it by itself")
                 entries[entry.name] = entry
-        except (OSError, ValueError, CircleError) as exc:
+        except (OSError, ValueError, RecursionError, CircleError) as exc:
             problems.append(f"{path}: {unreadable(path, exc) if isinstance(exc, OSError) else exc}")
     return Catalog(entries, tuple(problems))
 

@@ -86,6 +86,7 @@ def test_the_name_of_a_unit_has_at_most_the_length_that_systemd_takes() -> None:
         '[[service]]\nname = "a"\nunit = "a.service"\ncolor = "red"\n',
         '[[service]]\nname = "auth-service"\nunit = "a.service"\n',
         '[[service]]\nname = "plugin@x"\nunit = "a.service"\n',
+        f"service = {'[' * 5000}",
     ],
 )
 def test_a_bad_file_is_named_and_takes_no_other_away(tmp_path: Path, text: str) -> None:

@@ -55,6 +55,7 @@ def test_of_several_sources_the_wrong_one_is_named(tmp_path: Path) -> None:
         ("[sever]\nidle_exit = 5\n", "no such setting: sever"),
         ("server = 5\n", "setting server"),
         ("nonsense", "cannot read"),
+        (f"server = {'[' * 5000}", "cannot read"),
         ("[server]\nidle_exit = -1\n", "setting server.idle_exit: -1 is not a number from 0 to 1000000000"),
         ("[server]\nidle_exit = inf\n", "setting server.idle_exit: inf is not a number"),
         ("[server]\nidle_exit = nan\n", "setting server.idle_exit: nan is not a number"),
