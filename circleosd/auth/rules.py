@@ -21,17 +21,24 @@ def action(verb: str) -> type[Request]:
 
 
 def answer(account: Account, grants: tuple[Grant, ...], contract: type[Request], verb: str, name: str | None) -> Answer:
-    """Whether a user with these rules may do an action, on the object `name` if that is given, and what decides."""
+    """Whether a user with these rules may do an action, on the object `name` if that is given, and what decides.
+
+    Of an action on oneself by default `name` is the user; of one without an object it says nothing.
+    """
     from circleosd.api import actions
 
     if account.disabled:
         return Answer(allowed=False, why=f"the user {account.name} is disabled", rule=None)
+    if not contract.has_object():
+        name = None
+    elif name is None and contract.own_object:
+        name = account.name
     listing = contract.row_field is not None
     decision = decide(
         Caller(Peer(-1, -1, -1), account.role, account.name, grants=grants),
         contract.access,
         verb,
-        None if contract.claimed_object else name,
+        name,
         own=contract.own_object,
         among=actions.object_verbs(verb.partition(":")[0]) if listing else (),
     )

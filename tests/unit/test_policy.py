@@ -196,6 +196,8 @@ def test_an_answer_names_the_rule_that_allows() -> None:
         ),
         (Role.VIEWER, "service:list", None, True, "service:list needs the role viewer, and olga has the role viewer"),
         (None, "plugin:list", None, False, "plugin:list needs the role viewer, but olga has no role here"),
+        (None, "user:passwd", None, True, "olga may do user:passwd for their own user"),
+        (None, "service:health", "db", False, "service:health needs the role viewer, but olga has no role here"),
     ],
 )
 def test_a_question_about_a_user_is_answered_as_the_service_decides(
@@ -204,3 +206,11 @@ def test_a_question_about_a_user_is_answered_as_the_service_decides(
     olga = Account("olga", None, role, None, False, 0.0, None, None)
     answer = rules.answer(olga, (Grant("service:restart", "db"),), rules.action(verb), verb, name)
     assert (answer["allowed"], answer["why"]) == (allowed, why)
+
+
+@pytest.mark.parametrize("verb", ["plugin:events", "plugin:verify", "plugin:health", "plugin:load"])
+def test_no_rule_about_an_object_answers_for_an_action_that_has_none(verb: str) -> None:
+    for role, deny in ((None, False), (Role.ADMIN, True)):
+        olga = Account("olga", None, role, None, False, 0.0, None, None)
+        answer = rules.answer(olga, (Grant("plugin:*", "json", deny),), rules.action(verb), verb, "json")
+        assert (answer["allowed"], answer["rule"]) == (role is not None, None)
