@@ -99,9 +99,13 @@ def effective(asked: Iterable[str], decided: Mapping[str, bool], configured: Ite
 
 
 def inherited(asked: Collection[str], decided: Mapping[str, bool]) -> dict[str, bool]:
-    """What `decided` about a version says of the next, which asks for `asked`: of `*`, each name."""
+    """What `decided` about a version says of the next, which asks for `asked`: of `*`, each name.
+
+    A `*` that would bring back a name which was revoked is not held unless that is decided.
+    """
+    wider = {item: False for name, yes in decided.items() if not yes for item in asked if covers(item, name)}
     narrower = {item: yes for name, yes in decided.items() for item in asked if covers(name, item)}
-    return narrower | {name: yes for name, yes in decided.items() if is_covered(name, asked)}
+    return wider | narrower | {name: yes for name, yes in decided.items() if is_covered(name, asked)}
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -81,6 +81,14 @@ def test_an_upgrade_that_asks_for_less_keeps_what_was_decided_of_more() -> None:
     assert capabilities.inherited(("kv",), decided) == {}
 
 
+def test_an_upgrade_that_asks_for_every_name_does_not_bring_back_a_revoked_one() -> None:
+    decided = capabilities.inherited(("events:*", "kv"), {"events:a": False, "events:b": True})
+    assert decided == {"events:*": False, "events:a": False, "events:b": True}
+    assert capabilities.effective(("events:*", "kv"), decided, ("events:*", "kv")) == ("kv", "events:b")
+    decided = {"events:a": False, "events:*": True}  # in that order
+    assert capabilities.inherited(("events:*",), decided) == decided
+
+
 def test_a_list_of_capabilities_is_split_and_checked() -> None:
     assert capabilities.split("kv, clock,kv") == ("kv", "clock")
     assert capabilities.split("all") == ("all",)
