@@ -135,6 +135,14 @@ def test_what_the_package_brings_is_as_debian_has_it(package: Path, tmp_path: Pa
         assert set(done.stdout.splitlines()) <= {"W: circleosd: copyright-without-copyright-notice"}
 
 
+def test_any_message_bus_of_the_system_will_do_for_the_package(package: Path) -> None:
+    """With dbus-broker it works as well, and there dbus can be removed."""
+    done = subprocess.run(["dpkg-deb", "--field", package, "Depends"], capture_output=True, text=True, check=True)
+    assert [text for text in done.stdout.strip().split(", ") if "dbus" in text] == [
+        "default-dbus-system-bus | dbus-system-bus"
+    ]
+
+
 @pytest.mark.skipif("CIRCLEOSD_TEST_DEB" in os.environ, reason="the package was built elsewhere")
 def test_the_same_sources_give_the_same_package(package: Path) -> None:
     assert build_package(TMPDIR="/var/tmp").read_bytes() == package.read_bytes()
