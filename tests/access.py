@@ -29,6 +29,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "user:create": {"name": f"{ABSENT}_user", "password": PASSWORD, "role": "none"},
     "user:login": {"name": "walk_login", "password": PASSWORD},
     "user:role": {"name": f"{ABSENT}_user", "role": "none"},
+    "user:uid": {"name": f"{ABSENT}_user", "uid": 60100},
     "user:grant": {"name": f"{ABSENT}_user", "verb": "service:stop", "object": f"{ABSENT}1"},
     "user:ungrant": {"name": f"{ABSENT}_user", "verb": "service:stop", "object": f"{ABSENT}1"},
     "user:passwd": {"name": f"{ABSENT}_user", "old": PASSWORD, "password": PASSWORD},

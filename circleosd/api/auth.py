@@ -25,8 +25,9 @@ RoleName = Literal["none", "viewer", "operator", "admin"]
 ROLE = Doc("what the user may do, in addition to rules")
 # One's own is the default in the dispatcher (`own`).
 OwnName = Annotated[UserName | None, Doc("the user's name; default: yourself")]
-# 4294967294 is the last uid: (uid_t) -1 means "none", user_namespaces(7).
-Uid = Annotated[int | None, Doc("the Unix uid to be this user without a login"), Between(1, 4294967294), Mark.OPTION]
+UID = Doc("the Unix uid to be this user without a login")
+UIDS = Between(1, 4294967294)  # no more: (uid_t) -1 means "none", user_namespaces(7)
+Uid = Annotated[int | None, UID, UIDS, Mark.OPTION]
 SessionId = Annotated[str | None, Doc("a session id; default: all sessions"), Pattern("[0-9a-f]{12}", "a session id")]
 # Verbs are those of the contracts, objects names of services, plugins and users; `*` and `?` as in fnmatch(3).
 VerbGlob = Annotated[
@@ -185,6 +186,14 @@ class SetRole(Request, action="role", access=Access.ADMIN, reply=User, effect=Ef
 
 
 @contract
+class SetUid(Request, action="uid", access=Access.ADMIN, reply=User, effect=Effect.STATE, object="name"):
+    """Bind a user to a Unix uid, replacing any previous one."""
+
+    name: UserName
+    uid: Annotated[int, UID, UIDS]
+
+
+@contract
 class Disable(Request, action="disable", access=Access.ADMIN, reply=User, effect=Effect.STATE, object="name"):
     """Take away all rights of a user until enabled again, and end the user's sessions."""
 
@@ -253,6 +262,6 @@ class Can(Request, action="can", access=Access.ADMIN, reply=Answer, object="name
 
 
 CONTRACTS: tuple[type[Request], ...] = (
-    Create, LoginUser, Logout, WhoAmI, Verify, ListUsers, Show, Passwd, SetRole, Disable, Enable, Delete, Sessions,
-    Revoke, AddGrant, RemoveGrant, Can, *EVERYWHERE,
+    Create, LoginUser, Logout, WhoAmI, Verify, ListUsers, Show, Passwd, SetRole, SetUid, Disable, Enable, Delete,
+    Sessions, Revoke, AddGrant, RemoveGrant, Can, *EVERYWHERE,
 )  # fmt: skip

@@ -26,6 +26,7 @@ from circleosd.api.auth import (
     Rule,
     Session,
     SetRole,
+    SetUid,
     Show,
     User,
     UserDetail,
@@ -152,8 +153,7 @@ class AuthService(Handlers):
             raise BadRequest(f"the name {name} is reserved; choose another")
         if request.password is None and request.uid is None:
             raise BadRequest("a user needs a password or a uid")
-        if request.uid in {self._own_uid, *self._services}:
-            raise BadRequest(f"uid {request.uid} belongs to CircleOSD itself; it needs no user")
+        self._require_free(request.uid)
         require_within(act.caller, store.role_of(request.role), ())  # before the hash, which takes long, and after it
         if request.password is not None:
             passwords.check(request.password, name)
@@ -251,6 +251,26 @@ class AuthService(Handlers):
             return store.shown(self._find(tx, request.name))
 
         return await self._database.write(work)
+
+    async def uid(self, request: SetUid, act: Act) -> User:
+        """Handler of `uid`."""
+        self._require_free(request.uid)
+
+        def work(tx: Transaction) -> User:
+            before = self._target(tx, act, request.name)
+            store.set_uid(tx, request.name, request.uid)
+            act.commit(tx, before={"uid": before.uid}, after={"uid": request.uid})
+            return store.shown(self._find(tx, request.name))
+
+        try:
+            return await self._database.write(work)
+        except sqlite3.IntegrityError:
+            raise Exists(f"there already is a user with the uid {request.uid}") from None
+
+    def _require_free(self, uid: int | None) -> None:
+        """Raises `BadRequest` for a uid that is CircleOSD's own."""
+        if uid in {self._own_uid, *self._services}:
+            raise BadRequest(f"uid {uid} belongs to CircleOSD itself; it needs no user")
 
     async def disable(self, request: Disable, act: Act) -> User:
         """Handler of `disable`."""

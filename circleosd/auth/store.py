@@ -184,6 +184,11 @@ def set_role(tx: Transaction, name: str, role: str) -> None:
     tx.execute("UPDATE users SET role = ? WHERE name = ?", (role, name))
 
 
+def set_uid(tx: Transaction, name: str, uid: int) -> None:
+    """Bind a user to a uid. Raises sqlite3.IntegrityError when it is taken."""
+    tx.execute("UPDATE users SET uid = ? WHERE name = ?", (uid, name))
+
+
 def set_disabled(tx: Transaction, name: str, disabled: bool) -> None:
     """Disable or enable a user."""
     tx.execute("UPDATE users SET disabled = ? WHERE name = ?", (disabled, name))

@@ -125,6 +125,26 @@ def test_a_uid_is_one_user_and_needs_a_name_or_a_password(host: EmbeddedHost) ->
 
 
 @pytest.mark.usefixtures("other_users")
+def test_a_user_who_is_bound_to_another_uid_keeps_all_else(host: EmbeddedHost) -> None:
+    create(host, "moved", uid=61021, role="operator")
+    create(host, "other", uid=61022)
+    host.data(AUTH, "grant", name="moved", verb="service:stop", object="web", deny=True)
+    before = host.data(AUTH, "show", name="moved")
+    token = login(host, "moved", ALICE)
+    assert "61023" in host.ok("user", "uid", "moved", "61023")
+    assert host.data(AUTH, "show", name="moved") | {"sessions": 0, "last_login": None} == before | {"uid": 61023}
+    users = [ask(host, uid, AUTH, "whoami")["data"]["user"] for uid in (61021, 61023)]
+    assert (users, ask(host, ALICE, AUTH, "whoami", token=token)["data"]["user"]) == ([None, "moved"], "moved")
+    row = host.data(AUTH, "history", object="moved")[-1]
+    assert (row["action"], row["before"], row["after"]) == ("uid", {"uid": 61021}, {"uid": 61023})
+    taken = host.call(AUTH, {"action": "uid", "name": "moved", "uid": 61022})
+    assert (taken["error"], taken["message"]) == ("exists", "there already is a user with the uid 61022")
+    assert host.call(AUTH, {"action": "uid", "name": "nobody-there", "uid": 61024})["error"] == "not-found"
+    for uid in (0, None, 4294967295, os.getuid() or 0):
+        assert host.call(AUTH, {"action": "uid", "name": "moved", "uid": uid})["error"] == "bad-request"
+
+
+@pytest.mark.usefixtures("other_users")
 def test_whose_user_is_disabled_is_told_so_without_a_login(host: EmbeddedHost) -> None:
     create(host, "uma", uid=61020, role="operator")
     host.ok("user", "disable", "uma")

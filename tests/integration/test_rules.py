@@ -134,6 +134,7 @@ def test_nobody_hands_on_more_than_ones_own_rights(host: EmbeddedHost) -> None:
         ("delete", {"name": "boss"}),
         ("revoke", {"name": "boss"}),
         ("role", {"name": "boss", "role": "none"}),
+        ("uid", {"name": "boss", "uid": BOB}),
     ]
     for action, parameters in attempts:
         said = code(action, **parameters)
