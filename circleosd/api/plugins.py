@@ -57,8 +57,8 @@ class Capability(TypedDict):
 class Plugin(TypedDict):
     """A loaded plugin. `digest` is the sha256 of its artifact in hex, times in seconds since the epoch.
 
-    `manifest_digest` is the sha256 of its manifest file, or of what is stored of a manifest that has no file; None for a
-    plugin that an older version loaded.
+    `manifest_digest` is the sha256 of its manifest file, or of what is stored of a manifest without a file; None for a
+    plugin that was loaded before this was kept.
 
     `signer` is the principal in trusted-signers whose key signed it, `state` is ready, quarantined or disabled. `calls`
     includes events; `failures` counts those that ended by a trap, a timeout, an exceeded limit or the worker's end.

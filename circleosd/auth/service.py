@@ -265,7 +265,7 @@ class AuthService(Handlers):
         try:
             return await self._database.write(work)
         except sqlite3.IntegrityError:
-            raise Exists(f"there already is a user with the uid {request.uid}") from None
+            raise Exists(f"a user with the uid {request.uid} already exists") from None
 
     def _require_free(self, uid: int | None) -> None:
         """Raises `BadRequest` for a uid that is CircleOSD's own."""

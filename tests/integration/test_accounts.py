@@ -138,7 +138,7 @@ def test_a_user_who_is_bound_to_another_uid_keeps_all_else(host: EmbeddedHost) -
     row = host.data(AUTH, "history", object="moved")[-1]
     assert (row["action"], row["before"], row["after"]) == ("uid", {"uid": 61021}, {"uid": 61023})
     taken = host.call(AUTH, {"action": "uid", "name": "moved", "uid": 61022})
-    assert (taken["error"], taken["message"]) == ("exists", "there already is a user with the uid 61022")
+    assert (taken["error"], taken["message"]) == ("exists", "a user with the uid 61022 already exists")
     assert host.call(AUTH, {"action": "uid", "name": "nobody-there", "uid": 61024})["error"] == "not-found"
     for uid in (0, None, 4294967295, os.getuid() or 0):
         assert host.call(AUTH, {"action": "uid", "name": "moved", "uid": uid})["error"] == "bad-request"
