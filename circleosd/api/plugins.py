@@ -60,8 +60,9 @@ class Plugin(TypedDict):
     `manifest_digest` is the sha256 of its manifest file, or of what is stored of a manifest without a file; None for a
     plugin that was loaded before this was kept.
 
-    `signer` is the principal in trusted-signers whose key signed it, `state` is ready, quarantined or disabled. `calls`
-    includes events; `failures` counts those that ended by a trap, a timeout, an exceeded limit or the worker's end.
+    `signer` is the principal in trusted-signers whose key signed it, `state` is ready, held-back (after failures, for
+    some time), quarantined or disabled. `calls` includes events; `failures` counts those that ended by a trap, a
+    timeout, an exceeded limit or the worker's end.
     """
 
     id: str

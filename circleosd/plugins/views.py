@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from circleosd.policy import Caller, Peer
 def shown(plugin: Plugin) -> api.Plugin:
     """A plugin in a reply."""
     manifest, loaded = plugin.manifest, plugin.loaded
+    served = "held-back" if plugin.health.held_for(time.monotonic()) else "ready"
     return api.Plugin(
         id=manifest.name,
         version=manifest.version,
@@ -30,7 +32,7 @@ def shown(plugin: Plugin) -> api.Plugin:
         signer=loaded.signer,
         calls=plugin.health.record.calls,
         failures=plugin.health.record.failures,
-        state=plugin.health.record.aside or "ready",
+        state=plugin.health.record.aside or served,
     )
 
 

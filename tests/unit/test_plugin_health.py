@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pytest
 from circleosd.config import PluginSettings
 from circleosd.errors import CircleError, Conflict, PluginFailed
 from circleosd.plugins.health import Health
+from circleosd.plugins.manifest import Manifest
+from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import OVERDUE, Superseded
-from circleosd.plugins.store import Record
+from circleosd.plugins.store import Loaded, Record
+from circleosd.plugins.views import shown
 from circleosd.plugins.workers import Trapped, WorkerGone
 from circleosd.plugins.workerunits import WorkerUnits
 from tests.unit.fakes import SlowWorker, with_worker
@@ -105,6 +109,19 @@ def test_a_long_error_is_cut() -> None:
     health = make()
     health.failed("x" * 100_000, 0.0, 0.0)
     assert len(health.record.last_error or "") < 3000
+
+
+def test_a_plugin_that_is_held_back_is_not_listed_as_ready() -> None:
+    manifest = Manifest("p")
+    plugin = Plugin(manifest, "", Record(), {}, PluginSettings(back_off_after=2, quarantine_after=4))
+    plugin.adopt(Loaded(manifest, "0" * 64, "core", (), (), "", 0.0))
+    states = [shown(plugin)["state"]]
+    for _ in range(2):
+        plugin.health.failed("trap", time.monotonic() + 1000, 0.0)
+        states.append(shown(plugin)["state"])
+    plugin.health.record.aside = "disabled"
+    states.append(shown(plugin)["state"])
+    assert states == ["ready", "ready", "held-back", "disabled"]
 
 
 def test_calls_that_wait_are_held_back_too(tmp_path: Path) -> None:
