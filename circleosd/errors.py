@@ -117,6 +117,11 @@ def from_code(code: str, message: str) -> CircleError:
     return Internal(f"{message} ({code})")
 
 
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# How dlerror(3) ends for a module's library: the first for want of memory, too.
+_NOT_LOADED = ("failed to map segment from shared object", *map(os.strerror, _SHORT))
+
+
 def shortage(exc: BaseException) -> Limit | None:
     """What an exception says that the machine has no more of here; None for one that says something else."""
     match exc:
@@ -124,8 +129,10 @@ def shortage(exc: BaseException) -> Limit | None:
             what = "no memory is left"
         case RuntimeError(args=("can't start new thread",)):  # it has no type of its own
             what = "no more threads can be started"
-        case OSError(errno=errno.EMFILE | errno.ENFILE | errno.ENOMEM):
+        case OSError(errno=number) if number in _SHORT:
             what = exc.strerror or str(exc)
+        case ImportError(msg=str(text)) if text.endswith(_NOT_LOADED):
+            what = text
         case _:
             return None
     return Limit(f"{what} in this service; try again later")

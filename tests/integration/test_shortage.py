@@ -54,6 +54,19 @@ def test_a_request_for_which_no_thread_can_be_started_is_told_so(host: EmbeddedH
 
 
 @pytest.mark.parametrize("service", SERVICES)
+def test_a_request_for_which_there_is_no_memory_to_import_what_validates_is_told_so(
+    new_host: NewHost, service: str
+) -> None:
+    host = new_host({})
+    request = {"action": "history", "lines": 1}  # the first that is to be validated
+    with no_memory(host.pid(service)):
+        reply = host.call(service, request)
+        assert (reply["error"], reply["message"].endswith(" in this service; try again later")) == ("limit", True)
+        assert host.call(service, {"action": "health"})["ok"]
+    assert host.call(service, request)["ok"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_a_service_that_can_start_no_thread_says_so(threadless: EmbeddedHost, service: str) -> None:
     reply = threadless.call(service, {"action": "health"})
     assert reply["error"] == "unavailable"

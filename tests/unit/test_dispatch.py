@@ -130,6 +130,14 @@ def test_wrong_requests_get_a_code_and_a_reason(
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
         (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
         (OSError(errno.ENFILE, "Too many open files in system"), "Too many open files in system"),
+        (
+            ImportError("x.so: failed to map segment from shared object"),
+            "x.so: failed to map segment from shared object",
+        ),
+        (
+            ImportError("x.so: cannot open shared object file: Too many open files"),
+            "x.so: cannot open shared object file: Too many open files",
+        ),
     ],
 )
 def test_what_the_machine_has_no_more_of_is_no_defect(
