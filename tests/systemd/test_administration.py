@@ -182,7 +182,7 @@ def test_what_systemd_would_not_enable_is_refused_and_leaves_no_failed_unit(mach
     assert "it is masked; see: systemctl unmask ct-masked.service" in refused(machine, "service enable masked", 7)
     write(machine, "/run/systemd/generator.late/ct-made.service", "[Service]\nExecStart=/bin/sleep infinity\n")
     said = refused(machine, "service enable made", 7)
-    assert "cannot enable ct-made.service: it is generated, and has no unit file of its own" in said
+    assert "cannot enable ct-made.service: it is generated and has no unit file of its own" in said
     said = refused(machine, "service enable alien", 7)
     assert "Cannot alias ct-alien.service as ct-alien.socket" in said
     for verb in ("enable", "disable"):
