@@ -1,1 +1,1 @@
-"""circlectl: the admin tool of CircleOSD, its command line made by Fire from the contracts that the services serve."""
+"""circlectl: the admin tool of CircleOSD. Fire builds its command line from the contracts that the services serve."""

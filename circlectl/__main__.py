@@ -1,4 +1,4 @@
-"""`circlectl`: start, run the command line, end. What costs time at every start is kept out of here."""
+"""`circlectl`: start, run the command line, end. Everything that costs time at every start is kept out of here."""
 
 import contextlib
 import gc
@@ -13,7 +13,7 @@ INTERRUPTED = 130  # as a shell counts SIGINT
 def main() -> NoReturn:
     """Run the command line and exit with its status.
 
-    A command lives for some 50 ms: collecting garbage and tearing modules down would be a quarter of that.
+    A command lives for some 50 ms: garbage collection and the teardown of modules would take a quarter of that.
     """
     gc.disable()
     _prepare_streams()
@@ -21,7 +21,7 @@ def main() -> NoReturn:
 
     try:
         status = run(sys.argv[1:])
-        with contextlib.suppress(OSError):  # what could not be written changes nothing about what was done
+        with contextlib.suppress(OSError):  # a failure to write does not change what was done
             sys.stderr.flush()
     except KeyboardInterrupt:
         status = INTERRUPTED

@@ -1,8 +1,8 @@
-"""The one place that knows python-fire: from a command line to an inert description of a request.
+"""The only place that uses python-fire: turns a command line into an inert description of a request.
 
-Fire runs a command before it has looked at the whole line, guesses types, and offers a Python prompt and a pager.
-So what it calls here only notes what was asked; arguments stay the texts that were typed; its own flags cannot be
-reached.
+Fire runs a command before it has looked at the whole line, guesses types, and offers a Python prompt and a pager. So
+the functions that it calls here only note their arguments, arguments remain text as typed, and Fire's own flags cannot
+be reached.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from circlectl.commands import Command
 from circleosd.api.contract import Mark, quoted
 from circleosd.errors import BadRequest
 
-LITERAL = "\0"  # marks an argument from behind `--`; no argument can hold this character itself (execve(2))
+LITERAL = "\0"  # marks an argument that followed `--`; no argument can contain this character (execve(2))
 
 
 class Call:
-    """What was asked for. Fire would chain what is left of a line onto a result's members; this has none to show."""
+    """The arguments of a call. Fire would chain leftover arguments onto members of a result; this shows none."""
 
     __slots__ = ("arguments",)
 
@@ -36,7 +36,7 @@ class Call:
 
 
 class _Members:
-    """A level of the command tree: what Fire finds are the given names and nothing of Python's."""
+    """A level of the command tree: Fire finds only the given names, and nothing of Python's."""
 
     def __init__(self, members: Mapping[str, Any]) -> None:
         self.__dict__.update(members)
@@ -49,9 +49,9 @@ def _no_usage(*_: object, **__: object) -> str:
     return ""
 
 
-# What Fire imports and does not need here, and what of it is looked up: together most of what its import costs.
-# asyncio is there for one predicate; completion, docstrings, helptext and interact for what this tool does itself or
-# not at all; its console runs $PAGER, and its Windows colors load ctypes.
+# Modules that Fire imports but that are not needed here, with the attributes that it looks up: most of the cost of
+# importing Fire. asyncio is imported for one predicate; completion, docstrings, helptext and interact for things that
+# circlectl does itself or not at all; its console runs $PAGER, and its Windows colors load ctypes.
 _STAND_INS: dict[str, dict[str, Any]] = {
     "asyncio": {"iscoroutinefunction": inspect.iscoroutinefunction},
     "fire.completion": {},
@@ -66,7 +66,9 @@ _STAND_INS: dict[str, dict[str, Any]] = {
 
 @contextlib.contextmanager
 def _stand_ins() -> Iterator[None]:
-    """While Fire is imported: stand-ins in place of what every command would wait for. The real asyncio stays free."""
+    """Stand-ins, while Fire is imported, for modules that every command would wait for. The real asyncio can still be
+    imported.
+    """
     absent = [name for name in _STAND_INS if name not in sys.modules]
     for name in absent:
         sys.modules[name] = types.ModuleType(name)
@@ -79,12 +81,12 @@ def _stand_ins() -> Iterator[None]:
 
 
 def parse(command: Command, arguments: Sequence[str]) -> Mapping[str, str]:
-    """The parameters that a command line gives, as typed. Raises `BadRequest` for a line that Fire does not accept."""
+    """The parameters given on a command line, as typed. Raises `BadRequest` for a line that Fire does not accept."""
     with _stand_ins():
         import fire
         from fire import decorators
 
-    made: list[Call] = []  # Fire is untyped: what it returns is only compared with what was made
+    made: list[Call] = []  # Fire is untyped: its result is only compared with what was made here
 
     def method(**given: str) -> Call:
         made.append(Call({names[word]: value for word, value in given.items() if value is not None}))
@@ -113,7 +115,9 @@ def parse(command: Command, arguments: Sequence[str]) -> Mapping[str, str]:
 
 
 def _signature(command: Command) -> inspect.Signature:
-    """Required parameters are positional, and so are optional ones not marked as options; the rest are flags."""
+    """Required parameters are positional; so are optional ones, unless they are marked as options. All others are
+    flags.
+    """
     kinds = inspect.Parameter
     positional, flags = [], []
     for item in command.parameters:
@@ -131,10 +135,10 @@ def _as_typed(value: str) -> str:
 
 
 def _normal(command: Command, arguments: Sequence[str]) -> list[str]:
-    """Say in Fire's terms what it would misread: flags, and values that look like some. Raises `BadRequest`.
+    """Rewrite what Fire would misread: flags, and values that look like flags. Raises `BadRequest`.
 
-    A flag takes the word behind it, whatever that is, unless it is another flag; Fire would make up a value. The values
-    of a flag that can be given several times are given once, with commas between them: Fire takes only the last.
+    A flag takes the next word as its value, whatever that is, unless it is another flag; Fire would make up a value.
+    The values of a flag that may be given several times are joined with commas, since Fire takes only the last one.
     """
     name = f"{command.group} {command.verb}"
     flags = {f"--{item.spelled}": item for item in command.parameters}
@@ -145,7 +149,7 @@ def _normal(command: Command, arguments: Sequence[str]) -> list[str]:
     for word in words:
         flag, equals, value = word.partition("=")
         if (item := flags.get(flag)) is None:
-            # A lone - and a negative number are values; all else that begins so is meant as a flag.
+            # A lone - and a negative number are values; any other word that starts with - is meant as a flag.
             if word.startswith("-") and not re.fullmatch(r"-([0-9.].*)?", word, re.DOTALL):
                 raise BadRequest(f"{name} does not take {quoted(word)}")
             values.append(word)
@@ -163,7 +167,7 @@ def _normal(command: Command, arguments: Sequence[str]) -> list[str]:
 
 
 def _sentence(command: Command, element: Any) -> str:
-    """What Fire found wrong, in a sentence without its vocabulary."""
+    """Fire's complaint as a sentence, without its vocabulary."""
     name = f"{command.group} {command.verb}"
     text = str(element.ErrorAsStr()).replace(LITERAL, "")
     if "required argument" in text:

@@ -1,4 +1,4 @@
-"""Requests to the services, on behalf of who runs circlectl."""
+"""Requests to the services, on behalf of the user who runs circlectl."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from circleosd import client, paths
 
 
 class Asking:
-    """Requests to the services that listen below `runtime`, with the session's token and what was opened to pass.
+    """Requests to the services that listen below `runtime`, with the session's token and the files opened for passing.
 
-    `said` gets the message that a reply may carry.
+    `said` is called with the message that a reply may carry.
     """
 
     def __init__(
@@ -27,13 +27,13 @@ class Asking:
         self.said = said
 
     def once(self, service: str, request: dict[str, Any], *, timeout: float | None = None) -> Any:
-        """The data of the one reply, which may take `timeout` seconds (None: any). Raises `Timeout`."""
+        """The data of the only reply, which may take `timeout` seconds (None: no limit). Raises `Timeout`."""
         path = paths.socket_path(service, self.runtime)
         request = {**request, **self._envelope}
         return next(client.call(path, request, files=self._files, timeout=timeout, said=self.said))
 
     def stream(self, service: str, request: dict[str, Any]) -> Iterator[Any]:
-        """The data of each reply that holds some; there may be any time between two."""
+        """The data of each reply that has some; any amount of time may pass between two."""
         path = paths.socket_path(service, self.runtime)
         for data in client.call(path, {**request, **self._envelope}, stream=True):
             if data is not None:

@@ -1,4 +1,4 @@
-"""The command line of circlectl: flags, the command, its replies; every error one line and an exit status."""
+"""The command line of circlectl: flags, the command, its replies. Every error is one line and an exit status."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
         return error.exit_status
     except BrokenPipeError:
         raise
-    except OSError as exc:  # of standard output or the session's file; the service's are translated by the client
+    except OSError as exc:  # standard output or the session's file; errors of the service are translated by the client
         what = f"cannot write {exc.filename or 'the output'}: {exc.strerror or exc}; the request may have succeeded"
         _complain(Unavailable(what), " ".join(words[:2]))
         return Unavailable.exit_status
@@ -68,7 +68,7 @@ def _run(words: Sequence[str], flags: Mapping[str, str]) -> int:
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Take the flags of every command, with their values, out of what stands before `--`; a switch has the value ""."""
+    """Separate global flags and their values from the rest, up to `--`. The value of a switch is ""."""
     flags: dict[str, str] = {}
     words: list[str] = []
     rest = iter(argv)
@@ -87,7 +87,7 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _command(words: Sequence[str], flags: Mapping[str, str]) -> Command | int:
-    """The command that the line names, or the exit status when help was all that was wanted. Raises `BadRequest`."""
+    """The command that the line names, or the exit status if only help was requested. Raises `BadRequest`."""
     wants_help = "--help" in flags or "-h" in flags
     if words[:1] == ["help"]:
         wants_help, words = True, words[1:]
@@ -134,7 +134,7 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
 
 
 def _end_with_the_reader() -> None:
-    """From now on end when nobody reads the output any more: what is followed may have no next line to notice it by."""
+    """End as soon as nobody reads the output any more: a followed stream may never have another line to write."""
     import select
     import threading
 
@@ -149,7 +149,7 @@ def _end_with_the_reader() -> None:
 
 
 def _replies(command: Command, request: dict[str, Any], ask: Asking) -> Iterator[Any]:
-    """What there is to show. Raises what went wrong, which may be after that."""
+    """The data to show. Raises the error that occurred, possibly after yielding data."""
     from circlectl import sessions
 
     if command.service is None:
@@ -168,7 +168,8 @@ def _replies(command: Command, request: dict[str, Any], ask: Asking) -> Iterator
 def _show(command: Command, data: Any, *, as_json: bool) -> None:
     """Print a reply's data."""
     if as_json:
-        # What the encoding lacks would be escaped by Python, not as JSON; and a terminal would obey control characters.
+        # Python would escape characters that the encoding lacks, but not as JSON; and a terminal would obey control
+        # characters.
         escaped = sys.stdout.isatty() or codecs.lookup(sys.stdout.encoding).name != "utf-8"
         print(json.dumps(data, ensure_ascii=escaped, indent=2 if sys.stdout.isatty() else None))
         return
@@ -180,25 +181,25 @@ def _show(command: Command, data: Any, *, as_json: bool) -> None:
 
 
 def _note(message: str) -> None:
-    """What a service has to say to a request that it carried out."""
+    """Print what a service says about a request that it carried out."""
     from circlectl.render import printable
 
     _say(printable(message))
 
 
 def _complain(error: CircleError, command: str, scope: str | None = None) -> None:
-    """One line: what is wrong, its code, what to do next."""
+    """Print one line: what is wrong, its code, what to do next."""
     text = str(error)
     step = _START if isinstance(error, client.NotListening) else _NEXT_STEP.get(error.code, "")
     manager, unit = ("systemctl --user", "--user-unit") if scope == "user" else ("systemctl", "--unit")
     step = step.format(command=f"circlectl {command}".rstrip(), manager=manager, unit=unit)
-    tail = f"; {step}" if step and "; " not in text else ""  # else the text names a step itself
+    tail = f"; {step}" if step and "; " not in text else ""  # otherwise the text already names a step
     from circlectl.render import printable
 
     _say(f"{printable(text)} [{error.code}]{tail}")
 
 
 def _say(text: str) -> None:
-    """A line on standard error. One that cannot be written there changes nothing about what was done."""
+    """Print a line on standard error. A failure to do so does not change what was done."""
     with contextlib.suppress(OSError):
         print(f"circlectl: {text}", file=sys.stderr)

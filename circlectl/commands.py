@@ -1,4 +1,4 @@
-"""Which commands there are: those of the contracts by group, and the few that circlectl itself carries out."""
+"""The commands: those of the contracts by group, and the few that circlectl carries out itself."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _MODULES = {
     "plugin": "circleosd.api.plugins",
     "system": "circlectl.system",
 }
-_LOCAL = {"plugin": "circlectl.signing"}  # what a group has besides, carried out here
+_LOCAL = {"plugin": "circlectl.signing"}  # additional commands of a group, carried out here
 
 
 class Command(NamedTuple):
-    """One command: `service` is who carries it out, None for the module of circlectl itself that the command is in."""
+    """One command. `service` carries it out; None if the module of circlectl that contains the command does."""
 
     group: str
     verb: str
@@ -37,26 +37,26 @@ class Command(NamedTuple):
 
     @property
     def parameters(self) -> list[Parameter]:
-        """What can be given on the command line, in order."""
+        """The parameters that can be given on the command line, in order."""
         hidden = {Mark.HIDDEN, Mark.SECRET}
         found = [item for item in parameters(self.contract) if not item.marks & hidden]
         return found + [_on_stdin(item.name) for item in found if Mark.STDIN in item.marks]
 
     @property
     def secrets(self) -> list[Parameter]:
-        """What is asked for without echo, in order: what there is before what is to be."""
+        """The parameters that are prompted for without echo, in order: the current password before the new one."""
         found = [item for item in parameters(self.contract) if item.marks & {Mark.SECRET, Mark.HIDDEN} == {Mark.SECRET}]
         return sorted(found, key=lambda item: Mark.NEW in item.marks)
 
 
 def _on_stdin(name: str) -> Parameter:
-    """The switch that has a parameter read from standard input. It is no part of the request."""
+    """The switch to read a parameter from standard input. It is not part of the request."""
     word, doc = f"{name}_stdin", f"read the {name} from standard input, unchanged"
     return Parameter(word, word, bool, False, False, doc, frozenset({Mark.OPTION}), ())
 
 
 def of_group(group: str) -> Mapping[str, Command]:
-    """The commands of a group by verb. Imports that group's contracts and no others: each costs time at every start."""
+    """The commands of a group by verb. Imports only that group's contracts, because each costs time at every start."""
     found = {}
     for name in filter(None, (_MODULES[group], _LOCAL.get(group))):
         module = importlib.import_module(name)

@@ -1,9 +1,9 @@
-"""What a shell offers when Tab is pressed: `circlectl --complete SHELL ...`, called by the scripts in completions/.
+"""Completion: `circlectl --complete SHELL ...`, called by the scripts in completions/ when Tab is pressed.
 
-`--complete zsh|fish WORD...` gets the words behind the program's name, the last being the one at the cursor, and prints
-a candidate a line, as `WORD<Tab>DESCRIPTION`. `--complete bash LINE BREAKS` gets the line up to the cursor as it was
-typed and COMP_WORDBREAKS (bash(1)), and prints what is to stand in place of the word that readline completes, quoted as
-that word is. The exit status is `FILES` where names of files are wanted. Nothing is printed for what goes wrong.
+`--complete zsh|fish WORD...` gets the words after the program's name, the last one being the word at the cursor, and
+prints one candidate per line, as `WORD<Tab>DESCRIPTION`. `--complete bash LINE BREAKS` gets the line as typed up to the
+cursor and COMP_WORDBREAKS (bash(1)), and prints replacements for the word that readline completes, quoted in the same
+way. The exit status is `FILES` if file names are wanted. Errors are not printed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from circleosd import paths
 from circleosd.api.contract import Mark, Parameter, Pattern
 from circleosd.errors import CircleError
 
-FILES = 10  # the exit status that asks the shell for names of files
-PATIENCE = 1.5  # seconds to wait for names; a service's cold start is in it
+FILES = 10  # the exit status that asks the shell to complete file names
+PATIENCE = 1.5  # seconds to wait for names, including a service's cold start
 ABOUT = 60  # characters of a description
 
 Rows = list[dict[str, Any]]
@@ -60,14 +60,14 @@ def run(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except (CircleError, OSError, ValueError, TypeError, LookupError):
-        return 0  # a service that cannot be asked has no names to offer
+        return 0  # without an answer from the service there are no names to offer
     return 0
 
 
 def candidates(words: Sequence[str], lookup: Lookup) -> list[Candidate]:
-    """What could stand in place of the last of `words`. `lookup(scope, group)` gives what that group lists now.
+    """Candidates to replace the last of `words`. `lookup(scope, group)` returns what that group currently lists.
 
-    What does not fit on a line, or would be taken for a flag, is not offered. Raises `WantsFile`.
+    Candidates that do not fit on a line, or would be taken for a flag, are left out. Raises `WantsFile`.
     """
     *before, current = words
     line = _Line(before)
@@ -85,7 +85,7 @@ def candidates(words: Sequence[str], lookup: Lookup) -> list[Candidate]:
 
 
 class _Line:
-    """What the words before the cursor say: group, verb, arguments, and whether a flag waits for its value."""
+    """The words before the cursor, analyzed: group, verb, arguments, and whether a flag is waiting for its value."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.arguments: list[str] = []
@@ -118,7 +118,7 @@ class _Line:
 
     @property
     def command(self) -> Command | None:
-        """The command that the line names, if it does yet."""
+        """The command that the line names, if it names one yet."""
         group, verb = (*self.arguments, "", "")[:2]
         return commands.of_group(group).get(verb) if group in commands.GROUPS else None
 
@@ -145,7 +145,7 @@ class _Line:
         return self._values(parameter, lookup) if parameter else []
 
     def next_argument(self, lookup: Lookup) -> list[Candidate]:
-        """What can stand where the next argument is."""
+        """Candidates for the next argument."""
         if not self.arguments:
             return [Candidate(group, about) for group, about in commands.GROUPS.items()]
         group, *rest = self.arguments
@@ -176,7 +176,7 @@ class _Line:
         return []
 
     def _group_named_by(self, parameter: Parameter) -> str | None:
-        """The group whose names are the values of a parameter: by its rule, its name, or an argument before it."""
+        """The group whose names are the values of a parameter, by its rule, its name, or an argument before it."""
         assert self.command is not None
         hint = get_type_hints(self.command.contract, include_extras=True)[parameter.name]
         for group in commands.GROUPS:
@@ -189,7 +189,7 @@ class _Line:
 
 
 def _actions(*, with_group: bool) -> list[Candidate]:
-    """Every action that there is, as rules name it or as the record does."""
+    """Every action, as named in rules or in the record."""
     from circleosd.api.actions import BY_VERB
 
     found = {verb if with_group else contract.action: phrase(contract.summary()) for verb, contract in BY_VERB.items()}
@@ -197,7 +197,7 @@ def _actions(*, with_group: bool) -> list[Candidate]:
 
 
 def _leaves(hint: Any) -> list[Any]:
-    """What a type is made of: its parts, and theirs, with the extras of Annotated."""
+    """The parts of a type, recursively, with the extras of Annotated."""
     parts = get_args(hint)
     return [leaf for part in parts for leaf in [part, *_leaves(part)]] if parts else []
 
@@ -215,7 +215,7 @@ def _name_column(group: str) -> str:
 
 @cache
 def _name_rule(group: str) -> Pattern | None:
-    """The rule that all names of a group follow: that of what its commands act on."""
+    """The rule for all names of a group, which is that of the object of its commands."""
     for command in commands.of_group(group).values():
         if field := command.contract.object_field:
             hint = get_type_hints(command.contract, include_extras=True).get(field)
@@ -236,7 +236,7 @@ def _about(text: str) -> str:
 
 
 def _names_of(scope: str | None, group: str) -> Rows:
-    """What a group's list replies. Raises `CircleError` when it does not."""
+    """The rows of a group's list. Raises `CircleError`."""
     from circlectl import sessions
 
     listing = _listing(group)

@@ -1,4 +1,4 @@
-"""What a command line asks for, as a request: its arguments, and the passwords and files that go with them."""
+"""Turns a command line into a request: its arguments, and the passwords and files that go with them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from circlectl.helptext import choices
 from circleosd.api.contract import Mark, Parameter, quoted
 from circleosd.errors import BadRequest, Limit, NotFound
 
-MAX_INPUT = 16 << 20  # bytes of standard input: what a worker takes, and more than plugin-manager does by default
+MAX_INPUT = 16 << 20  # bytes of standard input: a worker's limit, and more than plugin-manager's default
 
 
 def request(command: Command, words: Sequence[str], ask: Asking, *, stdin: bool) -> tuple[dict[str, Any], list[int]]:
-    """The request of a command with `words` behind it, and descriptors to pass along; `stdin` has the passwords.
+    """The request for a command with the arguments `words`, and descriptors to pass along. With `stdin`, passwords are
+    read from standard input.
 
-    Raises `BadRequest` for arguments that cannot be meant, `NotFound` for a file that there is not.
+    Raises `BadRequest` for invalid arguments, `NotFound` for a file that does not exist.
     """
     given = adapter.parse(command, words)
     composed: dict[str, Any] = {"action": command.contract.action}
     for item in command.parameters:
         if item.name in given:
             composed[item.name] = value = _convert(item, given[item.name])
-            if command.secrets:  # else it is for the service to say
+            if command.secrets:  # otherwise the service checks it
                 item.check(value)
     for item in command.parameters:
         if Mark.STDIN in item.marks and composed.pop(f"{item.name}_stdin", False):
@@ -48,9 +49,9 @@ def _secrets(command: Command, given: Mapping[str, str], ask: Asking, *, stdin: 
         _require_oneself(ask, command)
     found: dict[str, str] = {}
     for item in command.secrets:
-        if item.name == "old" and "name" in given:  # another's password is changed without knowing it
+        if item.name == "old" and "name" in given:  # changing somebody else's password does not require knowing it
             continue
-        if item.name == "password" and "uid" in given and not stdin:  # the uid is the user
+        if item.name == "password" and "uid" in given and not stdin:  # the uid identifies the user
             continue
         what = "current password" if item.name == "old" else "new password" if "old" in found else item.name
         if (secret := _secret(item, what, stdin=stdin)) is not None:
@@ -59,7 +60,7 @@ def _secrets(command: Command, given: Mapping[str, str], ask: Asking, *, stdin: 
 
 
 def _convert(item: Parameter, text: str) -> Any:
-    """An argument's text as what the contract wants there. Raises `BadRequest` that quotes it."""
+    """An argument's text, converted to the type in the contract. Raises `BadRequest`, which quotes it."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -101,22 +102,22 @@ def _read_text(name: str) -> str:
 
 
 def _require_oneself(ask: Asking, command: Command) -> None:
-    """Raises `BadRequest` unless who asks is a user, before passwords are asked for that would be in vain."""
+    """Raises `BadRequest` unless the caller is a user, before prompting for passwords in vain."""
     if ask.once("auth-service", {"action": "whoami"})["user"] is None:
         raise BadRequest(f"{command.group} {command.verb} needs NAME: you are not a CircleOSD user")
 
 
 def _secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
-    """Read a password, which is called `name`: a line of standard input, or from the terminal without echo.
+    """Read a password, called `name` in messages: a line of standard input, or from the terminal without echo.
 
-    An empty one is None where that will do. Raises `BadRequest`.
+    An empty one is None if it is optional. Raises `BadRequest`.
     """
     try:
         secret = _read_secret(item, name, stdin=stdin)
         (secret or "").encode()
     except EOFError:
         raise BadRequest(f"no {name} was given") from None
-    except UnicodeError:  # which quotes it
+    except UnicodeError:  # the exception would quote the password
         raise BadRequest(f"the {name} is not UTF-8 text") from None
     return secret
 
@@ -141,7 +142,7 @@ def _read_secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
 
 
 def _typed(prompt: str) -> str:
-    """A line from the terminal without echo. What comes next begins on a line of its own, also where this raises."""
+    """A line from the terminal without echo. Subsequent output starts on its own line, even if this raises."""
     import getpass
     import signal
 
@@ -157,7 +158,7 @@ def _typed(prompt: str) -> str:
 
 
 def _resumed(prompt: str) -> None:
-    """Ask again after a stop (Ctrl-Z, fg), before which a shell has the terminal echo."""
+    """Prompt again after a stop (Ctrl-Z, fg), for which the shell had turned echo on."""
     import termios
 
     with contextlib.suppress(OSError, termios.error), open("/dev/tty", "r+b", buffering=0) as terminal:
@@ -168,7 +169,9 @@ def _resumed(prompt: str) -> None:
 
 
 def _open_files(command: Command, request: dict[str, Any]) -> list[int]:
-    """Open what the caller may read, so that the service need not be able to; note in `files` what is passed."""
+    """Open files with the caller's rights, so that the service needs none; note in `files` which descriptors are
+    passed.
+    """
     named = {
         item.name: request[item.name] for item in command.parameters if item.name in request and Mark.FILE in item.marks
     }

@@ -11,7 +11,7 @@ from typing import Any
 from circlectl.asking import Asking
 from circleosd.errors import CircleError, Unavailable
 
-TOGETHER = 0.1  # seconds in which rows of different services are put in order
+TOGETHER = 0.1  # seconds within which rows of different services are sorted by time
 RETRY = 1.0  # seconds until a service that went away is asked again
 
 

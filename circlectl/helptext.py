@@ -1,4 +1,4 @@
-"""Help, made from the contracts: what there is, what it takes, what it does."""
+"""Help, generated from the contracts: the commands, their parameters, and what they do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLAGS = {
     "--help": "show this help and exit",
 }
 _SHOWN = {"--scope": "--scope SCOPE", "--help": "-h, --help"}
-NARROW = 30  # columns that a description needs; with fewer beside a name, it is below
+NARROW = 30  # minimum width of a description; if there is less room, it goes below the name
 
 
 def overview(columns: int = 0) -> str:
@@ -46,7 +46,7 @@ def _of_every_command(columns: int) -> list[str]:
 
 
 def _row(left: str, right: str, columns: int) -> str:
-    """A line of two columns, the second one wrapped; on a narrow terminal two lines or more."""
+    """A line of two columns, the second one wrapped; two lines or more on a narrow terminal."""
     left = f"  {left}"
     if not columns:
         return left + right
@@ -70,7 +70,7 @@ def of_command(command: Command, columns: int = 0) -> str:
 
 
 def described(item: Parameter) -> str:
-    """What a parameter is, the values it may have and the one that it has otherwise."""
+    """What a parameter is, its possible values and its default."""
     default = "" if item.required or item.default in (None, False, "") else f" (default: {item.default})"
     among = f": {', '.join(choices(item.type))}" if choices(item.type) else ""
     if Mark.TIME in item.marks:
@@ -81,7 +81,7 @@ def described(item: Parameter) -> str:
 
 
 def secret(item: Parameter) -> str:
-    """What a secret is and how it is given."""
+    """What a secret is and how to provide it."""
     return f"{item.doc} (prompted for, or read with --password-stdin)"
 
 
@@ -94,7 +94,7 @@ def needed(contract: type[Request]) -> str:
 
 
 def choices(kind: Any) -> list[str]:
-    """The values of a type that has a closed set of them (Literal), also in a union."""
+    """The values of a type with a closed set of values (Literal), also within a union."""
     return [
         value
         for part in get_args(kind)
@@ -121,5 +121,5 @@ def _word(item: Parameter) -> str:
 
 
 def phrase(text: str) -> str:
-    """A sentence as part of a line: without capital and period."""
+    """A sentence as part of a line: without capital letter and period."""
     return text[:1].lower() + text[1:].rstrip(".")

@@ -1,4 +1,4 @@
-"""The page circlectl(1), made from the contracts: `python -m circlectl.manual` prints it in mdoc(7)."""
+"""The page circlectl(1), generated from the contracts: `python -m circlectl.manual` prints it in mdoc(7)."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _usage(item: Parameter) -> str:
 
 
 def _name(item: Parameter) -> str:
-    """A parameter in macros: an argument, or a flag and its value."""
+    """A parameter in mdoc macros: an argument, or a flag and its value."""
     if Mark.OPTION not in item.marks:
         return f"Ar {item.spelled}"
     return f"Fl -{item.spelled}" + ("" if item.type is bool else f" Ar {item.spelled}")
@@ -166,7 +166,7 @@ def _sentence(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text as roff leaves it alone, a sentence a line (mdoc(7))."""
+    """Text escaped for roff, one sentence per line (mdoc(7))."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-")
     lines = escaped.replace(". ", ".\n").split("\n")
     return "\n".join(f"\\&{line}" if line[:1] in (".", "'") else line for line in lines)

@@ -1,4 +1,4 @@
-"""Reference pages, made from the contracts: `python -m circlectl.reference PAGE`."""
+"""Reference pages, generated from the contracts: `python -m circlectl.reference PAGE`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replies as a person reads them: tables, fields, or the text itself."""
+"""Replies in human-readable form: tables, fields, or plain text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from circleosd.steering import STEERING
 _TIMES = {"created", "last_login", "last_used", "locked_until", "expires", "since", "loaded", "time", "last_failed"}
 _SIZES = {"memory", "size", "stored"}
 _SPANS = {"uptime", "duration"}
-_WIDE = 64  # columns of a table cell before it is cut
+_WIDE = 64  # columns after which a table cell is cut
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    """Rows under a header, columns as wide as needed. The last one, which widens no other, may be as long as it is."""
+    """Rows under a header, with columns as wide as needed. The last column is never cut."""
     if not rows:
         return "none"
     cells = [[column.upper().replace("_", " ") for column in columns]]
@@ -34,7 +34,7 @@ def fields(data: dict[str, Any]) -> str:
 
 
 def value(name: str, item: Any) -> str:
-    """A value as text; its name says whether it is a time, a size or a span."""
+    """A value as text; whether it is a time, a size or a duration depends on its name."""
     if item is None:
         return "-"
     if isinstance(item, bool):
@@ -56,7 +56,7 @@ def value(name: str, item: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with its steering characters shown as escapes."""
+    """`text` with control characters shown as escapes."""
     return "".join(repr(char)[1:-1] if char in STEERING else char for char in text)
 
 

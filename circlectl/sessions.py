@@ -1,4 +1,4 @@
-"""The session that `circlectl user login` opens: a token in a file that only its owner can read."""
+"""The session opened by `circlectl user login`: a token in a file that only its owner can read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from circleosd.paths import state_home
 
 
 def login(ask: Asking, service: str, request: dict[str, Any]) -> Any:
-    """Open a session and keep it. One that cannot be kept is closed again: raises `BadRequest`."""
+    """Open a session and save it. If it cannot be saved, it is closed again: raises `BadRequest`."""
     data = ask.once(service, request)
     try:
         save(ask.runtime, data)
@@ -28,19 +28,19 @@ def login(ask: Asking, service: str, request: dict[str, Any]) -> Any:
 
 
 def logout(ask: Asking, service: str, request: dict[str, Any]) -> None:
-    """Close the session and forget it, also one that is over already."""
+    """Close the session and forget it, even if it has already ended."""
     try:
         ask.once(service, request)
-    except Denied:  # anyone may log out, so it was the token: there is no such session any more
+    except Denied:  # anyone may log out, so the token was refused: the session no longer exists
         pass
-    except Conflict:  # no token was sent: there is none that has not expired
+    except Conflict:  # no token was sent, because it had expired
         if _kept(ask.runtime) is None:
             raise
     forget(ask.runtime)
 
 
 def _path(runtime: str) -> str:
-    """One file for each instance of CircleOSD: a token of one means nothing to another, and hosts may share a home."""
+    """One file per instance of CircleOSD: a token is valid for only one, and hosts may share a home directory."""
     name = f"{os.uname().nodename}{os.path.abspath(runtime)}".replace("/", "-")
     return f"{state_home(os.environ)}/circleosd/sessions/{name}.json"
 
@@ -52,24 +52,25 @@ def load(runtime: str) -> str | None:
 
 
 def _kept(runtime: str) -> tuple[str, float] | None:
-    """The token that is kept and when it expires, if it is good for this uid.
+    """The saved token and its expiry, if it is valid for this uid.
 
-    Root, with the HOME of somebody whose session that is, acts as root: no service takes the token from another uid.
+    Root, running with the HOME of another user who has a session, acts as root: services refuse a token from another
+    uid.
     """
     try:
         with open(_path(runtime), encoding="utf-8") as file:
             session = json.load(file)
         return (str(session["token"]), float(session["expires"])) if session["uid"] == os.getuid() else None
-    except (OSError, ValueError, KeyError, TypeError, BadRequest):  # there is no file, it is no session, or no home
+    except (OSError, ValueError, KeyError, TypeError, BadRequest):  # there is no file, no valid session, or no home
         return None
 
 
 def save(runtime: str, login: dict[str, Any]) -> None:
-    """Keep what a login replied, in a file that only its owner can read. Raises OSError."""
+    """Save the reply to a login in a file that only its owner can read. Raises OSError."""
     path = _path(runtime)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     new = f"{path}.{os.getpid()}"
-    with contextlib.suppress(FileNotFoundError):  # of a process that had this number and did not finish
+    with contextlib.suppress(FileNotFoundError):  # left behind by an unfinished process with the same pid
         os.unlink(new)
     try:
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

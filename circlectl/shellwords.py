@@ -1,4 +1,4 @@
-"""A command line as bash and readline see it: what was typed, which part of it Tab replaces, and how to quote that."""
+"""A command line as bash and readline see it: the words, which part of them Tab replaces, and how to quote it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _ESCAPED_IN_DOUBLE_QUOTES = '$`"\\'
 
 
 class Typed(NamedTuple):
-    """A line up to the cursor.
+    """A line up to the cursor. `before` are the words before the one at the cursor, which is `word`, all without
+    quotes.
 
-    `before` are the words before the one at the cursor, `word` is that one, all without their quotes. Of `word`,
-    readline keeps the first `kept` characters and replaces the rest; `quote` is the quote that is open there, or "".
-    `settled`: it has a part in closed quotes, in which readline looks for the word's beginning.
+    Readline keeps the first `kept` characters of `word` and replaces the rest; `quote` is the quote that is open at the
+    cursor, or "". `settled`: the word has a part in closed quotes, in which readline looks for the start of the word.
     """
 
     before: list[str]
@@ -24,7 +24,9 @@ class Typed(NamedTuple):
     settled: bool
 
     def replacement(self, whole: str) -> str:
-        """What to put in place of the part that readline replaces, to make the word `whole`; "" if that cannot be."""
+        """The replacement for the part that readline replaces, to complete the word to `whole`; "" if that is
+        impossible.
+        """
         if self.settled or not whole.startswith(self.word[: self.kept]):
             return ""
         text = whole[self.kept :]
@@ -38,7 +40,7 @@ class Typed(NamedTuple):
 
 
 def split_bash(line: str, breaks: str) -> Typed:
-    """Split a line, up to the cursor, as bash does, with `breaks` being COMP_WORDBREAKS (bash(1), QUOTING)."""
+    """Split a line, up to the cursor, as bash does; `breaks` is COMP_WORDBREAKS (bash(1), QUOTING)."""
     words: list[str] = []
     word, kept, settled, begun, quote = "", 0, False, False, ""
     characters = iter(line)

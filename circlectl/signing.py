@@ -1,4 +1,4 @@
-"""Signing a plugin: completes its manifest and has ssh-keygen sign that, with a key that never leaves its owner."""
+"""Signing a plugin: completes its manifest and lets ssh-keygen sign it; the private key never leaves its owner."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ PIECE = 1 << 20
 
 
 class Signed(TypedDict):
-    """What was written, and what the manifest now says of the artifact: its sha256 in hex and its size in bytes."""
+    """The files written, and the artifact's sha256 in hex and size in bytes, as now stated in the manifest."""
 
     manifest: str
     signature: str
@@ -40,7 +40,7 @@ CONTRACTS: tuple[type[Request], ...] = (Sign,)
 
 
 def sign(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | None]:
-    """Write the manifest and its signature. Asks no service."""
+    """Write the manifest and its signature. Uses no service."""
     if "key" not in request:
         raise BadRequest("plugin sign needs --key, the SSH key to sign with")
     path = request["path"]
@@ -71,8 +71,8 @@ def _manifest(path: str) -> dict[str, Any]:
 
 
 def _require_loadable(content: bytes, head: bytes) -> None:
-    """Refuse, by the code that reads it there, what no plugin manager would load. Raises `BadRequest`."""
-    from circleosd.plugins import manifest as manifests  # as heavy as a service's start; only who signs pays for it
+    """Refuse a manifest that no plugin manager would load, using the plugin manager's own code. Raises `BadRequest`."""
+    from circleosd.plugins import manifest as manifests  # as expensive as starting a service, but only signing needs it
 
     if len(content) > manifests.MAX_MANIFEST:
         raise BadRequest(f"the completed manifest is larger than {manifests.MAX_MANIFEST} bytes")
@@ -80,7 +80,7 @@ def _require_loadable(content: bytes, head: bytes) -> None:
 
 
 def _measure(path: str) -> tuple[str, int, bytes]:
-    """The sha256 of an artifact, its size and how it begins."""
+    """The sha256 of an artifact, its size and its first bytes."""
     import hashlib
 
     digest, size, head = hashlib.sha256(), 0, b""
@@ -100,7 +100,7 @@ def _measure(path: str) -> tuple[str, int, bytes]:
 
 
 def _signature(content: bytes, key: str) -> bytes:
-    """What ssh-keygen makes of `content`; it asks for a passphrase on the terminal by itself."""
+    """The signature of `content` made by ssh-keygen, which prompts for a passphrase on the terminal itself."""
     import subprocess
 
     if not os.path.exists(key):
@@ -119,7 +119,7 @@ def _signature(content: bytes, key: str) -> bytes:
 
 
 def _write(path: str, content: bytes) -> None:
-    """Replace a file, were it behind a link, by a whole new one of the same mode."""
+    """Replace a file, or the target of a link, atomically by a new one with the same mode."""
     target = os.path.realpath(path)
     new = f"{target}.{os.getpid()}"
     try:

@@ -1,4 +1,4 @@
-"""Commands that ask every service: how CircleOSD is, and what was done with it."""
+"""Commands that ask every service: the state of CircleOSD, and what was done through it."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from circleosd.errors import BadRequest, CircleError, Conflict, Internal, Limit,
 from circleosd.paths import SERVICES
 from circleosd.policy import Access
 
-# Which service carries out the actions of a group, as rules name them.
+# The service that carries out the actions of a group, as named in rules.
 GROUPS = dict(zip(("user", "service", "plugin"), SERVICES, strict=True))
 
 
@@ -28,13 +28,13 @@ class History(common.History, action="history", access=Access.ADMIN, reply=list[
     verify: Annotated[bool, Doc("only check that no row was altered, deleted or inserted"), Mark.OPTION] = False
 
 
-# Actions of rows that tell of no request: what a ledger and the plugin manager do by themselves, and plugins try.
+# Actions of rows without a request: those of ledgers and of the plugin manager themselves, and attempts of plugins.
 OF_NO_REQUEST = ("prune", "quarantine", "services.restart")
 MOST = 10_000  # rows that one service gives (common.History)
-# What may be wrong with one service, and not with the request, which is the same for all.
+# Errors of a single service; others concern the request, which is the same for all.
 _OF_ONE = (Unavailable, Timeout, Limit, Internal)
 
-ANSWER = 20.0  # seconds for a report: a start that finds out how acts ended takes up to ten (circleosd/service.py)
+ANSWER = 20.0  # seconds for a report: a start that resolves interrupted acts takes up to ten (circleosd/service.py)
 
 CONTRACTS: tuple[type[Request], ...] = (Status, History)
 
@@ -47,7 +47,7 @@ def status(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | Non
         try:
             rows.append({"state": "running", **ask.once(service, {"action": "health"}, timeout=ANSWER)})
         except CircleError as failed:
-            # It hangs, or systemd starts it over and over in vain: its log knows more.
+            # It hangs, or systemd keeps restarting it in vain: its log has the details.
             late = isinstance(failed, Timeout)
             error = Unavailable(f"{service} did not answer within {ANSWER:g} s") if late else failed
             rows.append({"service": service, "state": error.code, "problem": str(error)})
@@ -72,7 +72,7 @@ def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | No
         group, action = _action(query["action_name"])
         services, query["action_name"] = (GROUPS[group],) if group else SERVICES, action
     count = query.pop("lines", History.lines)
-    # An act has up to two rows; the last one says from where to follow.
+    # An act has up to two rows; the last row is where following starts.
     query["lines"] = min(2 * count or 1, MOST) if 0 <= count < MOST else count
     placed: list[tuple[float, dict[str, Any]]] = []
     known: dict[str, int] = {}
@@ -100,9 +100,9 @@ def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | No
 
 
 def _action(name: str) -> tuple[str, str]:
-    """The group, "" for all of them, and the action of a name as rules have it (`service:stop`) or the record (`stop`).
+    """The group ("" for all) and the action of a name as used in rules (`service:stop`) or in the record (`stop`).
 
-    Raises `BadRequest` for one that no row can have.
+    Raises `BadRequest` if no row can have it.
     """
     from circleosd.api.actions import BY_VERB
 
@@ -113,7 +113,7 @@ def _action(name: str) -> tuple[str, str]:
 
 
 def _placed(rows: Iterable[dict[str, Any]], now: float) -> Iterator[tuple[float, dict[str, Any]]]:
-    """The rows of one service in their order, each with its time, or the time of one before it if its own is wrong."""
+    """The rows of one service in order, each with its time, or with the time of an earlier row if its own is wrong."""
     at = 0.0
     for row in rows:
         if row["time"] <= now:
@@ -122,7 +122,7 @@ def _placed(rows: Iterable[dict[str, Any]], now: float) -> Iterator[tuple[float,
 
 
 def _newest(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The rows of the newest `count` acts; an intent and its outcome are one."""
+    """The rows of the newest `count` acts; an intent and its outcome count as one."""
     ended = {(row["service"], row["intent"]) for row in rows}
     acts = [row for row in rows if (row["service"], row["seq"]) not in ended]
     acts = acts[max(0, len(acts) - count) :]
@@ -131,7 +131,9 @@ def _newest(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 
 def _verify(ask: Asking) -> tuple[Any, CircleError | None]:
-    """What each service finds. Of one that cannot be asked the error is returned beside, unless another's is broken."""
+    """What each service reports. The error of a service that cannot be asked is returned as well, unless a record is
+    broken.
+    """
     found: list[Any] = []
     problem: CircleError | None = None
     for service in SERVICES:

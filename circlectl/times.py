@@ -1,4 +1,4 @@
-"""Times as a person types them."""
+"""Times as people type them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def parse(text: str) -> float:
 
 
 def _timestamp(text: str) -> float:
-    """Raises ValueError, also for a day of the week that is not the date's."""
+    """Raises ValueError, also if the day of the week does not match the date."""
     zone = UTC if text.endswith(" UTC") else None
     text = text.removesuffix(" UTC")
     if weekday := re.match(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun) ", text):

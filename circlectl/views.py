@@ -1,4 +1,4 @@
-"""How the reply of each command looks; what is not named here is shown by its type."""
+"""How the reply of each command is shown; commands not listed here are shown according to the type of the reply."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from circlectl.commands import Command
 
 
 def of(command: Command, data: Any, *, terminal: bool) -> str | None:
-    """The text to print for a reply; None for nothing. On a terminal control characters are shown, not obeyed."""
+    """The text to print for a reply; None for nothing. On a terminal, control characters are made visible."""
     if special := _SPECIAL.get((command.group, command.verb)):
         return special(data)
     if isinstance(data, str):
@@ -39,7 +39,7 @@ def _status(rows: list[dict[str, Any]]) -> str:
 
 
 def _history(data: Any) -> str:
-    """A line an act: an intent is shown only while its outcome is not known. A single row is one that followed."""
+    """One line per act: an intent is shown only if its outcome is unknown. A single row comes from following."""
     if isinstance(data, dict):
         return "  ".join(render.value("", value) for value in _act(data).values())
     if data and "problems" in data[0]:
@@ -75,7 +75,7 @@ def _rule(rule: dict[str, Any]) -> str:
 
 
 def _who(data: dict[str, Any]) -> str:
-    """A user or an identity, whose rules stand in `rules` or `grants`."""
+    """A user or an identity, whose rules are in `rules` or `grants`."""
     return render.fields(
         {key: [*map(_rule, item)] if key in ("rules", "grants") else item for key, item in data.items()}
     )
@@ -96,7 +96,7 @@ def _change(before: Any, after: Any) -> str:
 
 
 def _timed(data: list[dict[str, Any]] | dict[str, Any], text: Callable[[dict[str, Any]], str]) -> str | None:
-    """A line for each row, its time in front; a single row is one of a stream."""
+    """A line for each row, starting with its time; a single row is part of a stream."""
     rows = data if isinstance(data, list) else [data]
     return "\n".join(f"{render.value('time', row['time'])}  {text(row)}" for row in rows) or None
 
