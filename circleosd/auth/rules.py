@@ -55,6 +55,9 @@ def require_known(given: Grant) -> None:
     if not covered:
         raise BadRequest(f"no action {given.verb}; available: {', '.join(actions.BY_VERB)}")
     if given.deny:
+        covered = [verb for verb in covered if actions.BY_VERB[verb].access is not Access.ANYONE]
+        if not covered:
+            raise BadRequest(f"no rule can deny {given.verb}: anyone may do it")
         if not any(actions.BY_VERB[verb].has_object() or given.covers(verb, None) for verb in covered):
             raise BadRequest(f"{given.verb} can be denied only for all objects; deny it for *")
         return

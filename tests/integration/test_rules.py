@@ -88,10 +88,13 @@ def test_a_rule_that_could_never_apply_is_refused(host: EmbeddedHost, verb: str,
 
 def test_a_denial_that_could_never_apply_is_refused(host: EmbeddedHost) -> None:
     create(host, "unruly", role="admin")
-    for verb in ("plugin:load", "user:logout"):
-        reply = host.call(AUTH, {"action": "grant", "name": "unruly", "verb": verb, "object": "x", "deny": True})
-        assert reply["error"] == "bad-request"
-        assert f"{verb} can be denied only for all objects" in reply["message"]
+    for verb, object_, says in (
+        ("plugin:load", "x", "plugin:load can be denied only for all objects"),
+        ("user:logout", "*", "no rule can deny user:logout: anyone may do it"),
+        ("user:login", "unruly", "no rule can deny user:login: anyone may do it"),
+    ):
+        reply = host.call(AUTH, {"action": "grant", "name": "unruly", "verb": verb, "object": object_, "deny": True})
+        assert (reply["error"], reply["message"].startswith(says)) == ("bad-request", True)
     host.ok("user", "grant", "unruly", "plugin:*load", "x", "--deny")  # which is plugin:unload, too
     assert host.ok("user", "can", "unruly", "plugin:load", "x").startswith("yes")
     host.ok("user", "grant", "unruly", "plugin:load", "**", "--deny")
