@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from inspect import cleandoc
+from typing import Any, get_args, get_origin, get_type_hints
 
 from circlectl import commands
 from circlectl.__main__ import INTERRUPTED
@@ -42,6 +43,16 @@ Every change, and every denied attempt at one, is recorded.
 .Pp
 Arguments are passed on exactly as they are typed.
 These flags apply to all commands:
+"""
+_JSON = r"""
+.Pp
+With
+.Fl -json ,
+a reply is printed on one line, or indented if the output is a terminal; with
+.Fl -follow ,
+each row is one line.
+Times are in seconds since the epoch, time spans in seconds and sizes in bytes; null means unknown or not applicable.
+Later versions may add fields to those listed below.
 """
 _TAIL = r"""
 .Sh ENVIRONMENT
@@ -100,7 +111,7 @@ def page(environment: Mapping[str, str]) -> str:
     """The whole page. Its date is SOURCE_DATE_EPOCH (reproducible-builds.org) or today."""
     date = time.gmtime(int(environment.get("SOURCE_DATE_EPOCH") or time.time()))
     lines = [f".Dd {time.strftime('%B', date)} {date.tm_mday}, {date.tm_year}", ".Dt CIRCLECTL 1"]
-    lines += [f".Os CircleOSD {__version__}", _HEAD.strip(), *_flags(), ".Sh COMMANDS"]
+    lines += [f".Os CircleOSD {__version__}", _HEAD.strip(), *_flags(), _JSON.strip(), ".Sh COMMANDS"]
     for group, about in commands.GROUPS.items():
         lines += [f".Ss {group}: {_text(about)}", ".Bl -tag -width Ds"]
         for command in commands.of_group(group).values():
@@ -132,6 +143,25 @@ def _command(command: Command) -> Iterator[str]:
             yield _sentence(secret(item))
         yield ".El"
     yield needed(command.contract)
+    if command.contract.reply is not None:
+        yield f"JSON: {_shape(command.contract.reply)}."
+
+
+def _shape(reply: Any) -> str:
+    """The shape of a reply: a text, or the fields of its objects, with their own fields in parentheses."""
+    if reply is str:
+        return "a text"
+    if get_origin(reply) is list:
+        return f"a list, each with {_shape(get_args(reply)[0])}"
+    # No name is to be parted at the end of a line (groff(7)).
+    return ", ".join(rf"\%{name}{_nested(kind)}" for name, kind in get_type_hints(reply).items())
+
+
+def _nested(kind: Any) -> str:
+    for part in (kind, *get_args(kind)):
+        if hasattr(part, "__total__"):  # a TypedDict
+            return f" ({_shape(part)})"
+    return ""
 
 
 def _usage(item: Parameter) -> str:

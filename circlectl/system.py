@@ -15,8 +15,17 @@ from circleosd.policy import Access
 GROUPS = dict(zip(("user", "service", "plugin"), SERVICES, strict=True))
 
 
+class Condition(common.Report, total=False):
+    """A service's `state`: running, or the code of the error that kept it from answering; then there is only the
+    `problem` in words besides.
+    """
+
+    state: str
+    problem: str
+
+
 @contract
-class Status(Request, action="status", access=Access.VIEWER, reply=list[common.Report]):
+class Status(Request, action="status", access=Access.VIEWER, reply=list[Condition]):
     """Show the state of each service of CircleOSD."""
 
 

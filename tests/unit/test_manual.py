@@ -9,7 +9,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -48,6 +48,9 @@ def test_circlectls_page_has_every_command_parameter_and_exit_status() -> None:
             entry = page[start : page.find("\n.It Ic ", start + 1)]
             for item in (*command.parameters, *command.secrets):
                 assert item.word.replace("_", "-") in entry, f"{group} {command.verb} {item.name}"
+            reply = command.contract.reply
+            for field in get_type_hints(next(iter(get_args(reply)), reply)) if reply not in (None, str) else ():
+                assert rf"\%{field}" in entry, f"{group} {command.verb} {field}"
     for code, error in BY_CODE.items():
         assert f".It {error.exit_status} Ta Li {code} " in page
     assert "exits with 130 when it is interrupted" in page
