@@ -171,6 +171,7 @@ def test_root_uses_every_service_and_a_plugin(installed: Machine) -> None:
     modes = installed.succeed(f"stat --format='%a %U' {places}").splitlines()
     users = ("auth", "plugins", "registry", "plugins")
     assert modes == [*(f"700 circleosd-{user}" for user in users), "600 circleosd-plugins"]
+    installed.succeed("ls /var/cache/circleosd/plugins/*")  # its compilation
 
 
 def test_a_member_of_the_group_may_connect_and_a_stranger_may_not(installed: Machine) -> None:
