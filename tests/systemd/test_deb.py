@@ -289,8 +289,8 @@ def test_what_the_administrator_disabled_stays_disabled_over_removal_but_not_ove
 
 
 def test_what_the_manual_says_of_a_copy_brings_everything_back_to_a_new_host(machine: Machine, deb: str) -> None:
-    examples = (PROJECT / "man/circleosd.8").read_text(encoding="utf-8").partition("Keep a copy of all")[2]
-    lines = examples.replace("\\-", "-").replace("\\(aq", "'").partition("Bring it back")
+    examples = (PROJECT / "man/circleosd.8").read_text(encoding="utf-8").partition("Back up all")[2]
+    lines = examples.replace("\\-", "-").replace("\\(aq", "'").partition("Restore the backup")
     keep, restore = ([line[2:] for line in part.splitlines() if line.startswith("# ")] for part in lines[::2])
     install(machine, deb)
     machine.succeed(
@@ -349,8 +349,8 @@ def test_purge_says_which_users_and_groups_it_could_not_remove(machine: Machine,
     install(machine, deb)
     machine.succeed("useradd --gid circleosd primary", "systemd-run --unit=busy --uid=circleosd-auth sleep infinity")
     said = machine.succeed("dpkg --purge circleosd 2>&1")
-    assert "remove it with: userdel circleosd-auth\n" in said
-    assert "remove it with: groupdel circleosd\n" in said
+    assert "to remove it: userdel circleosd-auth\n" in said
+    assert "to remove it: groupdel circleosd\n" in said
     assert machine.execute("dpkg --status circleosd 2>&1")[0] == 1
     assert machine.succeed("getent passwd | cut -d: -f1 | grep circleosd") == "circleosd-auth\n"
     machine.succeed("systemctl stop busy", "userdel primary", "userdel circleosd-auth", "groupdel circleosd")
