@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import socket
 import time
@@ -16,7 +17,7 @@ from circleosd import wire
 from circleosd.config import ServerSettings
 from circleosd.connection import Connection, Dispatcher
 from circleosd.discarding import crowded
-from circleosd.errors import Limit, Unavailable
+from circleosd.errors import Limit, Unavailable, shortage
 from circleosd.passing import PassingSocket
 from circleosd.places import Places
 from circleosd.turns import Turns
@@ -69,6 +70,7 @@ class Server:
         self._listener = listener
         self._manager = manager
         self._busy = busy
+        self._spare: int | None = None
         self._connections: set[Connection] = set()
         most, each = settings.max_connections, settings.max_connections_per_uid
         self._places = Places("connections", most, each, "server.max_connections")
@@ -110,8 +112,12 @@ class Server:
             for timer in timers:
                 timer.cancel()
             self._listener.close()
+            if self._spare is not None:
+                os.close(self._spare)
 
     def _listen(self) -> None:
+        if self._spare is None:
+            self._spare = _spare()
         if not self._stop.is_set():
             self.loop.add_reader(self._listener, self._accept)
 
@@ -130,7 +136,10 @@ class Server:
             accepted, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False
-        except OSError as exc:  # no descriptor left: the peer waits in the queue until one is
+        except OSError as exc:
+            if self._turn_away(exc):
+                return True
+            # The peer waits in the queue until there is a descriptor.
             log.warning("cannot accept a connection: %s", exc)
             # The listener stays readable: looked at again at once, it would keep the loop busy.
             self.loop.remove_reader(self._listener)
@@ -152,6 +161,22 @@ class Server:
         connection = Connection(self, peer, sock.descriptors)
         self._connections.add(connection)
         asyncio.get_running_loop().create_task(self._open(connection, sock))
+        return True
+
+    def _turn_away(self, exc: OSError) -> bool:
+        """Tell who waits to be accepted what is lacking, by the descriptor that is kept for this; whether that went."""
+        if (lacking := shortage(exc)) is None or self._spare is None:
+            return False
+        os.close(self._spare)
+        try:
+            accepted, _ = self._listener.accept()
+            with accepted, contextlib.suppress(OSError):
+                accepted.setblocking(False)
+                accepted.send(wire.failure(lacking))
+        except OSError:  # a thread was faster, or it has gone
+            return False
+        finally:
+            self._spare = _spare()
         return True
 
     async def _open(self, connection: Connection, sock: socket.socket) -> None:
@@ -201,6 +226,13 @@ class Server:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GIVEN_UP):
                 await asyncio.gather(*(connection.give_up(Unavailable(told)) for connection in self._connections))
+
+
+def _spare() -> int | None:
+    """A descriptor to give up where there is no other; None if there is none."""
+    with contextlib.suppress(OSError):
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    return None
 
 
 def _raise_descriptor_limit() -> None:

@@ -310,6 +310,26 @@ def test_a_request_that_finds_no_descriptor_left_is_told_so(new_host: NewHost, s
         assert read_reply(sock)["ok"]
 
 
+def test_a_connection_for_which_there_is_no_descriptor_is_told_so_and_closed(new_host: NewHost) -> None:
+    host = new_host({})
+    with contextlib.ExitStack() as stack:
+        pid = host.pid("auth-service")
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        most = max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 5
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, hard))
+        told: list[bytes] = []
+        for _ in range(2 * most):
+            sock = stack.enter_context(host.connect("auth-service"))
+            sock.sendall(b'{"action":"absent"}\n')
+            told.append(to_the_end(sock) if told and b'"limit"' in told[-1] else sock.recv(1000))
+        assert told[0].startswith(b'{"ok":false,"message":"auth-service has no action')
+        refused = {(reply["error"], reply["message"]) for reply in map(json.loads, told[most:])}
+        assert refused == {("limit", "Too many open files in this service; try again later")}
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    host.wait_for(lambda: host.call("auth-service", {"action": "health"})["ok"])
+    assert host.pid("auth-service") == pid
+
+
 def processor_ticks(pid: int) -> int:
     """What a process has used of the CPU, in hundredths of a second (proc(5), utime and stime)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
