@@ -222,7 +222,7 @@ async def _registry(settings: Settings, runtime: str, state: str) -> Composed:
     handlers = RegistryService(catalog.Reader(directories), _unit_manager(settings.registry.unit_timeout))
     # The plugin manager runs its workers as units, and sees and restarts what plugins were granted to.
     workers = tuple(Grant(f"service:{verb}", "plugin@*") for verb in ("start", "stop"))
-    workers += tuple(Grant(f"service:{verb}", "*") for verb in ("list", "status", "restart"))
+    workers += tuple(Grant(f"service:{verb}", "*") for verb in ("status", "restart"))
     identities = Identities(
         paths.socket_path(auth.SERVICE, runtime),
         timeout=settings.server.request_timeout,
