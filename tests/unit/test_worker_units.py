@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from circleosd import upstream
+from circleosd.errors import Unavailable
 from circleosd.plugins.workerunits import WorkerUnits
 
 
@@ -34,3 +35,29 @@ def test_how_a_worker_ended_is_told_as_systemd_knows_it(
 
     monkeypatch.setattr(upstream, "ask", ask)
     assert asyncio.run(WorkerUnits("registry.sock", 10).how_it_ended("greedy")) == how
+
+
+@pytest.mark.parametrize(
+    ("socket", "service", "told"),
+    [
+        ("trigger-limit-hit", "exit-code", "was started too often in a short time, so systemd refuses to start it"),
+        ("success", "resources", "cannot be started; see: circlectl service logs plugin@greedy"),
+        ("success", "exit-code", None),
+        (None, None, None),
+    ],
+)
+def test_a_worker_that_was_not_started_is_told_from_one_that_failed(
+    monkeypatch: pytest.MonkeyPatch, socket: str | None, service: str | None, told: str | None
+) -> None:
+    results = {"plugin@greedy.socket": socket, "plugin@greedy": service}
+
+    async def ask(path: str, request: dict[str, Any], *, timeout: float) -> dict[str, Any]:
+        assert request["action"] == "status"
+        if (result := results[request["name"]]) is None:
+            raise Unavailable("the registry does not answer")
+        return {"result": result}
+
+    monkeypatch.setattr(upstream, "ask", ask)
+    found = asyncio.run(WorkerUnits("registry.sock", 10).held_back("greedy"))
+    assert (told is None) == (found is None)
+    assert (told or "") in str(found)
