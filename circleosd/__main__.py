@@ -40,7 +40,7 @@ USAGE = """usage: circleosd COMMAND
 
 def main() -> NoReturn:
     """Run one command and exit with its status."""
-    gc.disable()  # until everything is imported, nothing is garbage: see `_serve`
+    gc.disable()  # nothing becomes garbage before everything is imported: see `_serve`
     argv = sys.argv[1:]
     try:
         sys.exit(run(argv))
@@ -98,10 +98,11 @@ def run(argv: list[str]) -> int:
 
 
 def _environment_of_services() -> dict[str, str]:
-    """The variables that say which settings are read. Root becomes a user of the system's services, if there are any.
+    """The variables that determine which settings are read. If there are system users for the services, root becomes
+    one.
 
-    Root can read files that those cannot, and has some at home that those do not look for. A directory that is given
-    is looked at as it is: it may be a draft.
+    Root can read files that the services cannot, and may have some at home that they do not look for. If a directory is
+    given explicitly, it is read as root: it may be a draft.
     """
     import pwd
 
@@ -118,7 +119,7 @@ def _environment_of_services() -> dict[str, str]:
 
 
 def _is_name(word: str) -> bool:
-    """Whether it can be meant for a name: it is not empty, and no flag."""
+    """Whether this can be a name: it is not empty, and not a flag."""
     return word != "" and not word.startswith("-")
 
 
@@ -135,7 +136,9 @@ def serve(name: str) -> int:
 
 
 def _import_asyncio() -> None:
-    """Nothing here speaks TLS, and asyncio does without it: OpenSSL would be a tenth of a start and of the memory."""
+    """Import asyncio without OpenSSL: nothing here speaks TLS, and OpenSSL would take a tenth of the start and the
+    memory.
+    """
     sys.modules["ssl"] = None  # type: ignore[assignment]  # how the import system is told that there is none
     import asyncio  # noqa: F401
 
@@ -185,7 +188,7 @@ async def _composed(name: str, listener: socket.socket) -> tuple[Settings, Compo
         settings = config.load(os.environ, capabilities.check_configured)
     else:
         settings = config.load(os.environ)
-    # The other services listen beside this one, in whatever mode and directory that is.
+    # The other services listen next to this one, in every mode and directory.
     runtime = os.path.dirname(listener.getsockname())
     state = os.environ.get("STATE_DIRECTORY") or f"{paths.state_home(os.environ)}/circleosd/{name}"
     os.makedirs(state, mode=0o700, exist_ok=True)
@@ -220,7 +223,7 @@ async def _registry(settings: Settings, runtime: str, state: str) -> Composed:
     database = Database(f"{state}/registry.db", MIGRATIONS)
     directories = [Path(path) / "services.d" for path in paths.config_dirs(os.environ)]
     handlers = RegistryService(catalog.Reader(directories), _unit_manager(settings.registry.unit_timeout))
-    # The plugin manager runs its workers as units, and sees and restarts what plugins were granted to.
+    # The plugin manager runs its workers as units, and reads and restarts the services that plugins were granted.
     workers = tuple(Grant(f"service:{verb}", "plugin@*") for verb in ("start", "stop"))
     workers += tuple(Grant(f"service:{verb}", "*") for verb in ("status", "restart"))
     identities = Identities(
@@ -244,8 +247,8 @@ def _unit_manager(timeout: float) -> UnitManager:
 
 
 def _take_short_turns() -> None:
-    with contextlib.suppress(ImportError, OSError, MemoryError):  # what cannot be read now is done without
-        from circleosd.scheduling import take_short_turns  # with it comes ctypes, which a start need not wait for
+    with contextlib.suppress(ImportError, OSError, MemoryError):  # if it cannot be read now, go on without
+        from circleosd.scheduling import take_short_turns  # it imports ctypes, which a start need not wait for
 
         take_short_turns()
 
@@ -314,7 +317,7 @@ def _service(
 
 
 def _uids(*services: str) -> dict[str, int]:
-    """The uids of CircleOSD's system users (units/circleosd.sysusers.conf); those that do not exist are left out."""
+    """The uids of CircleOSD's system users (units/circleosd.sysusers.conf) that exist."""
     import pwd
 
     uids = {}
@@ -350,7 +353,7 @@ def up(directory: str | None) -> int:
 
 
 def _unit_directories() -> tuple[Path, ...]:
-    """Where unit files are: ours in the source tree or beside the installation, then where systemd has others'."""
+    """Directories with unit files: CircleOSD's in the source tree or next to the installation, then systemd's."""
     from pathlib import Path
 
     package = Path(__file__).parent  # in the source tree, or in PREFIX/lib/pythonX.Y/site-packages

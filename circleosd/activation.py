@@ -1,6 +1,6 @@
 """The socket that a service manager passes to a process (sd_listen_fds(3)).
 
-systemd-python has this too, and with it all of libsystemd, which a start would load for three variables.
+systemd-python can do this too, but would load all of libsystemd at each start, for three variables.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ FIRST = 3  # SD_LISTEN_FDS_START
 
 
 def passed_socket(environment: Mapping[str, str], pid: int) -> socket.socket:
-    """The one listening socket that was passed to the process `pid`. Raises OSError without one."""
+    """The only listening socket that was passed to the process `pid`. Raises OSError if there is none."""
     if environment.get("LISTEN_PID") != str(pid) or environment.get("LISTEN_FDS") != "1":
         raise OSError("no socket was passed; start it through its socket unit or with circleosd up")
     os.set_inheritable(FIRST, False)

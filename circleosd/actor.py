@@ -1,6 +1,6 @@
-"""Who acted: the caller as policy knows it, and what the kernel tells of its process.
+"""Who acted: the caller as policy knows it, and what the kernel reports about its process.
 
-Names of files and control groups need not be UTF-8, and whoever acts may choose them: bytes that are not are escaped.
+Names of files and control groups need not be UTF-8, and the actor may choose them: invalid bytes are escaped.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from circleosd.policy import Caller
 
 
 def actor(caller: Caller) -> dict[str, Any]:
-    """Who acted, as a row keeps it. What /proc says of a process that has already ended is None.
+    """The actor in the form stored in a row. Fields that /proc no longer has, because the process has ended, are None.
 
-    `unit` is the innermost systemd unit, `login` the login session of logind (sd_pid_get_session(3)), which is told by
-    the outermost: units within that have names that a user's own manager chose.
+    `unit` is the innermost systemd unit. `login` is the login session of logind (sd_pid_get_session(3)), taken from the
+    outermost unit: the names of the units within it are chosen by the user's own manager.
     """
     peer = caller.peer
     there = _is_of(peer.pid, peer.uid)
@@ -39,12 +39,12 @@ def actor(caller: Caller) -> dict[str, Any]:
 def _link(path: str) -> str | None:
     try:
         return os.readlink(os.fsencode(path)).decode("utf-8", "backslashreplace")
-    except OSError:  # the process is gone, or not ours to look at
+    except OSError:  # the process is gone, or we may not inspect it
         return None
 
 
 def _executable(pid: int) -> str | None:
-    """The program of a process; of another user's process only its name is ours to read, which is put in brackets."""
+    """The program of a process. For a process of another user, we can read only its name, which is put in brackets."""
     if path := _link(f"/proc/{pid}/exe"):
         return path
     try:
@@ -55,7 +55,7 @@ def _executable(pid: int) -> str | None:
 
 
 def _control_groups(pid: int) -> list[str]:
-    """The names on a process's way down the control groups (cgroups(7)), outermost first."""
+    """The names of the control groups that contain a process (cgroups(7)), outermost first."""
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="backslashreplace") as lines:
             paths = [line.rstrip("\n").split(":", 2)[2] for line in lines]
@@ -65,7 +65,7 @@ def _control_groups(pid: int) -> list[str]:
 
 
 def _is_of(pid: int, uid: int) -> bool:
-    """Whether a process has this uid; if not, the number is another process's by now (proc_pid_status(5))."""
+    """Whether a process has this uid; if not, its pid now belongs to another process (proc_pid_status(5))."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
             uids = next((line.split()[1:] for line in status if line.startswith("Uid:")), [])

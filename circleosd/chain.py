@@ -1,4 +1,4 @@
-"""The chain that a ledger's rows form: the hash of a row is sha256(hash of the row before + body). No I/O here."""
+"""The chain formed by a ledger's rows: the hash of a row is sha256(hash of the previous row + body). No I/O here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PROBLEMS_SHOWN = 20
 
 
 class Followed(NamedTuple):
-    """What is wrong with a piece of the chain, and the hash and the number of its last row."""
+    """The problems found in a piece of the chain, and the hash and number of its last row."""
 
     problems: list[str]
     hash: bytes
@@ -18,16 +18,16 @@ class Followed(NamedTuple):
 
 
 def linked(previous: bytes, body: str) -> bytes:
-    """The hash of a row behind one with the hash `previous`."""
-    import hashlib  # with it comes OpenSSL, which a start of the service need not wait for
+    """The hash of a row that follows one with the hash `previous`."""
+    import hashlib  # imports OpenSSL, which a start of the service need not wait for
 
     return hashlib.sha256(previous + body.encode()).digest()
 
 
 def follow(rows: Iterable[Row], first: int, previous: bytes) -> Followed:
-    """Follow rows (`seq`, `body`, `hash`) that should begin with number `first` behind one with the hash `previous`.
+    """Verify rows (`seq`, `body`, `hash`) that should start with number `first`, after a row with the hash `previous`.
 
-    Not more problems are listed than are shown.
+    Stops collecting problems once there are as many as are shown.
     """
     problems: list[str] = []
     expected = first
@@ -39,9 +39,9 @@ def follow(rows: Iterable[Row], first: int, previous: bytes) -> Followed:
 
 
 def audit(rows: Iterable[Row], ends: Row, first_left: int | None) -> list[str]:
-    """What is wrong with the whole chain: its rows, and the ends that the row of `ledger_ends` names.
+    """The problems of the whole chain: its rows, and its ends according to the row of `ledger_ends`.
 
-    `first_left` is what the newest row about a removal of the oldest says is the first that was left; 1 without one.
+    `first_left` is the first remaining row according to the newest row about pruning; 1 if there is none.
     """
     problems, digest, seen = follow(rows, ends["pruned_seq"] + 1, ends["pruned_hash"])
     if first_left != ends["pruned_seq"] + 1:
@@ -57,7 +57,7 @@ def audit(rows: Iterable[Row], ends: Row, first_left: int | None) -> list[str]:
 
 
 def _problem(row: Row, expected: int, previous: bytes) -> str | None:
-    """What is wrong with a row that should be number `expected` behind one with the hash `previous`."""
+    """What is wrong with a row that should have the number `expected` and follow one with the hash `previous`."""
     if row["seq"] > expected:
         return f"{_rows(expected, row['seq'] - 1)} missing"
     if row["seq"] < expected:

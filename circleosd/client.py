@@ -1,4 +1,4 @@
-"""One blocking call to a service. Imports nothing heavy: every `circlectl` command pays for this module."""
+"""One blocking call to a service. Imports nothing heavy, because every `circlectl` command imports this module."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from circleosd import wire
 from circleosd.errors import Timeout, Unavailable
 
 CHUNK = 256 * 1024
-CONNECT = 60.0  # seconds to connect, and until the request is read, when replies may take any time
+CONNECT = 60.0  # seconds to connect and until the request is read, if replies may take any time
 
 
 class NotListening(Unavailable):
-    """Nobody listens where the service should."""
+    """Nobody listens on the service's socket."""
 
 
 def call(
@@ -29,16 +29,18 @@ def call(
     stream: bool = False,
     said: Callable[[str], None] = lambda message: None,
 ) -> Iterator[Any]:
-    """Send `request` to the service that listens at `path`; yield the `data` of each reply, one unless it is a stream.
+    """Send `request` to the service that listens at `path`; yield the `data` of each reply (only one unless it is a
+    stream).
 
-    `files` are descriptors to pass along, `timeout` seconds that a reply may take (None: any once the request was read,
-    for a service gives it up by itself); `stream` says that the reply is one, `said` gets the message that a reply may
-    carry. Raises the error that the service names, `NotListening` when nobody listens, `Unavailable` when it cannot be
-    reached otherwise or goes away, `Timeout`.
+    `files` are descriptors to pass along. `timeout` is how many seconds a reply may take (None: no limit once the
+    request was read, since the service itself limits the time). `stream` says that the reply is a stream. `said` is
+    called with the message that a reply may carry. Raises the error in the reply, `NotListening` if nobody listens,
+    `Unavailable` if the service cannot be reached otherwise or goes away, `Timeout`.
     """
     name = path.rpartition("/")[2].removesuffix(".sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        # Connect blocking, with a bound: otherwise a full queue would be an error at once (EAGAIN, connect(2)).
+        # Connect in blocking mode with a timeout: otherwise a full queue would be an error at once (EAGAIN,
+        # connect(2)).
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(timeout or CONNECT) + 1, 0))
         try:
             sock.connect(path)
@@ -58,7 +60,7 @@ def call(
 
 
 def _send(sock: socket.socket, line: bytes, files: Sequence[int]) -> None:
-    """Send the line; a peer that has already refused it has said why, so a broken pipe is left to the reading."""
+    """Send the line. A peer that refuses it early has already said why, so ignore a broken pipe and read the reply."""
     try:
         if files:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))
@@ -70,8 +72,9 @@ def _send(sock: socket.socket, line: bytes, files: Sequence[int]) -> None:
 
 
 def _wait_for_a_reader(sock: socket.socket) -> None:
-    """Wait for a reply, or until the request was read. Raises TimeoutError where nobody does, as when systemd listens
-    for a service that cannot be run.
+    """Wait for a reply, or until the request was read.
+
+    Raises TimeoutError if nobody reads it, as when systemd listens for a service that cannot run.
     """
     try:
         sock.recv(1, socket.MSG_PEEK)
@@ -85,14 +88,14 @@ def _wait_for_a_reader(sock: socket.socket) -> None:
 
 
 def _refusal(path: str) -> str:
-    """Why the kernel does not let this process connect, and what helps."""
+    """Why the kernel does not let this process connect, and what to do."""
     import grp
     import stat
 
     try:
         found = os.stat(path)
         group = grp.getgrgid(found.st_gid).gr_name if found.st_mode & stat.S_IWGRP else None
-    except (OSError, KeyError):  # in a directory of somebody else's, or of a group without a name
+    except (OSError, KeyError):  # in a directory of another user, or of a group without a name
         group = None
     if group is None:
         return f"cannot connect to {path}: only its owner may; choose another CircleOSD with --scope"
@@ -103,7 +106,7 @@ def _refusal(path: str) -> str:
 
 
 def _replies(sock: socket.socket, name: str, said: Callable[[str], None], *, streaming: bool) -> Iterator[Any]:
-    buffer = wire.LineBuffer(1 << 30)  # the service is trusted; its own bounds are far below
+    buffer = wire.LineBuffer(1 << 30)  # the service is trusted; its own limits are far below
     while True:
         while (line := buffer.next_line()) is None:
             data = sock.recv(CHUNK)

@@ -1,6 +1,6 @@
-"""Settings. Later wins: built in, `/etc/circleosd/config.toml`, `$XDG_CONFIG_HOME/circleosd/config.toml`,
-`~/.circleosd/config.toml`, then variables `CIRCLEOSD_<TABLE>_<KEY>` (such as CIRCLEOSD_SERVER_IDLE_EXIT=5).
-`$CIRCLEOSD_CONFIG_DIR`, if set, stands for all three directories.
+"""Settings. Sources, later ones override earlier ones: the defaults, `/etc/circleosd/config.toml`,
+`$XDG_CONFIG_HOME/circleosd/config.toml`, `~/.circleosd/config.toml`, and variables `CIRCLEOSD_<TABLE>_<KEY>` (such as
+CIRCLEOSD_SERVER_IDLE_EXIT=5). If set, `$CIRCLEOSD_CONFIG_DIR` replaces all three directories.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ TrustPolicy = Literal["require", "warn", "off"]
 class Table:
     """Settings by name, with the defaults of their class.
 
-    To a type checker a dataclass; what `dataclasses` would generate at every start of a service took longer than to
-    read the settings. Nobody changes them.
+    For a type checker this is a dataclass; but generating one at every start of a service took longer than reading the
+    settings. Settings never change.
     """
 
     def __init__(self, **values: Any) -> None:
@@ -34,12 +34,12 @@ class Table:
 
 
 class ServerSettings(Table):
-    """Bounds that every service keeps. Times in seconds, sizes in bytes.
+    """Limits of every service. Times in seconds, sizes in bytes.
 
-    idle_exit: without a connection for so long, a service exits (0: never). idle_connection: a connection without a
-    request for so long is closed. read_timeout: a line begun must be complete by then. write_timeout: replies must be
-    taken by then. request_timeout: a request is given up by then. max_buffered: requests and replies in hand of all
-    connections, of each what is beyond 64 KiB; several of one uid may have half of it.
+    idle_exit: a service without connections exits after this time (0: never). idle_connection: a connection without a
+    request is closed after this time. read_timeout: time for a line to arrive completely. write_timeout: time for the
+    peer to read a reply. request_timeout: time for a request. max_buffered: memory for requests and replies of all
+    connections, counting what exceeds 64 KiB of each; several connections of one uid may use half of it.
     """
 
     idle_exit: float = 30.0
@@ -55,10 +55,10 @@ class ServerSettings(Table):
 class AuthSettings(Table):
     """auth-service. Times in seconds.
 
-    session_lifetime: a session ends so long after its login. session_idle: and so long after its last use.
-    max_sessions: of one user; the least recently used ends when there are more. login_tries: failed logins in a row
-    before the next has to wait. login_lockout: the longest such wait. hashing: how many passwords are hashed at once.
-    login_queue: how many more may wait for that. hash_memory (KiB) and hash_passes: argon2id's parameters.
+    session_lifetime: a session ends this long after its login. session_idle: a session ends this long after its last
+    use. max_sessions: per user; one more ends the least recently used. login_tries: failed logins in a row before the
+    next one has to wait. login_lockout: the longest such wait. hashing: how many passwords are hashed at once.
+    login_queue: how many more may wait. hash_memory (KiB) and hash_passes: argon2id's parameters.
     """
 
     max_line: int = 64 * 1024
@@ -69,7 +69,8 @@ class AuthSettings(Table):
     login_lockout: float = 900.0
     hashing: int = 2
     login_queue: int = 128
-    # 19 MiB is OWASP's least memory for argon2id; with eight passes one hash takes about 100 ms on a 2020s server core.
+    # 19 MiB is OWASP's minimum for argon2id; with eight passes, one hash takes about 100 ms on a server core of the
+    # 2020s.
     hash_memory: int = 19 * 1024
     hash_passes: int = 8
 
@@ -91,10 +92,10 @@ class RegistrySettings(Table):
 class PluginSettings(Table):
     """plugin-manager. Memory, output, storage, artifacts and cache in bytes, times in seconds.
 
-    memory, time, output, concurrency, storage: the most that a plugin may ask for; default_…: what it gets when it does
-    not ask. idle_worker: without a call for so long, a worker ends. queue: calls of one plugin that may wait.
-    trust: whether a plugin must be signed by a trusted signer. grants: capabilities by plugin that need no --grant.
-    back_off_after and quarantine_after: failures in a row until calls are held back, and until the plugin is set aside.
+    memory, time, output, concurrency, storage: the most that a manifest may request; default_…: used if it does not
+    say. idle_worker: a worker without calls ends after this time. queue: waiting calls per plugin. trust: whether a
+    plugin must be signed by a trusted signer. grants: capabilities that plugins have without --grant. back_off_after
+    and quarantine_after: failures in a row before calls are held back, and before the plugin is quarantined.
     """
 
     max_line: int = 8 * 1024 * 1024
@@ -120,7 +121,7 @@ class PluginSettings(Table):
 
 
 class Settings(Table):
-    """All settings: a table for each service, and two that hold for all of them."""
+    """All settings: a table for each service, and two that apply to all of them."""
 
     server: ServerSettings = ServerSettings()
     ledger: LedgerSettings = LedgerSettings()
@@ -129,8 +130,8 @@ class Settings(Table):
     plugins: PluginSettings = PluginSettings()
 
 
-# The least that a number may be, where that is not 1, or 0.001 for one of seconds or days. A plugin's bounds are those
-# of the manifest (circleosd/plugins/manifest.py).
+# The minimum of numbers where it is not 1, or 0.001 for seconds and days. The bounds of a plugin are those of the
+# manifest (circleosd/plugins/manifest.py).
 _LEAST = {
     "server.idle_exit": 0,
     "auth.login_lockout": 0,
@@ -148,7 +149,7 @@ _MOST = {
     **dict.fromkeys(("auth.hash_memory", "auth.hash_passes"), 2**32 - 1),  # RFC 9106, 3.1
     **dict.fromkeys(("plugins.memory", "plugins.default_memory"), 2**48),  # what a process can address
 }
-_LONGEST = 1_000_000_000  # seconds, or days: thirty years from now are a date that can be shown
+_LONGEST = 1_000_000_000  # seconds, or days: thirty years from now is a date that can still be shown
 
 
 def _merge(into: dict[str, Any], table: Mapping[str, Any]) -> None:
@@ -160,7 +161,7 @@ def _merge(into: dict[str, Any], table: Mapping[str, Any]) -> None:
 
 
 class _Variable(str):
-    """The text of a variable, which may be that of a number."""
+    """The text of a variable, which may represent a number."""
 
     __slots__ = ()
 
@@ -177,9 +178,9 @@ def _from_variables(env: Mapping[str, str]) -> dict[str, dict[str, _Variable]]:
 
 
 def load(env: Mapping[str, str], check: Callable[[Settings], None] = lambda settings: None) -> Settings:
-    """Read all sources. Raises `BadRequest` that names the file, or says that it is a variable, and the wrong key.
+    """Read all sources. Raises `BadRequest`, which names the wrong key and its file or variable.
 
-    `check` raises ValueError for what is wrong beyond that.
+    `check` raises ValueError for further errors.
     """
     merged: dict[str, Any] = {}
     sources: dict[str, Mapping[str, Any]] = {}
@@ -188,13 +189,13 @@ def load(env: Mapping[str, str], check: Callable[[Settings], None] = lambda sett
         try:
             with open(path, encoding="utf-8-sig") as file:  # with a byte order mark or without
                 text = file.read()
-        except (FileNotFoundError, NotADirectoryError):  # as where the home is /dev/null
+        except (FileNotFoundError, NotADirectoryError):  # for example if the home is /dev/null
             continue
         except (OSError, ValueError) as exc:
             what = unreadable(path, exc) if isinstance(exc, OSError) else exc
             raise BadRequest(f"cannot read {path}: {what}") from exc
         if all(line.lstrip()[:1] in ("", "#") for line in text.splitlines()):
-            continue  # as it is installed: nobody waits for the parser to find that nothing is set
+            continue  # as installed: no need to wait for the parser to find that nothing is set
         import tomllib
 
         try:
@@ -216,13 +217,13 @@ def load(env: Mapping[str, str], check: Callable[[Settings], None] = lambda sett
 
 
 def _settings(tables: Mapping[str, Any]) -> Settings:
-    """The settings with those of `tables` in place of the defaults. Raises ValueError that names what is wrong."""
+    """The settings of `tables`, with defaults for the rest. Raises ValueError, which names the error."""
     defaults = Settings()
     return Settings(**{table: _table(table, vars(defaults).get(table), values) for table, values in tables.items()})
 
 
 def _fails(tables: Mapping[str, Any], check: Callable[[Settings], None], error: ValueError) -> bool:
-    """Whether `tables` by themselves are wrong in the same way."""
+    """Whether `tables` alone produce the same error."""
     try:
         check(_settings(tables))
     except ValueError as exc:
@@ -231,9 +232,9 @@ def _fails(tables: Mapping[str, Any], check: Callable[[Settings], None], error: 
 
 
 def _table(name: str, defaults: Any, values: Any) -> Any:
-    """A table with its values in place of the defaults. Raises ValueError that names what is wrong.
+    """A table with its values, and defaults for the rest. Raises ValueError, which names the error.
 
-    By hand: what validates requests, which no start of a service needs otherwise, would take a quarter of it.
+    Done by hand: the validators of requests, not needed otherwise at a start, would take a quarter of its time.
     """
     if defaults is None:
         raise ValueError(f"no such setting: {name}")
@@ -262,9 +263,9 @@ _KINDS = {
 
 
 def _value(default: Any, value: Any, least: float, most: float) -> Any:
-    """A value of the default's type, a number also from a variable's text.
+    """A value of the default's type; numbers may come from the text of a variable.
 
-    Raises ValueError, TypeError; OverflowError for an infinite number that is to be a whole one.
+    Raises ValueError, TypeError; OverflowError for an infinite number where a whole number is expected.
     """
     match default:
         case int() | float():

@@ -1,4 +1,4 @@
-"""Failed logins: against whom they count, and how long the next one has to wait."""
+"""Failed logins: what they count against, and how long the next one has to wait."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Key = tuple[str, str]
 class Logins:
     """Back-off for each user and each peer uid.
 
-    The failures of a peer count against its uid, whatever names it tries, and against the name, unless that is of a
-    user who is bound to this uid or logged in from it last: so a stranger who fails on purpose locks nobody out at
-    home. A success takes away the failures as that user alone: else who has an account could guess those of others
-    without end, by a login of one's own in between. Who is admin by the uid neither waits nor counts.
+    The failures of a peer count against its uid, for all user names together. They also count against the user name,
+    unless that user is bound to this uid or last logged in from it: so a stranger who fails on purpose locks nobody out
+    at home. A success clears only the failures for that user name; otherwise anybody with an account could guess the
+    passwords of others forever by logging in in between. Peers who are admin by their uid neither wait nor count.
     """
 
     def __init__(self, settings: AuthSettings) -> None:
@@ -34,7 +34,7 @@ class Logins:
         self._in_hand: Counter[Key] = Counter()
 
     def keys(self, name: str, caller: Caller, account: Account | None) -> list[Key]:
-        """Against what an attempt counts: the peer, its part that is about this user, and perhaps the user."""
+        """What an attempt counts against: the peer, the peer for this user name, and perhaps the user."""
         if caller.privileged:
             return []
         uid = caller.peer.uid
@@ -47,7 +47,7 @@ class Logins:
         return now + seconds if seconds else None
 
     def forgive(self, tx: Transaction, account: Account) -> None:
-        """Forget what keeps this user from a login, at home or elsewhere."""
+        """Forget all failures that keep this user from logging in, at home or elsewhere."""
         for kind, key in _keys_of(account):
             store.forget_failures(tx, kind, key)
 
@@ -56,9 +56,10 @@ class Logins:
 
     @contextlib.contextmanager
     def attempt(self, keys: Sequence[Key], found: Sequence[Failures], now: float) -> Iterator[None]:
-        """One attempt, while it is looked at. `found`: the failures under each of `keys`. Raises `Limit`.
+        """One attempt, while it is checked. `found`: the failures under each of `keys`. Raises `Limit`.
 
-        Attempts that are looked at meanwhile count as failures once there was one, so that they need not be looked at.
+        Once there was a failure, concurrent attempts count as failures too, so that their passwords need not be
+        checked.
         """
         for key, failures in zip(keys, found, strict=True):
             count = backoff.in_force(failures, now, self._lockout)
@@ -76,10 +77,10 @@ class Logins:
                     del self._in_hand[key]
 
     def tell(self, tx: Transaction, keys: Sequence[Key], now: float, *, right: bool) -> None:
-        """Before it is told whether a password was `right`: count it if not. Raises `Limit`.
+        """Call this before revealing whether a password was `right`: counts a failure. Raises `Limit`.
 
-        Others that were looked at meanwhile have counted by now, and nothing is told of who would have to wait: so many
-        at once are not more guesses than one after another.
+        Concurrent attempts have counted by now, and nothing is revealed to a caller who would have to wait: many
+        attempts at once give no more guesses than the same number one after another.
         """
         found = [store.failures(tx, *key) for key in keys]
         if seconds := max(self._wait(failures, now) for failures in found):
@@ -90,7 +91,7 @@ class Logins:
                 store.set_failures(tx, kind, key, Failures(count + 1, now))
 
     def succeeded(self, tx: Transaction, keys: Sequence[Key], now: float) -> None:
-        """Forget the failures as this user."""
+        """Forget the failures for this user name."""
         if not keys:
             return
         peer, part = keys[:2]
@@ -103,12 +104,12 @@ class Logins:
 
 
 def _part(uid: int, name: str) -> Key:
-    """What of the failures of a peer were logins as that user."""
+    """The key for those failures of a peer that were logins as this user."""
     return "part", f"{uid} {name.lower()}"
 
 
 def _keys_of(account: Account) -> list[Key]:
-    """Under which failures may count that were meant for this user."""
+    """The keys under which failed logins as this user may have been counted."""
     name, uids = account.name.lower(), [uid for uid in {account.uid, account.last_uid} if uid is not None]
     return [("user", name), *(("peer", str(uid)) for uid in uids), *(_part(uid, name) for uid in uids)]
 

@@ -1,4 +1,4 @@
-"""Passwords: which are accepted, and hashing them with argon2id (RFC 9106) in a bounded number of threads."""
+"""Passwords: which ones are accepted, and hashing them with argon2id (RFC 9106) in a limited number of threads."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 COMMON = f"{os.path.dirname(__file__)}/common_passwords.txt"
 NICE = 10
-MOST_AT_ONCE = 64  # passwords in hand of one uid; the queue (auth.login_queue) is longer
+MOST_AT_ONCE = 64  # passwords of one uid being hashed or waiting; the queue (auth.login_queue) is longer
 
 
 class Passwords:
-    """Hashes and verifies, `settings.hashing` at a time; so many more wait that memory and time stay bounded.
+    """Hashes and verifies, `settings.hashing` passwords at a time; the number of waiting ones is limited too.
 
-    `uid` is for whom; None is who may have any number of places.
+    `uid` is whose password it is; None may use any number of places.
     """
 
     def __init__(self, settings: AuthSettings) -> None:
@@ -46,7 +46,7 @@ class Passwords:
         return await self._run(uid, lambda text: self._hasher.hash(text), normal(password))
 
     async def verify(self, stored: str | None, password: str, uid: int | None) -> bool:
-        """Whether `password` has the hash `stored`. None, for an unknown user, takes as long and is never right.
+        """Whether `password` has the hash `stored`. None, for an unknown user, takes equally long and is never right.
 
         Raises `Limit`, `Unavailable`.
         """
@@ -54,12 +54,12 @@ class Passwords:
         return right and stored is not None
 
     def outdated(self, stored: str) -> bool:
-        """Whether `stored` was made with other parameters than are in use now."""
+        """Whether `stored` was made with parameters other than the current ones."""
         return self._hasher.check_needs_rehash(stored)
 
     @cached_property
     def _hasher(self) -> PasswordHasher:
-        """argon2 is imported for the first password: most starts of the service are for a question about a session."""
+        """argon2 is imported for the first password: most starts of the service only have to verify a session."""
         from argon2 import PasswordHasher, Type
 
         settings = self._settings
@@ -82,7 +82,7 @@ class Passwords:
 
 
 def _explained(work: Callable[..., T], *args: str) -> T:
-    """Do `work` with a password. Raises `Unavailable` when argon2 fails, as for lack of memory."""
+    """Do `work` with a password. Raises `Unavailable` if argon2 fails, for example for lack of memory."""
     from argon2.exceptions import Argon2Error
 
     try:
@@ -92,19 +92,19 @@ def _explained(work: Callable[..., T], *args: str) -> T:
 
 
 def _give_way() -> None:
-    """Lower this thread's priority: who only has a token verified goes before who logs in."""
+    """Lower this thread's priority: verifying a token goes before hashing a password."""
     with contextlib.suppress(OSError):  # a sandbox may forbid it
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # on Linux the thread's own, setpriority(2)
 
 
 def _decoy(settings: AuthSettings) -> str:
-    """A hash of the parameters in use that no password has, so that it costs nothing to make."""
+    """A hash with the current parameters that no password has; making it is free."""
     salt, digest = (base64.b64encode(os.urandom(size)).rstrip(b"=").decode() for size in (16, 32))
     return f"$argon2id$v=19$m={settings.hash_memory},t={settings.hash_passes},p=1${salt}${digest}"
 
 
 def normal(password: str) -> str:
-    """The password as it is hashed: one and the same however a keyboard composed its letters (NFKC, SP 800-63B)."""
+    """The password as it is hashed, independent of how a keyboard composes its letters (NFKC, SP 800-63B)."""
     return unicodedata.normalize("NFKC", password)
 
 
@@ -117,7 +117,7 @@ def common() -> frozenset[str]:
 
 
 def check(password: str, name: str) -> None:
-    """Refuse what is guessed first. Raises `BadRequest`, which does not quote the password."""
+    """Refuse passwords that are guessed first. Raises `BadRequest`, which does not quote the password."""
     plain = normal(password).casefold()
     core = plain.strip("0123456789!?.-_ ")
     if plain in common() or core in common():

@@ -1,4 +1,4 @@
-"""What a rule can be about, and what a user's rules come to. No I/O here."""
+"""What a rule can be about, and what a user's rules allow. No I/O here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from circleosd.policy import Access, Caller, Grant, Peer, decide
 
 def action(verb: str) -> type[Request]:
     """The contract of an action such as service:restart. Raises `BadRequest` if there is none."""
-    from circleosd.api import actions  # all services' contracts: only what is about rules waits for them
+    from circleosd.api import actions  # imports the contracts of all services, which only rules need
 
     contract = actions.BY_VERB.get(verb)
     if contract is None:
@@ -21,9 +21,9 @@ def action(verb: str) -> type[Request]:
 
 
 def answer(account: Account, grants: tuple[Grant, ...], contract: type[Request], verb: str, name: str | None) -> Answer:
-    """Whether a user with these rules may do an action, on the object `name` if that is given, and what decides.
+    """Whether a user with these rules may perform an action, on the object `name` if given, and what decides.
 
-    Of an action on oneself by default `name` is the user; of one without an object it says nothing.
+    For an action that defaults to oneself, `name` is the user by default; for one without an object it is ignored.
     """
     from circleosd.api import actions
 
@@ -48,7 +48,7 @@ def answer(account: Account, grants: tuple[Grant, ...], contract: type[Request],
 
 
 def require_known(given: Grant) -> None:
-    """Refuse a rule that can never apply, such as one with a misspelt verb. Raises `BadRequest`."""
+    """Refuse a rule that can never apply, for example because of a misspelt verb. Raises `BadRequest`."""
     from circleosd.api import actions
 
     covered = [verb for verb in actions.BY_VERB if given._replace(object="*").covers(verb, None)]

@@ -47,15 +47,15 @@ from circleosd.fair import Fair
 from circleosd.handlers import Act, Handlers
 from circleosd.policy import Caller, Grant, Peer, higher, role_of_uid
 
-RESERVED = ("root", "nobody")  # and what begins with circleosd: names that others would take for something else
-MAX_RULES = 200  # of one user; each is sent with every verification and looked at with every decision
+RESERVED = ("root", "nobody")  # and names that start with circleosd: all of these would be mistaken for something else
+MAX_RULES = 200  # per user; all of them are sent with every verification and checked at every decision
 SESSIONS_SHOWN = 1000
 
 
 class AuthService(Handlers):
     """Users, logins, sessions and rules.
 
-    `services` are the uids that may ask about others' tokens: the other services'.
+    `services` are the uids of the other services, which may ask about others' tokens.
     """
 
     def __init__(self, database: Database, settings: AuthSettings, *, services: frozenset[int]) -> None:
@@ -64,7 +64,7 @@ class AuthService(Handlers):
         self._passwords = Passwords(settings)
         self._sessions = Sessions(database, settings)
         self._logins = Logins(settings)
-        self._listing = Fair(1)  # there may be many users, and who asks who somebody is waits for what is read
+        self._listing = Fair(1)  # there may be many users, and every identification waits for this thread
         self._own_uid = os.getuid()
         self._services = services
 
@@ -75,19 +75,19 @@ class AuthService(Handlers):
     # who asks
 
     async def identify(self, peer: Peer, token: str | None) -> Caller:
-        """The caller behind a connection to this service. Raises `Denied` for a token that names no session."""
+        """The caller of a connection to this service. Raises `Denied` for a token without a valid session."""
         caller = self._by_uid(peer)
         if token is None and (caller.privileged or peer.uid in self._services):
             return caller
         return (await self._looked_up(caller, token))[0]
 
     def _by_uid(self, peer: Peer) -> Caller:
-        """What the kernel's word alone makes of a peer."""
+        """The caller according to the peer's uid alone."""
         role = role_of_uid(peer.uid, self._own_uid)
         return Caller(peer, role, privileged=role is not None)
 
     async def _looked_up(self, caller: Caller, token: str | None) -> tuple[Caller, store.Session | None]:
-        """What `_known` returns, of a session that is used by this."""
+        """The result of `_known`; if there is a session, this counts as a use of it."""
         found = await self._database.read(lambda db: self._known(db, caller, token))
         if token is not None:
             self._sessions.note(token)
@@ -96,10 +96,7 @@ class AuthService(Handlers):
     def _known(
         self, db: sqlite3.Connection | Transaction, caller: Caller, token: str | None
     ) -> tuple[Caller, store.Session | None]:
-        """A caller with what the store knows of the token, or without one of the uid, and the session that it names.
-
-        Raises `Denied`.
-        """
+        """A caller, by the token or, without one, by the uid, and the session of the token. Raises `Denied`."""
         if token is None:
             account = store.account_of_uid(db, caller.peer.uid)
             if account is None:
@@ -110,8 +107,10 @@ class AuthService(Handlers):
         return caller._replace(role=role, user=session.user, session=session.id, grants=grants), session
 
     def _still(self, tx: Transaction, act: Act) -> None:
-        """Raises `Denied` if the caller may not do this any more. The act may have waited since it was let in, for the
-        hash of a password above all, and who was disabled or deleted meanwhile changes nothing.
+        """Raises `Denied` if the caller may not do this any more.
+
+        An act may have waited since it was admitted, mostly for the hash of a password; a user who was disabled or
+        deleted in the meantime must not change anything.
         """
         caller = self._by_uid(act.caller.peer)
         if not caller.privileged:
@@ -154,7 +153,7 @@ class AuthService(Handlers):
         if request.password is None and request.uid is None:
             raise BadRequest("a user needs a password or a uid")
         self._require_free(request.uid)
-        require_within(act.caller, store.role_of(request.role), ())  # before the hash, which takes long, and after it
+        require_within(act.caller, store.role_of(request.role), ())  # before the slow hash, and again after it
         if request.password is not None:
             passwords.check(request.password, name)
         uid = act.caller.bounded
@@ -228,9 +227,10 @@ class AuthService(Handlers):
             act.message = f"the other sessions of {name} have ended: {ended}"
 
     async def _confirm(self, name: str, caller: Caller, old: str | None) -> str | None:
-        """Who changes the own password must know it: a session that was left open is not enough. Raises `Denied`.
+        """Users who change their own password must know it: a session that was left open is not enough. Raises
+        `Denied`.
 
-        What is stored of the password that was confirmed is returned.
+        Returns the stored form of the confirmed password.
         """
         account = await self._database.read(lambda db: store.account(db, name))
         if account is None or account.password is None:
@@ -310,7 +310,7 @@ class AuthService(Handlers):
     async def login(self, request: LoginUser, act: Act) -> Login:
         """Handler of `login`."""
         account = await self._database.read(lambda db: store.account(db, request.name))
-        if account is None:  # a name that is no user's may be a password, typed at the wrong prompt: it is not kept
+        if account is None:  # an unknown name may be a password, typed at the wrong prompt: do not record it
             act.object, act.params = None, {}
         await self._check_password(request.name, act.caller, account, request.password)
         assert account is not None
@@ -341,7 +341,9 @@ class AuthService(Handlers):
         return await self._database.write(work)
 
     async def _check_password(self, name: str, caller: Caller, account: Account | None, password: str) -> None:
-        """Return if it is the account's password. Raises `Denied`, which counts, and `Limit` for who has to wait."""
+        """Return if this is the account's password. Raises `Denied`, which counts as a failure, and `Limit` during a
+        wait.
+        """
         keys = self._logins.keys(name, caller, account)
         found = await self._database.read(lambda db: [store.failures(db, *key) for key in keys])
         with self._logins.attempt(keys, found, time.time()):
@@ -366,7 +368,7 @@ class AuthService(Handlers):
         await self._database.write(work)
 
     async def sessions(self, request: ListSessions, act: Act) -> Sequence[Session]:
-        """Handler of `sessions`; without a name and a user of one's own, of all users."""
+        """Handler of `sessions`; without a name, and for a caller who is not a user, of all users."""
         found = await self._database.read(lambda db: store.sessions(db, act.object, SESSIONS_SHOWN))
         if act.object is not None and not found:
             await self._database.read(lambda db: self._find(db, _named(act)))
@@ -425,7 +427,7 @@ class AuthService(Handlers):
 
         def work(tx: Transaction) -> Sequence[Rule]:
             self._target(tx, act, request.name)
-            if given.deny:  # taking away what forbids gives what was forbidden
+            if given.deny:  # removing a denial gives rights
                 require_within(act.caller, None, (given._replace(deny=False),))
             if not store.remove_grant(tx, request.name, given):
                 raise NotFound(f"{request.name} has no such rule: {given}; see: circlectl user show {request.name}")
@@ -442,7 +444,7 @@ class AuthService(Handlers):
         )
         return rules.answer(account, grants, contract, request.verb, request.object)
 
-    # what no action may exceed
+    # nothing about rules may exceed this
 
     def _find(self, db: sqlite3.Connection | Transaction, name: str) -> Account:
         account = store.account(db, name)
@@ -451,8 +453,9 @@ class AuthService(Handlers):
         return account
 
     def _target(self, tx: Transaction, act: Act, name: str) -> Account:
-        """The user that is acted on, by a caller who is looked up again. Raises `NotFound`, and `Denied` if that is one
-        who may more than the caller.
+        """The user that is acted on; the caller is looked up again.
+
+        Raises `NotFound`, and `Denied` if that user may do more than the caller.
         """
         self._still(tx, act)
         account = self._find(tx, name)
@@ -462,7 +465,7 @@ class AuthService(Handlers):
 
 
 def _named(act: Act) -> str:
-    """The user that the request names, or the caller. Raises `BadRequest` when there is neither."""
+    """The user named in the request, or the caller. Raises `BadRequest` if there is neither."""
     if act.object is None:
         raise BadRequest(f"{act.contract.action} needs the parameter name: you are not a CircleOSD user")
     return act.object

@@ -1,4 +1,4 @@
-"""Sessions in force: which token names one, and when each was last used, without a write to disk for every use."""
+"""Valid sessions: which token belongs to one, and when each was last used, without writing every use to the disk."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from circleosd.errors import CircleError, Denied
 
 log = logging.getLogger(__name__)
 
-FLUSH = 60.0  # seconds that a use may be only in memory; a tenth of session_idle if that is shorter
-MOST = 1000  # uses in memory that are written sooner, so that one write stays short
+FLUSH = 60.0  # how many seconds a use may be held in memory only; at most a tenth of session_idle
+MOST = 1000  # number of uses in memory that are written at once, to keep each write short
 
 NO_SESSION = "the session is unknown, has expired or was revoked; log in again, or leave it: circlectl user logout"
 
 
 class Sessions:
-    """Looks tokens up. A use that is lost in a crash lets its session expire up to `FLUSH` seconds too early."""
+    """Looks up tokens. If a use is lost in a crash, its session may expire up to `FLUSH` seconds too early."""
 
     def __init__(self, database: Database, settings: AuthSettings) -> None:
         self._database = database
@@ -35,7 +35,7 @@ class Sessions:
         self._task: asyncio.Task[None] | None = None
 
     def find(self, db: sqlite3.Connection | Transaction, token: str, uid: int) -> Session:
-        """The session that `token` names and `uid` opened. Raises `Denied`."""
+        """The session of `token` that was opened by `uid`. Raises `Denied`."""
         found = store.session(db, store.token_hash(token))
         if found is None or not self.in_force(found, time.time()):
             raise Denied(NO_SESSION)
@@ -46,7 +46,7 @@ class Sessions:
     def in_force(self, session: Session, now: float) -> bool:
         """Whether a session has not expired.
 
-        One from a clock that was ahead would last until that time comes; once it is set back it counts no more.
+        A session opened while the clock was ahead would last too long; once the clock is set back, it no longer counts.
         """
         return session.created - self._idle <= now < self.expiry(session)
 
@@ -55,17 +55,17 @@ class Sessions:
         return max(session.used, self._uses.get(session.hash, 0.0), self._being_written.get(session.hash, 0.0))
 
     def expiry(self, session: Session) -> float:
-        """When a session ends if it is not used any more."""
+        """When a session ends if it is not used again."""
         return min(session.expires, self.used(session) + self._idle)
 
     def make_room(self, tx: Transaction, user: str) -> None:
-        """Before another session of `user` begins: of those that would be too many the least recently used end."""
+        """Make room for another session of `user`: end the least recently used ones that would be too many."""
         by_use = sorted(store.sessions(tx, user, -1), key=self.used, reverse=True)
         for session in by_use[self._most - 1 :]:
             store.close_session(tx, session)
 
     def note(self, token: str) -> None:
-        """The session that `token` names, which there is, has just been used."""
+        """Note that the session of `token`, which exists, has just been used."""
         self._uses[store.token_hash(token)] = time.time()
         due = time.monotonic() - self._written >= self._every or len(self._uses) >= MOST
         if due and self._task is None:
@@ -80,7 +80,7 @@ class Sessions:
             self._task = None
 
     async def flush(self) -> None:
-        """Write the uses that are only in memory."""
+        """Write the uses that are only in memory to the database."""
         self._written = time.monotonic()
         uses, self._uses = self._uses, {}
         if not uses:

@@ -1,5 +1,5 @@
-"""Users, sessions, rules and failed logins in SQLite: functions of a connection or a transaction that neither wait nor
-decide.
+"""Users, sessions, rules and failed logins in SQLite: functions of a connection or transaction, without waiting or
+policy.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ CREATE INDEX failures_last ON failures (last);
 
 TOKEN_BYTES = 32  # 256 bits; a hash without salt is enough for what cannot be guessed
 SWEPT_AT_ONCE = 1000  # expired sessions that one login removes
-MAX_FAILURES = 10_000  # names and uids whose failed logins are remembered
+MAX_FAILURES = 10_000  # how many names and uids with failed logins are remembered
 
 
 class Account(NamedTuple):
-    """A user as the store keeps it. `last_uid` is who last logged in as this user."""
+    """A user as stored. `last_uid` is the uid of the last login as this user."""
 
     name: str
     password: str | None
@@ -80,7 +80,7 @@ class Account(NamedTuple):
 
 
 class Session(NamedTuple):
-    """A session as the store keeps it, and the user it names. `used` may lag behind; see auth/sessions.py."""
+    """A session as stored, and its user. `used` may lag behind; see auth/sessions.py."""
 
     hash: bytes
     id: str
@@ -98,12 +98,12 @@ def role_text(role: Role | None) -> str:
 
 
 def role_of(text: str) -> Role | None:
-    """The role that a text names; of one that only a later version has, none."""
+    """The role of that name; None if only a later version has it."""
     return Role(text) if text in list(Role) else None
 
 
 def token_hash(token: str) -> bytes:
-    """What is stored of a token."""
+    """The form in which a token is stored."""
     import hashlib  # see chain.linked
 
     return hashlib.sha256(token.encode()).digest()
@@ -113,7 +113,7 @@ def token_hash(token: str) -> bytes:
 
 
 def shown(account: Account) -> User:
-    """What others may see of a user."""
+    """The part of a user that others may see."""
     return User(
         name=account.name,
         role=role_text(account.role),
@@ -149,19 +149,19 @@ def account(connection: sqlite3.Connection | Transaction, name: str) -> Account 
 
 
 def account_of_uid(connection: sqlite3.Connection | Transaction, uid: int) -> Account | None:
-    """The user that a Unix uid is without a login."""
+    """The user that is bound to a Unix uid."""
     row = connection.execute("SELECT * FROM users WHERE uid = ? AND NOT disabled", (uid,)).fetchone()
     return _account(row) if row else None
 
 
 def disabled_of_uid(connection: sqlite3.Connection, uid: int) -> str | None:
-    """The name of the user that a Unix uid would be without a login, were it not disabled."""
+    """The name of the disabled user that is bound to a Unix uid."""
     row = connection.execute("SELECT name FROM users WHERE uid = ? AND disabled", (uid,)).fetchone()
     return str(row["name"]) if row else None
 
 
 def name_like(connection: sqlite3.Connection, name: str) -> str | None:
-    """The name of a user that differs from `name` at most in case."""
+    """The name of a user that is the same as `name` except perhaps for case."""
     row = connection.execute("SELECT name FROM users WHERE folded = lower(?)", (name,)).fetchone()
     return str(row["name"]) if row else None
 
@@ -209,7 +209,7 @@ def grants(connection: sqlite3.Connection | Transaction, user: str) -> tuple[Gra
 
 
 def rules(given: tuple[Grant, ...]) -> list[Rule]:
-    """Rules as they stand in a reply."""
+    """Rules in the form of a reply."""
     return [Rule(verb=grant.verb, object=grant.object, deny=grant.deny) for grant in given]
 
 
@@ -219,7 +219,7 @@ def add_grant(tx: Transaction, user: str, grant: Grant) -> None:
 
 
 def remove_grant(tx: Transaction, user: str, grant: Grant) -> bool:
-    """Take a rule from a user; whether there was one."""
+    """Remove a rule of a user; return whether it existed."""
     sql = "DELETE FROM grants WHERE user = ? AND verb = ? AND object = ? AND deny = ?"
     return tx.execute(sql, (user, *grant)).rowcount > 0
 
@@ -267,7 +267,7 @@ def sessions(connection: sqlite3.Connection | Transaction, user: str | None, mos
 
 
 def close_sessions(tx: Transaction, user: str, *, only: str | None = None, but: str | None = None) -> list[Session]:
-    """End a user's sessions: all, `only` one, all `but` one; return those that were open."""
+    """End sessions of a user: all, `only` one, or all `but` one; return the ended ones."""
     ended = [item for item in sessions(tx, user, -1) if item.id != but and (only is None or item.id == only)]
     for item in ended:
         close_session(tx, item)
@@ -280,7 +280,7 @@ def close_session(tx: Transaction, ended: Session) -> None:
 
 
 def note_uses(tx: Transaction, uses: dict[bytes, float]) -> None:
-    """Keep when sessions were last used."""
+    """Store when sessions were last used."""
     for hashed, used in uses.items():
         tx.execute("UPDATE sessions SET used = max(used, ?) WHERE hash = ?", (used, hashed))
 
@@ -295,7 +295,7 @@ def failures(connection: sqlite3.Connection | Transaction, kind: str, key: str) 
 
 
 def set_failures(tx: Transaction, kind: str, key: str, value: Failures) -> None:
-    """Remember failed logins; of too many those are forgotten that are longest ago."""
+    """Store failed logins; if there are too many, forget the oldest."""
     tx.execute("INSERT OR REPLACE INTO failures (kind, key, number, last) VALUES (?, ?, ?, ?)", (kind, key, *value))
     number = tx.execute("SELECT count(*) FROM failures").fetchone()[0]
     if number > MAX_FAILURES:
@@ -306,5 +306,5 @@ def set_failures(tx: Transaction, kind: str, key: str, value: Failures) -> None:
 
 
 def forget_failures(tx: Transaction, kind: str, key: str) -> None:
-    """The failed logins of that user or peer count no more."""
+    """Forget the failed logins of that user or peer."""
     tx.execute("DELETE FROM failures WHERE kind = ? AND key = ?", (kind, key))
