@@ -1,7 +1,7 @@
-"""One peer of a service: its lines in, the replies out, and the bounds that it keeps.
+"""One peer of a service: its lines in, the replies out, and the limits that apply to it.
 
 Requests of a connection are answered in order, one at a time; connections do not wait for one another. Whatever a peer
-sends or leaves unsent, it holds at most one line buffer and one reply, and for a bounded time.
+sends or fails to send, it occupies at most one line buffer and one reply, and for a limited time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from circleosd.passing import MAX_FILES, Descriptors
 from circleosd.policy import Peer
 from circleosd.turns import Turns
 
-LINGER = 5.0  # seconds in which what a refused peer still sends is read and dropped, so that it can read the reply
+LINGER = 5.0  # seconds in which a refused peer's input is read and dropped, so that it can read the reply
 SMALL = 64 * 1024  # bytes a connection may hold without asking the shared budget
 NO_MEMORY = "this service has no memory left for the line; try again later"
 
@@ -38,7 +38,7 @@ class Dispatcher(Protocol):
 
 
 class Owner(Protocol):
-    """What a connection needs of its server. `booked`: bytes of the shared budget that each uid has."""
+    """What a connection needs of its server. `booked`: how many bytes of the shared budget each uid uses."""
 
     service: Dispatcher
     settings: ServerSettings
@@ -51,7 +51,7 @@ class Owner(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """One peer. It is read from, then perhaps drained after a breach of the bounds, until it is gone."""
+    """One peer. It is read from, perhaps drained after it exceeded a limit, and then gone."""
 
     _transport: asyncio.Transport
 
@@ -60,15 +60,15 @@ class Connection(asyncio.Protocol):
         self.peer = peer
         self._descriptors = descriptors
         self._buffer = wire.LineBuffer(server.max_line)
-        self._task: asyncio.Task[None] | None = None  # answers one line after the other, from the first one on
+        self._task: asyncio.Task[None] | None = None  # answers one line after the other, starting with the first one
         self._idle: Handoff[bytes | None] | None = None  # where it waits for the next line
         self._writable = asyncio.Event()
         self._writable.set()
-        self._ended = False  # nothing more is expected of the peer
-        self._streaming = False  # the request in hand goes on until somebody ends it
-        self._draining = False  # refused: what it sends is dropped until it has read why
+        self._ended = False  # the peer sends no more
+        self._streaming = False  # the current request continues until somebody ends it
+        self._draining = False  # refused: its input is dropped until it has read why
         self._since = time.monotonic()  # when the connection last changed between working and waiting
-        self._write_blocked: float | None = None  # when the peer stopped taking replies
+        self._write_blocked: float | None = None  # when the peer stopped reading replies
         self._booked = 0  # bytes taken from the shared budget
 
     # what asyncio calls
@@ -76,8 +76,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.set_write_buffer_limits(0)  # the time to take a reply begins with the first byte that is not taken
-        # asyncio begins to read soon, where nobody would hear that it cannot.
+        transport.set_write_buffer_limits(0)  # the time to read a reply starts with the first byte that is not read
+        # asyncio starts reading a little later, where nobody would notice that it cannot.
         transport.pause_reading()
         self._resume_reading()
 
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
         try:
             self._buffer.feed(data)
         except MemoryError:
-            if self._busy:  # an answer would be taken for that to the request in hand
+            if self._busy:  # a reply would be taken for the reply to the current request
                 self._transport.abort()
             else:
                 self.refuse(Limit(NO_MEMORY))
@@ -114,7 +114,7 @@ class Connection(asyncio.Protocol):
         self._ended = True
         if not self._busy:
             self._end()
-        return True  # keep the other direction open for the replies
+        return True  # keep the other direction open for replies
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -127,13 +127,13 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
         self._descriptors.close()
-        self._buffer = wire.LineBuffer(0)  # what was sent behind the request in hand is not answered any more
+        self._buffer = wire.LineBuffer(0)  # lines after the current request are not answered any more
         self._book(0)
         self._writable.set()
         self._end_stream()
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
-        if self._task is not None and self._busy:  # what it does for who has gone counts until it is done
+        if self._task is not None and self._busy:  # work for a peer that has gone counts until it is done
             self._task.add_done_callback(lambda _: self._server.lost(self))
         else:
             self._server.lost(self)
@@ -141,10 +141,10 @@ class Connection(asyncio.Protocol):
     # what the server calls
 
     def refuse(self, error: CircleError) -> None:
-        """Answer with an error and close once the peer could read it: closing at once would lose it on the way."""
+        """Reply with an error, and close once the peer could read it: closing at once would lose the reply."""
         self._transport.write(wire.failure(error))
         self._transport.write_eof()
-        with contextlib.suppress(OSError):  # its time to read why is bounded
+        with contextlib.suppress(OSError):  # its time to read why is limited
             self._transport.resume_reading()
         self._ended = self._draining = True
         self._since = time.monotonic()
@@ -153,12 +153,12 @@ class Connection(asyncio.Protocol):
         self._descriptors.accept_none()
 
     def check(self, now: float) -> None:
-        """Close what has used up its time."""
+        """Close the connection if it has used up its time."""
         settings = self._server.settings
         if self._write_blocked is not None and now - self._write_blocked > settings.write_timeout:
             self._transport.abort()
         elif self._streaming:
-            # Its end is not read while more than a line waits behind the stream.
+            # The end of the stream is not read while more than one line is waiting in front of it.
             if not self._transport.is_closing() and self._hung_up():
                 self._transport.abort()
         elif self._draining:
@@ -172,13 +172,13 @@ class Connection(asyncio.Protocol):
                 self.refuse(Timeout(f"no request for {settings.idle_connection:g} s"))
 
     def close_if_quiet(self) -> None:
-        """Close unless a request is in hand; a stream is ended."""
+        """Close unless a request is being answered; a stream is ended."""
         self._end_stream()
         if not self._busy or self._streaming:
             self._transport.close()
 
     async def give_up(self, error: CircleError) -> None:
-        """Answer the request in hand with an error, and end it; what it still does at its end is waited for."""
+        """Answer the current request with an error, and end it; wait for its cleanup."""
         if not self._task:
             return
         self._task.cancel()
@@ -190,11 +190,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def _busy(self) -> bool:
-        """Whether a request is in hand."""
+        """Whether a request is being answered."""
         return self._task is not None and self._idle is None and not self._task.done()
 
     def _next_line(self) -> bytes | None:
-        """The next request to answer; None when more must come first, or nothing will."""
+        """The next request to answer; None if more input is needed, or nothing will follow."""
         if not len(self._buffer) and not self._booked and not len(self._descriptors):
             return None
         try:
@@ -211,8 +211,10 @@ class Connection(asyncio.Protocol):
         return line
 
     def _book(self, size: int) -> None:
-        """Account for `size` bytes of input or reply. Raises `Limit` when all connections together hold too much, or
-        several of one uid more than half of that: others are to come in, too.
+        """Account for `size` bytes of input or reply.
+
+        Raises `Limit` if all connections together hold too much, or several of one uid more than half of that, so that
+        there is room for others.
         """
         more = max(0, size - SMALL) - self._booked
         booked, uid, most = self._server.booked, self.peer.uid, self._server.settings.max_buffered
@@ -229,7 +231,9 @@ class Connection(asyncio.Protocol):
             self._task.cancel()
 
     def _hung_up(self) -> bool:
-        """Whether the peer has closed both directions, and not just said that it sends no more (poll(2), POLLHUP)."""
+        """Whether the peer has closed both directions, rather than only announced that it sends no more (poll(2),
+        POLLHUP).
+        """
         poll = select.poll()
         poll.register(self._transport.get_extra_info("socket").fileno(), 0)
         return any(event & select.POLLHUP for _, event in poll.poll(0))
@@ -242,7 +246,7 @@ class Connection(asyncio.Protocol):
             idle.set_result(line)
 
     async def _serve(self, line: bytes | None) -> None:
-        """Answer `line`, and each that is handed over, until the connection ends."""
+        """Answer `line`, and each further line that is handed over, until the connection ends."""
         while line is not None:
             await self._answer(line)
             if self._ended or self._transport.is_closing():
@@ -251,7 +255,7 @@ class Connection(asyncio.Protocol):
             line = await self._idle
 
     async def _answer(self, line: bytes | None) -> None:
-        """Answer `line` and the whole lines behind it."""
+        """Answer `line` and the complete lines after it."""
         while line is not None and not self._transport.is_closing():
             if (turn := self._server.turns.take(self.peer.uid, len(line))) is not None:
                 await turn
@@ -264,18 +268,18 @@ class Connection(asyncio.Protocol):
                 self._transport.write(reply)
                 if not self._writable.is_set():
                     await self._writable.wait()
-            elif not self._transport.is_closing():  # a stream that begins after the peer has gone would never end
+            elif not self._transport.is_closing():  # a stream that starts after the peer has gone would never end
                 self._streaming = True
                 async with contextlib.aclosing(reply):
                     async for part in reply:
-                        if self._transport.is_closing():  # asyncio logs each write to a peer that is gone
+                        if self._transport.is_closing():  # asyncio logs every write to a peer that is gone
                             break
                         await self._write(part)
-                        await asyncio.sleep(0)  # the other connections' turn, as below
+                        await asyncio.sleep(0)  # give other connections a turn, see below
                 self._streaming = False
             line = self._next_line()
             if line is not None:
-                await asyncio.sleep(0)  # the other connections' turn: a request may be answered without waiting
+                await asyncio.sleep(0)  # give other connections a turn: a request may be answered without ever waiting
         self._since = time.monotonic()
         if self._draining:
             return
@@ -285,7 +289,7 @@ class Connection(asyncio.Protocol):
             self._resume_reading()
 
     def _affordable(self, reply: bytes) -> bytes:
-        """The reply, if it may be held until the peer takes it, else an error in its place."""
+        """The reply, if it may be held until the peer reads it; otherwise an error in its place."""
         try:
             self._book(len(self._buffer) + len(reply))
         except Limit as error:
@@ -293,7 +297,7 @@ class Connection(asyncio.Protocol):
         return reply
 
     def _resume_reading(self) -> None:
-        """Wait for what the peer sends, or, if the kernel has no memory for that (epoll_ctl(2)), say so and close."""
+        """Continue reading; if the kernel has no memory for that (epoll_ctl(2)), say so and close."""
         try:
             self._transport.resume_reading()
         except OSError as exc:
@@ -301,13 +305,13 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     async def _write(self, reply: bytes) -> None:
-        """Write, and wait while the peer does not take what was written before."""
+        """Write, and wait while the peer does not read earlier output."""
         self._transport.write(reply)
         if not self._writable.is_set():
             await self._writable.wait()
 
     def _end(self) -> None:
-        """The peer has sent its last byte and got its replies: close."""
+        """The peer has sent its last byte and received its replies: close."""
         if len(self._buffer):
             self._transport.write(wire.failure(BadRequest("the line is incomplete; a request ends with a newline")))
         self._transport.close()

@@ -1,4 +1,4 @@
-"""SQLite behind threads of its own: transactions that are on disk before anybody hears of them."""
+"""SQLite in separate threads: a transaction is on disk before anybody learns of it."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ WRITE_CACHE = 2048
 READ_CACHE = 2048
 SCAN_CACHE = 512
 LEAST_SPACE = 64 * 1024  # bytes that SQLite may need to open a file: its index of the WAL has 32 KiB
-# Of a damaged file SQLite quotes what it cannot read; where that is no text, Python's sqlite3 fails over the message.
+# SQLite quotes data of a damaged file that it cannot read; if that is not text, Python's sqlite3 fails on the message.
 _FAILURES = (sqlite3.Error, UnicodeDecodeError)
 
 
 class Transaction:
-    """An open write transaction, as `Database.write` hands it to its work."""
+    """An open write transaction, passed to the function given to `Database.write`."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._after: list[Callable[[], None]] = []
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """Run one statement; rows answer by column name."""
+        """Run one statement; the columns of rows are accessible by name."""
         return self._connection.execute(sql, parameters)
 
     def after_commit(self, call: Callable[[], None]) -> None:
-        """Have `call` run once the transaction is on disk, and never if it is rolled back."""
+        """Call `call` once the transaction is on disk; never if it is rolled back."""
         self._after.append(call)
 
     def committed(self) -> None:
-        """Run what `after_commit` collected. What fails there is logged: the transaction is on disk all the same."""
+        """Run the functions collected by `after_commit`. Errors are logged: the transaction is already on disk."""
         for call in self._after:
             try:
                 call()
@@ -53,16 +53,16 @@ class Transaction:
 
 
 class Database:
-    """One SQLite file. The event loop never waits for the disk: writes, reads and scans have a thread each.
+    """One SQLite file. The event loop never waits for the disk: there is a thread each for writes, reads and scans.
 
-    `migrations[i]` is a script that brings the schema from version i to i + 1 (PRAGMA user_version). A commit is
-    synced to disk before `write` returns (WAL with synchronous=FULL, sqlite.org/pragma.html). A read sees every
-    commit before it and waits for none (sqlite.org/wal.html). Once the file has been removed or replaced nothing is
-    written any more: it would be gone with the process.
+    `migrations[i]` is a script that upgrades the schema from version i to i + 1 (PRAGMA user_version). A commit is
+    synced to disk before `write` returns (WAL with synchronous=FULL, sqlite.org/pragma.html). A read sees all earlier
+    commits and waits for none (sqlite.org/wal.html). Once the file has been removed or replaced, nothing is written any
+    more: it would be lost when the process ends.
     """
 
     def __init__(self, path: str | os.PathLike[str], migrations: Sequence[str]) -> None:
-        """Open or create the file. Raises `Unavailable` if that cannot be done."""
+        """Open or create the file. Raises `Unavailable` if that is impossible."""
         self.path = os.fspath(path)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="database-read")
@@ -92,7 +92,7 @@ class Database:
         connection.execute(f"PRAGMA cache_size=-{cache}")
 
     def _why_not(self, failure: Exception) -> str:
-        """Why the file could not be opened, where SQLite only says that it could not."""
+        """Why the file could not be opened; SQLite only says that it could not."""
         if self._disk_is_full():
             return "no space is left on its disk"
         if getattr(failure, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
@@ -114,7 +114,7 @@ class Database:
         return found.st_dev, found.st_ino
 
     def _require_file(self) -> None:
-        """Raises `Unavailable` unless the path still leads to the file that is open."""
+        """Raises `Unavailable` unless the path still leads to the open file."""
         if self._at_path() != self._file:
             name = os.path.basename(self.path)
             raise Unavailable(f"cannot use {name}: it was removed or replaced; the service has to be restarted")
@@ -123,7 +123,8 @@ class Database:
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
         try:
             connection.row_factory = sqlite3.Row
-            # A text that a failing disk has made no UTF-8 hides no other row; what it was, a ledger's hashes tell.
+            # A text that a failing disk has turned into invalid UTF-8 must not hide other rows; a ledger's hashes
+            # reveal the change.
             connection.text_factory = lambda data: data.decode("utf-8", "replace")
             set_up(connection, given)
         except BaseException:
@@ -132,11 +133,11 @@ class Database:
         return connection
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work`, which must be short, in one snapshot. Raises `Unavailable` when SQLite fails."""
+        """Run `work`, which must be short, in one snapshot. Raises `Unavailable` if SQLite fails."""
         return await self._run(self._reader, lambda: _snapshot(self._reading, work))
 
     async def scan(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work`, which may look at very many rows, in one snapshot, without holding up `read`."""
+        """Run `work`, which may read very many rows, in one snapshot, without delaying `read`."""
 
         def scanning() -> T:
             self._require_file()
@@ -151,9 +152,11 @@ class Database:
     async def write(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` in one transaction and return its result once that is on disk.
 
-        Whatever `work` raises rolls back and is passed on, sqlite3.IntegrityError too. Raises `Unavailable` when
-        SQLite fails (a full disk, say). To cancel it is to forget it only as long as `work` has not begun. After that
-        it is as if it had not been cancelled: it happens, and whoever asked for it has to go by that.
+        Any exception of `work` rolls back and is passed on, including sqlite3.IntegrityError. Raises `Unavailable` if
+        SQLite fails (for example because the disk is full).
+
+        Cancelling has an effect only before `work` has started. After that, the cancellation is ignored: the
+        transaction happens, and the caller gets its result.
         """
         begun = self._writer.submit(lambda: self._write(work))
         outcome = asyncio.wrap_future(begun)

@@ -1,6 +1,6 @@
-"""What one may hand on to a user or a plugin: never more than one's own rights.
+"""Which rights a caller may pass on to a user or a plugin: never more than the caller's own.
 
-Globs are those that the contracts admit: `*` and `?`, no brackets.
+Globs are those that the contracts allow: `*` and `?`, no brackets.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import NamedTuple
 from circleosd.errors import Denied
 from circleosd.policy import Access, Caller, Grant, Role, suffices
 
-# Rules may have hundreds of characters, and two users' hundreds of rules are held against each other. So where in a
-# glob one may be, having followed it, is a number with a bit for each place, and all places are moved on at once.
+# Rules may have hundreds of characters, and hundreds of rules of two users are compared with each other. So the set of
+# possible positions within a glob is a number with one bit per position, and all positions advance at once.
 
 
 def includes(outer: str, inner: str) -> bool:
-    """Whether every text that the glob `inner` matches is matched by `outer`. Errs, if at all, towards no."""
+    """Whether `outer` matches every text that the glob `inner` matches. If in doubt, the answer is no."""
     glob = _read(outer)
     places = glob.start
-    for char in inner:  # only a star takes a star, and only what takes any character takes a question mark
+    for char in inner:  # only a star covers a star, and only what matches any character covers a question mark
         taking = 0 if char == "*" else glob.taking.get(char, glob.taking_any)
         places = glob.after(places, taking)
     return bool(places & glob.end)
@@ -33,7 +33,7 @@ def overlaps(one: str, other: str) -> bool:
     places, characters = glob.start, glob.end - 1 & ~glob.stars
     for char in other:
         if char == "*":
-            places = 2 * glob.end - (places & -places)  # from the first place on
+            places = 2 * glob.end - (places & -places)  # from the first position on
             continue
         taking = characters if char == "?" else glob.taking.get(char, glob.taking_any)
         places = glob.after(places, taking)
@@ -41,9 +41,10 @@ def overlaps(one: str, other: str) -> bool:
 
 
 class _Glob(NamedTuple):
-    """The places of a glob: where one begins, those that take a character, or any, the stars, and the one behind all.
+    """The positions of a glob as bits: its start, those that take a character, those that take any, the stars, and the
+    end.
 
-    A star may stand for nothing: who comes to it is behind it, too.
+    A star may match nothing: a position at a star includes the position after it.
     """
 
     start: int
@@ -53,7 +54,9 @@ class _Glob(NamedTuple):
     end: int
 
     def after(self, places: int, taking: int) -> int:
-        """Where one may be after a character, having been at any of `places`, that only those of `taking` take."""
+        """The possible positions after a character that only the positions `taking` take, starting from any of
+        `places`.
+        """
         places = (places & taking) << 1 | places & self.stars
         return places | (places & self.stars) << 1
 
@@ -68,7 +71,7 @@ def _read(glob: str) -> _Glob:
 
 def require_within(caller: Caller, role: Role | None, rules: Iterable[Grant]) -> None:
     """Raises `Denied` if the caller lacks a right that this role and these rules give."""
-    from circleosd.api import actions  # all services' contracts: only what hands on rights waits for them
+    from circleosd.api import actions  # imports the contracts of all services, which only passing on rights needs
 
     needs = {verb: contract.access for verb, contract in actions.BY_VERB.items()}
     if lacking := excess(caller, role, rules, needs):
@@ -76,9 +79,9 @@ def require_within(caller: Caller, role: Role | None, rules: Iterable[Grant]) ->
 
 
 def excess(caller: Caller, role: Role | None, rules: Iterable[Grant], needs: Mapping[str, Access]) -> str | None:
-    """Which of these rights `caller` lacks, in words; None if none. `needs`: what each action needs.
+    """Which of these rights `caller` lacks, in words; None if none. `needs`: the access that each action needs.
 
-    Rules that deny give no right. Who is bound by a rule that denies cannot hand on what it is about.
+    Rules that deny give no right. A caller who is denied something by a rule cannot pass on rights to it.
     """
     if caller.privileged:
         return None
@@ -102,7 +105,7 @@ def _lacking(caller: Caller, given: Grant, denials: Iterable[Grant], needs: Mapp
             return f"{given.verb} on {given.object}, because this rule binds you: {rule}"
     if caller.role is Role.ADMIN:
         return None
-    # A role gives the actions that there are today; a glob might give what a later version adds.
+    # A role allows the actions that exist today; a glob might also cover those of a later version.
     if given.verb in needs and suffices(caller.role, needs[given.verb]):
         return None
     held = (rule for rule in caller.grants if not rule.deny)

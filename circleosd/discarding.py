@@ -1,4 +1,4 @@
-"""Closing descriptors that others have passed: that may take as long as they like, and nobody waits for it."""
+"""Closing descriptors that were passed by others: this may take arbitrarily long, and nobody must wait for it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from collections import deque
 from collections.abc import Iterable
 from threading import Lock, Thread
 
-MOST = 64  # descriptors of one uid that wait to be closed; who has so many may pass no more
+MOST = 64  # descriptors of one uid that are waiting to be closed; with so many, it may pass no more
 _NO_LINGER = struct.pack("ii", 0, 0)
 
 _waiting: dict[int, deque[int]] = {}  # descriptors to be closed, by the uid that passed them
-_closing: set[int] = set()  # uids for which a thread is at work
+_closing: set[int] = set()  # uids with a thread at work
 _lock = Lock()
 
 
 def discard(descriptors: Iterable[int], uid: int) -> None:
-    """Close descriptors that `uid` passed; those whose close(2) may wait one after the other in a thread of that uid.
+    """Close descriptors passed by `uid`; those whose close(2) may block are closed one after the other in a thread per
+    uid.
 
-    The last one of a TCP socket may wait for its peer (SO_LINGER, socket(7)), that of a Unix socket for what was sent
-    over it, and every one of a file on somebody's own file system for the program that serves it (fuse(4)).
+    Closing the last descriptor of a TCP socket may wait for its peer (SO_LINGER, socket(7)), of a Unix socket for
+    what was sent over it, and of a file on a user's own file system for the program that serves it (fuse(4)).
     """
     for descriptor in descriptors:
         if _may_wait(descriptor):
@@ -31,34 +32,34 @@ def discard(descriptors: Iterable[int], uid: int) -> None:
                 _waiting.setdefault(uid, deque()).append(descriptor)
             _begin(uid)
             continue
-        with contextlib.suppress(OSError):  # closed all the same, close(2)
+        with contextlib.suppress(OSError):  # closed anyway, close(2)
             os.close(descriptor)
 
 
 def crowded(uid: int) -> bool:
-    """Whether so many descriptors of `uid` wait to be closed that no more should be taken."""
+    """Whether so many descriptors of `uid` are waiting to be closed that no more should be accepted."""
     if not _waiting or len(_waiting.get(uid, ())) < MOST:
         return False
-    _begin(uid)  # there may have been no thread for it until now
+    _begin(uid)  # perhaps no thread could be started for it until now
     return True
 
 
 def _may_wait(descriptor: int) -> bool:
     try:
         return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
-    except OSError:  # EACCES: a file system that only its owner may enter
+    except OSError:  # EACCES: a file system that only its owner may access
         return True
 
 
 def _begin(uid: int) -> None:
-    """Have a thread close what waits, if none does."""
+    """Start a thread to close waiting descriptors, unless there is one."""
     with _lock:
         if uid in _closing or uid not in _waiting:
             return
         _closing.add(uid)
     try:
         Thread(target=_close_all, args=(uid,), name="discarding", daemon=True).start()
-    except RuntimeError:  # there may be no more threads: they wait for the next one of this uid
+    except RuntimeError:  # perhaps no more threads are possible: they wait for the next one of this uid
         _closing.discard(uid)
 
 
@@ -82,7 +83,7 @@ def _close(descriptor: int) -> None:
 
 
 def _unlinger(descriptor: int) -> None:
-    """Have a socket not wait; whoever passed it may undo that meanwhile, and keep this thread."""
+    """Make close(2) of a socket not wait; the sender may undo this meanwhile, and then blocks only this thread."""
     passed = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
     try:
         passed.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)

@@ -1,6 +1,6 @@
-"""Every error that crosses the wire: its stable code and the exit status of `circlectl`.
+"""Every error that is sent over the wire: its stable code, and the exit status of `circlectl`.
 
-The codes are a closed set; clients may match on them. The message is one sentence for a person and may change.
+The codes are a closed set, and clients may rely on them. The message is one sentence for people and may change.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 
 class CircleError(Exception):
-    """A failure with a stable code. `str(error)` is the sentence that the caller reads."""
+    """A failure with a stable code. `str(error)` is the sentence for the caller."""
 
     code: ClassVar[str]
     exit_status: ClassVar[int]
@@ -111,7 +111,7 @@ BY_CODE: dict[str, type[CircleError]] = {
 
 
 def from_code(code: str, message: str) -> CircleError:
-    """The error that a reply names. A code from a newer peer becomes `Internal`, its name kept in the message."""
+    """The error of a reply. An unknown code, from a newer peer, becomes `Internal`, with the code in the message."""
     if error := BY_CODE.get(code):
         return error(message)
     return Internal(f"{message} ({code})")
@@ -123,7 +123,7 @@ _NOT_LOADED = ("failed to map segment from shared object", *map(os.strerror, _SH
 
 
 def shortage(exc: BaseException) -> Limit | None:
-    """What an exception says that the machine has no more of here; None for one that says something else."""
+    """The resource that the machine lacks according to an exception; None for any other exception."""
     match exc:
         case MemoryError():
             what = "no memory is left"
@@ -139,9 +139,9 @@ def shortage(exc: BaseException) -> Limit | None:
 
 
 def unreadable(path: str | os.PathLike[str], why: OSError | str) -> str:
-    """Why what is at `path` cannot be read, and what helps where its mode is why: root could read it all the same.
+    """Why the file at `path` cannot be read, and what to do if its mode is the reason (root could read it anyway).
 
-    `why` is the error, or what a program says of it in the words of strerror(3).
+    `why` is the error, or a program's message in the words of strerror(3).
     """
     if isinstance(why, OSError):
         why = why.strerror or str(why)

@@ -1,4 +1,4 @@
-"""What few can do at once, for which many wait: one of each uid in turn, however many of somebody's wait."""
+"""A few places, for which many wait: the uids take turns, however many requests of one are waiting."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator
 
 
 class Fair:
-    """So many at once. The uids take turns, those of one come as they came; None is one of them."""
+    """A limited number of places. Uids take turns, and those of one uid are served in order; None counts as a uid."""
 
     def __init__(self, free: int) -> None:
         self._free = free
         self._waiting: dict[int | None, deque[asyncio.Future[None]]] = {}  # in the order of their next turns
 
     async def begin(self, uid: int | None) -> None:
-        """Wait for a place, which is taken until `end`."""
+        """Wait for a place, which is occupied until `end`."""
         if self._free:
             self._free -= 1
             return
@@ -26,16 +26,16 @@ class Fair:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.end()  # the place came and nobody takes it
+                self.end()  # the place was assigned, but nobody takes it
             raise
 
     def end(self) -> None:
-        """Leave a place, for the next who waits."""
+        """Leave a place to the next in line."""
         while self._waiting:
             uid = next(iter(self._waiting))
             line = self._waiting.pop(uid)
             while line and (turn := line.popleft()).done():
-                pass  # it was given up, which is no turn of its uid
+                pass  # it was abandoned, which does not count as a turn of its uid
             if line:
                 self._waiting[uid] = line
             if not turn.done():
@@ -45,7 +45,7 @@ class Fair:
 
     @contextlib.asynccontextmanager
     async def turn(self, uid: int | None) -> AsyncIterator[None]:
-        """Have a place meanwhile."""
+        """Hold a place meanwhile."""
         await self.begin(uid)
         try:
             yield

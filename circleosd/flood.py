@@ -1,7 +1,7 @@
-"""Which refusals get a row of their own, so that whoever keeps trying cannot fill the disk. No I/O here.
+"""Which refusals get their own row, so that repeated attempts cannot fill the disk. No I/O here.
 
-The first refusal of a kind is written at once. Equal ones within the window after it are counted, and so is whatever
-somebody, a uid or a plugin, tries beyond the own allowance; each count becomes one row when its window ends.
+The first refusal of a kind is written at once. Identical ones within the following window are counted, and so are all
+attempts of a uid or plugin beyond its allowance; each count becomes one row when its window ends.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-WINDOW = 10.0  # seconds in which equal refusals are one row and a count
+WINDOW = 10.0  # seconds in which identical refusals become one row with a count
 MIXED_WINDOW = 60.0  # and those beyond the allowance
-ALLOWANCE = 60.0  # rows at once for the refusals of one of these …
-REFILL = 1 / 30  # … and so many more a second. With the counts each adds at most 7,200 rows, some 5 MB, a day
-MEMORY = ALLOWANCE / REFILL  # seconds after which no row counts against the allowance any more
+ALLOWANCE = 60.0  # rows in a burst for the refusals of one uid or plugin …
+REFILL = 1 / 30  # … and rows per second after that. With the counts, each adds at most 7,200 rows, some 5 MB, a day
+MEMORY = ALLOWANCE / REFILL  # seconds after which a row does not count against the allowance any more
 
 
 class Counted(Generic[T]):
-    """Refusals that have no row yet: how many, the last of them, and whether they differ among each other."""
+    """Refusals that have no row yet: how many, the last one, and whether they differ."""
 
     def __init__(self, key: Hashable, last: T, *, ends: float, mixed: bool) -> None:
         self.key = key
@@ -30,24 +30,24 @@ class Counted(Generic[T]):
 
 
 class Flood(Generic[T]):
-    """Refusals by kind. Its memory is bounded by what is written: a kind is remembered for one window."""
+    """Refusals by kind. Memory is limited by the rows that are written: a kind is remembered for one window."""
 
     def __init__(self) -> None:
         self._windows: dict[Hashable, Counted[T]] = {}
-        self._allowances: dict[Hashable, tuple[float, float]] = {}  # of somebody: how many were left, and when
+        self._allowances: dict[Hashable, tuple[float, float]] = {}  # by uid or plugin: how many were left, and when
 
     def knows(self, who: Hashable) -> bool:
-        """Whether some of the allowance of somebody is used up, as far as is known here."""
+        """Whether some of the allowance is known to be used up."""
         return who in self._allowances
 
     def recall(self, who: Hashable, written: Iterable[float]) -> None:
-        """Rows of somebody that is not known yet, from before this was made: the moments, in order."""
+        """Take earlier rows into account, from before this object was made: their times, in order."""
         if not self.knows(who):
             for moment in written:
                 self._take(who, moment)
 
     def admit(self, who: Hashable, kind: Hashable, refusal: T, now: float) -> bool:
-        """Whether `refusal` is to be written now. If not it is counted. `now` in seconds, never going back."""
+        """Whether `refusal` is to be written now; otherwise it is counted. `now` in seconds, never going back."""
         if (known := self._windows.get((who, kind))) and (known.count or now < known.ends):
             known.last = refusal
             known.count += 1
@@ -62,12 +62,12 @@ class Flood(Generic[T]):
         return False
 
     def not_written(self, who: Hashable, kind: Hashable) -> None:
-        """What was admitted could not be written: the next of its kind is to be, unless one was counted already."""
+        """An admitted refusal could not be written: write the next one of its kind, unless one was already counted."""
         if (known := self._windows.get((who, kind))) and not known.count:
             del self._windows[who, kind]
 
     def put_back(self, counted: Iterable[Counted[T]], now: float) -> None:
-        """Counts that `ended` returned could not be written: they are due again a window later."""
+        """Counts returned by `ended` could not be written: they are due again one window later."""
         for window in counted:
             known = self._windows.setdefault(window.key, window)
             if known is window:
@@ -85,7 +85,7 @@ class Flood(Generic[T]):
         return True
 
     def ended(self, now: float) -> list[Counted[T]]:
-        """Forget the windows that are over; return those that counted something."""
+        """Forget the windows that are over; return those with a count."""
         over = [key for key, window in self._windows.items() if window.ends <= now]
         found = [self._windows.pop(key) for key in over]
         full = [who for who, (left, since) in self._allowances.items() if left + (now - since) * REFILL >= ALLOWANCE]
@@ -94,5 +94,5 @@ class Flood(Generic[T]):
         return [window for window in found if window.count]
 
     def next_end(self) -> float | None:
-        """When the next window ends; None when nothing is remembered."""
+        """When the next window ends; None if nothing is remembered."""
         return min((window.ends for window in self._windows.values()), default=None)

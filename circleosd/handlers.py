@@ -1,4 +1,4 @@
-"""What a service's actions are written against: the handlers of its contracts, and the act that each carries out."""
+"""What a service's actions are written against: the handlers of its contracts, and the act that each one performs."""
 
 from __future__ import annotations
 
@@ -18,34 +18,36 @@ Identify = Callable[[Peer, str | None], Awaitable[Caller]]
 
 
 class Files(Protocol):
-    """The descriptors that came with a request; whoever takes one closes it."""
+    """The descriptors that came with a request; whoever takes one must close it."""
 
     def take(self) -> int: ...
 
 
 class Handlers:
-    """What carries out the actions of one service: a method for each contract, named like the action."""
+    """The actions of one service: a method for each contract, named after the action."""
 
     def check(self, request: Any, act: Act) -> None:
-        """Raises what stands against an act outside the database, as far as that is known without trying."""
+        """Raises any known obstacle to an act outside the database, without trying the act."""
 
     async def look(self, request: Any, act: Act) -> None:
-        """Find out what an act outside the database begins with, while its intent is being recorded."""
+        """Determine the state before an act outside the database, while its intent is being recorded."""
 
     async def resolve(self, intent: Event) -> Resolution:
-        """How an act ended of which only the intent is on record, because the service did."""
+        """The outcome of an act whose service ended after recording only its intent."""
         return Resolution(after=None, error=Internal.code, found="its outcome is unknown")
 
     def busy(self) -> bool:
-        """Whether something is under way that no connection waits for."""
+        """Whether there is work in progress that no connection waits for."""
         return False
 
     async def close(self) -> None:
-        """The service ends: write what is only in memory."""
+        """The service ends: write data that is only in memory."""
 
 
 class Resolution(NamedTuple):
-    """How an interrupted act ended: the state now, the code if it is not the one that was wanted, what was found."""
+    """How an interrupted act ended: the state now, an error code unless the state is the intended one, and what was
+    found.
+    """
 
     after: Any
     error: str | None
@@ -53,18 +55,18 @@ class Resolution(NamedTuple):
 
 
 class Act:
-    """One request being carried out: who asks, about what, and its rows in the ledger.
+    """One request being carried out: the caller, the object, and its rows in the ledger.
 
-    Handlers set `object`, `before` and `after` where they know better than the contract, and `message` where a success
-    needs a word to the caller. `found` is what their `check` and `look` leave to what carries it out.
+    Handlers set `object`, `before` and `after` if they know better than the contract, and `message` for a note to the
+    caller about a success. `found` passes data from their `check` and `look` to the handler.
     """
 
-    # Of most acts these stay as they are.
+    # For most acts these keep their defaults.
     before: Any = None
     after: Any = None
     message: str | None = None
     found: Any = None
-    done = False  # what is left is to tell of it, and is not given up for its time
+    done = False  # only the reply is left, which must not time out
     _actor: dict[str, Any] | None = None
 
     def __init__(
@@ -90,24 +92,24 @@ class Act:
         self._started = time.monotonic()
 
     async def renew(self) -> None:
-        """Look at the caller again, after what has taken long. Raises as for a request that has just come."""
+        """Look the caller up again after waiting long. Raises as for a new request."""
         self.go_on_as(await self._identify(self.caller.peer, self.token))
 
     def go_on_as(self, caller: Caller) -> None:
-        """Take over what is known of the caller now. Raises `Denied` if who it is by now may not do this any more."""
+        """Update the caller. Raises `Denied` if the caller may no longer do this."""
         self._authorize(caller, self.object)
         self.caller = caller._replace(plugin=self.caller.plugin)
 
     def commit(self, tx: Transaction, *, before: Any = None, after: Any = None) -> None:
-        """Record the change that `tx` makes, in `tx`. Every handler of an `Effect.STATE` action calls this."""
-        tx.after_commit(self._committed)  # not before: what cannot be written to disk has failed
+        """Record in `tx` the change that it makes. Every handler of an `Effect.STATE` action calls this."""
+        tx.after_commit(self._committed)  # not before: if it cannot be written to disk, the act has failed
         self._ledger.append(tx, self._entry("done")._replace(before=before, after=after))
 
     def _committed(self) -> None:
         self.done = True
 
     async def record(self, phase: Phase, error: CircleError | None = None, intent: int | None = None) -> int:
-        """Add a row of its own; return its number. Both rows of an act name the actor that its first one found."""
+        """Add a row; return its number. Both rows of an act have the same actor, as found for the first one."""
         if phase == "intent":
             self._actor = actor(self.caller)
         return await self._ledger.record(self._entry(phase, error, intent))

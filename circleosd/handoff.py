@@ -1,8 +1,8 @@
-"""A future for the hot path: who waits for it goes on at once, not in the event loop's next turn.
+"""A future for the hot path: the waiting task continues at once, not in the next iteration of the event loop.
 
-asyncio wakes a task by a callback that runs after another look at all sockets. Where a protocol's callback receives
-what a task waits for, that look costs as much as the work. A `Handoff` follows asyncio's protocol of future-like
-objects (asyncio.isfuture()), so that any task can await it.
+asyncio wakes a task through a callback that runs after polling all sockets again. If a protocol's callback receives the
+awaited data, that poll costs as much as the work itself. A `Handoff` follows asyncio's protocol of future-like objects
+(asyncio.isfuture()), so that any task can await it.
 """
 
 from __future__ import annotations

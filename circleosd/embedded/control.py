@@ -1,4 +1,4 @@
-"""What the registry asks the supervisor, as requests and replies (wire.py) on a socket that is the supervisor's own."""
+"""The supervisor's own socket, on which the registry sends requests and receives replies (wire.py)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Control:
     """The actions `job`, `matching`, `states` and `logs`.
 
-    The last two go on, a list a reply, if asked to `follow`, then also for the units that match `pattern`.
+    With `follow`, the last two keep sending replies, each a list, also for units that match `pattern`.
     """
 
     name = "supervisor"
@@ -60,7 +60,7 @@ class Control:
         return [asdict(line) for name in names for line in self._supervisor.lines(name)]
 
     async def _follow(self, kind: type, names: list[str], pattern: str) -> AsyncGenerator[bytes, None]:
-        """What there is of `kind` now, then what is new, until the connection ends. A slow reader loses the oldest."""
+        """The current items of `kind`, then new ones until the connection ends. A slow reader misses the oldest."""
         queue = asyncio.Queue[UnitState | LogLine](LOG_LINES)
 
         def hear(name: str, event: UnitState | LogLine) -> None:

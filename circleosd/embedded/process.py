@@ -1,4 +1,6 @@
-"""The main process of a service: started as the unit file says, its output taken as lines, its end awaited."""
+"""The main process of a service: starts it according to the unit file, reads its output line by line, and waits for its
+end.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from circleosd.errors import BadRequest
 from circleosd.registry.units import signal_name
 
 LONGEST_LINE = 8192  # bytes; a longer one is cut
-BURST, INTERVAL = 4 << 20, 30.0  # bytes of output that are taken in so many seconds; journald counts lines
+BURST, INTERVAL = 4 << 20, 30.0  # bytes of output accepted per interval; journald counts lines
 DIRECTORIES = {"StateDirectory": "S", "CacheDirectory": "C", "RuntimeDirectory": "t"}  # by the specifier of the parent
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -28,10 +30,11 @@ _libc = ctypes.CDLL(None)
 
 
 class Process:
-    """One run of a service, from its start on, as leader of a session of its own that ends with this process.
+    """One run of a service, as leader of its own session, which ends with this process.
 
-    `specifiers` name the parents of its directories, `watchdog` is in seconds, `listener` the socket that it gets.
-    Raises `BadRequest` for what the embedded mode cannot do, OSError and ValueError for what cannot be started.
+    `specifiers` name the parents of its directories, `watchdog` is in seconds, `listener` is the socket that it gets.
+    Raises `BadRequest` for settings that the embedded mode does not support, OSError and ValueError if it cannot be
+    started.
     """
 
     def __init__(
@@ -53,10 +56,10 @@ class Process:
             environment["LISTEN_FDS"] = "1"
 
         def become() -> None:
-            """In the child, which alone knows its pid."""
+            """Runs in the child, the only place where its pid is known."""
             os.environ.update(environment, LISTEN_PID=str(os.getpid()), WATCHDOG_PID=str(os.getpid()))
             if listener:
-                os.dup2(listener.fileno(), FIRST)  # in the place of the event loop's own
+                os.dup2(listener.fileno(), FIRST)  # replaces the event loop's own
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != supervisor:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -80,7 +83,7 @@ class Process:
         self.ended = asyncio.create_task(readable(self._pidfd))
 
     def signal(self, number: int) -> None:
-        """Send a signal to it and its children, also to those that it left behind. Not after `reap`."""
+        """Send a signal to it and its children, including those that it left behind. Not after `reap`."""
         os.killpg(self.pid, number)
 
     async def reap(self) -> tuple[int | None, str | None]:
@@ -91,7 +94,7 @@ class Process:
         return (code, None) if code >= 0 else (None, signal_name(-code))
 
     async def lines(self) -> AsyncIterator[str]:
-        """What it and its children write, line by line, until the last of them closes its output."""
+        """The output of the process and its children, line by line, until the last of them closes it."""
         assert self._child.stdout is not None
         with self._child.stdout as output:
             data, rest, since, taken = b"-", b"", 0.0, 0

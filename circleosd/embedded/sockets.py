@@ -1,4 +1,4 @@
-"""Unix sockets of one's own, and waiting for what the kernel has to say."""
+"""Unix sockets that we own, and waiting for events of the kernel."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from circleosd.paths import address
 
 @contextlib.contextmanager
 def bound(name: str, kind: socket.SocketKind, mode: int = 0o600) -> Iterator[socket.socket]:
-    """A Unix socket at the path `name`, until the end of the block. What somebody else has put there is left then."""
+    """A Unix socket at the path `name`, until the end of the block. Afterwards, a file that somebody else put there is
+    kept.
+    """
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, kind) as sock:
         with address(name) as reached:
             sock.bind(reached)
-        path.chmod(mode)  # the umask has kept everybody out until now
+        path.chmod(mode)  # until now the umask has kept everybody out
         ours = path.lstat()
         try:
             yield sock
@@ -32,9 +34,9 @@ def bound(name: str, kind: socket.SocketKind, mode: int = 0o600) -> Iterator[soc
 
 
 def listens(name: str) -> bool:
-    """Whether somebody listens at the path `name`. A service that systemd would start on a connection is started."""
+    """Whether somebody listens at the path `name`. This starts a service that systemd starts on a connection."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.setblocking(False)  # connections may wait for being accepted up to the limit (unix(7), EAGAIN)
+        sock.setblocking(False)  # as many connections as the limit may be waiting to be accepted (unix(7), EAGAIN)
         try:
             sock.connect(name)
         except BlockingIOError:
@@ -45,7 +47,7 @@ def listens(name: str) -> bool:
 
 
 async def readable(fd: int) -> None:
-    """Wait until there is something to read, a connection waits, or a process has ended (pidfd_open(2))."""
+    """Wait until there is data to read, a connection to accept, or a process has ended (pidfd_open(2))."""
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(fd, ready.set)
     try:

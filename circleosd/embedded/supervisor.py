@@ -1,4 +1,4 @@
-"""The supervisor: each socket or service that is up is a task, from its start to its end."""
+"""The supervisor: each active socket or service is a task, from its start to its end."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from circleosd.refusal import refuse
 from circleosd.registry.units import LogLine, UnitState
 from circleosd.steering import plain
 
-LOG_LINES = 200  # kept of each unit
+LOG_LINES = 200  # lines of each unit
 LONGEST_DELAY = 30.0  # seconds between starts of a service that fails
-PAUSE = 0.2  # seconds until a service that failed is started for the connection that still waits
-LATE = 1.0  # seconds after its deadline at which a service is not given up at once
+PAUSE = 0.2  # seconds until a failed service is started for the connection that is still waiting
+LATE = 1.0  # seconds past its deadline at which a service is not failed at once: we were stopped ourselves
 LEFTOVERS = 1.0  # seconds that the output of a service may stay open after its end
-CLEAN = ("0", "SIGHUP", "SIGINT", "SIGTERM", "SIGPIPE")  # ends that are no failure, systemd.service(5)
+CLEAN = ("0", "SIGHUP", "SIGINT", "SIGTERM", "SIGPIPE")  # ends that are not a failure, systemd.service(5)
 FRESH: dict[str, Any] = {"result": "success", "exit_status": None, "signal": None}  # of a state: nothing has ended yet
 
 _ucred = struct.Struct("3i")  # pid, uid, gid; unix(7)
@@ -46,7 +46,7 @@ def _answer(started: asyncio.Future[str], result: str) -> None:
 
 
 class Unit:
-    """A socket or a service. It is up while its task runs; to cancel that takes it down."""
+    """A socket or a service. It is active while its task runs; cancelling the task stops it."""
 
     def __init__(self, name: str, supervisor: Supervisor) -> None:
         self._supervisor, self._file = supervisor, supervisor.file(name)
@@ -57,24 +57,24 @@ class Unit:
         self._started: asyncio.Future[str]
 
     async def start(self) -> str:
-        """Bring it up unless it is; return the job's result."""
+        """Start it unless it is active; return the job's result."""
         if self._task and self._task.cancelling():
             await self.ended()
         if not self._task or self._task.done():
             self._started = started = asyncio.get_running_loop().create_future()
             self._task = asyncio.create_task(self._main())
-            # It may be started again before this is called.
+            # It may have been started again before this is called.
             self._task.add_done_callback(lambda task: _answer(started, "canceled" if task.cancelled() else "failed"))
         return await asyncio.shield(self._started)
 
     async def stop(self) -> None:
-        """Take it down."""
+        """Stop it."""
         if self._task and not self._task.cancelling():
             self._task.cancel()
         await self.ended()
 
     def requires(self, name: str) -> bool:
-        """Whether it cannot do without another unit (Requires=, systemd.unit(5))."""
+        """Whether it requires another unit (Requires=, systemd.unit(5))."""
         return name in self._file.words("Unit", "Requires")
 
     def collect(self) -> None:
@@ -84,7 +84,7 @@ class Unit:
             self._enter("inactive", "dead", **FRESH)
 
     async def ended(self) -> None:
-        """Wait until it is down."""
+        """Wait until it has stopped."""
         if self._task:
             await asyncio.wait([self._task])
 
@@ -116,28 +116,28 @@ class Unit:
             self._enter("failed" if failed else "inactive", "failed" if failed else "dead")
 
     async def _listen(self) -> None:
-        """Listen, and run the service of that name while there are connections for it to accept."""
+        """Listen, and run the service of the same name while there are connections for it to accept."""
         service = self._supervisor.unit(self.state.unit.removesuffix("socket") + "service")
         path, mode = self._file.get("Socket", "ListenStream"), self._file.get("Socket", "SocketMode", "0666")
         if not path.startswith("/"):
             raise BadRequest(f"the embedded mode supports only absolute paths in ListenStream=, not {path}")
         with bound(path, socket.SOCK_STREAM, int(mode, 8)) as self.listener:
-            self.listener.listen(4096)  # net.core.somaxconn, by which systemd goes
+            self.listener.listen(4096)  # net.core.somaxconn, systemd's default
             self._enter("active", "listening")
             while True:
                 await readable(self.listener.fileno())
                 await service.start()
                 await service.ended()
                 if service.state.result == "resources" and self.state.unit.startswith("circleosd-"):
-                    # As the service itself would, had it been started; but a worker does not speak in lines.
+                    # As the service itself would reply, had it been started; but a worker does not use lines.
                     why = None if "@" in self.state.unit else Unavailable(service.lines[-1].text)
-                    with contextlib.suppress(RuntimeError, OSError):  # there may be no more threads, either
+                    with contextlib.suppress(RuntimeError, OSError):  # perhaps there can be no more threads either
                         await asyncio.to_thread(refuse, self.listener, why, seconds=PAUSE)
                         continue
                 await asyncio.sleep(0 if service.state.result == "success" else PAUSE)
 
     async def _serve(self) -> None:
-        """Run the process, again and again as Restart= says, and later each time that it has not worked."""
+        """Run the process, again and again as Restart= says, with a longer delay after each failure."""
         policy, failures = self._file.get("Service", "Restart", "no", of=("no", "always", "on-failure")), 0
         first = self._file.seconds("Service", "RestartSec", "100ms")
         final = self._file.ends("RestartPreventExitStatus")
@@ -156,7 +156,7 @@ class Unit:
             await asyncio.sleep(delay)
 
     async def _run(self) -> bool:
-        """Run the process until it ends, a deadline passes or the task is cancelled. Return whether it has worked."""
+        """Run the process until it ends, a deadline passes or the task is cancelled. Return whether it succeeded."""
         file, result = self._file, "success"
         limits = {"TimeoutStartSec": "90", "TimeoutStopSec": "10", "WatchdogSec": "infinity"}
         start, stop, self._watchdog = (file.seconds("Service", *limit) or math.inf for limit in limits.items())
@@ -177,7 +177,7 @@ class Unit:
                             self.notified("READY=1")
                         await asyncio.shield(process.ended)
                 except TimeoutError:
-                    # Late: what the service said while this process stood still, as by Ctrl-Z, is not read yet.
+                    # Late: messages sent while this process was stopped, for example by Ctrl-Z, are not read yet.
                     if time.monotonic() - (self._deadline.when() or 0.0) < LATE:
                         result = "timeout" if self.state.sub == "start" else "watchdog"
         except asyncio.CancelledError:
@@ -187,7 +187,7 @@ class Unit:
                 result = "timeout"
             raise
         finally:
-            process.signal(signal.SIGKILL)  # it, or what it left behind
+            process.signal(signal.SIGKILL)  # the process, or its remaining children
             status, killed = await process.reap()
             self.state = replace(self.state, pid=None)
             await asyncio.wait([reading], timeout=LEFTOVERS)
@@ -202,7 +202,7 @@ class Unit:
             self._say(line)
 
     def notified(self, message: str) -> None:
-        """What the process said by sd_notify(3)."""
+        """Handle a message from the process, sent by sd_notify(3)."""
         said = message.splitlines()
         if "READY=1" in said and self.state.sub == "start":
             self._enter("active", "running")
@@ -212,7 +212,9 @@ class Unit:
 
 
 class Supervisor:
-    """All units by name. `specifiers`: what those of systemd.unit(5) stand for that units share; `places` of files."""
+    """All units by name. `specifiers`: the values of systemd.unit(5)'s specifiers shared by all units; `places`:
+    directories of files.
+    """
 
     def __init__(self, specifiers: Mapping[str, str], places: Sequence[Path]) -> None:
         self.specifiers, self._places = specifiers, places
@@ -239,7 +241,7 @@ class Supervisor:
         return self._units[name]
 
     def socket_of(self, service: str) -> Unit | None:
-        """The socket that starts a service, if it listens."""
+        """The socket that starts a service, if it is listening."""
         unit = self._units.get(service.removesuffix("service") + "socket")
         return unit if unit and unit.state.active == "active" else None
 
@@ -258,12 +260,12 @@ class Supervisor:
         return await unit.start() if verb != "stop" else "done"
 
     async def stop(self) -> None:
-        """Stop everything: sockets first, so that nothing starts again."""
+        """Stop everything: first the sockets, so that nothing starts again."""
         for kind in (".socket", ".service"):
             await asyncio.gather(*(unit.stop() for name, unit in self._units.items() if name.endswith(kind)))
 
     def notified(self, notify: socket.socket) -> None:
-        """Pass a message on to the service whose main process sent it, by the kernel's word."""
+        """Pass a message on to the service whose main process sent it, as identified by the kernel."""
         data, ancillary, _, _ = notify.recvmsg(4096, socket.CMSG_SPACE(_ucred.size))
         senders = [_ucred.unpack(content)[0] for _, _, content in ancillary]
         for unit in self._units.values():
@@ -271,22 +273,22 @@ class Supervisor:
                 unit.notified(data.decode("utf-8", "replace"))
 
     def tell(self, name: str, event: UnitState | LogLine) -> None:
-        """Pass an event of a unit on to who listens."""
+        """Report an event of a unit to all listeners."""
         for listener in self.listeners:
             listener(name, event)
 
     def matching(self, pattern: str) -> list[str]:
-        """The services that match a pattern (fnmatch(3)) and are up, or whose socket is, or have failed."""
+        """The services that match a pattern (fnmatch(3)) and are active, have an active socket, or have failed."""
         up = {name for name, unit in self._units.items() if unit.state.active != "inactive"}
         up |= {name.removesuffix("socket") + "service" for name in up if name.endswith(".socket")}
         return sorted(fnmatch.filter(up, pattern))
 
     def lines(self, name: str) -> list[LogLine]:
-        """What a unit has said last."""
+        """The latest output of a unit."""
         return [*self._units[name].lines] if name in self._units else []
 
     def state(self, name: str) -> UnitState:
-        """The state of a unit, also of one that cannot be read."""
+        """The state of a unit, even if its file cannot be read."""
         try:
             state = self.unit(name).state
         except CircleError as exc:

@@ -1,6 +1,6 @@
 """Unit files as systemd reads them (systemd.syntax(7)), as far as the embedded mode needs. Pure functions of text.
 
-A value that it cannot read as systemd does is refused (`BadRequest`).
+A value that would be read differently from systemd is refused (`BadRequest`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SECONDS = {
 
 
 class UnitFile:
-    """What a unit file assigns. `specifiers`: what they stand for, by the text after the percent sign."""
+    """The assignments of a unit file. `specifiers`: their values, by the text after the percent sign."""
 
     def __init__(self, text: str, specifiers: Mapping[str, str]) -> None:
         self._specifiers = specifiers
@@ -28,14 +28,14 @@ class UnitFile:
             if raw.lstrip().startswith(("#", ";")):
                 continue
             line += raw
-            if (len(line) - len(line.rstrip("\\"))) % 2:  # an even number of them escape one another
+            if (len(line) - len(line.rstrip("\\"))) % 2:  # an even number of backslashes are escaped ones
                 line = line[:-1] + " "
                 continue
             line = line.strip()
             key, equals, value = (part.strip() for part in line.partition("="))
             if line.startswith("[") and line.endswith("]"):
                 section = line[1:-1]
-            elif section and key and equals:  # an empty value drops those before it
+            elif section and key and equals:  # an empty value discards the earlier ones
                 self._assigned[section, key] = [*self._all(section, key), value] if value else []
             elif line:
                 raise BadRequest(f"line {number} is neither a section nor an assignment")
@@ -46,20 +46,20 @@ class UnitFile:
 
     def _expand(self, text: str) -> str:
         try:
-            # The runtime directory need not be called circleosd here.
+            # The runtime directory may have a name other than circleosd here.
             return re.sub(r"%(t/circleosd\b|.?)", lambda match: self._specifiers[match[1]], text)
         except KeyError as exc:
             raise BadRequest(f"the embedded mode does not support the specifier %{exc.args[0]}") from None
 
     def get(self, section: str, key: str, default: str = "", *, of: Collection[str] = ()) -> str:
-        """The last value of a key, if given one `of` a few."""
+        """The last value of a key, which must be one of `of` if given."""
         value = self._expand([default, *self._all(section, key)][-1])
         if of and value not in of:
             raise BadRequest(f"the embedded mode does not support {key}={value}, only {', '.join(of)}")
         return value
 
     def words(self, section: str, key: str) -> list[str]:
-        """All values of a list key, cut at white space with quotes respected."""
+        """All values of a list key, split at white space, respecting quotes."""
         return [self._expand(word) for word in _split(key, " ".join(self._all(section, key)))]
 
     def ends(self, key: str) -> list[str]:
@@ -79,11 +79,11 @@ class UnitFile:
             raise BadRequest(f"{key}={text} is not a time span: {exc}") from exc
 
     def tolerates(self) -> bool:
-        """Whether no end of ExecStart= is a failure: it has a - in front."""
+        """Whether a failure of ExecStart= is ignored: it starts with -."""
         return "-" in re.split(r"[^-+!]", self.get("Service", "ExecStart"), maxsplit=1)[0]
 
     def command(self, environment: Mapping[str, str]) -> list[str]:
-        """The words of ExecStart= (systemd.service(5)), variables replaced."""
+        """The words of ExecStart= (systemd.service(5)), with variables replaced."""
         words = self.words("Service", "ExecStart")
         program = words[0].lstrip("-+!") if len(self._all("Service", "ExecStart")) == 1 else ""
         if not program or program[0] in "@:|" or ";" in words:
@@ -98,7 +98,7 @@ class UnitFile:
 
 
 def _split(name: str, text: str) -> list[str]:
-    """The words of what `name` is, cut at white space with quotes respected."""
+    """The words of the value of `name`, split at white space, respecting quotes."""
     try:
         if "\\" in text:
             raise ValueError("the embedded mode does not support backslashes")

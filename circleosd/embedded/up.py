@@ -26,15 +26,15 @@ from circleosd.systemd.notify import Notifier
 log = logging.getLogger(__name__)
 
 TARGET = "circleosd.target"
-MOST = 1 << 16  # connections, all of one uid: the registry's, which has one for each that asks it, and bounds those
+MOST = 1 << 16  # connections, all of one uid: the registry's, which opens one per question and limits those
 MAX_LINE = 16 << 20  # bytes: the registry asks about all units of the catalog at once, whose files may have 1 MiB each
 
 
 async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -> int:
-    """Supervise until SIGINT, SIGTERM or, unless nohup(1) has it ignored, SIGHUP; return the exit status.
+    """Supervise until SIGINT, SIGTERM or, unless nohup(1) ignores it, SIGHUP; return the exit status.
 
-    Sockets are in `runtime`, what lasts in `state` and `cache`, unit files in `places`. Raises OSError, `BadRequest`
-    for a path that is too long, `Conflict` if another supervisor runs there.
+    Sockets are in `runtime`, persistent files in `state` and `cache`, unit files in `places`. Raises OSError,
+    `BadRequest` for a path that is too long, `Conflict` if another supervisor is running there.
     """
     os.umask(0o077)
     control_path, notify_path = socket_path("supervisor", str(runtime)), socket_path("notify", str(runtime))
@@ -44,7 +44,7 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
     for key in [key for key in os.environ if key.startswith(("LISTEN_", "WATCHDOG_"))]:
         del os.environ[key]
     os.environ.update(CIRCLEOSD_SUPERVISOR=control_path, NOTIFY_SOCKET=notify_path)
-    # Our own programs are beside the interpreter.
+    # Our own programs are next to the interpreter.
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
     specifiers = {
         "t/circleosd": str(runtime), "t": str(runtime.parent), "S": str(state), "C": str(cache),
@@ -82,9 +82,9 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
 
 
 def found_with(runtime: str, env: Mapping[str, str]) -> str:
-    """What circlectl has to be told to find `runtime`, as the end of a sentence; nothing where it does so by itself."""
+    """The option that circlectl needs to find `runtime`, as the end of a sentence; empty if it needs none."""
     how = f"CIRCLEOSD_RUNTIME_DIR={quote(runtime)}"
-    with contextlib.suppress(BadRequest):  # of one who has no home
+    with contextlib.suppress(BadRequest):  # if there is no home directory
         if runtime == runtime_dir(env):
             return ""
         if runtime == runtime_dir(env, "user"):
@@ -94,10 +94,11 @@ def found_with(runtime: str, env: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def _held(runtime: Path) -> Iterator[None]:
-    """Keep other supervisors out of a directory. If it had to be made it is removed in the end, unless files are left.
+    """Keep other supervisors out of a directory. If it had to be created, it is removed in the end, unless it contains
+    files.
 
-    A /run/circleosd that stayed would be taken for the system's (`paths.runtime_dir`). Raises `Conflict`, also where it
-    is systemd that listens: its sockets would be replaced, and gone in the end while their units stay active.
+    Otherwise, a remaining /run/circleosd would be taken for the system's (`paths.runtime_dir`). Raises `Conflict`, also
+    if systemd is listening there: its sockets would be replaced, and then gone while their units stay active.
     """
     made = not runtime.exists()
     runtime.mkdir(parents=True, exist_ok=True)
