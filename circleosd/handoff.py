@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Handoff(Generic[T]):
     """One value or error, from a callback of the event loop to one waiting task.
 
-    Set outside of any task, it runs the waiting one up to where it next waits, before `set_…` returns.
+    If set outside of any task, `set_…` runs the waiting task until it waits again, and then returns.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_done", "_error", "_loop", "_value")
@@ -33,7 +33,7 @@ class Handoff(Generic[T]):
         self._context: Context | None = None
 
     def done(self) -> bool:
-        """Whether a value or an error is there, or nobody waits any more."""
+        """Whether there is a value or an error, or nobody is waiting any more."""
         return self._done
 
     def set_result(self, value: T) -> None:
@@ -42,7 +42,7 @@ class Handoff(Generic[T]):
         self._wake()
 
     def set_exception(self, error: BaseException) -> None:
-        """Have the waiting task fail with `error`."""
+        """Make the waiting task fail with `error`."""
         self._error = error
         self._wake()
 
@@ -64,7 +64,7 @@ class Handoff(Generic[T]):
             yield self
         return self.result()
 
-    # what asyncio's tasks call
+    # called by asyncio's tasks
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         return self._loop

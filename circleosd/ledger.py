@@ -1,9 +1,9 @@
-"""The ledger: every mutation and every denied attempt, in the service's own database, chained by hash (chain.py).
+"""The ledger: every change and every denied attempt, in the service's own database, chained by hash (chain.py).
 
 A row's `body` is one JSON object (the fields of `api.common.Event`, without the service). `ledger_ends` has one row:
-the hash of the last row that was pruned, with which the chain begins, and that of the last row written, with which it
-ends. So an altered, inserted or deleted row shows, the oldest and the newest too. Phases: `done` (state changed in the
-same transaction), `intent` and then `outcome` (an act outside the database), `failed`, `denied`.
+the hash of the last pruned row, where the chain starts, and that of the last row, where it ends. So altered, inserted
+and deleted rows are detected, including the oldest and the newest. Phases: `done` (state changed in the same
+transaction), `intent` and then `outcome` (an act outside the database), `failed`, `denied`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 Phase = Literal["done", "intent", "outcome", "failed", "denied"]
 
-# A body may be damaged: over what is no JSON every question would fail, and over an entry of an index that is not what
-# the body says now the removal of its row, and with it every change. So there is no index of these.
+# A body may be damaged. Queries would fail on invalid JSON; and removing a row, and with it every change, would fail if
+# an index entry did not match the body. So these columns have no index.
 _OF_BODY = "GENERATED ALWAYS AS (CASE WHEN json_valid(body) THEN json_extract(body, '$.{}') END) VIRTUAL"
 
 SCHEMA = f"""
@@ -60,11 +60,11 @@ CREATE TABLE ledger_open (seq INTEGER PRIMARY KEY)
 """
 
 PRUNED_AT_ONCE = 5000  # rows that one append removes at most, so that no caller waits long for it
-SLACK = 0.05  # of keep_rows: by so much the ledger grows before it is pruned again, which writes a row too
-ALWAYS_KEPT = 1000  # rows that age alone does not remove: a wrong clock must not empty the ledger …
-AT_LEAST_PRUNED = 100  # … and fewer are not worth a row that says so
+SLACK = 0.05  # of keep_rows: how much the ledger grows before it is pruned again, which also writes a row
+ALWAYS_KEPT = 1000  # rows that are not removed for their age alone: a wrong clock must not empty the ledger …
+AT_LEAST_PRUNED = 100  # … and fewer rows are not worth a row about their removal
 DAY = 86400.0
-END_OF_TIME = 253402300800.0  # the year 10000; much later ones cannot be shown
+END_OF_TIME = 253402300800.0  # the year 10000; much later times cannot be shown
 _NONE = type(None)
 SHAPE: dict[str, tuple[type, ...]] = {  # of a row's body
     "seq": (int,), "time": (int, float), "phase": (str,), "actor": (dict,), "action": (str,), "object": (str, _NONE),
@@ -72,17 +72,18 @@ SHAPE: dict[str, tuple[type, ...]] = {  # of a row's body
     "duration": (int, float, _NONE), "intent": (int, _NONE), "count": (int,),
 }  # fmt: skip
 ACTOR = ("uid", "gid", "pid", "exe", "unit", "login", "user", "session", "plugin")
-TEXT_SHOWN = 256  # characters of a text parameter that a row keeps
-_PRUNED = '"action":"prune"'  # in the body of a row that says so; within a text its quotes would be escaped
+TEXT_SHOWN = 256  # characters of a text parameter that are stored
+_PRUNED = '"action":"prune"'  # in the body of a row about pruning; within a text, the quotes would be escaped
 FOLLOWED_AT_ONCE = 200  # rows that a follower holds in memory
-RECALLED = 2000  # newest rows among which those are that still count against somebody's allowance (flood.py)
-LAST = 2**62  # no row's number comes to this; an integer of SQLite may be twice as large
+RECALLED = 2000  # newest rows that are searched for those that count against an allowance (flood.py)
+LAST = 2**62  # larger than any row's number; an integer of SQLite may be twice as large
 
 
 class Entry(NamedTuple):
-    """What a row says, besides its number and time. `duration` is in seconds, `intent` the row this one completes.
+    """The contents of a row, except its number and time.
 
-    `attempts` is how many are told by this one row. `actor` stands for what /proc would tell of the caller.
+    `duration` is in seconds, `intent` the row that this one completes. `attempts` is how many attempts the row stands
+    for. `actor` replaces what /proc says about the caller.
     """
 
     phase: Phase
@@ -101,7 +102,7 @@ class Entry(NamedTuple):
 
 
 def shown(value: Any) -> Any:
-    """A parameter's value as a row keeps it: long texts cut, lists and objects only by their size."""
+    """A parameter's value as stored in a row: long texts are cut, and lists and objects replaced by their size."""
     if isinstance(value, str):
         return value if len(value) <= TEXT_SHOWN else value[:TEXT_SHOWN] + "…"
     if isinstance(value, (dict, list)):
@@ -110,7 +111,7 @@ def shown(value: Any) -> Any:
 
 
 class Ledger:
-    """Writes and reads one service's rows. `mirror` gets each row once it is on disk."""
+    """Writes and reads one service's rows. `mirror` is called with each row once it is on disk."""
 
     def __init__(
         self, database: Database, service: str, mirror: Callable[[Event], None], settings: LedgerSettings | None = None
@@ -167,11 +168,11 @@ class Ledger:
         return seq
 
     async def record(self, entry: Entry) -> int:
-        """Add a row in a transaction of its own; return its number once it is on disk."""
+        """Add a row in its own transaction; return its number once it is on disk."""
         return await self._database.write(lambda tx: self.append(tx, entry))
 
     async def refuse(self, entry: Entry) -> None:
-        """Record a refused attempt: in a row that is on disk on return, or, of what is repeated, in a count soon."""
+        """Record a refused attempt: in a row that is on disk on return, or, for repeated ones, soon in a count."""
         who = entry.caller.plugin or entry.caller.peer.uid
         by = entry.params.get("called_by")  # else one row would lay the attempts of several to the last of them
         kind = (entry.caller.user, entry.action, entry.object, entry.phase, entry.error, by)
@@ -188,7 +189,9 @@ class Ledger:
                 self._timer = asyncio.create_task(self._count_refusals())
 
     async def _recall(self, who: str | int) -> None:
-        """Have what the last process wrote of somebody's refusals count: an idle exit gives nobody more rows."""
+        """Count the rows that the previous process wrote for this uid or plugin: an idle exit must not renew the
+        allowance.
+        """
 
         def select(connection: sqlite3.Connection) -> list[float]:
             newest = "seq > (SELECT max(seq) FROM ledger) - ? AND time BETWEEN ? AND ? AND error IS NOT NULL"
@@ -201,7 +204,7 @@ class Ledger:
         self._flood.recall(who, [now + age for age in ages])
 
     async def _count_refusals(self) -> None:
-        """Write what was counted when its window ends, until nothing is remembered any more."""
+        """Write counts when their windows end, until none are left."""
         try:
             while self._timer and (end := self._flood.next_end()) is not None:
                 await asyncio.sleep(max(0.0, end - time.monotonic()))
@@ -224,28 +227,28 @@ class Ledger:
                 raise
 
     async def close(self) -> None:
-        """Write what is still only counted."""
+        """Write the remaining counts."""
         timer, self._timer = self._timer, None
         if timer:
             timer.cancel()
-            await asyncio.wait([timer])  # it may hold counts that are to be written
+            await asyncio.wait([timer])  # it may hold unwritten counts
         await self._write_counts(float("inf"))
 
     # pruning
 
     def _prune(self, tx: Transaction) -> None:
-        """Remove the oldest rows beyond what is to be kept, and write a row that says so.
+        """Remove the oldest rows beyond the limits, and write a row about that.
 
-        If they are not what was written, that row is a failure and keeps what is wrong with them.
+        If the removed rows had been tampered with, that row is a failure and says what was wrong.
         """
         ends = tx.execute("SELECT pruned_seq, pruned_hash, last_seq FROM ledger_ends").fetchone()
         first, last = ends["pruned_seq"] + 1, ends["last_seq"]
         up_to = min(max(self._too_many(first, last), self._too_old(tx, first, last)), first - 1 + PRUNED_AT_ONCE)
         if up_to < first:
             return
-        # The chain goes on from the last row removed, so that has to be one that is there.
+        # The chain continues from the last removed row, so this must be an existing row.
         there = tx.execute("SELECT min(seq) AS seq FROM ledger WHERE seq >= ?", (up_to,)).fetchone()
-        up_to = int(there["seq"])  # at least the row that was written just now
+        up_to = int(there["seq"])  # at least the row that was just written
         rows = tx.execute("SELECT seq, body, hash FROM ledger WHERE seq <= ? ORDER BY seq", (up_to,))
         problems, digest, _ = chain.follow(rows, first, ends["pruned_hash"])
         tx.execute("DELETE FROM ledger WHERE seq <= ?", (up_to,))
@@ -265,12 +268,12 @@ class Ledger:
         )
 
     def _too_many(self, first: int, last: int) -> int:
-        """The last row to prune for their number; below `first` if there are not too many."""
+        """The last row to prune because of the number of rows; below `first` if there are not too many."""
         keep = self._settings.keep_rows
         return last - keep if last - first + 1 > keep * (1 + SLACK) else 0
 
     def _too_old(self, tx: Transaction, first: int, last: int) -> int:
-        """The last row to prune for its age. Looks once the oldest row is a day beyond what is to be kept."""
+        """The last row to prune because of its age. Checked only when the oldest row is a day over the limit."""
         if last - first + 1 < ALWAYS_KEPT + AT_LEAST_PRUNED:
             return 0
         now, keep = time.time(), self._settings.keep_days * DAY
@@ -286,14 +289,14 @@ class Ledger:
     # reading
 
     async def history(self, wanted: History) -> list[Event]:
-        """The newest rows of those that are wanted, oldest first."""
+        """The newest matching rows, oldest first."""
         rows = await self._database.scan(lambda connection: _select(connection, wanted, 0, "DESC", wanted.lines))
         return [self._event(*row) for row in reversed(rows)]
 
     async def follow(self, wanted: Follow) -> AsyncGenerator[Event, None]:
-        """The rows that are wanted, those that are there and those to come.
+        """The matching rows after `wanted.after`: existing ones, then new ones as they are written.
 
-        Raises `Conflict` where there is no row `wanted.after`: those of another record's beginning would be left out.
+        Raises `Conflict` if that row does not exist any more: the first rows of a new record would be skipped.
         """
         loop, woken, after = asyncio.get_running_loop(), asyncio.Event(), wanted.after
         self._followers.add((loop, woken))
@@ -325,7 +328,9 @@ class Ledger:
             loop.call_soon_threadsafe(woken.set)
 
     async def unfinished(self) -> list[Event]:
-        """The intents without an outcome. At a start these are acts that the last process did not live to finish."""
+        """The intents without an outcome. When a service starts, these are acts interrupted by the end of the last
+        process.
+        """
 
         def select(connection: sqlite3.Connection) -> list[sqlite3.Row]:
             sql = "SELECT seq, body FROM ledger JOIN ledger_open USING (seq) ORDER BY seq"
@@ -335,7 +340,7 @@ class Ledger:
         return [event for event in found if event["phase"] == "intent"]
 
     async def audit(self) -> Audited:
-        """Follow the chain from its first row to its last."""
+        """Verify the chain from its first row to its last."""
         return await self._database.scan(self._audit)
 
     def _audit(self, connection: sqlite3.Connection) -> Audited:
@@ -356,9 +361,11 @@ class Ledger:
         )
 
     def _event(self, seq: int, body: str) -> Event:
-        """A row as it is shown. What cannot have been written here is shown as that, so that the others can be read."""
+        """A row for display. A row that CircleOSD cannot have written is marked as such, so that the others can be
+        read.
+        """
         try:
-            row = wire.decode_request(body.encode())  # none that could be read but not shown
+            row = wire.decode_request(body.encode())  # a row that could be read but not shown is also invalid
         except (CircleError, AttributeError):
             row = {}
         if _well_formed(row, seq):
@@ -383,14 +390,14 @@ class Ledger:
 
 
 def _ends(connection: sqlite3.Connection | Transaction) -> sqlite3.Row | None:
-    """The row of `ledger_ends`; None unless it is there, and such as could have been written."""
+    """The row of `ledger_ends`; None if it is missing or invalid."""
     ends: sqlite3.Row | None = connection.execute("SELECT * FROM ledger_ends").fetchone()
     written = ends and [type(value) for value in ends] == [int, int, bytes, int, bytes] and ends["last_seq"] < LAST
     return ends if written else None
 
 
 def _first_left(body: Any) -> int | None:
-    """What a row about pruning names as the first that was left; None if it names none."""
+    """The first remaining row according to a row about pruning; None if it names none."""
     try:
         first = wire.decode_object(body.encode())["after"]["first"]
     except (BadRequest, AttributeError, TypeError, LookupError):
@@ -409,13 +416,13 @@ def _well_formed(row: dict[str, Any], seq: int) -> bool:
 
 
 def _refused(row: Event) -> str | int | None:
-    """Whose allowance a row with an error counts against; None if it is about an act, not a refusal."""
+    """The uid or plugin whose allowance a row with an error counts against; None if it is about an act."""
     actor = row["actor"]
     return actor["plugin"] or actor["uid"] if row["intent"] is None else None
 
 
 def _summary(window: Counted[Entry]) -> Entry:
-    """The row for refusals that were counted."""
+    """The row for counted refusals."""
     if not window.mixed:
         return window.last._replace(attempts=window.count)
     who = "plugin" if window.last.caller.plugin else "uid"

@@ -1,4 +1,4 @@
-"""A socket by which a peer passes descriptors (SCM_RIGHTS, unix(7)), and what becomes of them."""
+"""Sockets through which a peer passes descriptors (SCM_RIGHTS, unix(7)), and the handling of these descriptors."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from circleosd.errors import BadRequest, Limit
 from circleosd.policy import Peer
 
 MAX_FILES = 4  # descriptors that may wait on a connection; one more is closed at once, and the connection refused
-MOST_PASSED = 253  # descriptors in one message (SCM_MAX_FD, unix(7)); what there is no room for the kernel closes here
-# Bytes that are received at once. asyncio asks for 256 KiB, which malloc(3) has to map and unmap for every line.
+MOST_PASSED = 253  # descriptors in one message (SCM_MAX_FD, unix(7)); the kernel closes those that exceed it
+# Bytes to receive at once. asyncio asks for 256 KiB, which malloc(3) would have to map and unmap for every line.
 PIECE = 64 * 1024
 
 
 class Descriptors:
-    """Descriptors that a peer of `uid` passed (SCM_RIGHTS), first in first out.
+    """Descriptors passed by a peer of `uid` (SCM_RIGHTS), first in, first out. At most `MAX_FILES` wait.
 
-    Never more than `MAX_FILES` wait: a peer may send some with each byte while a request is in hand, or after a
-    refusal. They wait for no later request than the one that they came with, which may have been refused unread.
+    A peer may send some with each byte, even during a request or after a refusal. Descriptors are valid only for the
+    request that they came with, which may have been refused unread.
     """
 
-    received = 0  # bytes that have come on the connection
+    received = 0  # number of bytes received on the connection
 
     def __init__(self, uid: int) -> None:
         self.uid = uid
-        self._waiting: deque[tuple[int, int]] = deque()  # each with `received` as of the bytes that it came with
+        self._waiting: deque[tuple[int, int]] = deque()  # each with the value of `received` when it came
         self._most = MAX_FILES
-        self.too_many = False  # some were closed unseen
-        self._missed = False  # some could not be opened here
+        self.too_many = False  # some were closed without being taken
+        self._missed = False  # some could not be received for lack of descriptors
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, descriptors: list[int], *, cut: bool) -> None:
-        """Those that came with some bytes; `cut`: the kernel has closed the others, because this process may have no
-        more open (MSG_CTRUNC, recvmsg(2)).
+        """Add the descriptors that came with some bytes. `cut`: the kernel has closed others, because this process may
+        not have more open (MSG_CTRUNC, recvmsg(2)).
         """
         self._missed = self._missed or cut
         room = self._most - len(self._waiting)
@@ -50,12 +50,14 @@ class Descriptors:
             discard(descriptors[room:], self.uid)
 
     def accept_none(self) -> None:
-        """Close those that wait and those to come."""
+        """Close waiting descriptors and all future ones."""
         self._most = 0
         self.close()
 
     def take(self) -> int:
-        """The next one; the caller closes it. Raises `BadRequest` if there is none, `Limit` if it got lost here."""
+        """The next descriptor; the caller closes it. Raises `BadRequest` if there is none, `Limit` if it could not be
+        received.
+        """
         if not self._waiting:
             if self._missed:
                 raise Limit("too many open files here to receive the descriptor; try again later")
@@ -63,7 +65,7 @@ class Descriptors:
         return self._waiting.popleft()[0]
 
     def answered(self, rest: int) -> None:
-        """All that was received is answered, but for the last `rest` bytes: close what came with it."""
+        """All received bytes but the last `rest` are answered: close the descriptors that came with them."""
         while self._waiting and self._waiting[0][1] <= self.received - rest:
             discard([self.take()], self.uid)
 
@@ -73,15 +75,15 @@ class Descriptors:
 
 
 _ANCILLARY = socket.CMSG_SPACE(MOST_PASSED * array.array("i").itemsize)
-# An enumeration's operators cost more than the rest of `recv`.
+# The operators of an enumeration would cost more than the rest of `recv`.
 _CLOSE_ON_EXEC, _PEEK, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_PEEK), int(socket.MSG_CTRUNC)
 
 
 class PassingSocket(socket.socket):
-    """A socket whose `recv` also collects passed descriptors, so that asyncio's transport can read from it."""
+    """A socket whose `recv` also collects descriptors, so that asyncio's transport can read from it."""
 
     def __init__(self, accepted: socket.socket) -> None:
-        """Take the place of `accepted`."""
+        """Replace `accepted`."""
         super().__init__(fileno=accepted.detach())
         self.peer = peer_of(self)
         self.descriptors = Descriptors(self.peer.uid)
@@ -91,7 +93,7 @@ class PassingSocket(socket.socket):
             raise OSError(errno.ETOOMANYREFS, "too many descriptors are waiting to be closed")
         try:
             data, ancillary, told, _ = self.recvmsg(min(size, PIECE), _ANCILLARY, flags | _CLOSE_ON_EXEC)
-        except MemoryError as exc:  # for asyncio this would be a defect here
+        except MemoryError as exc:  # asyncio would take this for a bug
             raise OSError(errno.ENOMEM, "no memory") from exc
         self.descriptors.received += len(data)
         if ancillary or told & _TRUNCATED:
@@ -103,12 +105,12 @@ class PassingSocket(socket.socket):
         return data
 
     def close(self) -> None:
-        """Close it; where descriptors were not read yet, which the kernel then closes and waits for, not here."""
+        """Close the socket. If there are unread descriptors, closing may block, so do it in a thread."""
         self.descriptors.accept_none()
         with contextlib.suppress(OSError, MemoryError):
-            self.shutdown(socket.SHUT_RD)  # nothing more comes in
+            self.shutdown(socket.SHUT_RD)  # nothing more can arrive
             while (found := self.recvmsg(PIECE, 0, _PEEK))[0]:
-                if found[2] & _TRUNCATED:  # there is a descriptor in it
+                if found[2] & _TRUNCATED:  # it contains a descriptor
                     discard([self.detach()], self.descriptors.uid)
                     break
                 super().recv(len(found[0]))
@@ -116,6 +118,6 @@ class PassingSocket(socket.socket):
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """Who connected, by the kernel's word (SO_PEERCRED, unix(7))."""
+    """The process that connected, as identified by the kernel (SO_PEERCRED, unix(7))."""
     pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     return Peer(uid=uid & 0xFFFFFFFF, gid=gid & 0xFFFFFFFF, pid=pid)

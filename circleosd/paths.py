@@ -1,4 +1,4 @@
-"""Where things are. Plain strings and no imports to speak of: every `circlectl` command pays for this module."""
+"""Paths. Plain strings and almost no imports, because every `circlectl` command imports this module."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from circleosd.errors import BadRequest
 
 SERVICES = ("auth-service", "service-registry", "plugin-manager")
 SYSTEM_RUNTIME = "/run/circleosd"
-USER_RUNTIMES = "/run/user"  # of systemd's user managers, each named by its uid
-BOOTED = "/run/systemd/system"  # is there where systemd runs the system, sd_booted(3)
+USER_RUNTIMES = "/run/user"  # the runtime directories of users, by uid
+BOOTED = "/run/systemd/system"  # exists if the system was booted with systemd, sd_booted(3)
 SUN_PATH = 107  # bytes of a Unix socket's path, unix(7)
 
 
 def config_dirs(env: Mapping[str, str]) -> list[str]:
-    """The directories that hold config.toml and services.d, least important first."""
+    """The directories with config.toml and services.d, least important first."""
     if only := env.get("CIRCLEOSD_CONFIG_DIR"):
         return [only]
     dirs = ["/etc/circleosd"]
@@ -31,15 +31,15 @@ def config_dirs(env: Mapping[str, str]) -> list[str]:
 def runtime_dir(env: Mapping[str, str], scope: str | None = None) -> str:
     """The directory of the sockets.
 
-    `scope` says whose: "system" is /run/circleosd, "user" that of the user's own systemd manager, or else where the
-    user's `circleosd up` listens. By default it is `$CIRCLEOSD_RUNTIME_DIR`, else /run/circleosd if there, else where
-    `up` listens. Raises `BadRequest` for another scope.
+    `scope`: "system" is /run/circleosd; "user" is that of the user's own systemd manager, or else of the user's
+    `circleosd up`. The default is `$CIRCLEOSD_RUNTIME_DIR`, else /run/circleosd if it exists, else that of `up`. Raises
+    `BadRequest` for any other scope.
     """
     if scope == "system":
         return SYSTEM_RUNTIME
     if scope == "user":
         own = user_runtime_dir(env)
-        managers = f"{USER_RUNTIMES}/{os.getuid()}/circleosd"  # there is no variable in a cron job, or behind sudo(8)
+        managers = f"{USER_RUNTIMES}/{os.getuid()}/circleosd"  # the variable is missing in cron jobs and behind sudo(8)
         the_systems = own == SYSTEM_RUNTIME and os.path.isdir(BOOTED)
         if the_systems or (not _xdg(env, "XDG_RUNTIME_DIR") and os.path.isdir(managers)):
             return managers
@@ -59,20 +59,20 @@ def user_runtime_dir(env: Mapping[str, str]) -> str:
 
 
 def state_home(env: Mapping[str, str]) -> str:
-    """`$XDG_STATE_HOME`, by default ~/.local/state. Raises `BadRequest` for one who has no home."""
+    """`$XDG_STATE_HOME`, by default ~/.local/state. Raises `BadRequest` if there is no home directory."""
     return _xdg(env, "XDG_STATE_HOME") or _below_home(env, ".local/state", "XDG_STATE_HOME")
 
 
 def cache_home(env: Mapping[str, str]) -> str:
-    """`$XDG_CACHE_HOME`, by default ~/.cache. Raises `BadRequest` for one who has no home."""
+    """`$XDG_CACHE_HOME`, by default ~/.cache. Raises `BadRequest` if there is no home directory."""
     return _xdg(env, "XDG_CACHE_HOME") or _below_home(env, ".cache", "XDG_CACHE_HOME")
 
 
 def home(env: Mapping[str, str]) -> str | None:
-    """`$HOME`, by default what the user database says; None for one who has no home."""
+    """`$HOME`, by default the directory in the user database; None if there is none."""
     if given := env.get("HOME"):
         return given
-    import pwd  # as in a unit of the system's, which has no HOME
+    import pwd  # as in a unit of the system, which has no HOME
 
     try:
         return pwd.getpwuid(os.getuid()).pw_dir
@@ -87,13 +87,13 @@ def _below_home(env: Mapping[str, str], name: str, variable: str) -> str:
 
 
 def _xdg(env: Mapping[str, str], variable: str) -> str | None:
-    """A variable of the XDG Base Directory Specification, which has relative paths ignored."""
+    """A variable of the XDG Base Directory Specification; relative paths are ignored, as it requires."""
     given = env.get(variable, "")
     return given if given.startswith("/") else None
 
 
 def socket_path(service: str, runtime: str) -> str:
-    """Where a service listens. Raises `BadRequest` for a path that no socket can have."""
+    """The path of a service's socket. Raises `BadRequest` if the path is too long for a socket."""
     path = f"{runtime}/{service}.sock"
     if len(os.fsencode(path)) > SUN_PATH:
         step = "choose a shorter directory, with CIRCLEOSD_RUNTIME_DIR or circleosd up --dir"
@@ -103,8 +103,10 @@ def socket_path(service: str, runtime: str) -> str:
 
 @contextlib.contextmanager
 def address(path: str) -> Iterator[str]:
-    """What to bind or connect a socket at `path` to meanwhile: a path that is too long leads by a descriptor of its
-    directory. For sockets that only CircleOSD connects to; others could not. Raises OSError.
+    """The address to bind or connect a socket at `path`: if the path is too long, it goes through a descriptor of its
+    directory.
+
+    Only for sockets that nobody but CircleOSD connects to; others could not. Raises OSError.
     """
     if len(os.fsencode(path)) <= SUN_PATH:
         yield path

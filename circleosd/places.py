@@ -1,4 +1,4 @@
-"""What there are few places of: each uid has but a part of them, so that others come in too. No I/O here."""
+"""Limited places, of which each uid may take only a part, so that others get some too. No I/O here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from circleosd.errors import Limit
 
 
 class Places:
-    """At most `total` of `what` at once, and `each` for one uid; None is a uid that is bounded by the total alone.
+    """At most `total` of `what` at once, and `each` per uid; for None, only the total applies.
 
-    `setting` is where an administrator sets the total.
+    `setting` is the name of the setting for the total.
     """
 
     def __init__(self, what: str, total: int, each: int, setting: str | None = None) -> None:
@@ -24,11 +24,11 @@ class Places:
 
     @property
     def taken(self) -> int:
-        """How many places are taken, by whomever."""
+        """How many places are taken in total."""
         return self._taken.total()
 
     def take(self, uid: int | None) -> None:
-        """Take a place, until `leave`. Raises `Limit` if there is none."""
+        """Take a place until `leave`. Raises `Limit` if there is none."""
         if self.taken >= self._total:
             raise Limit(f"at most {self._total} {self._what} at once{self._setting}; try again later")
         if uid is not None and self._taken[uid] >= self._each:
@@ -43,7 +43,7 @@ class Places:
 
     @contextlib.contextmanager
     def held(self, uid: int | None) -> Iterator[None]:
-        """Have a place meanwhile. Raises `Limit`."""
+        """Hold a place meanwhile. Raises `Limit`."""
         self.take(uid)
         try:
             yield

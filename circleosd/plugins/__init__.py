@@ -1,1 +1,1 @@
-"""plugin-manager: loads plugins into a store and has worker processes run them. No plugin code runs in the manager."""
+"""plugin-manager: loads plugins into a store and has worker processes run them. The manager never runs plugin code."""

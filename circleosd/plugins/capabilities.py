@@ -1,7 +1,7 @@
-"""Capabilities: what a plugin may ask of its host, and whether it was granted. Pure functions of values.
+"""Capabilities: what a plugin may request, and whether it was granted. Pure functions of values.
 
-A capability is one of `KINDS`, the last two with a name behind them: `services:restart:nginx`, `events:deploy`. A `*`
-for the name stands for every name. What the host calls of each are is in ABI.md.
+A capability is one of `KINDS`, the last two followed by a name: `services:restart:nginx`, `events:deploy`. A `*` as the
+name stands for every name. ABI.md lists the host calls of each.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ KINDS = {
     "events:": "emits and receives the events of that topic",
 }
 ALWAYS = "log"
-ALL = "all"  # stands for everything that a plugin asks for, where somebody grants
+ALL = "all"  # in a grant, stands for everything that the plugin requests
 _NAMED = {
-    # what the registry takes for a service's name, and topics of the same form without a colon
+    # names of services as in the registry, and topics of the same form without a colon
     "services:restart:": r"\*|[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}",
     "events:": r"\*|[a-zA-Z0-9][a-zA-Z0-9_.@-]{0,127}",
 }
 
-# What people need a right for and a plugin does by a capability of that kind; the object is the name behind it, or any.
+# Rights that people need for what a plugin may do with a capability of that kind; the object is its name, or any.
 _RIGHTS = {
     "services:read": ("service:list", "service:status"),
     "services:restart:": ("service:restart",),
@@ -41,7 +41,7 @@ _RIGHTS = {
 
 
 def rights(held: Iterable[str]) -> tuple[Grant, ...]:
-    """The rights that these capabilities are as good as, in the words of rules."""
+    """The rights that these capabilities are equivalent to, in the form of rules."""
     return tuple(
         Grant(verb, capability.removeprefix(kind) or "*")
         for capability in held
@@ -63,7 +63,7 @@ def check(capability: str) -> None:
 
 
 def check_configured(settings: Settings) -> None:
-    """Raises ValueError unless `plugins.grants` has names that plugins can have, and capabilities that there are."""
+    """Raises ValueError unless `plugins.grants` contains valid plugin names and existing capabilities."""
     for plugin, names in settings.plugins.grants.items():
         try:
             PLUGIN_NAMES.check(plugin)
@@ -77,21 +77,21 @@ def check_configured(settings: Settings) -> None:
 
 
 def check_topic(topic: str) -> None:
-    """Raises `BadRequest` unless events can have this topic."""
+    """Raises `BadRequest` unless this is a valid topic."""
     if topic == "*" or not re.fullmatch(_NAMED["events:"], topic):
         raise BadRequest(f"{topic[:200]!r} is not a topic: at most 128 ASCII letters, digits, _ . @ or -")
 
 
 def holds(granted: Iterable[str], capability: str) -> bool:
-    """Whether any of the granted capabilities covers this one; `log` is always there."""
+    """Whether one of the granted capabilities covers this one; `log` is always available."""
     return capability == ALWAYS or is_covered(capability, granted)
 
 
 def effective(asked: Iterable[str], decided: Mapping[str, bool], configured: Iterable[str]) -> tuple[str, ...]:
-    """What a plugin has: of what it asks for, what was granted.
+    """The capabilities that a plugin has: those that it requests and that were granted.
 
-    `decided` is what was granted (True) or revoked (False) by name, `configured` what the configuration grants; a
-    decision comes before the configuration. Of a kind with `*` that it asks for, single names can be granted.
+    `decided` says which ones were granted (True) or revoked (False) by name, `configured` which ones the configuration
+    grants; a decision takes precedence over the configuration. If a plugin requests a `*`, single names can be granted.
     """
     asked, configured = tuple(asked), tuple(configured)
     single = (item for item in (*decided, *configured) if is_covered(item, asked))
@@ -99,9 +99,10 @@ def effective(asked: Iterable[str], decided: Mapping[str, bool], configured: Ite
 
 
 def inherited(asked: Collection[str], decided: Mapping[str, bool]) -> dict[str, bool]:
-    """What `decided` about a version says of the next, which asks for `asked`: of `*`, each name.
+    """The decisions about a version that apply to the next one, which requests `asked`: those about a `*` apply to each
+    name.
 
-    A `*` that would bring back a name which was revoked is not held unless that is decided.
+    A `*` that would bring back a revoked name is not granted unless that was decided.
     """
     wider = {item: False for name, yes in decided.items() if not yes for item in asked if covers(item, name)}
     narrower = {item: yes for name, yes in decided.items() for item in asked if covers(name, item)}
@@ -109,7 +110,7 @@ def inherited(asked: Collection[str], decided: Mapping[str, bool]) -> dict[str, 
 
 
 def split(text: str) -> tuple[str, ...]:
-    """The capabilities of a comma-separated list. Raises `BadRequest` for one that there is not."""
+    """The capabilities of a comma-separated list. Raises `BadRequest` for one that does not exist."""
     found = tuple(dict.fromkeys(item.strip() for item in text.split(",") if item.strip()))
     for item in found:
         if item != ALL:

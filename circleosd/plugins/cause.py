@@ -1,4 +1,4 @@
-"""What something that a plugin does follows from."""
+"""The cause of an act of a plugin."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 
 class Cause(NamedTuple):
-    """The call or event in which a plugin does something: `depth` counts the events that it follows from.
+    """The call or event during which a plugin acts. `depth` is the number of events that led to it.
 
-    `caller` is whose call began it all, in words; None where nobody called, as while a plugin is loaded, or it may have
-    been one of several.
+    `caller` describes who made the first call; None if nobody did, as while a plugin is loaded, or if it may have been
+    one of several callers.
     """
 
     depth: int = 0
     caller: str | None = None
 
     def recorded(self) -> dict[str, str]:
-        """What a row of the ledger has of it among its parameters."""
+        """The parameters to record in a row of the ledger."""
         return {"called_by": self.caller} if self.caller else {}
 
 

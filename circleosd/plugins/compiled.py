@@ -1,7 +1,7 @@
-"""The cache of compilations: a directory that only the manager writes, bounded in size.
+"""The cache of compilations: a directory of limited size that only the manager writes to.
 
-A file is named by what it depends on (circleosd/worker/cachekey.py) and holds native code that Wasmtime takes as it
-is: it is there whole or not at all, also after a power failure.
+The name of a file covers everything that it depends on (circleosd/worker/cachekey.py). Its contents are native code
+that Wasmtime runs as it is, so a file is complete or missing, even after a power failure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NEW = ".new-"
 
 
 class Incoming:
-    """A compilation while it arrives. A disk that does not take it costs the next start time, nothing else."""
+    """A compilation while it arrives. If it cannot be written to the disk, the only cost is time at the next start."""
 
     def __init__(self, directory: Path, key: str) -> None:
         self._directory = directory
@@ -36,7 +36,7 @@ class Incoming:
                 import tempfile  # with it comes OpenSSL, see chain.linked
 
                 self._file, self._name = tempfile.mkstemp(prefix=_NEW, dir=self._directory)
-                os.fchmod(self._file, 0o444)  # a worker, another user, maps it by the descriptor that it gets
+                os.fchmod(self._file, 0o444)  # a worker, running as another user, maps it through its descriptor
             if self._file is not None and os.write(self._file, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as exc:
@@ -48,17 +48,17 @@ class Incoming:
         self.complete = self._file is not None
 
     async def keep(self) -> None:
-        """Give what has arrived its name, durably. To cancel it is not to wait for that."""
-        file, self._file = self._file, None  # the thread's from now on
+        """Give the complete compilation its final name, durably. Cancelling only means not waiting for that."""
+        file, self._file = self._file, None  # from now on it belongs to the thread
         assert file is not None
         await asyncio.to_thread(_keep, file, self._name, self._directory / self._key)
 
     def discard(self) -> None:
-        """Forget what has arrived; after `keep` there is nothing to forget."""
+        """Discard the data; after `keep`, there is nothing to discard."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
-            with contextlib.suppress(OSError):  # what is left goes at the next start
+            with contextlib.suppress(OSError):  # the next start removes leftovers
                 os.unlink(self._name)
 
 
@@ -83,7 +83,7 @@ class Compiled:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def open(self, key: str) -> int | None:
-        """A descriptor of a compilation, to read; None when there is none that can be used."""
+        """A descriptor of a compilation, for reading; None if there is no usable one."""
         path = self._directory / key
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -97,7 +97,7 @@ class Compiled:
             os.close(descriptor)
             return None
         with contextlib.suppress(OSError):
-            os.utime(descriptor)  # used now: what was not used for longest goes first
+            os.utime(descriptor)  # used now: the least recently used are removed first
         return descriptor
 
     def incoming(self, key: str) -> Incoming:
@@ -105,7 +105,7 @@ class Compiled:
         return Incoming(self._directory, key)
 
     def sweep(self, *, starting: bool = False) -> None:
-        """Remove what was not used for longest until the rest is within bounds; `starting`, also unfinished files."""
+        """Remove the least recently used until the rest is within the limit; when `starting`, unfinished files too."""
         found = []
         try:
             paths = [*self._directory.iterdir()]

@@ -1,6 +1,6 @@
-"""Events that plugins emit: the last of them are kept for people to read, and other plugins may receive them.
+"""Events that plugins emit: the latest are kept for people to read, and other plugins may receive them.
 
-Delivery is at most once: what waits when the manager ends is gone.
+Delivery is at most once: events still waiting when the manager ends are lost.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ CREATE TABLE events (
 KEPT = 1000  # events
 MAX_PAYLOAD = 16 * 1024  # bytes of one event
 WAITING = 64  # events that may wait for one plugin
-DEEPEST = 4  # how many events may follow from one another
-FOLLOWED_AT_ONCE = 16  # events that are read at once for a follower, who may take them slowly
+DEEPEST = 4  # how many events in a row may cause one another
+FOLLOWED_AT_ONCE = 16  # events read at once for a follower, who may be slow
 READINGS, READINGS_BY_ONE = 128, 16  # of the newest events in hand, and of one uid; each may have 16 MB
 
 Deliver = Callable[[Plugin, str, str, Cause], Awaitable[None]]
@@ -51,7 +51,7 @@ class _Waiting(NamedTuple):
 
 
 class _Follower:
-    """Somebody who reads events as they come."""
+    """Somebody who reads events as they are emitted."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[PluginEvent] = asyncio.Queue(WAITING)
@@ -72,13 +72,13 @@ class _Follower:
 
 
 class Events:
-    """The events of all plugins. `plugins` gives those that are loaded, `deliver` hands one an event."""
+    """The events of all plugins. `plugins` returns the loaded ones, `deliver` passes an event to one."""
 
     def __init__(self, database: Database, plugins: Callable[[], Iterable[Plugin]], deliver: Deliver) -> None:
         self._database = database
         self._plugins = plugins
         self._deliver = deliver
-        self._deaf: WeakSet[Plugin] = WeakSet()  # they have an events capability only to emit
+        self._deaf: WeakSet[Plugin] = WeakSet()  # plugins that only emit have an events capability too
         self._waiting: dict[Plugin, deque[_Waiting]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._followers: set[_Follower] = set()
@@ -86,8 +86,7 @@ class Events:
         self._readings = Places("readings of events", READINGS, READINGS_BY_ONE)
 
     async def emit(self, plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
-        """Keep an event and hand it to every other plugin that holds its topic. `cause`: what it follows from.
-
+        """Store an event and pass it to every other plugin with the capability for its topic. `cause`: what led to it.
         Raises `Limit`.
         """
         if len(payload.encode()) > MAX_PAYLOAD:
@@ -114,13 +113,13 @@ class Events:
                 self._queue(other, _Waiting(topic, payload, cause._replace(depth=cause.depth + 1)))
 
     async def last(self, count: int, topic: str | None, uid: int | None) -> list[PluginEvent]:
-        """The newest events, oldest first; `uid` is who has but a part of the places. Raises `Limit`."""
+        """The newest events, oldest first; the places are limited per `uid`. Raises `Limit`."""
         with self._readings.held(uid):
-            async with self._reading.turn(uid):  # or many would be in memory that have no reply yet
+            async with self._reading.turn(uid):  # otherwise many would be in memory before they are sent
                 return await self._database.scan(lambda connection: _last(connection, count, topic))
 
     async def follow(self, count: int, topic: str | None) -> AsyncGenerator[PluginEvent, None]:
-        """The newest events, then each that is emitted. Raises `Limit` when they are not taken fast enough."""
+        """The newest events, then new ones as they are emitted. Raises `Limit` if they are not read fast enough."""
         follower = _Follower()
         self._followers.add(follower)
         try:
@@ -140,11 +139,11 @@ class Events:
 
     @property
     def delivering(self) -> bool:
-        """Whether a plugin has an event in hand, or one that waits."""
+        """Whether an event is being delivered to a plugin, or waiting."""
         return bool(self._waiting)
 
     def close(self) -> None:
-        """Deliver nothing more."""
+        """Stop delivering."""
         for task in self._tasks:
             task.cancel()
 
@@ -162,7 +161,7 @@ class Events:
         task.add_done_callback(self._tasks.discard)
 
     async def _drain(self, plugin: Plugin) -> None:
-        """Deliver what waits for one plugin, in order."""
+        """Deliver the waiting events of one plugin, in order."""
         waiting = self._waiting[plugin]
         try:
             while waiting:
@@ -193,6 +192,6 @@ def _before(connection: sqlite3.Connection, count: int, topic: str | None) -> in
 
 
 def _after(connection: sqlite3.Connection, seq: int, topic: str | None) -> list[PluginEvent]:
-    """The first events behind that number."""
+    """The first events after that number."""
     rows = connection.execute(f"{_EVENTS} AND seq > ?2 ORDER BY seq LIMIT ?3", (topic, seq, FOLLOWED_AT_ONCE))
     return [cast(PluginEvent, dict(row)) for row in rows]

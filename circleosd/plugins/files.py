@@ -1,6 +1,6 @@
-"""The files of a request: passed as descriptors, or opened here under the names that it gives.
+"""The files of a request: passed as descriptors, or opened here by name.
 
-The service opens a named file with its own rights, so only for who could do so too: root and its own user.
+The service opens a named file with its own rights, so only for callers who have the same rights: root and its own user.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from circleosd.policy import Caller, Peer
 
 
 class Given:
-    """The files of one request of `peer`. A name is relative to the directory that its process works in."""
+    """The files of one request of `peer`. Names are relative to the working directory of that process."""
 
     def __init__(self, passed: dict[str, int], peer: Peer) -> None:
         self._passed = passed
@@ -30,16 +30,16 @@ class Given:
         self._closing = threading.Lock()
 
     def open(self, field: str, name: str) -> int:
-        """A descriptor of the file of a parameter, to be closed. Raises `NotFound`, `BadRequest`, `Limit`."""
+        """A descriptor of a parameter's file; the caller closes it. Raises `NotFound`, `BadRequest`, `Limit`."""
         with self._closing:
-            if self._closed:  # the request was given up, and this is a thread that goes on
+            if self._closed:  # the request was abandoned, but this thread continues
                 raise BadRequest(f"the request for {quoted(name)} has ended")
             if field in self._passed:
                 return os.dup(self._passed[field])
         return _open(field, name, self._directory)
 
     def close(self) -> None:
-        """Close what was passed. From now on nothing can be opened."""
+        """Close the passed descriptors. From now on, nothing can be opened."""
         with self._closing:
             self._closed = True
             discard(self._passed.values(), self._uid)
@@ -53,7 +53,7 @@ class Given:
             os.close(descriptor)
 
     def beside(self, field: str, name: str, most: int) -> bytes | None:
-        """The same for a file that need not be there, and is not looked for when other files were passed."""
+        """The same for an optional file, which is not looked for if other files were passed."""
         if field not in self._passed and (self._passed or not os.path.lexists(os.path.join(self._directory, name))):
             return None
         return self.read(field, name, most)
@@ -61,9 +61,9 @@ class Given:
 
 @contextlib.contextmanager
 def given(request: Load | Verify, passed: Files, caller: Caller) -> Iterator[Given]:
-    """Take the passed descriptors, which are those of the parameters in `files`, and close them in the end.
+    """Take the passed descriptors, which belong to the parameters in `files`, and close them in the end.
 
-    Raises `BadRequest` for a file that is no regular one, or that `caller` has to pass and does not.
+    Raises `BadRequest` for a file that is not a regular one, or that `caller` should have passed but did not.
     """
     taken: dict[str, int] = {}
     files = Given(taken, caller.peer)
@@ -107,12 +107,12 @@ def _open(field: str, path: str, directory: str) -> int:
 
 
 def _require_file(fd: int, field: str, path: str) -> None:
-    """Raises `BadRequest` for what is no file with a content: of a pipe, a device or a file in proc(5), which all have
-    the size 0, the reading might never end.
+    """Raises `BadRequest` unless it is a regular file with contents: a pipe, a device or a file in proc(5), all of size
+    0, could be read forever.
     """
     try:
         found = os.fstat(fd)
-    except OSError as exc:  # as on somebody's own file system, fuse(8)
+    except OSError as exc:  # possible on a user's own file system, fuse(8)
         raise BadRequest(f"cannot read {field} {quoted(path)}: {exc.strerror}") from exc
     if not stat.S_ISREG(found.st_mode):
         raise BadRequest(f"cannot read {field} {quoted(path)}: it is not a regular file")

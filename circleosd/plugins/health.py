@@ -1,7 +1,7 @@
-"""How a plugin is doing, and whether it may be called: back-off after failures in a row, then quarantine. No I/O.
+"""The health of a plugin, and whether it may be called: back-off after failures in a row, then quarantine. No I/O.
 
-A failure here is what the plugin did to its worker or its limits: a trap, a time-out, an exceeded limit, the end of
-the process. An error that the plugin reports is an answer, and no failure.
+A failure is something that the plugin did to its worker or its limits: a trap, a timeout, an exceeded limit, the end of
+the process. An error that the plugin reports is an answer, not a failure.
 """
 
 from __future__ import annotations
@@ -10,24 +10,26 @@ from circleosd.config import PluginSettings
 from circleosd.errors import Conflict, PluginFailed
 from circleosd.plugins.store import Record
 
-FIRST_DELAY = 0.5  # seconds; doubled by each further failure in a row
+FIRST_DELAY = 0.5  # seconds; doubled with each further failure in a row
 LONGEST_DELAY = 30.0
 SHOWN = 2000  # characters that are kept of an error
 
 
 class Health:
-    """One plugin's record and its failures in a row. Times are in seconds; `now` may be any monotonic clock's."""
+    """One plugin's record and its failures in a row. Times are in seconds; `now` may be any monotonic clock."""
 
     def __init__(self, name: str, record: Record, settings: PluginSettings) -> None:
         self.name = name
         self.record = record
-        self.changed = False  # since somebody wrote it down
+        self.changed = False  # since it was last saved
         self._held_until = 0.0
         self._back_off_after = settings.back_off_after
         self._quarantine_after = settings.quarantine_after
 
     def admit(self, now: float) -> None:
-        """Return if the plugin may be called now. Raises `Conflict` when set aside, `PluginFailed` in a back-off."""
+        """Return if the plugin may be called now. Raises `Conflict` if it is set aside, `PluginFailed` during a
+        back-off.
+        """
         record = self.record
         if record.aside is not None:
             raise Conflict(
@@ -44,18 +46,18 @@ class Health:
         return max(0.0, self._held_until - now)
 
     def succeeded(self) -> None:
-        """A call ended with an answer."""
+        """A call ended with an answer: reset the failures in a row."""
         self.record.calls += 1
         self.changed = True
         self.reset()
 
     @property
     def quarantine_due(self) -> bool:
-        """Whether so many calls failed in a row that the plugin should be quarantined, and it is not set aside yet."""
+        """Whether the plugin is due for quarantine because of its failures in a row, and not yet set aside."""
         return self.record.in_a_row >= self._quarantine_after and self.record.aside is None
 
     def failed(self, message: str, now: float, wall: float) -> None:
-        """A call failed; `wall` is the time to show. A plugin that is due for quarantine is held back too."""
+        """A call failed; `wall` is the time to show. A plugin that is due for quarantine is also held back."""
         record = self.record
         record.calls += 1
         record.failures += 1
@@ -68,6 +70,6 @@ class Health:
             self._held_until = now + min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(doublings, 16))
 
     def reset(self) -> None:
-        """No failures in a row any more, and no back-off: a call ended well, or it was enabled."""
+        """No more failures in a row, and no back-off: a call succeeded, or the plugin was enabled."""
         self.record.in_a_row = 0
         self._held_until = 0.0

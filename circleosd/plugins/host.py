@@ -1,8 +1,8 @@
-"""The host interfaces: what a plugin's host calls do, each behind its capability (ABI.md, «Host calls»).
+"""The host interfaces: the host calls of plugins, each requiring a capability (ABI.md, «Host calls»).
 
-The worker refuses what was not granted too, but it may have been taken over: what counts is decided here, with what
-is granted at the moment of the call. The clock and the plugin's configuration the worker gives itself, by what was
-granted when its call began.
+The worker also refuses calls that were not granted, but it may be compromised: the decision is made here, based on the
+grants at the time of the call. The clock and the plugin's configuration are provided by the worker itself, based on the
+grants when its call began.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from circleosd.worker.host import CALLS, needed_capability
 log = logging.getLogger(__name__)
 
 LASTING = frozenset({"kv.set", "kv.delete", "services.restart", "events.emit"})
-PRIVILEGED = frozenset({"services.restart"})  # an attempt without the capability goes into the ledger
-# So a worker passes every such attempt on, granted or not.
+PRIVILEGED = frozenset({"services.restart"})  # an attempt without the capability is recorded in the ledger
+# So a worker passes every such attempt on, whether granted or not.
 PASSED_ON = ("services:restart:*",)
 
 OnDenied = Callable[[Plugin, str, str, Denied, Cause], Awaitable[None]]
 
 
 class Host:
-    """Answers host calls. `registry` is where service-registry listens.
+    """Answers host calls.
 
-    `denied` is told of a denied attempt at a privileged act: plugin, call, object, why, and what it follows from.
+    `registry` is where service-registry listens. `denied` is called for each denied attempt at a privileged act:
+    plugin, call, object, reason, and cause.
     """
 
     def __init__(self, kv: KeyValue, events: Events, registry: str, denied: OnDenied) -> None:
@@ -46,7 +47,7 @@ class Host:
         self._denied = denied
 
     def of(self, plugin: Plugin) -> HostCalls:
-        """What answers the host calls of one plugin."""
+        """The function that answers the host calls of one plugin."""
         return functools.partial(self._answer, plugin)
 
     async def _answer(self, plugin: Plugin, call: str, args: dict[str, str], cause: Cause) -> bytes:
@@ -99,12 +100,12 @@ class Host:
                 raise BadRequest(f"this host does not support {call}")
 
     async def _ask(self, plugin: Plugin, request: dict[str, str]) -> Any:
-        """Ask the registry, as this plugin. The worker's deadline for its call is the deadline for this too."""
+        """Ask the registry on behalf of this plugin. The worker's deadline for its call also limits this."""
         return await upstream.ask(self._registry, {**request, "on_behalf": plugin.name}, timeout=plugin.bounds.time)
 
 
 def _named(args: dict[str, str]) -> str:
-    """The name in a request to the registry, which refuses what is cut here: no service has as long a name."""
+    """The name for a request to the registry, cut if it is too long for any service; the registry then refuses it."""
     return args["name"][:200]
 
 

@@ -1,4 +1,4 @@
-"""What plugins keep: texts by key, each plugin's apart from the others', each held to its quota."""
+"""The stores of plugins: texts by key, separate for each plugin, each with a quota."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CREATE TABLE kv_used (
 ) WITHOUT ROWID
 """
 MAX_KEY = 512  # bytes
-MAX_KEYS = 1 << 20  # bytes of keys in one answer
+MAX_KEYS = 1 << 20  # bytes of the keys in one answer
 
 
 class KeyValue:
@@ -35,7 +35,7 @@ class KeyValue:
         return await self._database.read(lambda connection: _value(connection, plugin, key))
 
     async def set(self, plugin: str, key: str, value: str, quota: int) -> None:
-        """Keep a value; on disk when this returns. Raises `Limit` when the plugin would have more than its quota."""
+        """Store a value; it is on disk when this returns. Raises `Limit` if the plugin would exceed its quota."""
         size = _size(key)
         if not 0 < size <= MAX_KEY:
             raise BadRequest(f"a key must have 1 to {MAX_KEY} bytes, not {size}")
@@ -53,7 +53,7 @@ class KeyValue:
         await self._database.write(work)
 
     async def delete(self, plugin: str, key: str) -> bool:
-        """Forget a key; whether it was there."""
+        """Delete a key; return whether it existed."""
 
         def work(tx: Transaction) -> bool:
             old = tx.execute("DELETE FROM kv WHERE plugin = ? AND key = ? RETURNING value", (plugin, key)).fetchone()
@@ -67,15 +67,15 @@ class KeyValue:
         return await self._database.write(work)
 
     async def keys(self, plugin: str, prefix: str) -> list[str]:
-        """The keys that begin with `prefix`, in byte order. Raises `Limit` when they are too many for one answer."""
+        """The keys that start with `prefix`, in byte order. Raises `Limit` if they are too many for one answer."""
         return await self._database.read(lambda connection: _keys(connection, plugin, prefix))
 
     async def used(self, plugin: str) -> int:
-        """Bytes that the plugin keeps."""
+        """Bytes that the plugin stores."""
         return await self._database.read(lambda connection: _used(connection, plugin))
 
     async def forget(self, *, but: Collection[str]) -> None:
-        """Remove what plugins keep that are not named."""
+        """Remove the data of all plugins that are not named."""
 
         def work(tx: Transaction) -> None:
             known = {row["plugin"] for row in tx.execute("SELECT plugin FROM kv_used")}
