@@ -1,4 +1,4 @@
-"""From the files of a request to a plugin that may be loaded: read, held against each other, judged."""
+"""From the files of a request to a plugin that may be loaded: reads them, compares them, judges the signature."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from circleosd.plugins.store import Artifacts, Loaded, Staged
 from circleosd.worker.frames import Ready
 
 VERIFIED_AT_ONCE = 2  # plugins, for all who only ask
-VERIFICATIONS = 128  # in hand, and of one uid
+VERIFICATIONS = 128  # being verified or waiting, in total and per uid
 VERIFICATIONS_OF_ONE = 16
 
 
 class Candidate(NamedTuple):
-    """A plugin on its way in: `content` is its manifest as it was signed, None for one that has no file."""
+    """A plugin to be loaded. `content` is the manifest as signed; None if it has no file."""
 
     manifest: Manifest
     staged: Staged
@@ -50,16 +50,16 @@ class Loading:
 
     @asynccontextmanager
     async def candidate(self, files: Given, request: Load | Verify) -> AsyncIterator[Candidate]:
-        """Copy the artifact, read its manifest and signature; what was copied is removed in the end.
+        """Copy the artifact, and read its manifest and signature; the copy is removed in the end.
 
-        Raises `NotFound`, `BadRequest`, `Limit` for what cannot be read or does not belong together.
+        Raises `NotFound`, `BadRequest`, `Limit` for files that cannot be read or do not match.
         """
         given, content, signature = await asyncio.to_thread(_texts, files, request)
         staging = asyncio.create_task(asyncio.to_thread(self._stage, files, request.path))
         try:
             staged = await asyncio.shield(staging)
         except asyncio.CancelledError:
-            staging.add_done_callback(self._discard)  # the thread goes on
+            staging.add_done_callback(self._discard)  # the thread continues
             raise
         try:
             manifest = manifests.parse(given) if given is not None else manifests.derive(request.path, staged.head)
@@ -74,7 +74,7 @@ class Loading:
             self._artifacts.discard(staging.result())
 
     def _stage(self, files: Given, path: str) -> Staged:
-        """Copy the artifact, in a thread that may outlive its request: so it has the descriptor to itself."""
+        """Copy the artifact in a thread, which may outlive the request and therefore owns the descriptor."""
         source = files.open("path", path)
         try:
             return self._artifacts.stage(source, self._settings.max_artifact)
@@ -98,8 +98,8 @@ class Loading:
         return trust
 
     async def verify(self, files: Given, request: Verify, uid: int | None) -> Verified:
-        """What `plugin verify` replies; `uid` is who has but a part of the places. Raises `Limit`, `BadSignature` and
-        what `candidate` raises.
+        """The reply to `plugin verify`; the places are limited per `uid`. Raises `Limit`, `BadSignature` and as
+        `candidate` does.
         """
         with self._verifications.held(uid):
             async with self._verifying.turn(uid):
@@ -132,7 +132,7 @@ class Loading:
 
 
 def _texts(files: Given, request: Load | Verify) -> tuple[bytes | dict[str, Any] | None, bytes | None, bytes | None]:
-    """The manifest as it was given, as bytes if it is a file, and its signature."""
+    """The manifest as given, as bytes if it is a file, and its signature."""
     if isinstance(request.manifest, dict):
         return request.manifest, None, None
     if request.manifest is not None:
@@ -149,7 +149,7 @@ def _texts(files: Given, request: Load | Verify) -> tuple[bytes | dict[str, Any]
 
 
 def _require_own(manifest: Manifest, staged: Staged, *, signed: bool) -> None:
-    """Raises `BadRequest` unless the manifest is this artifact's; one that is signed must say so."""
+    """Raises `BadRequest` unless the manifest matches the artifact; a signed one must have its digest and size."""
     if signed and (manifest.sha256 is None or manifest.size is None):
         raise BadRequest(
             "the manifest is signed but lacks the artifact's sha256 and size, so the signature does not cover it; "
@@ -167,7 +167,7 @@ def _require_own(manifest: Manifest, staged: Staged, *, signed: bool) -> None:
 
 
 def as_loaded(candidate: Candidate, ready: Ready, trust: Trust) -> Loaded:
-    """What is kept of a candidate that a worker is ready to run."""
+    """The stored form of a candidate that a worker is ready to run."""
     import hashlib  # see chain.linked
 
     manifest = candidate.manifest
@@ -187,7 +187,7 @@ def as_loaded(candidate: Candidate, ready: Ready, trust: Trust) -> Loaded:
 
 
 def to_grant(manifest: Manifest, wanted: str | list[str]) -> dict[str, bool]:
-    """What a load grants. Raises `BadRequest` for what the plugin does not ask for."""
+    """The capabilities that a load grants. Raises `BadRequest` for one that the plugin does not request."""
     names = capabilities.split(wanted if isinstance(wanted, str) else ",".join(wanted))
     if capabilities.ALL in names:
         names = (*manifest.asked, *(name for name in names if name != capabilities.ALL))
@@ -197,14 +197,14 @@ def to_grant(manifest: Manifest, wanted: str | list[str]) -> dict[str, bool]:
 
 
 def require_asked(manifest: Manifest, capability: str) -> None:
-    """Raises `BadRequest` unless the plugin asks for a capability."""
+    """Raises `BadRequest` unless the plugin requests a capability."""
     if not capabilities.is_covered(capability, manifest.asked):
         asked = ", ".join(manifest.asked) or "nothing"
         raise BadRequest(f"{manifest.name} does not ask for {capability}; it asks for: {asked}")
 
 
 def require_granted_growth(before: Manifest, manifest: Manifest, granted: Iterable[str]) -> None:
-    """Raises `Denied` when an upgrade asks for more than the version before it, and that is not granted."""
+    """Raises `Denied` if an upgrade requests more than the previous version, and that is not granted."""
     granted = tuple(granted)
     missing = [
         item

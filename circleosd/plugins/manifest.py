@@ -1,4 +1,4 @@
-"""The manifest of a plugin: what it is called, what it asks for, how it is run. Pure functions of bytes."""
+"""The manifest of a plugin: its name, its requests, and how it is run. Pure functions of bytes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MAX_MANIFEST = 64 * 1024  # bytes
 MAX_NUMBER = (1 << 63) - 1
 MAX_CAPABILITIES = 64
 
-# What manager and worker can say to each other at all (circleosd/worker/frames.py).
+# The limits of the protocol between manager and worker (circleosd/worker/frames.py).
 PROTOCOL = {"output": MAX_PAYLOAD, "concurrency": 64}
 
-STRICT = {"extra": "forbid", "strict": True}  # what is read from JSON is of the types below and nothing else
+STRICT = {"extra": "forbid", "strict": True}  # data read from JSON has the types below and no others
 
 
 class _Known(Rule):
-    """The name of a capability that there is."""
+    """The name of an existing capability."""
 
     def check(self, value: str) -> None:
         try:
@@ -49,7 +49,7 @@ class _Asked(Rule):
 
 
 class _Environment(Rule):
-    """What may become the environment of a program (environ(7)), which could not hold anything else."""
+    """May become the environment of a program (environ(7)), which could not contain anything else."""
 
     def check(self, value: dict[str, str]) -> None:
         for name, text in value.items():
@@ -59,7 +59,7 @@ class _Environment(Rule):
 
 @dataclass(frozen=True)
 class Capability:
-    """A host interface that the plugin asks for, and why."""
+    """A host interface that the plugin requests, and the reason."""
 
     __pydantic_config__ = STRICT
 
@@ -69,9 +69,9 @@ class Capability:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the plugin asks for: memory, output and storage in bytes, time of one call in seconds.
+    """The limits that the plugin requests: memory, output and storage in bytes, time per call in seconds.
 
-    None is what the host gives by default.
+    None means the host's default.
     """
 
     __pydantic_config__ = STRICT
@@ -84,7 +84,7 @@ class Limits:
 
 
 class Bounds(NamedTuple):
-    """What a plugin is held to, in the units of `Limits`."""
+    """The limits that apply to a plugin, in the units of `Limits`."""
 
     memory: int
     time: float
@@ -115,7 +115,7 @@ class Manifest:
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """The capabilities that it asks for, by name."""
+        """The names of the capabilities that it requests."""
         return tuple(item.name for item in self.capabilities)
 
 
@@ -128,7 +128,7 @@ def parse(content: bytes | dict[str, Any]) -> Manifest:
     from circleosd.validation import ValidationError, first_wrong
 
     try:
-        # As JSON, where a list is what a tuple is here.
+        # As JSON, in which a tuple is represented by a list.
         return _reader()(_text(value))
     except ValidationError as exc:
         _, place, what = first_wrong(exc)
@@ -137,7 +137,7 @@ def parse(content: bytes | dict[str, Any]) -> Manifest:
 
 
 def _within(value: dict[str, Any]) -> dict[str, Any]:
-    """A manifest that was sent inline, held to the bound of one that is a file."""
+    """A manifest that was sent inline, checked against the size limit of a file."""
     if len(_text(value)) > MAX_MANIFEST:
         raise BadRequest(f"the manifest is larger than {MAX_MANIFEST} bytes")
     return value
@@ -152,19 +152,19 @@ def _text(value: Any) -> bytes:
 
 @cache
 def _reader() -> Callable[[bytes], Manifest]:
-    """What reads JSON, made for the first manifest that is given: a start needs only stored ones."""
+    """The reader of JSON, made when the first manifest is given: a start needs only stored ones."""
     from circleosd.validation import validator
 
     return validator(Manifest).validate_json
 
 
 def dump(manifest: Manifest) -> str:
-    """A manifest as it is stored."""
+    """A manifest in stored form."""
     return json.dumps(asdict(manifest), ensure_ascii=False)
 
 
 def restore(stored: str) -> Manifest:
-    """A manifest that was stored. Raises `BadRequest` for what another version or a failing disk has left."""
+    """A stored manifest. Raises `BadRequest` for one written by another version or damaged by a failing disk."""
     try:
         value = json.loads(stored)
         asked = tuple(Capability(**item) for item in value.pop("capabilities"))
@@ -174,7 +174,7 @@ def restore(stored: str) -> Manifest:
 
 
 def _json(content: bytes) -> Any:
-    """The value of a JSON text (RFC 8259) in which every name stands once."""
+    """The value of a JSON text (RFC 8259) without duplicate names."""
     try:
         return json.loads(content.decode("utf-8-sig"), object_pairs_hook=once, parse_constant=_no_number)
     except (ValueError, RecursionError) as exc:
@@ -195,7 +195,7 @@ def derive(path: str, head: bytes) -> Manifest:
 
 
 def type_of(head: bytes) -> Literal["wasm", "native"]:
-    """What an artifact is by its first bytes. Raises `BadRequest` for what is no plugin."""
+    """The type of an artifact, by its first bytes. Raises `BadRequest` for anything that is not a plugin."""
     if head.startswith(WASM):
         return "wasm"
     if head.startswith(ELF):
@@ -206,7 +206,7 @@ def type_of(head: bytes) -> Literal["wasm", "native"]:
 
 
 def check(manifest: Manifest, head: bytes, ceiling: PluginSettings) -> None:
-    """Hold a manifest against its artifact and the host's ceilings. Raises `BadRequest`, `Limit`."""
+    """Check a manifest against its artifact and the host's ceilings. Raises `BadRequest`, `Limit`."""
     check_kind(manifest, head)
     for name in Bounds._fields:
         asked, most = getattr(manifest.limits, name), _ceiling(name, ceiling)
@@ -215,7 +215,7 @@ def check(manifest: Manifest, head: bytes, ceiling: PluginSettings) -> None:
 
 
 def check_kind(manifest: Manifest, head: bytes) -> None:
-    """Hold a manifest against the first bytes of its artifact, on whatever host. Raises `BadRequest`."""
+    """Check a manifest against the first bytes of its artifact, independent of the host. Raises `BadRequest`."""
     found = type_of(head)
     if manifest.plugin_type != found:
         raise BadRequest(f'the artifact is {found}, so its manifest needs "plugin_type": "{found}"')
@@ -228,7 +228,7 @@ def check_kind(manifest: Manifest, head: bytes) -> None:
 
 
 def bounds(manifest: Manifest, settings: PluginSettings) -> Bounds:
-    """What a plugin is held to: what it asked for, else the host's default, and never more than the host's ceiling."""
+    """The limits that apply to a plugin: as requested, else the host's default; never more than the ceiling."""
     values = {}
     for name in Bounds._fields:
         asked = getattr(manifest.limits, name)

@@ -1,4 +1,4 @@
-"""One worker process per plugin: started on the first call through the registry, given up when idle, replaced when
+"""One worker process per plugin: started on the first call through the registry, stopped when idle, replaced when
 broken.
 """
 
@@ -29,37 +29,37 @@ from circleosd.worker.limits import NO_MEMORY, hard_deadline
 
 log = logging.getLogger(__name__)
 
-STAGED = ".staged"  # what an upgrade's instance has behind the plugin's name, so that the old version goes on meanwhile
-NATIVE_START = 10.0  # seconds for a worker to start, where nothing is compiled
-SWEEP = 2.0  # seconds between looks for idle workers
-# How a worker ends itself when code of the plugin cannot be interrupted, and when it has no memory left.
+STAGED = ".staged"  # suffix of the instance of an upgrade, while the old version keeps running
+NATIVE_START = 10.0  # seconds for a worker to start, without compilation
+SWEEP = 2.0  # seconds between checks for idle workers
+# How a worker ends itself if plugin code cannot be interrupted, and if it has no memory left.
 OVERDUE = " by SIGALRM"
 EXHAUSTED = f" with exit status {NO_MEMORY}"
 
 
 class Superseded(Exception):
-    """Before a call began, the version that it was for was replaced or removed, or the plugin was held back."""
+    """Before a call began, its version was replaced or removed, or the plugin was held back."""
 
 
 class Runner:
-    """The worker of one version of a plugin with certain grants. Its unit is circleosd-plugin@ and `instance`."""
+    """The worker of one version of a plugin with certain grants. Its unit is circleosd-plugin@ with `instance`."""
 
     def __init__(self, instance: str, plugin: Plugin, queue: int) -> None:
         self.instance = instance
         self.plugin = plugin
         at_once = plugin.bounds.concurrency
-        # Whoever calls leaves half of the queue to others.
+        # Every caller leaves half of the queue to others.
         self.places = Places(f"calls of {plugin.name}", at_once + queue, at_once + (queue + 1) // 2, "plugins.queue")
         self.granted = plugin.granted
         self.voice = Voice(plugin.name)
         self.worker: Worker | None = None
-        self.retired = False  # no further call begins here
+        self.retired = False  # no further calls begin here
         self.used = time.monotonic()
         self.connecting = asyncio.Lock()
         self.turns = Fair(at_once)
 
     def load_request(self, *, precompiled: bool) -> frames.Load:
-        """What its worker is to run."""
+        """The request that tells the worker what to run."""
         manifest, bounds = self.plugin.manifest, self.plugin.bounds
         return frames.Load(
             name=manifest.name,
@@ -76,10 +76,11 @@ class Runner:
 
 
 class Runners:
-    """All workers. `registry` is where service-registry listens, `sockets` the directory of the workers' sockets.
+    """All workers.
 
-    `open_artifact` gives a descriptor of what the store holds under a digest; `host` makes what answers a plugin's
-    host calls.
+    `registry` is where service-registry listens, `sockets` the directory of the workers' sockets. `open_artifact`
+    returns a descriptor of the artifact stored under a digest; `host` makes the function that answers a plugin's host
+    calls.
     """
 
     def __init__(
@@ -98,8 +99,8 @@ class Runners:
         self._host = host
         self._settings = settings
         self._runners: dict[str, Runner] = {}
-        self._tasks: set[asyncio.Task[None]] = set()  # the ends of workers, named by their plugins
-        # Awaited before the answer to the call by which a plugin has failed too often in a row.
+        self._tasks: set[asyncio.Task[None]] = set()  # tasks that end workers, by plugin name
+        # Awaited before the reply to the call that was one failure in a row too many.
         self.failing: Callable[[Plugin], Awaitable[None]]
 
     async def probe(self, plugin: Plugin, artifact: int, *, upgrade: bool) -> tuple[Runner, frames.Ready]:
@@ -117,7 +118,7 @@ class Runners:
             raise
 
     async def adopt(self, runner: Runner) -> None:
-        """From now on calls of the plugin go to the version that `runner` probed."""
+        """From now on, calls of the plugin go to the version that `runner` probed."""
         name = runner.plugin.name
         if runner.instance == name:
             self._runners[name] = runner
@@ -132,33 +133,33 @@ class Runners:
         await self._units.remove(runner.instance)
 
     async def remove(self, name: str) -> None:
-        """The plugin is gone: let its calls in hand end, then end its worker and its socket."""
+        """The plugin was removed: let its running calls finish, then end its worker and its socket."""
         await self._retired(name)
         await self._units.remove(name)
 
     def retire(self, name: str) -> None:
-        """End the plugin's worker once its calls in hand have ended; the next call gets another."""
+        """End the plugin's worker once its running calls have finished; the next call gets another."""
         if runner := self._runners.pop(name, None):
             runner.retired = True
             self._end(name, self._hang_up(runner))
 
     def connected(self, name: str) -> bool:
-        """Whether the plugin has a worker now."""
+        """Whether the plugin currently has a worker."""
         runner = self._runners.get(name)
         return runner is not None and runner.worker is not None and not runner.worker.lost
 
     def waiting(self, name: str) -> int:
-        """Calls of the plugin that are in hand or wait."""
+        """The number of running and waiting calls of the plugin."""
         runner = self._runners.get(name)
         return runner.places.taken if runner else 0
 
     async def call(
         self, plugin: Plugin, function: str, payload: str, uid: int | None = None, cause: Cause = NOBODY
     ) -> str:
-        """Call a function with a text and return its reply; `uid` is who has but a part of the queue.
+        """Call a function with a text and return its reply; the queue is limited per `uid`.
 
-        Raises `PluginFailed`, `Timeout`, `Limit` as the plugin's failure says, `Limit` too when too many calls wait,
-        `Superseded` when it is to be looked anew at whether the plugin may be called.
+        Raises `PluginFailed`, `Timeout`, `Limit` according to the plugin's failure, `Limit` also if too many calls are
+        waiting, `Superseded` if the caller has to check again whether the plugin may be called.
         """
         reply = await self._serve(plugin, frames.INVOKE, function, payload.encode(), cause, uid)
         try:
@@ -167,13 +168,13 @@ class Runners:
             raise PluginFailed(f"the worker of {plugin.name} sent a reply that is not UTF-8 text") from exc
 
     async def event(self, plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
-        """Deliver an event. Raises as `call` does, and `NotFound` when the plugin takes none."""
+        """Deliver an event. Raises as `call` does, and `NotFound` if the plugin does not take events."""
         await self._serve(plugin, frames.EVENT, topic, payload.encode(), cause, None)
 
     async def _serve(
         self, plugin: Plugin, kind: int, name: str, payload: bytes, cause: Cause, uid: int | None
     ) -> bytes | bytearray:
-        """Do a call or event once it is its turn, and keep the plugin's record."""
+        """Carry out a call or event when its turn comes, and update the plugin's record."""
         runner = self._of(plugin)
         runner.places.take(uid)
         try:
@@ -196,12 +197,12 @@ class Runners:
                 runner.turns.end()
         finally:
             runner.places.leave(uid)
-            # Who retired it may have waited for less than its worker took to start.
+            # Whoever retired it may have waited for less time than its worker took to start.
             if runner.retired and not runner.places.taken and runner.worker:
                 runner.worker.close()
 
     def _of(self, plugin: Plugin) -> Runner:
-        """The runner of this version with what it is granted now."""
+        """The runner of this version with its current grants."""
         runner = self._runners.get(plugin.name)
         if runner is None or runner.plugin is not plugin or runner.granted is not plugin.granted:
             self.retire(plugin.name)
@@ -209,15 +210,15 @@ class Runners:
         return runner
 
     async def _blame(self, runner: Runner, worker: Worker, error: CircleError, took: float) -> CircleError:
-        """What the caller gets for an error of a call that took so many seconds; the plugin's record gets it too if it
-        is the plugin's fault.
+        """The error for the caller of a failed call that took so many seconds; if it is the plugin's fault, it is
+        recorded too.
         """
         plugin = runner.plugin
         runner.used = time.monotonic()
         if not is_fault(error):
             plugin.health.succeeded()
             return error
-        # Of all the calls that one worker took along, one counts.
+        # Of all the calls that ended with one worker, one counts.
         counts, worker.counted = not worker.counted, worker.lost
         if isinstance(error, WorkerGone):
             how = await self._units.how_it_ended(runner.instance)
@@ -260,7 +261,7 @@ class Runners:
                 runner.worker.close()
 
     async def clean(self, names: set[str]) -> None:
-        """Stop the sockets that a manager which died left behind: of staged versions, and of plugins not in `names`."""
+        """Stop the sockets left behind by a manager that died: of staged versions, and of plugins not in `names`."""
         for path in self._sockets.glob("*.sock"):
             if path.stem not in names:
                 log.info("stopping the worker of %s, which is not loaded", path.stem)
@@ -269,7 +270,7 @@ class Runners:
     async def _ready(self, runner: Runner) -> Worker:
         """The connected worker; started and loaded if there is none. Raises `Superseded` if it comes too late."""
         async with runner.connecting:
-            if not runner.retired:  # else this would wait for itself
+            if not runner.retired:  # otherwise this would wait for itself
                 await self._left(runner.plugin.name)
             if not runner.retired and (runner.worker is None or runner.worker.lost):
                 artifact = self._open_artifact(runner.plugin.digest)
@@ -277,8 +278,8 @@ class Runners:
                     await self._connect(runner, artifact)
                 except (CircleError, asyncio.CancelledError) as exc:
                     if isinstance(exc, (Timeout, asyncio.CancelledError)):
-                        # Else it may keep every later connection waiting; and one that dies before it accepts would be
-                        # started over and over for the connection that was given up, which the socket still holds.
+                        # Otherwise it may keep every later connection waiting, and one that dies before it accepts would be
+                        # restarted over and over for the abandoned connection, which its socket still holds.
                         self._end(runner.plugin.name, self._units.remove(runner.instance))
                     if isinstance(exc, (Unavailable, asyncio.CancelledError)):
                         raise
@@ -294,7 +295,7 @@ class Runners:
             return runner.worker
 
     async def _connect(self, runner: Runner, artifact: int) -> frames.Ready:
-        """Have the worker load the plugin, with the compilation that there is of it, or keep the one that it makes."""
+        """Have the worker load the plugin, with the existing compilation, or store the one that it makes."""
         manifest = runner.plugin.manifest
         with contextlib.ExitStack() as stack:
             descriptors, incoming = [artifact], None
@@ -304,7 +305,7 @@ class Runners:
                 if cached is not None:
                     stack.callback(os.close, cached)
                     descriptors.append(cached)
-                # A cached one that does not fit after all is compiled anew.
+                # A cached compilation that turns out not to fit is redone.
                 incoming = self._compiled.incoming(key)
                 stack.callback(incoming.discard)
             ready = await self._loaded(runner, descriptors, incoming)
@@ -314,7 +315,7 @@ class Runners:
         return ready
 
     async def _loaded(self, runner: Runner, descriptors: list[int], incoming: Incoming | None) -> frames.Ready:
-        """Connect to the worker, whose socket is started if it does not listen, and have it load what is passed."""
+        """Connect to the worker, starting its socket if it does not listen, and have it load the passed files."""
         plugin = runner.plugin
         path = str(self._sockets / f"{runner.instance}.sock")
         timeout = self._settings.load_time
@@ -342,29 +343,29 @@ class Runners:
         return ready
 
     def _end(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Have a worker of the plugin ended; until that is done, the plugin gets no other."""
+        """End a worker of the plugin with `work`; until that is done, the plugin gets no other."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _retired(self, name: str) -> None:
-        """Retire the plugin's worker; wait for its end, and for that of others which were retired before."""
+        """Retire the plugin's worker; wait until it and all others retired before have ended."""
         self.retire(name)
         await self._left(name)
 
     async def _left(self, name: str) -> None:
-        """Wait until the plugin's earlier workers have ended, with their calls: the unit is theirs until then."""
+        """Wait until the plugin's earlier workers have ended, with their calls: they still use the unit."""
         if leaving := [task for task in self._tasks if task.get_name() == name]:
             await asyncio.wait(leaving)
 
     async def _hang_up(self, runner: Runner) -> None:
-        """Close a runner's connection once its calls have ended, for a bounded time: each may have had to wait for its
-        instance, which may take as long as a call. Then see to it that the worker ends.
+        """Close a runner's connection once its calls have finished, within a limited time: each may have had to wait
+        for its instance, which may take as long as a call. Then make sure that the worker ends.
         """
         deadline = time.monotonic() + 2 * (runner.plugin.bounds.time + GRACE)
         try:
             while runner.places.taken and time.monotonic() < deadline:
-                await asyncio.sleep(0.01)  # between looks at the calls in hand
+                await asyncio.sleep(0.01)  # between checks of the running calls
         finally:
             if runner.worker:
                 runner.worker.close()

@@ -55,12 +55,12 @@ from circleosd.plugins.views import brief, brief_of, instance_of, itself, shown,
 
 log = logging.getLogger(__name__)
 
-HOST_MIGRATIONS = (f"{keyvalue.SCHEMA};{events.SCHEMA}",)  # of the database that plugins write to by host calls
-WRITE_DOWN = 5.0  # seconds between looks for records that have changed
+HOST_MIGRATIONS = (f"{keyvalue.SCHEMA};{events.SCHEMA}",)  # of the database that plugins write to through host calls
+WRITE_DOWN = 5.0  # seconds between checks for changed records
 
 
 class PluginService(Handlers):
-    """Loads, trusts, calls and sets aside. `kept` is the database of what plugins keep and emit."""
+    """Loads, trusts, calls and disables plugins. `kept` is the database of what plugins store and emit."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class PluginService(Handlers):
         self._events = Events(kept, lambda: self._plugins.values(), self._deliver)
         self.host = Host(self._kv, self._events, registry, self._refused)
         self._plugins: dict[str, Plugin] = {}
-        # One load or unload at a time; and one change of what is on record, which waits for no compiling and no call.
+        # One load or unload at a time; and one change of the records, which waits for no compilation and no call.
         self._loads = asyncio.Lock()
         self._changing = asyncio.Lock()
         self._standing = Standing(database, ledger, self._plugins, self._changing)
@@ -91,7 +91,7 @@ class PluginService(Handlers):
         self._closed = False
 
     async def start(self, runners: Runners) -> None:
-        """Read what is loaded, and clear away what an interrupted change left."""
+        """Read the loaded plugins, and clean up after interrupted changes."""
         self._runners = runners
         runners.failing = self._set_aside
         decided, records = await self._database.read(store.grants), await self._database.read(store.records)
@@ -107,16 +107,16 @@ class PluginService(Handlers):
             self._later(work)
 
     async def _clean(self) -> None:
-        """Stop the workers of a manager that died; a load, which may be of the same name, waits for it."""
+        """Stop the workers of a manager that died; a load, possibly of the same name, waits for this."""
         async with self._loads:
             await self._runners.clean({*self._plugins})
 
     def busy(self) -> bool:
-        """See `Handlers`: the events that a plugin has emitted are delivered, also once its caller has gone."""
+        """See `Handlers`: emitted events are delivered even after the caller has gone."""
         return self._events.delivering
 
     async def close(self) -> None:
-        """End the workers and write down how the plugins did. A second call does nothing."""
+        """End the workers and save the plugins' records. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -171,7 +171,7 @@ class PluginService(Handlers):
 
         try:
             _require_entry(manifest, ready.functions)
-            await act.renew()  # all this has taken its time
+            await act.renew()  # everything up to here took its time
             await asyncio.to_thread(self._artifacts.keep, staged)
             async with self._changing:
                 self._catch_up(plugin, before, grants)
@@ -190,7 +190,7 @@ class PluginService(Handlers):
         return shown(plugin)
 
     def _catch_up(self, plugin: Plugin, before: Plugin | None, grants: dict[str, bool]) -> None:
-        """Take over what was decided about the version before while this one was loaded."""
+        """Apply decisions about the previous version that were made while this one was loaded."""
         decided = _inherited(before, plugin.manifest) | grants
         if decided != plugin.decided:
             plugin.decide(decided)
@@ -221,9 +221,7 @@ class PluginService(Handlers):
             return shown(plugin)
 
     async def _recorded(self, name: str) -> Plugin:
-        """A plugin that is on record; of one whose manifest this version cannot read, what can be told. Raises
-        `NotFound`.
-        """
+        """A recorded plugin; if this version cannot read its manifest, the available data. Raises `NotFound`."""
         if name not in self._plugins:
             loaded = await self._database.read(lambda connection: store.unreadable(connection, name))
             if loaded:
@@ -237,7 +235,7 @@ class PluginService(Handlers):
         await asyncio.to_thread(self._artifacts.sweep, {*digests.values()})
 
     async def _forget(self) -> None:
-        """Remove what plugins kept that are not on record. One that this version cannot read is."""
+        """Remove stored data of plugins that are not recorded. A plugin that this version cannot read is recorded."""
         await self._kv.forget(but=await self._database.read(store.digests))
 
     # looking
@@ -291,7 +289,7 @@ class PluginService(Handlers):
                 continue
 
     async def _deliver(self, plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
-        """Hand an event to a plugin, once that is held back no more. Raises `NotFound` when it takes none."""
+        """Deliver an event to a plugin once it is no longer held back. Raises `NotFound` if it takes no events."""
         while self._plugins.get(plugin.name) is plugin and plugin.health.record.aside is None:
             if not plugin.holds(f"events:{topic}"):
                 return
@@ -333,7 +331,7 @@ class PluginService(Handlers):
             plugin.decide(decided)
             if plugin.before and not granted:
                 plugin.before.revoke(capability)
-            # What the manager answers it decides anew at each call; what a worker may do it is told when it starts.
+            # The manager decides again on each call that it answers; a worker learns what it may do when it starts.
             self._runners.retire(name)
             return shown(plugin)
 
@@ -365,15 +363,15 @@ class PluginService(Handlers):
             return shown(plugin)
 
     async def _set_aside(self, plugin: Plugin) -> None:
-        """A plugin failed too often in a row: quarantine it, which is on disk before anybody hears of it."""
+        """A plugin failed too often in a row: quarantine it; that is on disk before anybody learns of it."""
         self._runners.retire(plugin.name)
         await self._standing.quarantine(plugin)
 
     # work in the background
 
     async def _write_down(self) -> None:
-        """Write changed records down now and then; runs until the end."""
-        while not self._closed:  # a cancellation during a write that has begun only waits for that
+        """Save changed records from time to time; runs until the end."""
+        while not self._closed:  # if cancelled during a write, only waits for it
             await asyncio.sleep(WRITE_DOWN)
             try:
                 await self._standing.write_down()
@@ -392,7 +390,7 @@ class PluginService(Handlers):
 
 
 def _require_entry(manifest: Manifest, functions: Sequence[str]) -> None:
-    """Raises `BadRequest` when a manifest names a function as its entry that there is not."""
+    """Raises `BadRequest` if a manifest names a function as its entry that does not exist."""
     if manifest.plugin_type == "wasm" and manifest.entry not in (None, *functions):
         raise BadRequest(
             f"the manifest's entry {manifest.entry!r} is not a function of the plugin; it has: {', '.join(functions)}"
@@ -400,19 +398,19 @@ def _require_entry(manifest: Manifest, functions: Sequence[str]) -> None:
 
 
 def _require_own(act: Act, held: Sequence[str]) -> None:
-    """Raises `Denied` if capabilities that a plugin is to hold are rights that who acts lacks: whoever grants them, or
-    chooses the code that has them, could do by the plugin what they may not do themselves.
+    """Raises `Denied` if a plugin's capabilities amount to rights that the actor lacks: anybody who grants them, or
+    chooses the code that has them, could otherwise use the plugin to do what they may not do themselves.
     """
     require_within(act.caller, None, capabilities.rights(held))
 
 
 def _inherited(before: Plugin | None, manifest: Manifest) -> dict[str, bool]:
-    """What was decided about the version before and still concerns this one."""
+    """The decisions about the previous version that still apply to this one."""
     return capabilities.inherited(manifest.asked, before.decided) if before else {}
 
 
 def _fresh(before: Plugin | None) -> Record:
-    """The record of a new version: clean, but what was disabled stays so."""
+    """The record of a new version: empty, but a disabled plugin stays disabled."""
     record = Record()
     if before and before.health.record.aside == "disabled":
         return record.copy("disabled", before.health.record.reason, before.health.record.since)

@@ -1,8 +1,8 @@
-"""Signatures of manifests: OpenSSH's own, made and checked by `ssh-keygen -Y` (ssh-keygen(1), PROTOCOL.sshsig).
+"""Signatures of manifests: OpenSSH's, made and checked by `ssh-keygen -Y` (ssh-keygen(1), PROTOCOL.sshsig).
 
-What is signed are the bytes of the manifest, in the namespace `circleosd-plugin`; the manifest names the sha256 and the
-size of the artifact. `trusted-signers` in the configuration directory is an ALLOWED SIGNERS file, `revoked-signers` a
-list of public keys or a KRL. Nothing here computes a signature or takes one apart.
+The signed data are the bytes of the manifest, in the namespace `circleosd-plugin`; the manifest contains the sha256 and
+the size of the artifact. `trusted-signers` in the configuration directory is an ALLOWED SIGNERS file, `revoked-signers`
+a list of public keys or a KRL. Nothing here computes or parses a signature.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ REVOKED = "revoked-signers"
 
 MAX_SIGNATURE = 16 * 1024  # bytes; one of the largest RSA keys with a certificate has 10 KiB
 MAX_SIGNERS = 256 * 1024
-MAX_SAID = 64 * 1024  # bytes of ssh-keygen's output that are looked at
+MAX_SAID = 64 * 1024  # bytes of ssh-keygen's output that are read
 SECONDS = 10.0  # for one signature; a run of ssh-keygen takes some 10 ms
-MAX_LINES = 16  # of trusted-signers that are tried for one key; each takes two runs
+MAX_LINES = 16  # lines of trusted-signers that are tried for one key; each takes two runs
 
 
 class Problem(StrEnum):
-    """Why a signature does not count."""
+    """Why a signature is not accepted."""
 
     MALFORMED = "malformed"
     NAMESPACE = "namespace"
@@ -43,12 +43,12 @@ class Problem(StrEnum):
     REVOKED = "revoked"
 
 
-# With these the signature is whole: somebody vouches, and whoever loads may know them better than the host does.
+# With these, the signature is intact: somebody vouches, and the caller may know them better than the host does.
 OPEN_TO_TRUST = frozenset({Problem.UNKNOWN, Problem.EXPIRED, Problem.NOT_YET})
 
 
 class BadSignature(Denied):
-    """A signature that does not count, and why."""
+    """A signature that is not accepted, and why."""
 
     def __init__(self, problem: Problem, message: str) -> None:
         super().__init__(message)
@@ -56,7 +56,7 @@ class BadSignature(Denied):
 
 
 class _OtherPurpose(BadSignature):
-    """The line of trusted-signers that has the key is for other namespaces."""
+    """The line of trusted-signers with the key is for other namespaces."""
 
     def __init__(self, message: str, line: int) -> None:
         super().__init__(Problem.UNKNOWN, message)
@@ -64,9 +64,9 @@ class _OtherPurpose(BadSignature):
 
 
 class Signer(NamedTuple):
-    """Whose signature it is: `principal` as trusted-signers names them, `key` the kind and fingerprint of the key.
+    """The signer: `principal` as named in trusted-signers, `key` the kind and fingerprint of the key.
 
-    `principal` is None where there is no trusted-signers file to name anybody.
+    `principal` is None if there is no trusted-signers file.
     """
 
     principal: str | None
@@ -74,7 +74,7 @@ class Signer(NamedTuple):
 
 
 class Trust(NamedTuple):
-    """What a load is based on: the trusted signer, or the warning that whoever loads should read."""
+    """The basis of a load: the trusted signer, or the warning for the caller."""
 
     signer: str | None
     key: str | None
@@ -88,7 +88,9 @@ class _Ran(NamedTuple):
 
 
 class Signatures:
-    """Verifies and judges. `directories` hold trusted-signers and revoked-signers; the last that has one counts."""
+    """Verifies and judges signatures. `directories` contain trusted-signers and revoked-signers; the last one that has
+    a file counts.
+    """
 
     def __init__(self, directories: Sequence[Path], policy: TrustPolicy, environment: Mapping[str, str]) -> None:
         self._directories = directories
@@ -98,7 +100,7 @@ class Signatures:
         }
 
     async def judge(self, manifest: bytes, signature: bytes | None, *, native: bool, explicit: bool) -> Trust:
-        """Decide whether a plugin may be loaded. `explicit`: whoever loads it says that they trust it.
+        """Decide whether a plugin may be loaded. `explicit`: the caller explicitly trusts it.
 
         Raises `Denied` with the reason.
         """
@@ -131,9 +133,9 @@ class Signatures:
         return Trust(None, key, f"loaded on trust: {why}" if explicit else why)
 
     async def verify(self, manifest: bytes, signature: bytes, signers: bytes | None = None) -> Signer:
-        """Whose signature of `manifest` this is. `signers` stands for the host's trusted-signers.
+        """The signer of `manifest`. `signers` replaces the host's trusted-signers.
 
-        Raises `BadSignature`, `Unavailable` when ssh-keygen or a list of keys cannot be used, `Timeout`.
+        Raises `BadSignature`, `Unavailable` if ssh-keygen or a list of keys cannot be used, `Timeout`.
         """
         try:
             async with asyncio.timeout(SECONDS):
@@ -150,7 +152,7 @@ class Signatures:
             raise Timeout(f"ssh-keygen did not answer within {SECONDS:g} s") from exc
 
     async def _trusted(self, manifest: bytes, signature: str, trusted: str, key: str) -> str:
-        """Whom trusted-signers names for a key that it trusts for plugins."""
+        """The principal for a key that trusted-signers trusts for plugins."""
         refusal: BadSignature | None = None
         with contextlib.ExitStack() as file:
             for _ in range(MAX_LINES):
@@ -158,7 +160,7 @@ class Signatures:
                     principal = await self._principal(signature, trusted, key)
                     await self._valid(manifest, signature, trusted, principal, key)
                 except _OtherPurpose as error:
-                    # ssh-keygen names whom the key belongs to by the first line that has it, whatever that is for.
+                    # ssh-keygen names the principal of the first line with the key, whatever that line is for.
                     refusal = refusal or error
                     rest = b"".join(Path(trusted).read_bytes().splitlines(keepends=True)[error.line :])
                     file.close()
@@ -174,7 +176,7 @@ class Signatures:
         )
 
     async def _whole(self, manifest: bytes, signature: str) -> str:
-        """The key whose signature of the manifest this is, whoever that belongs to."""
+        """The key that signed the manifest, no matter whose it is."""
         ran = await self._run(["-Y", "check-novalidate", "-n", NAMESPACE, "-s", signature], manifest)
         if ran.status == 0 and (good := re.search(r"\bwith (\S+) key (\S+)", ran.out)):
             return f"{good[1]} {good[2]}"
@@ -193,13 +195,13 @@ class Signatures:
         raise BadSignature(Problem.MALFORMED, f"the signature cannot be read: {_last_line(ran.err)}; get it again")
 
     async def _not_revoked(self, manifest: bytes, signature: str, key: str) -> None:
-        """Raises `BadSignature` for a revoked key, whether or not trusted-signers names it, and `Unavailable` when
+        """Raises `BadSignature` for a revoked key, whether it is in trusted-signers or not, and `Unavailable` if
         revoked-signers cannot be read.
         """
         revoked = self._found(REVOKED)
         if revoked is None:
             return
-        # Only what it says for debugging tells a revoked key from one that nobody named.
+        # Only its debug output distinguishes a revoked key from an unknown one.
         nobody = ["-Y", "verify", "-f", os.devnull, "-I", "nobody", "-n", NAMESPACE, "-s", signature]
         ran = await self._run(["-vvv", *nobody, "-r", revoked], manifest)
         reason = re.search(r"sshkey_check_revoked: (.*)", ran.err)
@@ -209,10 +211,10 @@ class Signatures:
             raise _unreadable(revoked, reason[1].strip())
 
     async def _principal(self, signature: str, trusted: str, key: str) -> str:
-        """Whom trusted-signers names for the key of the signature."""
+        """The principal in trusted-signers for the key of the signature."""
         ran = await self._run(["-Y", "find-principals", "-s", signature, "-f", trusted], b"")
         if ran.status == 0 and ran.out.strip():
-            # A pattern with ! in front says whose key it is not (PATTERNS, ssh_config(5)).
+            # A pattern that starts with ! says whose key it is not (PATTERNS, ssh_config(5)).
             patterns = (pattern.strip() for pattern in re.split("[,\n]", ran.out.strip()))
             if named := next((pattern for pattern in patterns if not pattern.startswith("!")), None):
                 return named
@@ -240,7 +242,7 @@ class Signatures:
 
     async def _valid(self, manifest: bytes, signature: str, trusted: str, principal: str, key: str) -> None:
         arguments = ["-Y", "verify", "-f", trusted, "-I", principal, "-n", NAMESPACE, "-s", signature]
-        if revoked := self._found(REVOKED):  # again: `_not_revoked` goes by words, and this by an exit status
+        if revoked := self._found(REVOKED):  # again: `_not_revoked` relies on messages, this on an exit status
             arguments += ["-r", revoked]
         ran = await self._run(arguments, manifest)
         if ran.status == 0:
@@ -257,8 +259,10 @@ class Signatures:
         )
 
     def _found(self, name: str) -> str | None:
-        """The file of that name in the most important directory that has it, were it a link to nowhere: whoever reads
-        it then finds out. Raises `Unavailable` where that cannot be told.
+        """The file of that name in the most important directory that has it, even if it is a dangling link, whose
+        reader then reports it.
+
+        Raises `Unavailable` if that cannot be determined.
         """
         for directory in reversed(self._directories):
             try:
@@ -298,7 +302,9 @@ class Signatures:
 
 @contextlib.contextmanager
 def _in_memory(content: bytes) -> Iterator[str]:
-    """A path to a file that holds `content` and is nowhere on disk (memfd_create(2)), for a child that gets it."""
+    """A path to a file that contains `content` and exists only in memory (memfd_create(2)), for a child that inherits
+    it.
+    """
     descriptor = os.memfd_create("signature", os.MFD_CLOEXEC)
     try:
         os.write(descriptor, content)
@@ -309,9 +315,9 @@ def _in_memory(content: bytes) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _unmarked(path: str) -> Iterator[str]:
-    """A path to what the file holds behind a byte order mark, which ssh-keygen takes for a part of the first name."""
+    """A path to the file without its byte order mark, which ssh-keygen would take for a part of the first name."""
 
-    def at_once(name: str, flags: int) -> int:  # a pipe as well
+    def at_once(name: str, flags: int) -> int:  # even a pipe
         return os.open(name, flags | os.O_NONBLOCK)
 
     with contextlib.ExitStack() as files:

@@ -1,4 +1,4 @@
-"""How plugins do, on record: written down from time to time, and at once when one is set aside or brought back."""
+"""The plugins' records: saved from time to time, and at once when a plugin is set aside or enabled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Standing:
-    """The records of `plugins`, which are those that are loaded. `changing` is held over each change of them."""
+    """The records of `plugins`, the loaded ones. `changing` is held during each change of them."""
 
     def __init__(
         self, database: Database, ledger: Ledger, plugins: Mapping[str, Plugin], changing: asyncio.Lock
@@ -33,9 +33,9 @@ class Standing:
     async def put_aside(
         self, plugin: Plugin, aside: store.Aside, reason: str | None, note: Callable[..., None]
     ) -> None:
-        """Set a plugin aside or bring it back; `note` adds the ledger's row, with the states `before` and `after`.
+        """Set a plugin aside or enable it; `note` adds the ledger's row, with the states `before` and `after`.
 
-        Whoever calls this holds `changing`.
+        The caller must hold `changing`.
         """
         record = plugin.health.record
         changed = record.copy(aside, reason, time.time() if aside else None)
@@ -48,7 +48,7 @@ class Standing:
         record.aside, record.reason, record.since = changed.aside, changed.reason, changed.since
 
     async def quarantine(self, plugin: Plugin) -> None:
-        """Set a plugin aside that has failed too often in a row. To cancel this is not to wait for it."""
+        """Quarantine a plugin that has failed too often in a row. Cancelling only means not waiting for it."""
         task = asyncio.get_running_loop().create_task(self._quarantine(plugin))
         self._quarantines.add(task)
         task.add_done_callback(self._quarantines.discard)
@@ -72,8 +72,8 @@ class Standing:
                 log.error("plugin %s is quarantined: %s", plugin.name, reason)
 
     async def write_down(self) -> None:
-        """Write down the records that have changed. Raises `Unavailable`."""
-        # Not between the commit of another change and its taking note: that would write what was before.
+        """Save the records that have changed. Raises `Unavailable`."""
+        # Not between another change's commit and its update in memory: that would write the old state.
         async with self._changing:
             changed = [plugin for plugin in self._plugins.values() if plugin.health.changed]
             if not changed:
@@ -93,5 +93,5 @@ class Standing:
                 raise
 
     async def settled(self) -> None:
-        """Wait for the quarantines that are under way."""
+        """Wait for the quarantines in progress."""
         await asyncio.gather(*self._quarantines, return_exceptions=True)

@@ -1,7 +1,7 @@
-"""Where loaded plugins are kept: artifacts by their digest in a directory, everything else in SQLite.
+"""The store of loaded plugins: artifacts by digest in a directory, everything else in SQLite.
 
-An artifact is whole on disk before the row that names it is committed, and is removed only after no row names it
-any more: at every moment the rows describe plugins that can run.
+An artifact is complete on disk before the row that names it is committed, and is removed only after no row names it any
+more: at every moment, the rows describe plugins that can run.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ CHUNK = 1024 * 1024
 
 @dataclass(frozen=True)
 class Loaded:
-    """A plugin as the database keeps it. `loaded` in seconds since the epoch.
+    """A plugin as stored. `loaded` in seconds since the epoch.
 
-    `signer` is the principal that trusted-signers names for `key`, the fingerprint of the key that signed; None when
-    nobody trusted did. `manifest_digest` is of the manifest's file, or of what is stored of one that has none.
+    `signer` is the principal in trusted-signers for `key`, the fingerprint of the key that signed it; None without a
+    trusted signer. `manifest_digest` is that of the manifest's file, or of the stored manifest if there is no file.
     """
 
     manifest: Manifest
@@ -90,10 +90,10 @@ Aside = Literal["quarantined", "disabled"] | None
 
 @dataclass
 class Record:
-    """How a plugin has done, in the order of the columns of `records`. Times in seconds since the epoch.
+    """The record of a plugin, in the order of the columns of `records`. Times in seconds since the epoch.
 
-    `in_a_row` is how many of its last calls were failures. `aside` says why it is not called at present: `quarantined`,
-    `disabled` or None; `reason` and `since` tell more.
+    `in_a_row` is how many of its last calls failed. `aside` says why it is not called at present: `quarantined`,
+    `disabled` or None; `reason` and `since` give the details.
     """
 
     calls: int = 0
@@ -106,7 +106,7 @@ class Record:
     in_a_row: int = 0
 
     def copy(self, aside: Aside, reason: str | None, since: float | None) -> Record:
-        """The same record, set aside or brought back."""
+        """The same record, set aside or enabled."""
         in_a_row = self.in_a_row if aside else 0
         return replace(self, aside=aside, reason=reason, since=since, in_a_row=in_a_row)
 
@@ -129,20 +129,20 @@ class Artifacts:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def stage(self, source: int, most: int) -> Staged:
-        """Copy what the file of the descriptor `source` holds, wherever whoever passed it may have read to.
+        """Copy the file of the descriptor `source` from its start, whatever its current position.
 
-        Raises `Limit` for more than `most` bytes, `BadRequest` when it cannot be read, `Unavailable` when the copy
+        Raises `Limit` if it is larger than `most` bytes, `BadRequest` if it cannot be read, `Unavailable` if the copy
         cannot be written.
         """
         import hashlib  # see chain.linked
-        import tempfile  # imports that too
+        import tempfile  # also imported by that
 
         digest, size, head = hashlib.sha256(), 0, b""
         with self._writing():
             fd, name = tempfile.mkstemp(prefix=".staged-", dir=self._directory)
             try:
                 with os.fdopen(fd, "wb") as out:
-                    # A worker, another user, opens the file again by the descriptor that it gets (dlopen(3)). The
+                    # A worker, running as another user, opens the file again through its descriptor (dlopen(3)). The
                     # directory keeps everybody else away.
                     os.fchmod(fd, 0o444)
                     while chunk := _read(source, size):
@@ -177,13 +177,13 @@ class Artifacts:
             raise Unavailable(f"cannot store the artifact in {self._directory}: {exc.strerror or exc}") from exc
 
     def discard(self, staged: Staged) -> None:
-        """Remove what was staged, unless it was kept. What cannot be removed stays until the next `sweep`."""
+        """Remove a staged artifact, unless it was kept. If that fails, the next `sweep` removes it."""
         _remove(staged.path)
 
     def open(self, digest: str) -> int:
-        """A descriptor of the artifact, or of a staged one by its file's name, to read.
+        """A descriptor of the artifact, or of a staged one by its file name, for reading.
 
-        Raises `Unavailable` when it is gone, `Limit` when no more files can be opened.
+        Raises `Unavailable` if it is missing, `Limit` if no more files can be opened.
         """
         try:
             fd = os.open(self._directory / digest, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -197,7 +197,9 @@ class Artifacts:
         return fd
 
     def sweep(self, used: set[str]) -> None:
-        """Remove what no row names, and what was staged when a manager died. What cannot be removed stays."""
+        """Remove artifacts that no row names, and those staged when a manager died. Files that cannot be removed are
+        kept.
+        """
         try:
             found = [path for path in self._directory.iterdir() if path.name not in used]
         except OSError as exc:
@@ -222,7 +224,7 @@ def _read(source: int, offset: int) -> bytes:
 
 
 def plugins(connection: sqlite3.Connection) -> list[Loaded]:
-    """All plugins by name; one that this version cannot read is left out and logged."""
+    """All plugins by name; one that this version cannot read is skipped and logged."""
     found = []
     for row in connection.execute("SELECT * FROM plugins ORDER BY name"):
         try:
@@ -233,7 +235,7 @@ def plugins(connection: sqlite3.Connection) -> list[Loaded]:
 
 
 def unreadable(connection: sqlite3.Connection, name: str) -> Loaded | None:
-    """A plugin that `plugins` leaves out, as far as it can be told; None if there is none of that name."""
+    """A plugin that `plugins` skips, as far as it can be read; None if there is none with that name."""
     row = connection.execute("SELECT * FROM plugins WHERE name = ?", (name,)).fetchone()
     if row is None:
         return None
@@ -242,12 +244,12 @@ def unreadable(connection: sqlite3.Connection, name: str) -> Loaded | None:
 
 
 def digests(connection: sqlite3.Connection) -> dict[str, str]:
-    """The digests of all artifacts that rows name, by plugin."""
+    """The digests of all artifacts named in rows, by plugin."""
     return {row["name"]: row["digest"] for row in connection.execute("SELECT name, digest FROM plugins")}
 
 
 def put(tx: Transaction, plugin: Loaded) -> None:
-    """Insert or replace a plugin; what was granted and recorded under its name stays."""
+    """Insert or replace a plugin; grants and records under its name are kept."""
     tx.execute(
         "INSERT INTO plugins (name, manifest, digest, abi, functions, imports, description, loaded, signer, key,"
         " manifest_digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -272,7 +274,7 @@ def put(tx: Transaction, plugin: Loaded) -> None:
 
 
 def delete(tx: Transaction, name: str) -> None:
-    """Forget a plugin, what it was granted and how it did."""
+    """Delete a plugin with its grants and record."""
     tx.execute("DELETE FROM plugins WHERE name = ?", (name,))
 
 
@@ -285,14 +287,14 @@ def grants(connection: sqlite3.Connection) -> dict[str, dict[str, bool]]:
 
 
 def put_grants(tx: Transaction, name: str, decided: Mapping[str, bool]) -> None:
-    """Replace what was granted to and revoked from a plugin."""
+    """Replace the grants and revocations of a plugin."""
     tx.execute("DELETE FROM grants WHERE plugin = ?", (name,))
     for capability, granted in decided.items():
         tx.execute("INSERT INTO grants (plugin, capability, granted) VALUES (?, ?, ?)", (name, capability, granted))
 
 
 def records(connection: sqlite3.Connection) -> dict[str, Record]:
-    """How the plugins have done, by name."""
+    """The records of the plugins, by name."""
     found = {}
     for row in connection.execute("SELECT * FROM records"):
         values = dict(row)
@@ -302,7 +304,7 @@ def records(connection: sqlite3.Connection) -> dict[str, Record]:
 
 
 def put_record(tx: Transaction, name: str, record: Record) -> None:
-    """Note how a plugin has done; of one that is not loaded nothing is kept."""
+    """Store a plugin's record; nothing is stored for one that is not loaded."""
     tx.execute(
         "INSERT OR REPLACE INTO records"
         " (plugin, calls, failures, last_error, last_failed, aside, reason, since, in_a_row)"

@@ -37,12 +37,12 @@ def shown(plugin: Plugin) -> api.Plugin:
 
 
 def instance_of(loaded: Loaded) -> str:
-    """Whether calls share an instance; of two ABIs it is not the manifest that says so (ABI.md, "Instances")."""
+    """Whether calls share an instance; for two ABIs, this does not depend on the manifest (ABI.md, "Instances")."""
     return {"native": "shared", "wasi": "fresh"}.get(loaded.abi, loaded.manifest.instance)
 
 
 def to_say(plugin: Plugin, trust: Trust) -> str | None:
-    """What whoever loaded a plugin should know."""
+    """The message for the caller who loaded a plugin."""
     said = [f"warning: {trust.warning}"] if trust.warning else []
     missing = [name for name in plugin.manifest.asked if not plugin.holds(name)]
     if missing:
@@ -51,7 +51,7 @@ def to_say(plugin: Plugin, trust: Trust) -> str | None:
 
 
 def state_of(record: Record) -> str:
-    """Whether a plugin is set aside, and why, as the ledger shows it."""
+    """Whether a plugin is set aside, and why, in the form of the ledger."""
     return f"{record.aside}: {record.reason}" if record.aside else "ready"
 
 
@@ -61,7 +61,7 @@ def brief(plugin: Plugin | None) -> dict[str, Any] | None:
 
 
 def brief_of(loaded: Loaded, granted: Sequence[str]) -> dict[str, Any]:
-    """A plugin that is `loaded` and holds what is `granted`, as the ledger shows it."""
+    """A plugin that is `loaded` with the capabilities `granted`, in the form of the ledger."""
     brief: dict[str, Any] = {"version": loaded.manifest.version, "digest": loaded.digest}
     if loaded.manifest_digest:
         brief["manifest_digest"] = loaded.manifest_digest
@@ -73,7 +73,7 @@ def brief_of(loaded: Loaded, granted: Sequence[str]) -> dict[str, Any]:
 
 
 def _requests(plugin: Plugin) -> list[api.Capability]:
-    """What a plugin asks for, and of a kind with `*` what it has of it."""
+    """The capabilities that a plugin requests, and for each `*` the names that are granted."""
     shown = [
         api.Capability(name=item.name, reason=item.reason, granted=item.name in plugin.granted)
         for item in plugin.manifest.capabilities
@@ -83,5 +83,5 @@ def _requests(plugin: Plugin) -> list[api.Capability]:
 
 
 def itself(plugin: str) -> Caller:
-    """Who acts when the manager acts for a plugin."""
+    """The actor when the manager acts for a plugin."""
     return Caller(Peer(os.getuid(), os.getgid(), os.getpid()), plugin=plugin)
