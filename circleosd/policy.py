@@ -13,7 +13,7 @@ from circleosd.errors import Denied
 
 
 class Role(StrEnum):
-    """What a user may do everywhere; each role includes the ones before it."""
+    """What a user may do everywhere; each role includes the previous ones."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
@@ -21,7 +21,7 @@ class Role(StrEnum):
 
 
 class Access(StrEnum):
-    """What an action needs. `ANYONE` is whoever may connect to the socket."""
+    """What an action needs. `ANYONE` is anybody who may connect to the socket."""
 
     ANYONE = "anyone"
     VIEWER = "viewer"
@@ -32,7 +32,7 @@ class Access(StrEnum):
 _RANK: dict[str, int] = {"anyone": 0, "viewer": 1, "operator": 2, "admin": 3}
 
 
-@lru_cache(4096)  # the cache of fnmatch has no room for the rules of one user, each of two globs, on Python 3.11
+@lru_cache(4096)  # on Python 3.11, the cache of fnmatch is too small for the rules of one user, with two globs each
 def _matches(glob: str) -> Callable[[str], re.Match[str] | None]:
     return re.compile(translate(glob)).match
 
@@ -40,7 +40,7 @@ def _matches(glob: str) -> Callable[[str], re.Match[str] | None]:
 class Grant(NamedTuple):
     """A rule about `verb` (such as `service:restart`) on the objects that match the glob `object`.
 
-    Both are globs of fnmatch(3), case-sensitive. It allows, or with `deny` forbids, whatever else allows.
+    Both are globs of fnmatch(3), case-sensitive. The rule allows, or with `deny` denies, whatever else allows.
     """
 
     verb: str
@@ -58,9 +58,9 @@ class Grant(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """The process at the other end of a connection, as the kernel names it (SO_PEERCRED, unix(7)).
+    """The process at the other end of a connection, as identified by the kernel (SO_PEERCRED, unix(7)).
 
-    A negative uid is nobody's: that of a user who is only spoken about.
+    A negative uid belongs to nobody: it stands for a user that a question is about.
     """
 
     uid: int
@@ -69,11 +69,11 @@ class Peer(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """Who makes a request: the kernel's word about the process and, where there is one, the CircleOSD user.
+    """The caller of a request: the kernel's information about the process and, if there is one, the CircleOSD user.
 
-    `role` is the higher of what the uid and the user give; None is a stranger. `privileged`: the uid alone makes it
-    admin, so that no rule binds it and nobody can lock it out. `vouches`: it is CircleOSD itself, and may say on behalf
-    of which plugin it acts; that is `plugin`.
+    `role` is the higher of those of the uid and of the user; None is a stranger. `privileged`: the uid alone makes it
+    admin, so no rule applies to it and nobody can lock it out. `vouches`: it is CircleOSD itself, and may state on
+    behalf of which plugin it acts; that is `plugin`.
     """
 
     peer: Peer
@@ -87,7 +87,7 @@ class Caller(NamedTuple):
 
     @property
     def bounded(self) -> int | None:
-        """The uid that has but a part of what is scarce; None for who is admin by it."""
+        """The uid to which limits per uid apply; None for a caller who is admin by the uid."""
         return None if self.privileged else self.peer.uid
 
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ class Caller(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """An answer: `why` says in a sentence what decided, `rule` which rule did, if one did."""
+    """An answer: `why` says in a sentence what decided, `rule` is the rule that decided, if one did."""
 
     allowed: bool
     why: str
@@ -117,7 +117,7 @@ def suffices(role: Role | None, access: Access) -> bool:
 
 
 def role_of_uid(uid: int, own_uid: int) -> Role | None:
-    """What the kernel's word alone gives: root and the uid that runs the service are admin."""
+    """The role by the uid alone: root and the uid that runs the service are admin."""
     return Role.ADMIN if uid in (0, own_uid) else None
 
 
@@ -132,15 +132,15 @@ def decide(
 ) -> Decision:
     """Whether `caller` may do `verb` on the object `name` (None: no object), which needs `access`.
 
-    `own`: a user may do it to the object that is named like the user. `among`, for what only shows: the verbs of which
-    a rule that allows one on the object suffices, without an object on any; what is then shown is for `sees` to say.
-    In this order: the uid, what anyone may, a rule that denies, the role, what is one's own, a rule that allows. The
-    default is to deny.
+    `own`: users may do it to the object with their own name. `among`, for listings: a rule that allows one of these
+    verbs on the object, or on any object if there is none, is enough to see the listing; `sees` decides which rows are
+    shown. In this order: the uid, what anyone may do, a rule that denies, the role, what is one's own, a rule that
+    allows. The default is to deny.
     """
     what = f"{verb} {name}" if name is not None else verb
     if caller.privileged:
         return Decision(True, f"uid {caller.peer.uid} is always admin; no rule applies to it")
-    if access is Access.ANYONE:  # a stranger too, so that no rule could keep a user from it
+    if access is Access.ANYONE:  # even a stranger, so a rule could not stop a user
         return Decision(True, f"anyone may do {verb}")
     for rule in caller.grants:
         if rule.deny and rule.covers(verb, name):
@@ -165,7 +165,7 @@ def decide(
 def sees(caller: Caller, access: Access, verb: str, name: str, *, among: Collection[str]) -> bool:
     """Whether the listing `verb`, which needs `access`, shows `caller` the object `name`.
 
-    One who lacks the role sees the objects on which a rule allows one of the verbs in `among`.
+    Callers without the role see the objects on which a rule allows one of the verbs in `among`.
     """
     if caller.privileged:
         return True
@@ -180,7 +180,7 @@ def authorize(
     caller: Caller, access: Access, verb: str, name: str | None, *, own: bool = False, among: Collection[str] = ()
 ) -> None:
     """Return if `decide` allows. Raises `Denied` with why not."""
-    if caller.privileged:  # as `decide` says first, without the sentence
+    if caller.privileged:  # the first case of `decide`, without the sentence
         return
     decision = decide(caller, access, verb, name, own=own, among=among)
     if not decision.allowed:

@@ -1,7 +1,7 @@
 """The polkit rule that lets the registry manage the cataloged units, and nothing else: `circleosd polkit-rule`.
 
-Run by root (units/circleosd-polkit.service) when the catalog changes. Only what root alone can have written counts.
-On NixOS the rule is a part of the configuration, and so is the catalog that it is printed for.
+Run by root (units/circleosd-polkit.service) when the catalog changes. Only files that nobody but root can have written
+count. On NixOS, the rule is part of the configuration, and so is the catalog for which it is generated.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from circleosd.systemd.names import UNIT_NAME, switch_unit
 from circleosd.systemd.units import RULE_MAKER
 
 USER = "circleosd-registry"
-SWITCH_USER = "circleosd-switch"  # of the units that enable and disable one unit each
+SWITCH_USER = "circleosd-switch"  # of the units that enable or disable one unit each
 CATALOG = Path("/etc/circleosd/services.d")
 RULES = Path("/etc/polkit-1/rules.d/49-circleosd.rules")  # before the distribution's 50-default.rules
 WORKER_VERBS = ("start", "stop", "restart")
 SWITCHING = ("org.freedesktop.systemd1.manage-unit-files", "org.freedesktop.systemd1.reload-daemon")
-ROUNDS = 20  # how often a catalog that changes meanwhile is read again
+ROUNDS = 20  # how often a catalog that keeps changing is read again
 
-# With manage-units polkit is told the unit and the verb, which is the job's type. It is not told which unit files
-# manage-unit-files is about (systemd 252), so the registry never gets that: it may start the unit that enables just one
-# (systemd.units.switch_unit), and the user of that unit gets it. What such a unit failed with is told to who asked: the
-# registry may have it forgotten, so that nobody looks for what is wrong with the host.
+# For manage-units, polkit is told the unit and the verb, which is the job's type. It is not told which unit files
+# manage-unit-files is about (systemd 252), so the registry never gets that: instead it may start a unit that enables
+# just one unit file (systemd.units.switch_unit), and the user of that unit has the right. The failure of such a unit is
+# reported to the caller: the registry may reset it, so that nobody looks for a problem of the host.
 _TEMPLATE = """\
 // Made from the catalog by `circleosd polkit-rule`; changes made here are lost.
 polkit.addRule(function (action, subject) {
@@ -73,8 +73,8 @@ polkit.addRule(function (action, subject) {
 def rule(entries: Iterable[Entry]) -> str:
     """The JavaScript of the rule (polkit(8)): `USER` may do to the units of `entries` what these allow, and no more.
 
-    Also what it takes to enable them (`switch_unit`), to run the plugins' workers and to have this rule made anew. The
-    same entries give the same text, in whatever order. Raises `BadRequest` for what is no unit's name.
+    It also allows what is needed to enable them (`switch_unit`), to run the plugins' workers and to regenerate this
+    rule. The text depends only on the entries, not on their order. Raises `BadRequest` for an invalid unit name.
     """
     listed = {f"start {RULE_MAKER}"}
     for entry in entries:
@@ -96,7 +96,7 @@ def rule(entries: Iterable[Entry]) -> str:
 
 
 def trusted(directory: Path, owner: int) -> Catalog:
-    """The catalog in `directory`, as far as only the user `owner` can have written it."""
+    """The part of the catalog in `directory` that only the user `owner` can have written."""
 
     def check(path: Path, found: os.stat_result) -> None:
         if found.st_uid != owner:
@@ -105,7 +105,7 @@ def trusted(directory: Path, owner: int) -> Catalog:
             raise Denied(f"{path} is writable by others than its owner; see: chmod go-w {path}")
 
     def text(path: Path) -> str:
-        # What is checked is what is read; a link's target could not be trusted.
+        # The checked file is the one that is read; the target of a link could not be trusted.
         if path.is_symlink():
             raise Denied(f"{path} is a symbolic link; put the file itself there")
         return catalog.text_of(path, partial(check, path), os.O_NOFOLLOW)
@@ -123,7 +123,7 @@ def trusted(directory: Path, owner: int) -> Catalog:
 
 
 def write(text: str, target: Path) -> None:
-    """Have `target` hold `text`, readable by all, without a moment in between. Raises `OSError` that names `target`."""
+    """Atomically replace `target` by a file with `text` that everybody can read. Raises `OSError`, naming it."""
     try:
         if target.read_text(encoding="utf-8") == text and stat.S_IMODE(target.stat().st_mode) == 0o644:
             return
@@ -136,7 +136,7 @@ def write(text: str, target: Path) -> None:
 
 
 def _replace(text: str, target: Path) -> None:
-    # polkitd reads what ends in .rules
+    # polkitd only reads files that end in .rules
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -151,9 +151,9 @@ def _replace(text: str, target: Path) -> None:
 
 
 def generate(directory: Path = CATALOG, target: Path = RULES, *, owner: int = 0) -> tuple[str, ...]:
-    """Bring the rule in `target` up to date with the catalog; return what of the catalog could not be used, and why.
+    """Update the rule in `target` from the catalog; return which files of the catalog could not be used, and why.
 
-    Raises `OSError` when the rule cannot be written.
+    Raises `OSError` if the rule cannot be written.
     """
     for _ in range(ROUNDS):
         before = _fingerprint(directory)
@@ -165,7 +165,7 @@ def generate(directory: Path = CATALOG, target: Path = RULES, *, owner: int = 0)
 
 
 def _fingerprint(directory: Path) -> list[tuple[str, int, int]]:
-    """What differs when something in `directory` was changed."""
+    """A value that changes when anything in `directory` changes."""
     with contextlib.suppress(FileNotFoundError):
         found = [(path.name, path.lstat()) for path in (directory, *sorted(directory.iterdir()))]
         return [(name, status.st_ino, status.st_ctime_ns) for name, status in found]
@@ -173,9 +173,9 @@ def _fingerprint(directory: Path) -> list[tuple[str, int, int]]:
 
 
 def show(directory: Path) -> int:
-    """Print the rule for a catalog of the caller's own; return the exit status, 1 when a part of it is refused.
+    """Print the rule for a catalog of the caller's own; return the exit status, 1 if a part of it is refused.
 
-    Raises `NotFound` when there is no such directory, `BadRequest` when the caller may not look at it.
+    Raises `NotFound` if there is no such directory, `BadRequest` if the caller may not read it.
     """
     try:
         os.listdir(directory)
@@ -191,7 +191,7 @@ def show(directory: Path) -> int:
 
 
 def main() -> NoReturn:
-    """Generate the rule and exit: 0, or 1 when a part of the catalog is refused or the rule cannot be written."""
+    """Generate the rule and exit: 0, or 1 if a part of the catalog is refused or the rule cannot be written."""
     problems: tuple[str, ...] = ()
     try:
         problems = generate()
@@ -199,7 +199,7 @@ def main() -> NoReturn:
         problems = (f"cannot update the polkit rule: {exc.filename}: {exc.strerror}",)
     for problem in problems:
         journal.complain(problem)
-    # A path unit does not start its service again for what changes while that runs: leave at once after the last look.
+    # A path unit does not start its service again for changes while it is running: exit right after the last check.
     os._exit(1 if problems else 0)
 
 

@@ -1,4 +1,4 @@
-"""What a service does that cannot start: it tells whoever waits for it why, instead of leaving them to wait."""
+"""A service that cannot start tells waiting clients why, instead of letting them wait."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from circleosd.errors import CircleError
 from circleosd.passing import PassingSocket
 
 # Each connection starts the service again, and a socket unit gives up after 20 starts in 2 s (TriggerLimitBurst=,
-# systemd.socket(5)): one start answers for so long.
+# systemd.socket(5)): one start answers for this long.
 SECONDS = 2.0
-PATIENCE = 0.1  # seconds for a request to arrive; who is answered before it was sent may not look for the answer
+PATIENCE = 0.1  # seconds for a request to arrive; a client may not look for an answer before it has sent one
 
 
 def refuse(listener: socket.socket, error: CircleError | None, *, seconds: float = SECONDS) -> None:
-    """Answer every connection with `error`, or with nothing, and close it, for so long. Blocks."""
+    """Answer every connection with `error`, or with nothing, and close it, until the time is over. Blocks."""
     reply = wire.failure(error) if error else b""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
@@ -27,7 +27,7 @@ def refuse(listener: socket.socket, error: CircleError | None, *, seconds: float
         except OSError:  # the time is over, or no descriptor is left
             time.sleep(PATIENCE)
             continue
-        with PassingSocket(accepted) as peer, contextlib.suppress(OSError):  # it may have gone
+        with PassingSocket(accepted) as peer, contextlib.suppress(OSError):  # the client may have gone
             peer.settimeout(PATIENCE)
             with contextlib.suppress(TimeoutError):
                 peer.recv(1)

@@ -1,7 +1,7 @@
 """The manager's side of a worker: a connection to the process that runs one plugin's code.
 
-A worker may have been taken over by the code that it runs, so everything it sends is bounded and checked: what it
-may not send now ends the connection.
+A worker may have been compromised by the code that it runs, so everything it sends is limited and checked: a frame that
+it may not send at that moment ends the connection.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from circleosd.worker.receiving import PIECE, Receiver, Sink
 log = logging.getLogger(__name__)
 
 GRACE: Final = 1.5  # seconds by which the manager's deadline is later than the worker's own
-# What a call may log before its connection ends: the worker itself stops earlier, unless it was taken over.
+# What a call may log before its connection ends: a worker stops earlier by itself, unless it is compromised.
 MOST_LOGGED: Final = 2 * LOG_BUDGET
-# What a plugin may say in so many seconds, whatever its calls may: as journald has it for a service (journald.conf(5)),
-# which does so no more for plugin-manager, or rows of the ledger would be dropped with what plugins say.
+# What a plugin may log per interval, whatever its calls may: the limit of journald for a service (journald.conf(5)),
+# which is turned off for plugin-manager; otherwise rows of the ledger would be dropped with the plugins' messages.
 MOST_SAID: Final = 10_000
 SAID_WITHIN: Final = 30.0
 LOADING: Final = 0  # the call id of everything before READY
@@ -43,25 +43,25 @@ T = TypeVar("T")
 
 
 class HostCalls(Protocol):
-    """Who answers a worker's host calls: the body of HOST_REPLY. `cause`: the call in which it asks."""
+    """Answers a worker's host calls with the body of HOST_REPLY. `cause`: the call during which the worker asks."""
 
     def __call__(self, call: str, args: dict[str, str], cause: Cause) -> Awaitable[bytes]: ...
 
 
 class Trapped(PluginFailed):
-    """The plugin's code did what it must not, and was stopped."""
+    """The plugin's code did something forbidden, and was stopped."""
 
 
 class Exceeded(Limit):
-    """The plugin's code took more than its limit of something, and was stopped."""
+    """The plugin's code exceeded a limit, and was stopped."""
 
 
 class WorkerGone(PluginFailed):
-    """The worker's process ended while something was expected of it."""
+    """The worker's process ended while it was needed."""
 
 
 class Voice:
-    """The log of one plugin; what it says beyond `MOST_SAID` messages is dropped."""
+    """The log of one plugin; messages beyond `MOST_SAID` are dropped."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -69,7 +69,7 @@ class Voice:
         self._said = 0
 
     def say(self, level: int, text: str, now: float) -> None:
-        """Log a message of a level of LOG frames; `now` in seconds, never going back."""
+        """Log a message with a level of LOG frames; `now` in seconds, never going back."""
         if now - self._since >= SAID_WITHIN:
             self._since, self._said = now, 0
         self._said += 1
@@ -81,7 +81,7 @@ class Voice:
 
 
 class _Work:
-    """What a worker may do under a call id: until when, following from what, logging how many bytes."""
+    """What a worker may do under a call id: until when, for what cause, and how many bytes it may log."""
 
     __slots__ = ("cause", "deadline", "may_log")
 
@@ -92,7 +92,7 @@ class _Work:
 
 
 class _Call(_Work):
-    """A call in hand. Its reply is done while nobody waits for it any more."""
+    """A running call. Its reply is done if nobody waits for it any more."""
 
     __slots__ = ("reply",)
 
@@ -118,24 +118,24 @@ class Worker(asyncio.BufferedProtocol):
         self._calls: dict[int, _Call] = {}
         self._number = LOADING
         self._names: dict[str, bytes] = {}
-        self._room = asyncio.Event()  # there may be fewer calls in hand now
+        self._room = asyncio.Event()  # there may be fewer running calls now
         self._in_line = 0
         self._timer: asyncio.TimerHandle | None = None
         self._asked: set[asyncio.Task[None]] = set()
         self._preparation_time = 0.0
-        # All preparations together: which calls they follow, the worker alone knows.
+        # All preparations together: only the worker knows which calls they follow.
         self._preparing = _Work(0.0, NOBODY)
         self._receiver = Receiver(frames.TO_MANAGER)
         self.lost = False
-        self.counted = False  # its end is on the plugin's record
+        self.counted = False  # its end is counted in the plugin's record
 
     async def load(
         self, path: str, load: frames.Load, descriptors: Sequence[int], timeout: float, sink: Sink | None
     ) -> frames.Ready:
         """Connect to the worker's socket and have it load the plugin; its compilation goes to `sink`.
 
-        Raises FileNotFoundError or ConnectionRefusedError when nobody listens, `BadRequest` with the reason when the
-        worker refuses the artifact, `Unavailable` when the machine lacks what it needs, `WorkerGone`, `Timeout` after
+        Raises FileNotFoundError or ConnectionRefusedError if nobody listens, `BadRequest` with the reason if the worker
+        refuses the artifact, `Unavailable` if the machine lacks something it needs, `WorkerGone`, `Timeout` after
         `timeout` seconds.
         """
         self._receiver.sink = sink
@@ -164,13 +164,12 @@ class Worker(asyncio.BufferedProtocol):
         raise _of_load(failed.code)(f"{self._name} cannot be loaded: {_with_backtrace(failed)}")
 
     async def call(self, kind: int, name: str, payload: bytes, timeout: float, cause: Cause) -> bytes | bytearray:
-        """Call a function (INVOKE) or deliver an event (EVENT, of the topic `name`); return the reply.
+        """Call a function (INVOKE) or deliver an event (EVENT, with the topic `name`); return the reply.
 
-        `timeout` is the plugin's own limit in seconds, `cause` what this follows from. Raises
-        `Trapped`, `Timeout` and `Exceeded` for what the plugin did, `PluginFailed` and `Limit` for what it reports,
-        `NotFound` when it takes no events, `WorkerGone`.
-
-        Cancelled, the call is not taken back: while others want the worker, it goes on and keeps its place.
+        `timeout` is the plugin's own limit in seconds, `cause` what led to this. Raises `Trapped`, `Timeout` and
+        `Exceeded` for what the plugin did, `PluginFailed` and `Limit` for what it reports, `NotFound` if it does not
+        take events, `WorkerGone`. Cancelling does not stop the call: while others want the worker, it continues and
+        keeps its place.
         """
         if len(self._calls) >= self._concurrency:
             await self._until_room()
@@ -178,7 +177,7 @@ class Worker(asyncio.BufferedProtocol):
         named = self._names.get(name)
         if named is None:
             named = frames.named_body(name, b"")
-            if kind == frames.INVOKE:  # of topics there may be any number
+            if kind == frames.INVOKE:  # there may be any number of topics
                 self._names[name] = named
         number = self._number = self._number % frames.LAST_ID + 1
         length = len(named) + len(payload)
@@ -198,12 +197,12 @@ class Worker(asyncio.BufferedProtocol):
         raise _failure(self._checked(lambda: frames.parse_failed(body)))
 
     def close(self) -> None:
-        """Hang up; the worker ends by itself."""
+        """Close the connection; the worker ends by itself."""
         if self._transport:
             self._transport.close()
 
     def abort(self) -> None:
-        """Give the connection up at once."""
+        """Abort the connection at once."""
         self.lost = True
         if self._transport:
             self._transport.abort()
@@ -229,8 +228,8 @@ class Worker(asyncio.BufferedProtocol):
             self._timer = self._loop.call_at(next_deadline, self._late)
             return
         if not looked:
-            # A process that was stopped (SIGSTOP, a frozen cgroup) comes to its timers before it has looked for what
-            # has arrived: epoll_wait(2) was interrupted.
+            # If the process was stopped (SIGSTOP, a frozen cgroup), timers run before it has read the data that has
+            # arrived: epoll_wait(2) was interrupted.
             self._timer = self._loop.call_later(0, partial(self._late, looked=True))
             return
         log.warning("plugin %s: its worker did not answer in time", self._name)
@@ -261,7 +260,7 @@ class Worker(asyncio.BufferedProtocol):
             raise
 
     def _checked(self, parse: Callable[[], T]) -> T:
-        """What `parse` makes of a frame of this worker. Raises `WorkerGone`."""
+        """The result of `parse` for a frame of this worker. Raises `WorkerGone`."""
         try:
             return parse()
         except FrameError as exc:
@@ -311,17 +310,17 @@ class Worker(asyncio.BufferedProtocol):
                 call.reply.set_result((kind, body))
 
     def _prepare(self, cause: Cause) -> None:
-        """A call has ended, of that cause: the worker may now make the next one's instance, in a call's time."""
+        """A call with that cause has ended: the worker may now make the next one's instance, in the time of a call."""
         now = self._loop.time()
-        if now < self._preparing.deadline:  # an earlier preparation may go on
+        if now < self._preparing.deadline:  # an earlier preparation may be still running
             earlier = self._preparing.cause
-            # Side by side either may be what follows, and nobody is to have another's acts laid to them.
+            # When calls run concurrently, either may be the cause, and nobody must be blamed for another's acts.
             known = self._concurrency == 1 or cause.caller == earlier.caller
             cause = Cause(max(cause.depth, earlier.depth), cause.caller if known else None)
         self._preparing = _Work(now + self._preparation_time, cause, self._concurrency * MOST_LOGGED)
 
     def _preparation(self, number: int) -> _Work | None:
-        """What the worker may do under a call id that is no call's."""
+        """What the worker may do under a call id that is not a call's."""
         if number & frames.PREPARING and self._loop.time() < self._preparing.deadline:
             return self._preparing
         return None
@@ -354,19 +353,19 @@ class Worker(asyncio.BufferedProtocol):
 
 
 def _ready(load: frames.Load, ready: frames.Ready) -> frames.Ready:
-    """Raises `FrameError` when the worker reports another ABI than it was given."""
+    """Raises `FrameError` if the worker reports an ABI other than the one it was given."""
     if load.abi not in (None, ready.abi) or (ready.abi == "native") != (load.plugin_type == "native"):
         raise FrameError(f"it was to load a {load.plugin_type} plugin, but reports the ABI {ready.abi}")
     return ready
 
 
 def is_fault(error: CircleError) -> bool:
-    """Whether an error of `Worker.call` is the plugin's misdeed, not its answer or its caller's mistake."""
+    """Whether an error of `Worker.call` is the plugin's fault, not its answer or its caller's mistake."""
     return isinstance(error, (Trapped, Exceeded, WorkerGone, Timeout))
 
 
 def _failure(failed: frames.Failed) -> CircleError:
-    """The error that a FAILED frame stands for, with the plugin's own message or the trap and its backtrace."""
+    """The error for a FAILED frame, with the plugin's own message or the trap and its backtrace."""
     message = _with_backtrace(failed)
     if failed.restarted:
         message += "; its state was discarded"
@@ -379,7 +378,7 @@ def _with_backtrace(failed: frames.Failed) -> str:
 
 
 def _of_load(code: str) -> type[CircleError]:
-    """The error for a load that failed: what cannot run is the request's mistake, unless something stood in the way."""
+    """The error for a failed load: an artifact that cannot run is the request's mistake, unless prevented."""
     return {"limit": Limit, "timeout": Timeout, "unavailable": Unavailable}.get(code, BadRequest)
 
 

@@ -1,4 +1,4 @@
-"""The units of workers, circleosd-plugin@, which service-registry starts and stops for the manager and tells about."""
+"""The units of workers, circleosd-plugin@, which service-registry starts, stops and reports on for the manager."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from circleosd.errors import CircleError, NotFound, Unavailable
 
 log = logging.getLogger(__name__)
 
-LOOKS = 20  # at a worker that has ended until that is seen …
-LOOK = 0.02  # … so many seconds apart
-PATIENCE = 100  # looks at a worker that has to end by itself, which takes some milliseconds
+LOOKS = 20  # checks of a worker that has ended, until that is visible …
+LOOK = 0.02  # … with so many seconds in between
+PATIENCE = 100  # checks of a worker that must end by itself, which takes some milliseconds
 
 
 class WorkerUnits:
-    """`registry` is where service-registry listens; it may take `timeout` seconds to answer. An instance is what stands
-    behind the @ in the names of a worker's socket and service.
+    """`registry` is where service-registry listens; it may take `timeout` seconds to answer.
+
+    An instance is the part after the @ in the names of a worker's socket and service.
     """
 
     def __init__(self, registry: str, timeout: float) -> None:
@@ -26,7 +27,7 @@ class WorkerUnits:
         self._timeout = timeout
 
     async def listen(self, instance: str) -> None:
-        """Start a worker's socket. Raises `Unavailable`: it is no failure of the plugin, of which nothing has run."""
+        """Start a worker's socket. Raises `Unavailable`, which is not a failure of the plugin: none of it ran."""
         try:
             await self._ask("start", f"{instance}.socket")
         except Unavailable:
@@ -40,10 +41,10 @@ class WorkerUnits:
         await self.stop(instance)
 
     async def held_back(self, instance: str) -> Unavailable | None:
-        """The error to raise if no worker was started: systemd gave its socket up, since it had to start workers too
-        often, or there was not what a process needs.
+        """The error to raise if no worker was started: systemd gave up its socket because it had to start workers too
+        often, or resources for a process were missing.
 
-        That is no failure of the plugin, of which nothing has run.
+        This is not a failure of the plugin, none of whose code ran.
         """
         if await self._result(f"{instance}.socket") == "trigger-limit-hit":
             return Unavailable(
@@ -57,14 +58,14 @@ class WorkerUnits:
         return None
 
     async def _result(self, unit: str) -> Any:
-        """How the unit's last run ended (systemd.service(5), SERVICE_RESULT); None where that cannot be told."""
+        """How the unit's last run ended (systemd.service(5), SERVICE_RESULT); None if unknown."""
         try:
             return (await self._ask("status", unit))["result"]
         except CircleError:
             return None
 
     async def how_it_ended(self, instance: str) -> str:
-        """What the service manager knows of a worker's end, as the end of a sentence."""
+        """What the service manager knows about a worker's end, as the end of a sentence."""
         if (state := await self._ended(instance, LOOKS)) is None:
             return ""
         if state["signal"]:
@@ -73,13 +74,13 @@ class WorkerUnits:
         return f" with exit status {state['exit_status']}" if state["exit_status"] else ""
 
     async def see_off(self, instance: str) -> None:
-        """Stop a worker that was hung up on and does not end by itself, as native code can bring about."""
+        """Stop a worker whose connection was closed but that does not end by itself; native code can cause this."""
         state = await self._ended(instance, PATIENCE)
         if state and state["state"] == "active":
             await self.stop(instance)
 
     async def _ended(self, instance: str, looks: int) -> Any:
-        """The state of a worker that has ended, or has not after so many looks; None where that cannot be told."""
+        """The state of a worker that has ended, or still has not after all checks; None if unknown."""
         for _ in range(looks):
             try:
                 state = await self._ask("status", instance)
@@ -87,16 +88,17 @@ class WorkerUnits:
                 return None
             if state["state"] not in ("active", "deactivating"):
                 break
-            # The connection breaks a moment before the process is reaped, and want of memory is told before that.
+            # The connection breaks just before the process is reaped, and an out-of-memory kill is reported before
+            # that.
             await asyncio.sleep(LOOK)
         return state
 
     async def stop(self, unit: str) -> None:
-        """Stop a worker, whose socket may start it again, or a socket. What cannot be stopped is logged."""
+        """Stop a worker, which its socket may start again, or a socket. Errors are logged."""
         try:
             await self._ask("stop", unit)
         except NotFound:
-            return  # never started, or gone already: there is nothing to do
+            return  # never started, or already gone: nothing to do
         except CircleError as error:
             log.warning("cannot stop the worker %s: %s", unit, error)
 

@@ -1,1 +1,1 @@
-"""service-registry: a catalog of names, and what may be done to the systemd units behind them."""
+"""service-registry: a catalog of names, and the actions on the systemd units behind them."""

@@ -32,7 +32,7 @@ PLUGIN_PREFIX = "plugin@"
 MAX_FILE = 1024 * 1024  # bytes of a catalog file; some 10,000 services
 PLUGIN_UNITS = "circleosd-plugin@*.service"
 
-if TYPE_CHECKING:  # a registry without catalog files needs nothing to validate
+if TYPE_CHECKING:  # a registry without catalog files does not need validators
     from pydantic_core import SchemaValidator
 
 UnitName = Annotated[
@@ -63,7 +63,7 @@ OWN = (
     Entry("service-registry", "circleosd-registry.service", "names and the units behind them"),
     Entry("plugin-manager", "circleosd-plugins.service", "loads and invokes plugins"),
 )
-# Under another name the registry would stop itself, and be asked how that went.
+# Under another name, the registry could stop itself while it waits for the result.
 OWN_UNITS = frozenset(re.sub(r"service$", kind, entry.unit) for entry in OWN for kind in ("service", "socket"))
 
 
@@ -75,7 +75,7 @@ class Catalog:
     problems: tuple[str, ...]
 
     def find(self, name: str, *, workers: bool = True) -> Entry:
-        """The entry of that name; with `workers`, `plugin@X` and `plugin@X.socket` are the worker of the plugin X.
+        """The entry with that name; with `workers`, `plugin@X` and `plugin@X.socket` are the worker of the plugin X.
 
         Raises `NotFound`.
         """
@@ -95,7 +95,7 @@ def plugin_entry(unit: str) -> Entry:
 
 
 class Reader:
-    """Reads the drop-in files of `directories` again whenever one has changed, and as long as one cannot be used."""
+    """Reads the drop-in files of `directories` again whenever one has changed, and while one of them cannot be used."""
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self._directories = directories
@@ -103,21 +103,21 @@ class Reader:
         self._catalog = Catalog({}, ())
 
     def __call__(self) -> Catalog:
-        """The catalog as it is on disk now."""
+        """The catalog as currently on disk."""
         files, problems = _files(self._directories)
         # ctime: a change of mode or owner may make a file readable
         seen = (problems, [(path, now and (now.st_ctime_ns, now.st_ino)) for path in files for now in [_stat(path)]])
-        if seen != self._seen or self._catalog.problems:  # what stood in the way need not be in the files
+        if seen != self._seen or self._catalog.problems:  # the cause of a problem need not be in the files
             self._catalog, self._seen = read(self._directories), seen
         return self._catalog
 
 
 def text_of(path: Path, check: Callable[[os.stat_result], None] = lambda found: None, flags: int = 0) -> str:
-    """The text of a catalog file, which `check` has not refused. `flags` as in open(2).
+    """The text of a catalog file, after `check` has accepted it. `flags` as in open(2).
 
-    Never waits, as the opening of a pipe would. Raises OSError, ValueError, `BadRequest`, and what `check` raises.
+    Never blocks, as opening a pipe would. Raises OSError, ValueError, `BadRequest`, and what `check` raises.
     """
-    # Given a descriptor, open would leave that of a directory behind.
+    # With a descriptor, open would leak that of a directory.
     with open(path, "rb", opener=lambda name, usual: os.open(name, usual | os.O_NONBLOCK | flags)) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE:
@@ -127,10 +127,10 @@ def text_of(path: Path, check: Callable[[os.stat_result], None] = lambda found: 
 
 
 def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> Catalog:
-    """Read the drop-in files, each by `text`; of two entries with one name the later directory's and then the later
-    file's counts.
+    """Read the drop-in files, each with `text`; of two entries with the same name, the one in the later directory and
+    then in the later file counts.
 
-    A file that cannot be used is left out and named in `problems`: one bad file must not take all services away.
+    A file that cannot be used is skipped and listed in `problems`: one bad file must not disable all services.
     """
     entries = {entry.name: entry for entry in OWN}
     files, problems = _files(directories)
@@ -148,12 +148,12 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> 
 
 
 def parse(text: str) -> list[Entry]:
-    """The entries of one file. Raises `BadRequest` or ValueError with what is wrong."""
+    """The entries of one file. Raises `BadRequest` or ValueError with the error."""
     import tomllib
 
     from circleosd.validation import ValidationError, first_wrong
 
-    tables = {"service": [], **tomllib.loads(text)}  # a file may be empty, or all of it be a comment
+    tables = {"service": [], **tomllib.loads(text)}  # a file may be empty or contain only comments
     if set(tables) != {"service"} or not isinstance(tables["service"], list):
         raise BadRequest("a catalog file may contain only [[service]] tables")
     try:
@@ -180,12 +180,12 @@ def _entries() -> SchemaValidator:
 def _stat(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
-    except OSError:  # removed a moment ago, or a dangling link
+    except OSError:  # just removed, or a dangling link
         return None
 
 
 def _files(directories: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """The drop-in files in the order in which they count, and why the files of a directory cannot be told."""
+    """The drop-in files in the order in which they count, and the directories whose files cannot be listed."""
     files, problems = [], []
     for directory in directories:
         try:
@@ -195,6 +195,6 @@ def _files(directories: Sequence[Path]) -> tuple[list[Path], list[str]]:
         except OSError as exc:
             problems.append(f"{directory}: {unreadable(directory, exc)}")
             continue
-        # *.toml: an editor's own, such as the lock .#a.toml, begin with a dot
+        # *.toml: files of editors, such as the lock .#a.toml, start with a dot
         files += [directory / name for name in sorted(names) if name.endswith(".toml") and not name.startswith(".")]
     return files, problems

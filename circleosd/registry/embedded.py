@@ -1,4 +1,4 @@
-"""The registry's service manager in the embedded mode: the supervisor, asked over its socket."""
+"""The registry's service manager in the embedded mode: sends requests to the supervisor's socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from circleosd.registry.units import LogLine, Switch, UnitState, Verb
 class SupervisedUnits:
     """A `UnitManager` that asks the supervisor listening at `path`; a job may take `timeout` seconds."""
 
-    systemctl = "systemctl"  # which knows none of them; nor is there anything for it to do
+    systemctl = "systemctl"  # it has none of these, and there is nothing to do for them
 
     def __init__(self, path: str, *, timeout: float) -> None:
         self._path = path
@@ -40,7 +40,7 @@ class SupervisedUnits:
         return [*state.triggered_by] if state.listening else []
 
     async def stale(self, unit: str) -> bool:
-        """See `UnitManager`. The supervisor reads a unit's files at each start of it."""
+        """See `UnitManager`. The supervisor reads a unit's files at each start of the unit."""
         return False
 
     async def matching(self, pattern: str) -> list[str]:
@@ -53,7 +53,7 @@ class SupervisedUnits:
         return str(await self._ask("job", verb=verb, unit=unit))
 
     async def switch(self, verb: Switch, unit: str) -> str:
-        """See `UnitManager`. The embedded mode has no boot at which anything could start."""
+        """See `UnitManager`. In the embedded mode there is no boot."""
         raise Conflict(f"cannot {verb} {unit}: the embedded mode starts nothing at boot")
 
     async def enabled(self, unit: str) -> str:

@@ -1,4 +1,4 @@
-"""Why a job failed: what the service manager says of the job and of the unit, and what was logged."""
+"""Why a job failed: from the service manager's information about the job and the unit, and from the log."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import asyncio
 from circleosd.errors import CircleError
 from circleosd.registry.units import UnitManager, UnitState, Verb
 
-LOG_LINES = 5  # that are shown with the error
-JOURNAL_LAG = 10  # looks for what was just logged, one every 50 ms
+LOG_LINES = 5  # shown with the error
+JOURNAL_LAG = 10  # checks for lines that were just logged, every 50 ms
 RUN = ("done", "failed", "timeout")  # results of a job that may have run the unit: not of one that systemd gave up
 START_LIMIT = "start-limit-hit"  # systemd.service(5), SERVICE_RESULT
-# What systemd's words for it have in common when a condition was not met, from 252 to 257 (src/core/job.c); its
-# properties forget it as the unit is collected.
+# The common part of systemd's messages when a condition was not met, from 252 to 257 (src/core/job.c); the properties
+# are lost when the unit is garbage-collected.
 SKIPPED = ("ondition check", "skipped")
 
 
 async def explain(
     units: UnitManager, verb: Verb, result: str, before: UnitState, state: UnitState, began: float
 ) -> str:
-    """The reason for the `result` of a job for a unit that was as `before` when the job `began`, and is in `state` now.
+    """The reason for the `result` of a job; the unit was as `before` when the job `began`, and is now in `state`.
 
-    `began` is in seconds since the epoch. What is known of a run of the unit is only told if the job made it run.
+    `began` is in seconds since the epoch. Details of a run of the unit are only given if the job caused it.
     """
     if verb == "reload" or result not in RUN:
         missing = await _missing(units, state) if result == "dependency" else ""
@@ -48,23 +48,23 @@ async def explain(
 
 
 async def skipped(units: UnitManager, unit: str, began: float) -> str | None:
-    """What systemd logged of a start since `began` if a condition kept it from it (systemd.unit(5), Condition…=).
+    """systemd's message about a start since `began` that a condition prevented (systemd.unit(5), Condition…=).
 
-    To systemd such a job is done, and leaves the unit as inactive as does a program that has run and ended.
+    For systemd, such a job is done, and leaves the unit inactive, like that of a program that has run and ended.
     """
     found = [line for line in await _logged(units, began, unit) if all(words in line for words in SKIPPED)]
     return found[-1].rstrip(".") if found else None
 
 
 async def _missing(units: UnitManager, state: UnitState) -> str:
-    """Which of the units that this one requires are not there, as a part of a sentence."""
+    """The required units that are missing, as part of a sentence."""
     found = [item for item in await units.states(state.requires) if item.active != "active"]
     named = [f"{item.unit}, which is {item.active if item.load == 'loaded' else item.load}" for item in found]
     return f"; it requires {' and '.join(named)}" if named else ""
 
 
 async def _logged_since(units: UnitManager, began: float, unit: str) -> str:
-    """What was logged of a job in which the unit's own processes said nothing, as the end of a sentence."""
+    """The log of a job in which the unit's own processes logged nothing, as the end of a sentence."""
     lines = await _logged(units, began, unit)
     return f"; the log says: {' | '.join(lines)}" if lines else ""
 
@@ -72,7 +72,7 @@ async def _logged_since(units: UnitManager, began: float, unit: str) -> str:
 async def _logged(units: UnitManager, began: float, unit: str) -> list[str]:
     """The last lines about a unit since `began`, as soon as there are any."""
     for _ in range(JOURNAL_LAG):
-        await asyncio.sleep(0.05)  # what was logged a moment ago is not in the journal yet
+        await asyncio.sleep(0.05)  # lines that were just logged are not in the journal yet
         try:
             lines = await units.logs(unit, LOG_LINES, began)
         except CircleError:
@@ -83,10 +83,10 @@ async def _logged(units: UnitManager, began: float, unit: str) -> list[str]:
 
 
 def _as_before(before: UnitState, state: UnitState) -> bool:
-    """Whether a failed unit is as it was before a job: not even a process was started for that.
+    """Whether a failed unit is as it was before a job: not even a process was started.
 
-    systemd calls a unit that was started too often (StartLimitBurst=, systemd.unit(5)) by that name only when its last
-    run went well; else its result stays what it was, and so does its time.
+    systemd only reports start-limit-hit (StartLimitBurst=, systemd.unit(5)) if the last run of the unit ended well;
+    otherwise the result and its time stay the same.
     """
     unchanged = (before.active, before.since, before.result) == ("failed", state.since, state.result)
     return unchanged and state.active == "failed" and state.result != "resources"
