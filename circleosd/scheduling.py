@@ -1,7 +1,7 @@
-"""Short turns on the CPU, so that who has little to do need not wait for who has much: sched_setattr(2).
+"""Short time slices on the CPU, so that processes with little to do need not wait for busy ones: sched_setattr(2).
 
-Since Linux 6.12 a process may ask for the length of its turns (EEVDF's slices); the default of some milliseconds is
-what a spinning plugin may otherwise keep a waking process waiting. Its share of the CPU stays the same.
+Since Linux 6.12, a process may request the length of its slices (EEVDF). With the default of some milliseconds, a
+spinning plugin could delay a waking process that long. Its share of the CPU stays the same.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 
 def take_short_turns() -> bool:
-    """Ask for short turns for this thread, and for processes and threads that it starts later.
+    """Request short time slices for this thread, and for processes and threads that it starts later.
 
-    Returns whether the kernel took the request; an older one takes it and does nothing.
+    Returns whether the kernel accepted the request; an older kernel accepts and ignores it.
     """
     number = _SCHED_SETATTR.get(platform.machine())
     if number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:

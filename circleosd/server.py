@@ -25,14 +25,14 @@ from circleosd.turns import Turns
 log = logging.getLogger(__name__)
 
 ACCEPTED_AT_ONCE = 100
-ACCEPT_AGAIN = 1.0  # seconds until the next try after a connection could not be accepted
-SHUTDOWN = 20.0  # seconds that requests in hand get after SIGTERM; the units allow more
-GIVEN_UP = 2.0  # and seconds that those get to end which took longer
-LOOK = 0.05  # seconds between looks at the connections while shutting down
+ACCEPT_AGAIN = 1.0  # seconds until the next attempt after a connection could not be accepted
+SHUTDOWN = 20.0  # seconds that running requests get after SIGTERM; the units allow more
+GIVEN_UP = 2.0  # and seconds to end those that took longer
+LOOK = 0.05  # seconds between checks of the connections during a shutdown
 
 
 class Manager(Protocol):
-    """What a server tells the service manager (circleosd.systemd.notify)."""
+    """The messages of a server to the service manager (circleosd.systemd.notify)."""
 
     watchdog_interval: float | None
 
@@ -48,7 +48,7 @@ class Manager(Protocol):
 class Server:
     """Serves one service on one listening socket until it is idle or told to stop.
 
-    `max_line` is in bytes; as long as it is `busy` it is not idle.
+    `max_line` is in bytes; while the service is `busy`, it is not idle.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class Server:
         self._last_busy = time.monotonic()
 
     def stop(self) -> None:
-        """Have `run` end, once the requests in hand are answered. No connection is taken any more."""
+        """Make `run` end once the running requests are answered. No more connections are accepted."""
         self._stop.set()
 
     async def run(self) -> None:
         """Serve until idle for `idle_exit` seconds, or `stop`.
 
-        No request is lost by an idle exit: a connection counts from its accept(2), and one that was not accepted stays
-        in the queue of the socket, which the service manager holds and listens to again.
+        An idle exit loses no request: a connection counts from its accept(2), and one that was not accepted stays in
+        the queue of the socket, which the service manager holds and listens on again.
         """
         self.loop = loop = asyncio.get_running_loop()
         self.turns = Turns(loop)
@@ -122,16 +122,16 @@ class Server:
             self.loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
-        """Take the connections that wait, some at once; the loop calls again if there are more.
+        """Accept some of the waiting connections; the loop calls again if there are more.
 
-        One at a time would let many busy connections, which all have their turn in between, keep the next one waiting.
+        With one at a time, many busy connections, which all get a turn in between, would keep the next one waiting.
         """
         for _ in range(ACCEPTED_AT_ONCE):
             if self._stop.is_set() or not self._accept_one():
                 return
 
     def _accept_one(self) -> bool:
-        """Take one waiting connection; whether there may be another."""
+        """Accept one waiting connection; return whether there may be another."""
         try:
             accepted, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -139,9 +139,9 @@ class Server:
         except OSError as exc:
             if self._turn_away(exc):
                 return True
-            # The peer waits in the queue until there is a descriptor.
+            # The peer waits in the queue until there is a descriptor again.
             log.warning("cannot accept a connection: %s", exc)
-            # The listener stays readable: looked at again at once, it would keep the loop busy.
+            # The listener stays readable: checked again immediately, it would keep the loop busy.
             self.loop.remove_reader(self._listener)
             self.loop.call_later(ACCEPT_AGAIN, self._listen)
             return False
@@ -154,7 +154,7 @@ class Server:
                 raise Limit(f"too many descriptors of uid {peer.uid} are waiting to be closed here; try again later")
             self._places.take(peer.uid)
         except Limit as refusal:
-            # Answered and closed at once, not counted: a flood of these must not pile up.
+            # Answered and closed at once, and not counted: a flood of these must not pile up.
             with sock, contextlib.suppress(OSError):
                 sock.send(wire.failure(refusal))
             return True
@@ -164,7 +164,7 @@ class Server:
         return True
 
     def _turn_away(self, exc: OSError) -> bool:
-        """Tell who waits to be accepted what is lacking, by the descriptor that is kept for this; whether that went."""
+        """Accept a waiting client with the spare descriptor and tell it what is missing; whether that worked."""
         if (lacking := shortage(exc)) is None or self._spare is None:
             return False
         os.close(self._spare)
@@ -173,7 +173,7 @@ class Server:
             with accepted, contextlib.suppress(OSError):
                 accepted.setblocking(False)
                 accepted.send(wire.failure(lacking))
-        except OSError:  # a thread was faster, or it has gone
+        except OSError:  # a thread took the descriptor, or the client has gone
             return False
         finally:
             self._spare = _spare()
@@ -188,7 +188,7 @@ class Server:
             self.lost(connection)
 
     async def _sweep(self) -> None:
-        """Look after time-outs and idleness, four times within the shortest of them but not oftener than 20 Hz."""
+        """Check time-outs and idleness, four times within the shortest of them, but at most 20 times per second."""
         settings = self.settings
         shortest = min(
             settings.idle_exit or 60.0, settings.idle_connection, settings.read_timeout, settings.write_timeout
@@ -215,10 +215,10 @@ class Server:
             await asyncio.sleep(interval)
 
     async def _finish(self) -> None:
-        """Let the requests in hand end, for a bounded time."""
+        """Let the running requests finish, for a limited time."""
         started = time.monotonic()
         while self._connections and time.monotonic() - started < SHUTDOWN:
-            await asyncio.sleep(LOOK)  # what was sent before we stopped may still be on its way
+            await asyncio.sleep(LOOK)  # data sent before we stopped may still be arriving
             for connection in list(self._connections):
                 connection.check(time.monotonic())
                 connection.close_if_quiet()
@@ -229,13 +229,13 @@ class Server:
 
 
 def _spare() -> int | None:
-    """A descriptor to give up where there is no other; None if there is none."""
+    """A descriptor to close when no others are left; None if there is none."""
     with contextlib.suppress(OSError):
         return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     return None
 
 
 def _raise_descriptor_limit() -> None:
-    """Allow as many descriptors as the hard limit; the loop uses epoll, to which 1024 is no border."""
+    """Allow as many descriptors as the hard limit; the loop uses epoll, which is not limited to 1024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

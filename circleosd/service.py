@@ -1,8 +1,7 @@
 """From contract to handler: one line in, one reply (or a stream of them) out.
 
-The order for every request: decode, identify the caller, authorize, validate the parameters, carry out, record.
-This is the one gate: a handler runs only for callers who may do what they ask, and of a listing they get what they
-may see.
+The order for every request: decode, identify the caller, authorize, validate the parameters, execute, record. This is
+the only gate: a handler runs only for callers who may do what they ask, and listings contain only what they may see.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from circleosd.policy import Access, Caller, Peer, authorize, sees
 
 log = logging.getLogger(__name__)
 
-RECOVERY = 10.0  # seconds that a start waits to learn how interrupted acts ended
+RECOVERY = 10.0  # seconds that a start waits for the outcome of interrupted acts
 
 
 class Endpoint:
-    """A contract and what carries it out. `verb` is what rules call it."""
+    """A contract and its handler. `verb` is the action's name in rules."""
 
     def __init__(self, contract: type[Request], handler: Any, verb: str) -> None:
         self.contract = contract
@@ -40,15 +39,17 @@ class Endpoint:
 
     @cached_property
     def secrets(self) -> frozenset[str]:
-        """The parameters that no row may hold. Looked up for the first row: starts of the service need not wait."""
+        """The parameters that must not be stored in rows. Determined for the first row: starts of the service need not
+        wait.
+        """
         return frozenset(item.name for item in parameters(self.contract) if Mark.SECRET in item.marks)
 
 
 class Service:
     """The actions of one service.
 
-    `identify` turns a peer and its token into a caller and raises `Denied` for a token that names no session.
-    `request_timeout` is in seconds; streams are not bound by it.
+    `identify` turns a peer and its token into a caller, and raises `Denied` for a token without a valid session.
+    `request_timeout` is in seconds; it does not apply to streams.
     """
 
     def __init__(
@@ -74,15 +75,16 @@ class Service:
         for contract in contracts:
             handler = getattr(self if contract in EVERYWHERE else handlers, contract.action)
             self._endpoints[contract.action] = Endpoint(contract, handler, f"{group}:{contract.action}")
-        # What a rule about one object can be about; a rule about any of these lets its user see that object in a list.
+        # Actions that a rule about one object can be about; a rule about any of these makes that object visible in
+        # listings.
         self._object_verbs = frozenset(item.verb for item in self._endpoints.values() if item.contract.takes_rules())
         self.connections: Callable[[], int] = lambda: 0
         self._started = time.monotonic()
 
     async def start(self) -> None:
-        """Complete the record of the acts that the last process did not live to finish. Call before serving."""
+        """Complete the record of acts interrupted by the end of the last process. Call before serving."""
         intents = await self._ledger.unfinished()
-        resolutions = await asyncio.gather(*map(self._resolve, intents))  # so many wait no longer than one
+        resolutions = await asyncio.gather(*map(self._resolve, intents))  # all of them together wait no longer than one
         for intent, found in zip(intents, resolutions, strict=True):
             if found is None:
                 continue
@@ -101,11 +103,11 @@ class Service:
             )
             try:
                 await self._ledger.record(outcome)
-            except CircleError as error:  # only a service that runs can tell what is wrong with its record
+            except CircleError as error:  # only a running service can report what is wrong with its record
                 log.error("row %d has no outcome yet: %s", intent["seq"], error)
 
     async def _resolve(self, intent: Event) -> Resolution | None:
-        """How an act ended; None if that cannot be found out now."""
+        """How an act ended; None if that cannot be determined now."""
         try:
             async with asyncio.timeout(RECOVERY):
                 return await self._handlers.resolve(intent)
@@ -118,7 +120,7 @@ class Service:
         return self._handlers.busy()
 
     async def close(self) -> None:
-        """Write what is only in memory."""
+        """Write data that is only in memory."""
         for close in (self._handlers.close, self._ledger.close):
             try:
                 await close()
@@ -128,7 +130,9 @@ class Service:
                 log.exception("data that was only in memory is lost")
 
     async def dispatch(self, line: bytes, peer: Peer, files: Files) -> bytes | AsyncGenerator[bytes, None]:
-        """Carry out the request in `line`; return the reply line, or an iterator of them for a stream. Never raises."""
+        """Execute the request in `line`; return the reply line, or an iterator of reply lines for a stream. Never
+        raises.
+        """
         tag: object = wire.ABSENT
         self.requests += 1
         try:
@@ -151,15 +155,15 @@ class Service:
             return wire.failure(told, tag=tag)
 
     async def _admit(self, endpoint: Endpoint, envelope: wire.Envelope, peer: Peer, files: Files) -> tuple[Act, Any]:
-        """Identify, authorize, validate. Raises the error that the caller gets; a denial is on record by then."""
+        """Identify, authorize, validate. Raises the error for the caller; a denial has been recorded by then."""
         contract = endpoint.contract
         value = envelope.params.get(contract.object_field) if contract.object_field else None
-        # Not validated yet, and a part of what a denial says: no name that there can be is as long as what is cut here.
+        # Not validated yet, and part of the message of a denial: the cut is longer than any valid name.
         name = shown(value) if isinstance(value, str) else None
         gate = partial(self._authorize, endpoint)
         act = Act(self._ledger, Caller(peer), envelope.token, contract, name, files, self._identify, gate)
         try:
-            act.caller = await self._identify(peer, envelope.token)  # known also where the next line refuses
+            act.caller = await self._identify(peer, envelope.token)  # known even if the next line refuses
             act.caller = _speaker(act.caller, envelope.params)
             if contract.own_object and value is None:
                 act.object = name = act.caller.user
@@ -169,7 +173,7 @@ class Service:
                 await act.refuse("denied", error)
             raise
         parsed = self._validate(contract, envelope.params)
-        if contract.effect is not Effect.NONE:  # else there will be no row
+        if contract.effect is not Effect.NONE:  # otherwise there will be no row
             act.params = {key: shown(value) for key, value in envelope.params.items() if key not in endpoint.secrets}
         return act, parsed
 
@@ -186,15 +190,17 @@ class Service:
         )
 
     def _shows(self, endpoint: Endpoint, caller: Caller, row: Any) -> bool:
-        """Whether `caller` may see this row of a listing; of what is no listing everything."""
+        """Whether `caller` may see this row of a listing; always true if it is not a listing."""
         field = endpoint.contract.row_field
         if field is None:
             return True
         return sees(caller, endpoint.contract.access, endpoint.verb, row[field], among=self._object_verbs)
 
     def _validate(self, contract: type[Request], params: dict[str, Any]) -> Any:
-        """The request as its contract. What validates is imported for the first request that has parameters: a start of
-        the service for one that has none takes less time.
+        """The request as its contract.
+
+        The validators are imported for the first request that has parameters, to make a start for one without any
+        faster.
         """
         if not params and not contract.has_fields():
             return contract.__new__(contract)
@@ -209,7 +215,7 @@ class Service:
             raise BadRequest(_sentence(contract, exc)) from exc
 
     async def _in_time(self, endpoint: Endpoint, parsed: Any, act: Act) -> Any:
-        """Carry it out. Raises `Timeout` when it is not done within `request_timeout`."""
+        """Execute the request. Raises `Timeout` if it is not done within `request_timeout`."""
         task = asyncio.current_task()
         assert task is not None
         self._deadlines.begin(task, lambda: act.done)
@@ -225,7 +231,7 @@ class Service:
             self._deadlines.end(task)
 
     async def _carry_out(self, endpoint: Endpoint, parsed: Any, act: Act) -> Any:
-        """Run the handler and see to it that the ledger knows."""
+        """Run the handler and make sure that the ledger is written."""
         effect = endpoint.contract.effect
         intent = looking = None
         if effect is Effect.EXTERNAL:
@@ -250,10 +256,12 @@ class Service:
         return result
 
     async def _intend(self, parsed: Any, act: Act) -> tuple[int, asyncio.Task[None]]:
-        """Record what is to be done outside the database; the number of the row, and the look at what there is now."""
+        """Record the intent of an act outside the database; return the row's number. The previous state is determined
+        meanwhile.
+        """
         try:
             self._handlers.check(parsed, act)
-        except CircleError as refusal:  # of which a flood is counted, while an intent always has its row
+        except CircleError as refusal:  # floods of denials are counted, whereas an intent always has its row
             act.done = True
             await act.refuse("denied" if isinstance(refusal, Denied) else "failed", refusal)
             raise
@@ -265,16 +273,16 @@ class Service:
             raise
 
     def _given_up(self, exc: BaseException) -> bool:
-        """Whether the act was cancelled because the service ends. How it ended is for the next start to find out."""
+        """Whether the act was cancelled because the service ends. The next start has to find out how it ended."""
         task = asyncio.current_task()
         return isinstance(exc, asyncio.CancelledError) and not (task and self._deadlines.late(task))
 
     async def _stream(
         self, endpoint: Endpoint, act: Act, items: AsyncGenerator[Any, None], tag: object
     ) -> AsyncGenerator[bytes, None]:
-        """Each item as a reply with `more`, and a last one that holds null; an error ends the stream.
+        """Each item as a reply with `more`, and a last one with null; an error ends the stream.
 
-        A stream outlives the answer that began it, so the caller's rights are looked at again for each item.
+        A stream outlives the initial reply, so the caller's rights are checked again for each item.
         """
         try:
             async with contextlib.aclosing(items):
@@ -318,7 +326,7 @@ class Service:
 
 
 def _speaker(caller: Caller, params: dict[str, Any]) -> Caller:
-    """The caller, or the plugin on whose behalf it acts. Raises `Denied` for one who may not speak for plugins."""
+    """The caller, or the plugin on whose behalf it acts. Raises `Denied` for a caller who may not act for plugins."""
     plugin = params.get("on_behalf")
     if (isinstance(plugin, str) or params.get("called_by") is not None) and not caller.vouches:
         raise Denied(f"only CircleOSD itself may act on behalf of a plugin, not {caller}")
@@ -330,7 +338,7 @@ def _internal() -> Internal:
 
 
 def _error_of(exc: BaseException) -> CircleError:
-    """What the ledger calls an exception that ended an act."""
+    """The ledger's name for an exception that ended an act."""
     if isinstance(exc, CircleError):
         return exc
     if isinstance(exc, (TimeoutError, asyncio.CancelledError)):
@@ -339,7 +347,7 @@ def _error_of(exc: BaseException) -> CircleError:
 
 
 def _sentence(contract: type[Request], exc: Any) -> str:
-    """The first thing wrong with a request's parameters, in words."""
+    """The first error in a request's parameters, in words."""
     from circleosd.validation import first_wrong
 
     kind, place, what = first_wrong(exc)

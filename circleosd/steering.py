@@ -1,8 +1,8 @@
-"""Characters of a text from elsewhere that do more than stand in it."""
+"""Characters in a text from elsewhere that have an effect beyond being displayed."""
 
 from __future__ import annotations
 
-# They steer a terminal (C0, DEL, C1), end a line (U+2028, U+2029) or reorder the text (Bidi_Control, UAX #9).
+# They control a terminal (C0, DEL, C1), end a line (U+2028, U+2029) or reorder the text (Bidi_Control, UAX #9).
 STEERING = frozenset(
     map(chr, (*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)))
 )
@@ -10,5 +10,5 @@ _REPLACED = dict.fromkeys(map(ord, STEERING - {"\t"}), "\N{REPLACEMENT CHARACTER
 
 
 def plain(text: str) -> str:
-    """`text` on one line: each steering character but the tab replaced."""
+    """`text` on one line: each of these characters except the tab is replaced."""
     return text.translate(_REPLACED)

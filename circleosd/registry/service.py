@@ -41,33 +41,33 @@ log = logging.getLogger(__name__)
 
 MIGRATIONS = (ledger.SCHEMA,)
 OWN_NAME, MANAGER = "service-registry", "plugin-manager"
-DOWN: dict[Verb, tuple[str, ...]] = {  # states in which a job that is done has failed all the same
+DOWN: dict[Verb, tuple[str, ...]] = {  # states in which a job that is done has nevertheless failed
     "start": ("failed",),
     "stop": (),
     "restart": ("failed",),
     "reload": ("failed", "inactive"),
 }
-ON_ITS_WAY: dict[str, tuple[str, ...]] = {  # states in which what nobody saw the end of is done, or still being done
+ON_ITS_WAY: dict[str, tuple[str, ...]] = {  # states in which an act whose end nobody saw is done, or still in progress
     "start": ("active", "activating", "reloading"),
     "stop": ("inactive", "failed", "deactivating"),
     "restart": ("active", "activating", "reloading", "deactivating"),
     "reload": ("active", "activating", "reloading"),
 }
-FOLLOWED = 32  # logs at once; each holds a thread and an inotify instance, of which a user may have 128 by default
+FOLLOWED = 32  # followed logs; each uses a thread and an inotify instance, of which a user may have 128 by default
 FOLLOWED_BY_ONE = 16  # uid
-READ, READ_BY_ONE = 128, 16  # logs at once that are not followed: few threads read them, for everybody
+READ, READ_BY_ONE = 128, 16  # logs being read but not followed: a few threads read them for everybody
 
 
 @dataclass
 class _Target:
-    """What an act is about: the entry that `check` found in the catalog, and for a job the state of its unit before."""
+    """The object of an act: the entry that `check` found in the catalog, and for a job its unit's previous state."""
 
     entry: Entry
     before: UnitState | None = None
 
 
 class RegistryService(Handlers):
-    """Names to units. `catalog` is called for every request, so that an edited catalog counts at once."""
+    """Names to units. `catalog` is called for every request, so that changes to the catalog take effect at once."""
 
     def __init__(self, catalog: Callable[[], Catalog], units: UnitManager) -> None:
         self._catalog = catalog
@@ -129,7 +129,7 @@ class RegistryService(Handlers):
         return [LogLine(time=line.time, text=line.text) for line in found]
 
     async def _check_logged(self, entry: Entry) -> None:
-        """Raises `NotFound` for a unit that does not exist and logged nothing: of one that has gone the log stays."""
+        """Raises `NotFound` for a unit that neither exists nor has logged anything; a removed unit's log remains."""
         if await self._units.logs(entry.unit, 1):
             return
         (state,) = await self._units.states([entry.unit])
@@ -156,7 +156,7 @@ class RegistryService(Handlers):
         return self._changes([*catalog.entries.values()], PLUGIN_UNITS)
 
     async def _changes(self, entries: Sequence[Entry], workers: str = "") -> AsyncGenerator[Service, None]:
-        """The state of each entry's unit, then each change of it; also of the plugins' units that match `workers`."""
+        """The state of each entry's unit, then each change; also for those units of plugins that match `workers`."""
         named: dict[str, list[Entry]] = {}
         for entry in entries:
             named.setdefault(entry.unit, []).append(entry)
@@ -166,7 +166,7 @@ class RegistryService(Handlers):
                     yield _service(entry, state)
 
     def check(self, request: Any, act: Act) -> None:
-        """See `Handlers`. What it lets pass, the handlers of these actions need not look at again."""
+        """See `Handlers`. The handlers of these actions need not repeat these checks."""
         verb, name = act.contract.action, request.name
         entry = self._entry(name, act)
         act.found = _Target(entry)
@@ -190,11 +190,11 @@ class RegistryService(Handlers):
             return
         (target.before,) = await self._units.states([unit])
         act.before = target.before.active
-        if act.before == "failed":  # what it failed with must not be taken for the outcome of this job
+        if act.before == "failed":  # the cause of an earlier failure must not be taken for the outcome of this job
             target.before = await self._units.detail(unit)
 
     async def resolve(self, intent: Event) -> Resolution:
-        """See `Handlers`: what was wanted of a unit is compared with its state."""
+        """See `Handlers`: compares the intended state of a unit with its current state."""
         verb, name = intent["action"], str(intent["object"])
         try:
             entry = self._read().find(name)
@@ -203,7 +203,7 @@ class RegistryService(Handlers):
         if verb in ("enable", "disable"):
             try:
                 enabled = await self._units.enabled(entry.unit)
-            except (NotFound, Conflict) as exc:  # nor will it be known at any later start
+            except (NotFound, Conflict) as exc:  # a later start would not find out either
                 return Resolution(None, exc.code, f"the unit file {entry.unit} cannot be inspected: {exc}")
             matches = enabled.startswith("enabled") == (verb == "enable")
             return Resolution(enabled, None if matches else UnitFailed.code, f"the unit file {entry.unit} is {enabled}")
@@ -212,7 +212,7 @@ class RegistryService(Handlers):
         return Resolution(state.active, error, f"the unit {entry.unit} is {state.active} ({state.sub})")
 
     def _entry(self, name: str, act: Act) -> Entry:
-        """The entry of `name`, for who acts. Raises `NotFound`."""
+        """The entry of `name`, for the caller. Raises `NotFound`."""
         return self._read().find(name, workers=_sees_workers(act))
 
     async def _job(self, request: Start | Stop | Restart | Reload, act: Act) -> Job:
@@ -221,7 +221,7 @@ class RegistryService(Handlers):
         target: _Target = act.found
         entry, before = target.entry, target.before
         assert before is not None
-        by_manager = act.caller.vouches and name.endswith(".socket")  # which listens before there is a plugin
+        by_manager = act.caller.vouches and name.endswith(".socket")  # it listens before there is a plugin
         if verb in ("start", "restart") and name.startswith(PLUGIN_PREFIX) and not by_manager:
             await self._check_loaded(entry)
         began = time.time()
@@ -230,8 +230,8 @@ class RegistryService(Handlers):
         except NotFound as exc:
             if before.load == "not-found":
                 raise _no_unit(entry) from exc
-            raise Conflict(str(exc)) from exc  # it has a file, of which systemd can make nothing
-        # Not before the job, for which systemd would read the files once more.
+            raise Conflict(str(exc)) from exc  # it has a file that systemd cannot parse
+        # Not before the job, for which systemd would read the files again.
         (state,), stale = await asyncio.gather(self._units.states([entry.unit]), self._stale(entry.unit))
         act.after = state.active
         if why := await self._failure(verb, entry, result, before, state, began):
@@ -244,7 +244,7 @@ class RegistryService(Handlers):
     async def _failure(
         self, verb: Verb, entry: Entry, result: str, before: UnitState, state: UnitState, began: float
     ) -> str | None:
-        """What to say of a job that did not do it, or of a unit that has failed since."""
+        """The message about a job that failed, or about a unit that has failed since."""
         failed = result != "done" or state.active in DOWN[verb]
         if not failed and not state.waits:
             return None
@@ -256,7 +256,7 @@ class RegistryService(Handlers):
         return f"cannot {verb} {entry.name} ({entry.unit}){again}: {why}"
 
     async def _word(self, verb: Verb, entry: Entry, state: UnitState, began: float) -> str | None:
-        """What there is to say of a job that was done."""
+        """The message about a job that is done, if there is one."""
         if verb == "stop" and (listening := await self._units.listening(entry.unit)):
             return f"{entry.name} is stopped; {' '.join(listening)} is still listening and will start it on demand"
         if verb in ("start", "restart") and state.active == "inactive":
@@ -265,14 +265,14 @@ class RegistryService(Handlers):
         return None
 
     async def _stale(self, unit: str) -> str | None:
-        """What there is to say of a unit whose files are not those that systemd goes by."""
+        """The message about a unit whose files on disk are not those that systemd has loaded."""
         if not await self._units.stale(unit):
             return None
         step = f"{self._units.systemctl} daemon-reload"
         return f"a file of {unit} has changed on disk, but systemd still uses the old version; see: {step}"
 
     async def _check_worker(self, entry: Entry, state: UnitState) -> None:
-        """Raises `NotFound` for a plugin's worker that there is not, whose unit is in `state`."""
+        """Raises `NotFound` for the worker of a plugin that does not exist; its unit is in `state`."""
         if not entry.name.startswith(PLUGIN_PREFIX):
             return
         if state.load == "not-found":
@@ -281,7 +281,9 @@ class RegistryService(Handlers):
             await self._check_loaded(entry)
 
     async def _check_loaded(self, worker: Entry) -> None:
-        """Raises `NotFound` if the worker has no socket: the templates have units for every name, of no plugin too."""
+        """Raises `NotFound` if the worker has no socket: the templates have units for every name, even without a
+        plugin.
+        """
         (socket,) = await self._units.states([f"{worker.unit.rpartition('.')[0]}.socket"])
         if socket.active == "inactive":
             why = "it is not loaded, or has not been called yet; see: circlectl plugin list"
@@ -292,7 +294,7 @@ class RegistryService(Handlers):
         verb = cast(Switch, request.action)
         target: _Target = act.found
         entry = target.entry
-        # What systemd would refuse is not tried: the unit that tries it would be left behind as failed.
+        # Do not try what systemd would refuse: the unit that tries it would remain as failed.
         if act.before == "alias":
             raise Conflict(
                 f"cannot {verb} {entry.unit}: it is an alias of another unit, whose name the catalog must use"
@@ -312,7 +314,7 @@ class RegistryService(Handlers):
 
 
 def _sees_workers(act: Act) -> bool:
-    """Whether the plugins' workers are services to the caller: not to a plugin, which could break others by them."""
+    """Whether the caller sees the plugins' workers as services. Plugins do not: they could break other plugins."""
     return act.caller.plugin is None
 
 

@@ -18,9 +18,9 @@ class UnitState:
 
     `load`: loaded, not-found, masked, …; `active`: active, inactive, failed, activating, deactivating. `since`: when it
     entered that state, seconds since the epoch. `memory` in bytes. `result`: success, exit-code, signal, timeout, ….
-    `exit_status`: of the main process, if it ended by exiting; `signal`: the name of the one that ended it.
-    `triggered_by`: the sockets, timers and paths that start it; `listening`: whether one of them is active. `requires`:
-    the units without which it does not start (Requires=, Requisite=, BindsTo=). `enabled`: the state of its unit file.
+    `exit_status`: of the main process, if it exited; `signal`: the name of the signal that ended it. `triggered_by`:
+    the sockets, timers and paths that start it; `listening`: whether one of them is active. `requires`: the units that
+    must be active to start it (Requires=, Requisite=, BindsTo=). `enabled`: the state of its unit file.
     """
 
     unit: str
@@ -42,12 +42,12 @@ class UnitState:
 
     @property
     def waits(self) -> bool:
-        """Whether the unit has ended and is started again after a while (Restart=, systemd.service(5))."""
+        """Whether the unit has ended and will be restarted after a while (Restart=, systemd.service(5))."""
         return self.sub.startswith("auto-restart")
 
 
 def signal_name(number: int) -> str:
-    """The name of a signal, such as SIGSEGV; of a real-time one its number."""
+    """The name of a signal, such as SIGSEGV; the number of a real-time signal."""
     try:
         return Signals(number).name
     except ValueError:
@@ -56,7 +56,7 @@ def signal_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class LogLine:
-    """A line that a unit logged, without control characters, and when, in seconds since the epoch."""
+    """A line that a unit logged, without control characters, and its time in seconds since the epoch."""
 
     time: float
     text: str
@@ -65,15 +65,15 @@ class LogLine:
 class UnitManager(Protocol):
     """A service manager: systemd over D-Bus, or the supervisor of the embedded mode.
 
-    `systemctl` is how systemctl(1) is called for its units.
+    `systemctl` is the systemctl(1) command for its units.
     """
 
     systemctl: str
 
     async def states(self, units: Sequence[str]) -> list[UnitState]:
-        """The states of `units` in their order; a unit that does not exist has `load` not-found.
+        """The states of `units` in their order; for a unit that does not exist, `load` is not-found.
 
-        For lists: `since` and the fields after it may be left unset.
+        For lists: `since` and the fields after it may be unset.
         """
         ...
 
@@ -86,7 +86,7 @@ class UnitManager(Protocol):
         ...
 
     async def stale(self, unit: str) -> bool:
-        """Whether a file of `unit` changed on disk since the service manager read it."""
+        """Whether a file of `unit` has changed on disk since the service manager read it."""
         ...
 
     async def matching(self, pattern: str) -> list[str]:
@@ -97,13 +97,13 @@ class UnitManager(Protocol):
         """Do `verb` to `unit`, wait until the job is finished and return its result: `done`, or why not.
 
         Results are those of systemd's JobRemoved: canceled, timeout, failed, dependency, skipped, … Raises `NotFound`
-        for a unit that does not exist, `Denied` when the service manager refuses, `Conflict` when the unit's state
-        does not allow it (masked, cannot reload), `Timeout` when the job takes too long, `Unavailable`.
+        for a unit that does not exist, `Denied` if the service manager refuses, `Conflict` if the unit's state does not
+        allow it (masked, cannot reload), `Timeout` if the job takes too long, `Unavailable`.
         """
         ...
 
     async def switch(self, verb: Switch, unit: str) -> str:
-        """Have `unit` started at boot, or no longer; return the state of its unit file: enabled, disabled, static, ….
+        """Enable or disable `unit`; return the state of its unit file: enabled, disabled, static, ….
 
         Raises like `job`, and `Conflict` for a unit that cannot be enabled.
         """
@@ -114,17 +114,16 @@ class UnitManager(Protocol):
         ...
 
     def watch(self, units: Sequence[str], pattern: str = "") -> AsyncGenerator[UnitState, None]:
-        """The state of each of `units`, then the new state at every change, until the iterator is closed.
+        """The state of each of `units`, then its new state at every change, until the iterator is closed.
 
-        Also of each unit that matches the glob `pattern`, as in `matching`: those there are now and those that come.
-
-        As in `states` not all of each is set; `since` of the first may be when it was looked at. Raises `Unavailable`
-        when the service manager is gone for good.
+        Also of each unit that matches the glob `pattern`, as in `matching`: current and future ones. As in `states`,
+        not all fields are set; `since` of the first state may be the time of the query. Raises `Unavailable` when the
+        service manager is permanently gone.
         """
         ...
 
     async def log_tail(self, unit: str, lines: int) -> list[str]:
-        """The last lines that the unit's processes logged since it was last started; empty when unknown."""
+        """The last lines that the unit's processes have logged since its last start; empty if unknown."""
         ...
 
     async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:

@@ -1,4 +1,4 @@
-"""One connection to a message bus: calls, error replies, and systemd's signals in their order (D-Bus Specification)."""
+"""One connection to a message bus: calls, error replies, and systemd's signals in order (D-Bus Specification)."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ log = logging.getLogger(__name__)
 DAEMON = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 OWNER_CHANGED = f"type='signal',sender='{DAEMON[0]}',member='NameOwnerChanged',arg0='{SYSTEMD}'"
 CALL_TIMEOUT = 25.0  # seconds; libdbus's default
-ARRIVAL = 5.0  # seconds that systemd gets to come onto a bus that has just started; measured: under 80 ms
-# Bytes of calls that wait for their replies. When the socket takes no more at once dbus-fast ends the connection (issue
-# 153 of python-dbus-next, of which it is a fork); a socket takes some 200 KiB (net.core.wmem_default, socket(7)). The
-# bus refuses calls beyond 128, too (max_replies_per_connection, dbus-daemon(1)).
+ARRIVAL = 5.0  # seconds for systemd to appear on a bus that has just started; measured: under 80 ms
+# Bytes of calls that are waiting for their replies. If the socket cannot take more immediately, dbus-fast closes the
+# connection (issue 153 of python-dbus-next, of which it is a fork); a socket takes some 200 KiB (net.core.wmem_default,
+# socket(7)). The bus also refuses more than 128 calls (max_replies_per_connection, dbus-daemon(1)).
 IN_FLIGHT = 64 * 1024
-CALL_SIZE = 1024  # of these for each call, besides its texts
-MAX_WAITING = 1000  # signals that a slow reader may leave unread; one holds some twenty values
+CALL_SIZE = 1024  # of these per call, besides its texts
+MAX_WAITING = 1000  # signals that a slow reader may leave unread; one has some twenty values
 
 
 class Connection:
-    """A connection to systemd that lives until it is `lost`; then every call and every waiting reader gets `Lost`."""
+    """A connection to systemd, valid until it is `lost`; then every call and every waiting reader gets `Lost`."""
 
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
-        self._systemd = ""  # unique name of the peer whose signals are believed
+        self._systemd = ""  # unique name of the peer whose signals are accepted
         self._found = asyncio.Event()
         self._readers: set[Callable[[Message | None], None]] = set()
         self._replies: dict[int, asyncio.Future[Message | None]] = {}  # by the call's serial; None: lost
         self._in_flight = 0
         self._in_line = asyncio.Lock()
         self._answered = asyncio.Event()
-        self._next: dict[tuple[str, ...], asyncio.Task[tuple[float, Message]]] = {}  # lists that will be asked for
+        self._next: dict[tuple[str, ...], asyncio.Task[tuple[float, Message]]] = {}  # lists that will be requested
         self._asked: dict[tuple[str, ...], asyncio.Task[tuple[float, Message]]] = {}  # and those that wait for answers
         self._matches: Counter[str] = Counter()
-        self._kept: set[str] = set()  # rules that stay
+        self._kept: set[str] = set()  # permanent match rules
         self._preparing = asyncio.Lock()
         self._subscribed = False
         self._finished = False
@@ -57,7 +57,7 @@ class Connection:
 
     @property
     def lost(self) -> bool:
-        """Whether it is of no use any more."""
+        """Whether it cannot be used any more."""
         return self._finished or not self._bus.connected
 
     async def call(
@@ -76,9 +76,10 @@ class Connection:
         return answer
 
     async def list_units(self, units: Sequence[str]) -> tuple[float, Message]:
-        """As `call`, of ListUnitsByNames: all who ask about the same while it is asked get the answer of the next time.
+        """As `call`, of ListUnitsByNames: callers who ask for the same list while a query is in progress share the next
+        one.
 
-        Also when it was asked, in seconds since the epoch, which is after the caller came.
+        Also returns the time of the query in seconds since the epoch, which is after the caller's call.
         """
         key = tuple(units)
         if key not in self._next:
@@ -97,7 +98,7 @@ class Connection:
 
     @asynccontextmanager
     async def _room(self, size: int) -> AsyncIterator[None]:
-        """The turn of a call, when not too much waits for replies."""
+        """Wait until not too much is waiting for replies, then hold a place for a call."""
         async with self._in_line:
             while self._in_flight and self._in_flight + size > IN_FLIGHT:
                 self._answered.clear()
@@ -112,8 +113,8 @@ class Connection:
     async def _reply(
         self, target: tuple[str, str, str], member: str, signature: str, body: Sequence[Any]
     ) -> Message | None:
-        """The answer to a call; None if it is lost."""
-        # dbus-fast writes to a socket number that is already someone else's when it is used after the end
+        """The reply to a call; None if the connection is lost."""
+        # If used after its end, dbus-fast writes to a descriptor that already belongs to something else.
         if self.lost:
             raise Lost
         reply: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
@@ -129,10 +130,10 @@ class Connection:
     async def signals(
         self, rules: Sequence[str], wanted: Callable[[Message], bool], *, keep: bool = False
     ) -> AsyncIterator[asyncio.Queue[Message | None]]:
-        """Collect systemd's signals that match `rules` and are `wanted`, from now on.
+        """Collect those signals of systemd that match `rules` and are `wanted`, from now on.
 
-        `keep` leaves the rules with the bus as long as the connection lasts: the next to ask for them need not wait for
-        the bus to take them on. None in the queue: nothing more will come, since the connection is lost or the
+        With `keep`, the bus keeps the rules as long as the connection exists, so that the next caller with the same
+        rules need not wait for it. None in the queue: nothing more will come, since the connection is lost or the
         reader was too slow.
         """
         await self._subscribe()
@@ -167,9 +168,9 @@ class Connection:
         await asyncio.wait([self._end])
 
     async def find_systemd(self) -> None:
-        """Wait until systemd is on the bus, which it is not at once when the bus starts, and learn its unique name.
+        """Wait until systemd is on the bus, shortly after the bus has started, and learn its unique name.
 
-        Any peer may send us a signal that looks like one of systemd's: only the sender's name cannot be made up.
+        Any peer may send us a signal that looks like one of systemd's: only the sender's name cannot be forged.
         """
         await self._add_match(OWNER_CHANGED)
         try:
@@ -184,7 +185,7 @@ class Connection:
             raise Lost
 
     async def _subscribe(self) -> None:
-        """Have systemd send its signals."""
+        """Make systemd send its signals."""
         async with self._preparing:
             if self._subscribed:
                 return
@@ -196,7 +197,9 @@ class Connection:
             self._subscribed = True
 
     async def _add_match(self, rule: str) -> None:
-        """Have the bus pass on what matches. Who is second waits for that too, or asks if the first has given up."""
+        """Have the bus forward matching signals. A second caller waits for that too, or asks if the first one has given
+        up.
+        """
         async with self._preparing:
             self._matches[rule] += 1
             if self._matches[rule] > 1:
@@ -210,7 +213,7 @@ class Connection:
     def _remove_match(self, rule: str) -> None:
         self._matches[rule] -= 1
         if self._matches[rule] == 0 and not self.lost:
-            with suppress(Lost):  # it would take the place of a cancellation
+            with suppress(Lost):  # it would replace a cancellation
                 self._send(DAEMON, "RemoveMatch", "s", [rule], flags=MessageFlag.NO_REPLY_EXPECTED)
 
     def _send(
@@ -237,7 +240,7 @@ class Connection:
         try:
             self._bus.send(message).add_done_callback(_note)
         except OSError as exc:
-            # dbus-fast keeps the future to itself then, and asyncio would log that nobody looked at it.
+            # Otherwise only dbus-fast holds the future, and asyncio would log that its exception was never retrieved.
             failed: asyncio.Future[None] | None = getattr(getattr(self._bus, "_writer", None), "fut", None)
             if failed is not None and failed.done():
                 _note(failed)
@@ -259,7 +262,7 @@ class Connection:
         if not self._systemd:
             self._systemd = owner
             self._found.set()
-        elif owner != self._systemd:  # a systemd that was executed anew has forgotten what was under way
+        elif owner != self._systemd:  # after systemd was re-executed, it has forgotten pending calls
             self._finish()
 
     def _finish(self) -> None:
@@ -280,12 +283,12 @@ class Connection:
 
 
 def _size(body: Sequence[Any]) -> int:
-    """Bytes that a call takes of `IN_FLIGHT`."""
+    """Bytes that a call occupies of `IN_FLIGHT`."""
     return CALL_SIZE + sum(len(text) for part in body if isinstance(part, list) for text in part)
 
 
 def _note(future: asyncio.Future[Any]) -> None:
-    """Take note of an error that everyone who waits is told otherwise, such as that a message could not be sent."""
+    """Log an error of which all waiting callers are told in another way, such as that a message could not be sent."""
     if not future.cancelled():
         future.exception()
 

@@ -1,4 +1,4 @@
-"""What can go wrong on the bus, and what systemd's error replies mean to a caller. Imports no D-Bus library."""
+"""Errors on the bus, and what systemd's error replies mean for a caller. Imports no D-Bus library."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, N
 
 _DBUS = "org.freedesktop.DBus.Error."
 _SYSTEMD = "org.freedesktop.systemd1."
-NO_REPLY = f"{_DBUS}NoReply"  # who was asked has gone: systemd, or polkit, whose error systemd hands on
+NO_REPLY = f"{_DBUS}NoReply"  # the peer has gone: systemd, or polkit, whose error systemd passes on
 _REFUSALS = (f"{_DBUS}AccessDenied", f"{_DBUS}InteractiveAuthorizationRequired")
-# The rest of systemd's own errors say that the unit is in a state that does not allow what was asked.
+# All other errors of systemd mean that the unit's state does not allow the request.
 _MEANINGS: dict[str, type[CircleError]] = {
     f"{_SYSTEMD}NoSuchUnit": NotFound,
     f"{_SYSTEMD}LoadFailed": NotFound,
@@ -21,7 +21,7 @@ _MEANINGS: dict[str, type[CircleError]] = {
 
 
 class ErrorReply(Exception):
-    """The answer to a call was an error: its name as in the D-Bus Specification, and a sentence."""
+    """The reply to a call was an error: its name as in the D-Bus Specification, and a sentence."""
 
     def __init__(self, name: str, text: str) -> None:
         super().__init__(f"{text} ({name})")
@@ -35,15 +35,15 @@ class ErrorReply(Exception):
 
 
 class Lost(Exception):
-    """The connection ended, or systemd or whom it asked left the bus, before the answer came."""
+    """The connection ended, or systemd or its peer left the bus, before the reply came."""
 
 
 class Unheard(Exception):
-    """The connection was lost, and the job that systemd had taken on will not be told of any more."""
+    """The connection was lost, and the end of a job that systemd had accepted will not be reported any more."""
 
 
 def explained(doing: str, error: ErrorReply) -> CircleError:
-    """The error to raise when systemd answered `error` to the wish of `doing`, such as: start nginx.service."""
+    """The error to raise when systemd replied `error` to the request `doing`, for example: start nginx.service."""
     said = error.text.rstrip(".")
     if error.refusal:
         return Denied(

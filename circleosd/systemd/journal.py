@@ -17,10 +17,10 @@ from circleosd.steering import plain
 log = logging.getLogger(__name__)
 
 SOCKET = "/run/systemd/journal/socket"
-PATIENCE = 5.0  # seconds that a row waits for a journald that takes nothing; other changes wait behind that one
+PATIENCE = 5.0  # seconds that a row waits for a journald that accepts nothing; other changes wait for that one
 _SEALED = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
-# One identifier for each kind of row, explained in the shipped catalog (units/circleosd.catalog).
+# One identifier for each kind of row, explained in the installed catalog (units/circleosd.catalog).
 MESSAGE_IDS = {
     "done": "d97d231a40db4ad483bd3886e5099d0d",
     "intent": "10b91a703a9c4d179a742193e6442330",
@@ -29,18 +29,18 @@ MESSAGE_IDS = {
     "denied": "a85b7acb4f1f4652a20f4c30fd25298e",
 }
 
-ROW = "CIRCLEOSD_ROW"  # the field that holds a whole row of the ledger
+ROW = "CIRCLEOSD_ROW"  # the field with a complete row of the ledger
 
 
 class _OneLine(logging.Formatter):
-    """A message is one line, whatever a plugin or a client said in it; only a traceback behind it has more."""
+    """A message is one line, whatever a plugin or a client wrote; only a traceback after it has more."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name for it
         return plain(super().formatMessage(record).replace("\n", " "))
 
 
 class _Prefixed(_OneLine):
-    """Each line with its priority in front, as the journal reads it from standard error (sd-daemon(3))."""
+    """Each line prefixed with its priority, as the journal reads it from standard error (sd-daemon(3))."""
 
     _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
@@ -54,11 +54,11 @@ def set_up() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Prefixed() if _is_the_journal(sys.stderr.fileno()) else _OneLine(logging.BASIC_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("circleosd").setLevel(logging.DEBUG)  # of libraries only what matters, of plugins all they say
+    logging.getLogger("circleosd").setLevel(logging.DEBUG)  # of libraries only important messages, of plugins all
 
 
 def complain(text: str) -> None:
-    """Say on standard error what went wrong, with its priority where that is the journal."""
+    """Report an error on standard error, with a priority if that is the journal."""
     print(f"<3>{text}" if _is_the_journal(2) else text, file=sys.stderr)
 
 
@@ -72,16 +72,17 @@ def _is_the_journal(descriptor: int) -> bool:
 
 
 class Mirror:
-    """Writes rows of the ledger to the journal; does nothing where no journal runs.
+    """Writes rows of the ledger to the journal; does nothing if no journal is running.
 
-    After a row that waited in vain no other waits until journald takes one again; it is logged then how many it lacks.
+    After a row has waited in vain, later ones do not wait until journald accepts one again; then the number of missing
+    rows is logged.
     """
 
     def __init__(self) -> None:
-        self._lacks = 0  # rows that journald has not taken since it took the last one
+        self._lacks = 0  # rows that journald has not accepted since the last accepted one
 
     def __call__(self, event: Event) -> None:
-        """Write a row. What keeps it out of the journal is logged."""
+        """Write a row. If that fails, log why."""
         entry = b"".join(_field(name, text.encode()) for name, text in _fields(event).items())
         try:
             _send(entry, 0.0 if self._lacks else PATIENCE)
@@ -137,8 +138,8 @@ def _text(value: Any) -> str:
 def _send(entry: bytes, patience: float) -> None:
     """Write an entry (systemd.io/JOURNAL_NATIVE_PROTOCOL). Raises OSError, TimeoutError after `patience` seconds.
 
-    sd_journal_send(3) waits for journald however long that takes, and systemd-python does with Python's lock held: no
-    other thread could go on, and the watchdog would end the service.
+    sd_journal_send(3) waits for journald indefinitely, and systemd-python does so while holding Python's lock: no other
+    thread could run, and the watchdog would kill the service.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.settimeout(patience)

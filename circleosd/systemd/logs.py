@@ -1,7 +1,7 @@
-"""A unit's lines in the journal (systemd.journal-fields(7)), by systemd-python's `journal.Reader`.
+"""A unit's lines in the journal (systemd.journal-fields(7)), read with systemd-python's `journal.Reader`.
 
 A reader belongs to the thread that opened it (sd-journal(3)): the functions here that are not coroutines block and use
-theirs within one call; `follow` keeps a thread of its own.
+theirs within one call; `follow` has its own thread.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from circleosd.steering import plain
 from circleosd.systemd.journal import ROW
 
 MAX_TEXT = 2048  # characters of a line that are shown; journald itself cuts at 48 KiB (LineMax=)
-BATCH = 200  # lines by which `follow` hands on what it has read so far
-SETTLE = 1.0  # seconds that journald gets to write down how a unit ended: 2–4 ms when idle, over 300 when flooded
-STRAGGLERS = 0.05  # seconds by which lines may come later than systemd's word that the run is over; measured: 0.1 ms
-EARLY = 0.05  # seconds by which a line may seem older than its run, whose time is taken after the process was made
+BATCH = 200  # lines after which `follow` delivers what it has read so far
+SETTLE = 1.0  # seconds for journald to write how a unit ended: 2–4 ms when idle, over 300 when flooded
+STRAGGLERS = 0.05  # seconds by which lines may come later than systemd's message that the run is over; measured: 0.1 ms
+EARLY = 0.05  # seconds by which a line may seem older than its run, whose time is taken after the process was created
 
-# systemd's own word that a unit could not be started; that its run ended badly, or well.
+# systemd's messages that a unit could not be started; that its run ended badly, or well.
 _NOT_STARTED = "be02cf6855d2428ba40df7e9d022f03d"
 _ENDED = ("d9b373ed55a64feb8242e02dbe79a49c", "7ad2d189f7e94e70a38c781354912448")
-_INVOCATION: dict[Scope, str] = {"system": "INVOCATION_ID", "user": "USER_INVOCATION_ID"}  # in what the manager says
+_INVOCATION: dict[Scope, str] = {"system": "INVOCATION_ID", "user": "USER_INVOCATION_ID"}  # in messages of the manager
 _FILES = (Path("/var/log/journal"), Path("/run/log/journal"))
-_WITH_DEFAULT = 1 << 6  # SD_JOURNAL_INCLUDE_DEFAULT_NAMESPACE, sd_journal_open(3), which systemd-python does not name
+_WITH_DEFAULT = 1 << 6  # SD_JOURNAL_INCLUDE_DEFAULT_NAMESPACE, sd_journal_open(3), which systemd-python does not define
 
 
 class Source(NamedTuple):
-    """A unit by its name in the journal, whose manager it is, and where its processes log (LogNamespace=)."""
+    """A unit by its name in the journal, the scope of its manager, and its log namespace (LogNamespace=)."""
 
     unit: str
     scope: Scope
@@ -47,14 +47,14 @@ class Source(NamedTuple):
 def tail(source: Source, lines: int, since: float | None) -> list[LogLine]:
     """The last `lines` lines of a unit and of the manager about it, oldest first, none older than `since`.
 
-    `lines` is cut to MAX_LINES. Raises `Denied` when this process may not read the journal.
+    `lines` is limited to MAX_LINES. Raises `Denied` if this process may not read the journal.
     """
     with _about(source) as reader:
         return _last(reader, lines, since)[0]
 
 
 def of_run(source: Source, began: float, invocation: str, lines: int, *, ended: bool) -> list[str]:
-    """The last lines that the processes of one run of a unit logged; empty when they cannot be read.
+    """The last lines that the processes of one run of a unit logged; empty if they cannot be read.
 
     `began` is in seconds since the epoch, `invocation` the run's InvocationID in hexadecimal. With `ended`, waits a
     moment for journald to catch up.
@@ -68,8 +68,8 @@ def of_run(source: Source, began: float, invocation: str, lines: int, *, ended: 
     with _about(source) as reader:
         for entry in _backwards(reader, began - EARLY):
             if entry.get(_INVOCATION[scope], invocation) != invocation or len(found) >= lines:
-                break  # there systemd speaks of the run before, or it is enough
-            # journald may be too late to learn the invocation of a process that ends at once
+                break  # older entries are about the previous run, or there are enough lines
+            # journald may be too late to learn the invocation of a process that ends immediately
             ours = entry.get("_SYSTEMD_INVOCATION_ID", invocation) == invocation
             if ours and not _by_manager(entry, scope):
                 found += reversed([*_lines(entry)])
@@ -77,7 +77,7 @@ def of_run(source: Source, began: float, invocation: str, lines: int, *, ended: 
 
 
 async def follow(source: Source, lines: int, since: float | None) -> AsyncGenerator[LogLine, None]:
-    """What `tail` gives, then every new line, until the iterator is closed. Raises `Denied`, `Limit`."""
+    """The lines of `tail`, then every new line, until the iterator is closed. Raises `Denied`, `Limit`."""
     thread = ThreadPoolExecutor(1, "journal")
     loop = asyncio.get_running_loop()
     follower = _Follower()
@@ -95,7 +95,7 @@ async def follow(source: Source, lines: int, since: float | None) -> AsyncGenera
 
 
 class _Follower:
-    """A reader that goes on where it stopped; all methods run in one thread."""
+    """A reader that continues where it stopped; all methods run in one thread."""
 
     def __init__(self) -> None:
         self._reader: Any = None
@@ -103,10 +103,10 @@ class _Follower:
         self.timeout: float | None = None
 
     def open(self, source: Source, lines: int, since: float | None) -> list[LogLine]:
-        """Begin; return the lines that are there already."""
+        """Start; return the existing lines."""
         self._reader = reader = _about(source)
         try:
-            self.descriptor = reader.fileno()  # from here on changes are noticed
+            self.descriptor = reader.fileno()  # from here on, changes are noticed
         except OSError as exc:
             raise Limit(
                 f"cannot follow the log of {source.unit}: {exc.strerror}; too many logs are being followed"
@@ -122,7 +122,7 @@ class _Follower:
         return found
 
     def read(self) -> list[LogLine]:
-        """The lines that came since, BATCH and those of one entry at most."""
+        """Read the lines that came since, at most BATCH plus those of one entry."""
         self._reader.process()
         found: list[LogLine] = []
         while len(found) < BATCH and (entry := _entry(self._reader.get_next)):
@@ -131,17 +131,17 @@ class _Follower:
         return found
 
     def close(self) -> None:
-        """Give the reader back."""
+        """Close the reader."""
         if self._reader is not None:
             self._reader.close()
 
     def _note_timeout(self) -> None:
-        milliseconds = self._reader.get_timeout_ms()  # for file systems that do not tell of changes
+        milliseconds = self._reader.get_timeout_ms()  # for file systems that do not report changes
         self.timeout = None if milliseconds < 0 else milliseconds / 1000
 
 
 async def _until_readable(descriptor: int, timeout: float | None) -> None:
-    """Wait until the journal may have changed, `timeout` seconds at most."""
+    """Wait until the journal may have changed, at most `timeout` seconds."""
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
     loop.add_reader(descriptor, changed.set)
@@ -157,8 +157,8 @@ async def _until_readable(descriptor: int, timeout: float | None) -> None:
 def _settle(invocation: str, scope: Scope) -> None:
     """Wait until the end of a run is in the journal.
 
-    The lines of a process may be written down after its unit's failure, but not long after; of what systemd says of
-    the failed start of a unit comes last that it failed to start.
+    The lines of a process may be written after its unit's failure, but not long after; systemd's last message about a
+    failed start of a unit is that it failed to start.
     """
     deadline = time.monotonic() + SETTLE
     with _reader() as reader:
@@ -174,15 +174,16 @@ def _settle(invocation: str, scope: Scope) -> None:
 
 
 def _readable() -> bool:
-    """Whether this process may read the system's journal, which it may as root or in the group systemd-journal."""
+    """Whether this process may read the system's journal: as root or in the group systemd-journal."""
     files = [path for directory in _FILES for path in directory.glob("*/system.journal")]
     return not files or any(os.access(path, os.R_OK) for path in files)
 
 
 def _reader(namespace: str = "") -> Any:
-    """A reader of this machine's whole journal: of a service that runs as a person, a part is in that user's.
+    """A reader of this machine's whole journal: part of the log of a service that runs as a normal user is in that
+    user's journal.
 
-    With a `namespace`, of that one's too: what a manager says of its units is not in there.
+    With a `namespace`, also of that one, which lacks the manager's messages about its units.
     """
     try:
         if namespace:
@@ -191,12 +192,12 @@ def _reader(namespace: str = "") -> Any:
             reader = journal.Reader(journal.LOCAL_ONLY)
     except OSError as exc:
         raise Unavailable(f"cannot open the journal: {exc.strerror}") from exc
-    reader.data_threshold = 4 * MAX_TEXT  # bytes of a field that are unpacked; a character may take four
+    reader.data_threshold = 4 * MAX_TEXT  # bytes of a field that are read; a character may take four
     return reader
 
 
 def _about(source: Source) -> Any:
-    """A reader of what the processes of a unit and its manager about it logged, as in journalctl -u."""
+    """A reader of the messages of a unit's processes and of its manager about it, as in journalctl -u."""
     unit, scope, namespace = source
     if scope == "system" and not _readable():
         raise Denied("this service may not read the journal; add its user to the group systemd-journal")
@@ -213,12 +214,12 @@ def _about(source: Source) -> Any:
 
 
 def _by_manager(entry: dict[str, Any], scope: Scope) -> bool:
-    """Whether an entry about a unit comes from the service manager, not from a process of the unit."""
+    """Whether an entry about a unit comes from the service manager rather than from a process of the unit."""
     return entry.get("_SYSTEMD_UNIT" if scope == "system" else "_SYSTEMD_USER_UNIT") == "init.scope"
 
 
 def _entry(step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The entry that a step of a reader leads to; {} at the end. One that a failing disk has damaged is passed over."""
+    """The entry reached by a step of a reader; {} at the end. An entry damaged by a failing disk is skipped."""
     while True:
         try:
             return step()
@@ -236,7 +237,7 @@ def _backwards(reader: Any, since: float | None) -> Iterator[dict[str, Any]]:
 
 
 def _last(reader: Any, lines: int, since: float | None) -> tuple[list[LogLine], str | None]:
-    """The last lines, oldest first, and the cursor of the newest entry, None if there is none."""
+    """The last lines, oldest first, and the cursor of the newest entry; None if there is none."""
     lines = min(lines, MAX_LINES)
     newest: str | None = None
     found: list[LogLine] = []  # newest first
@@ -249,11 +250,11 @@ def _last(reader: Any, lines: int, since: float | None) -> tuple[list[LogLine], 
 
 
 def _lines(entry: dict[str, Any]) -> Iterator[LogLine]:
-    """An entry's message, line by line, fit for a terminal; none of a ledger's row, which fewer people may read."""
+    """An entry's message, line by line, safe for a terminal; without rows of a ledger, which fewer people may read."""
     if ROW in entry:
         return
     message = entry.get("MESSAGE", "")
-    if isinstance(message, list):  # a field may be there several times
+    if isinstance(message, list):  # a field may occur several times
         message = message[0]
     text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
     moment = entry["__REALTIME_TIMESTAMP"].timestamp()
