@@ -1,4 +1,4 @@
-"""Threads that are started when there is work, and do none that was refused because one could not be started."""
+"""Threads that are started on demand, and do not run work later that was refused because no thread could be started."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ T = TypeVar("T")
 
 
 class Threads(ThreadPoolExecutor):
-    """As its base class, which would do later what it could not take: nobody waits for that, and there may be much."""
+    """Unlike its base class, it does not keep refused work for later: nobody waits for that, and there may be a lot of
+    it.
+    """
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """See `concurrent.futures.Executor`. Raises RuntimeError when a thread would have to be started and cannot."""
+        """See `concurrent.futures.Executor`. Raises RuntimeError if a thread would have to be started and cannot be."""
         work: list[Callable[[], T]] = [partial(fn, *args, **kwargs)]
         try:
             return super().submit(_do, work)
@@ -30,7 +32,7 @@ def _do(work: list[Callable[[], T]]) -> T:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """As `asyncio.run`, with `Threads` for what is to be done in a thread."""
+    """As `asyncio.run`, with `Threads` as the default executor."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(main)
 
@@ -42,5 +44,5 @@ class _Loop(asyncio.SelectorEventLoop):
         self.set_default_executor(self._threads)
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        """Wait for the threads. The base class has one more do that, which may be one too many."""
+        """Wait for the threads. The base class uses another thread for that, which may be one too many."""
         self._threads.shutdown()

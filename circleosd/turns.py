@@ -1,4 +1,4 @@
-"""Turns on the event loop, by uid: whoever has many connections keeps nobody else waiting for all of them."""
+"""Turns on the event loop, by uid: requests on many connections of one uid do not make others wait for all of them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections import Counter, deque
 
 from circleosd.handoff import Handoff
 
-ROUND = 64 * 1024  # bytes of requests that may begin for one uid while the loop looks at its sockets once: some ms
-LEAST = 1024  # bytes that a shorter request counts as, for what it takes besides being read
+ROUND = 64 * 1024  # bytes of requests of one uid that may begin per iteration of the loop: some ms
+LEAST = 1024  # minimum number of bytes that a request counts as, for the work besides reading it
 
 
 class Turns:
-    """What of one uid is more than `ROUND` waits until the loop has turned, and so others have come in."""
+    """If one uid needs more than `ROUND`, it waits for the next iteration of the loop, so that others get a turn."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._begun: Counter[int] = Counter()  # since the loop turned last, or longer ago where nobody waited
+        self._begun: Counter[int] = Counter()  # since the last iteration of the loop, or longer if nobody waited
         self._waiting: dict[int, deque[tuple[int, Handoff[None]]]] = {}
 
     def take(self, uid: int, size: int) -> Handoff[None] | None:
-        """What a request of so many bytes has to wait for; None if it may begin at once."""
+        """What a request of that size has to wait for; None if it may begin at once."""
         size = max(size, LEAST)
         if uid not in self._waiting and self._has_room(uid, size):
             self._begun[uid] += size
@@ -40,7 +40,7 @@ class Turns:
         for uid, line in [*self._waiting.items()]:
             while line and self._has_room(uid, line[0][0]):
                 size, turn = line.popleft()
-                if not turn.done():  # else nobody waits any more
+                if not turn.done():  # otherwise nobody waits any more
                     self._begun[uid] += size
                     turn.set_result(None)
             if not line:

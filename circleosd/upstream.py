@@ -1,4 +1,4 @@
-"""One service asking another: the same wire, without blocking the event loop."""
+"""Requests from one service to another: the same protocol, without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from circleosd.paths import address
 from circleosd.policy import Caller, Grant, Peer, Role, higher, role_of_uid
 
 MAX_REPLY = 16 * 1024 * 1024
-CACHED = 1.0  # seconds that a verified identity is believed; a revocation is effective everywhere within that time
+CACHED = 1.0  # seconds for which a verified identity is cached; a revocation takes effect everywhere within this time
 MAX_CACHED = 4096
-# Questions to auth-service at once. They all come from this service's uid, of which it takes only so many connections
-# (server.max_connections_per_uid): whoever sends many tokens must not keep others from being known.
+# Concurrent questions to auth-service. They all come from this service's uid, whose connections it limits
+# (server.max_connections_per_uid): a client that sends many tokens must not keep others from being identified.
 ASKED_AT_ONCE = 16
 _ANYBODY = (None, (), False, False)
 QUEUE_FULL = 0.01  # seconds until a listener with a full queue is tried again
@@ -29,8 +29,8 @@ QUEUE_FULL = 0.01  # seconds until a listener with a full queue is tried again
 async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
     """Send one request to the service at `path` and return its `data`.
 
-    Raises the error that it names, `Unavailable` when it cannot be reached, `Timeout` after `timeout` seconds, `Limit`
-    for an answer of more than `MAX_REPLY` bytes.
+    Raises the error in the reply, `Unavailable` if the service cannot be reached, `Timeout` after `timeout` seconds,
+    `Limit` for a reply of more than `MAX_REPLY` bytes.
     """
     name = path.rpartition("/")[2].removesuffix(".sock")
     try:
@@ -46,15 +46,15 @@ async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
         raise _unreachable(name, path, exc) from exc
     except ValueError as exc:
         raise Limit(f"the answer of {name} has more than {MAX_REPLY} bytes") from exc
-    if not line.endswith(b"\n"):  # it may have died over its answer
+    if not line.endswith(b"\n"):  # it may have died while replying
         raise Unavailable(f"{name} closed the connection without {'the whole' if line else 'an'} answer")
     return wire.decode_reply(line).get("data")
 
 
 async def follow(path: str, request: dict[str, Any]) -> AsyncGenerator[Any, None]:
-    """Send a request that is answered by a stream; yield the `data` of each reply but the last.
+    """Send a request whose reply is a stream; yield the `data` of each reply but the last.
 
-    Raises the error that it names, `Unavailable` when the service cannot be reached or goes away.
+    Raises the error in a reply, `Unavailable` if the service cannot be reached or goes away.
     """
     name = path.rpartition("/")[2].removesuffix(".sock")
     try:
@@ -75,7 +75,7 @@ async def follow(path: str, request: dict[str, Any]) -> AsyncGenerator[Any, None
 async def _asked(path: str, request: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection on which a request was sent. Raises OSError.
 
-    A service that has already refused it has said why, so a broken pipe is left to the reading.
+    A peer that refuses it early has already said why, so a broken pipe is ignored.
     """
     sock = await connect(path)
     try:
@@ -88,7 +88,7 @@ async def _asked(path: str, request: dict[str, Any]) -> tuple[asyncio.StreamRead
 
 
 def _unreachable(name: str, path: str, error: OSError) -> Unavailable:
-    """Who reads this asked another service, whose log and whose state would not tell."""
+    """The caller used another service, whose log and state would not explain this error."""
     if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
         return Unavailable(f"{name} is not listening at {path}; see: circlectl system status")
     return Unavailable(f"cannot reach {name}: {error.strerror or error}")
@@ -97,7 +97,7 @@ def _unreachable(name: str, path: str, error: OSError) -> Unavailable:
 async def connect(path: str) -> socket.socket:
     """A connected non-blocking socket. While the listener's queue is full, wait for a place in it.
 
-    asyncio takes that state, EAGAIN in connect(2), for a connection in progress, and then fails. Raises OSError.
+    asyncio mistakes that state, EAGAIN in connect(2), for a connection in progress, and then fails. Raises OSError.
     """
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -114,10 +114,10 @@ async def connect(path: str) -> socket.socket:
 
 
 class Identities:
-    """Turns a peer and its token into a caller, by asking auth-service: at most once a second for each.
+    """Turns a peer and its token into a caller by asking auth-service, at most once a second for each.
 
-    `trusted` gives the uids of other CircleOSD services the grants that their work needs. They, and this service's
-    own uid, may say on behalf of which plugin they act.
+    `trusted` gives the uids of other CircleOSD services the grants that they need for their work. They, and this
+    service's own uid, may state on behalf of which plugin they act.
     """
 
     def __init__(self, auth: str, *, timeout: float, trusted: dict[int, tuple[Grant, ...]] | None = None) -> None:
@@ -125,7 +125,7 @@ class Identities:
         self._timeout = timeout
         self._asking = Fair(ASKED_AT_ONCE)
         own_uid = os.getuid()
-        # What the kernel's word gives to a uid that is not just anybody's: role, grants, privileged, vouches.
+        # The properties of special uids: role, grants, privileged, vouches.
         self._uids: dict[int, tuple[Role | None, tuple[Grant, ...], bool, bool]] = {}
         for uid in (0, own_uid, *(trusted or {})):
             role, grants = role_of_uid(uid, own_uid), (trusted or {}).get(uid, ())
@@ -133,7 +133,7 @@ class Identities:
         self._known: dict[tuple[int, bytes], tuple[float, asyncio.Task[Any]]] = {}
 
     async def identify(self, peer: Peer, token: str | None) -> Caller:
-        """The caller behind a connection. Raises `Denied` for a token that names no session."""
+        """The caller of a connection. Raises `Denied` for a token without a valid session."""
         role, grants, privileged, vouches = self._uids.get(peer.uid, _ANYBODY)
         caller = Caller(peer, role, None, None, grants, privileged, vouches and token is None)
         if token is None and (privileged or grants):
@@ -151,7 +151,7 @@ class Identities:
         )
 
     async def _verified(self, peer: Peer, token: str | None) -> Any:
-        """What auth-service says, or said less than `CACHED` seconds ago; who asks meanwhile waits for one answer."""
+        """auth-service's answer, at most `CACHED` seconds old; concurrent callers wait for the same answer."""
         import hashlib  # see chain.linked
 
         key = (peer.uid, hashlib.sha256((token or "").encode()).digest())
@@ -165,7 +165,7 @@ class Identities:
         answer = await asyncio.shield(asked)
         if isinstance(answer, CircleError):
             if not isinstance(answer, Denied) and self._known.get(key, (0.0, None))[1] is asked:
-                del self._known[key]  # the next request may be luckier
+                del self._known[key]  # the next request may succeed
             raise type(answer)(str(answer))
         return answer
 

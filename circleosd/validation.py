@@ -1,7 +1,7 @@
 """Validators for dataclasses, made with pydantic-core alone.
 
-pydantic makes the same ones; but its import and the first type that it meets take longer than all else of a service's
-start, and a third of its memory. tests/unit/test_validation.py holds the two against each other.
+pydantic makes the same ones, but its import and its first type take longer than the rest of a service's start, and a
+third of its memory. tests/unit/test_validation.py compares the two.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _SIMPLE: dict[Any, Callable[[], Any]] = {
     bool: core_schema.bool_schema,
 }
 
-# What pydantic says in terms of the code.
+# pydantic's messages that contain terms of Python.
 _WORDS = {"missing": "is missing", "unexpected_keyword_argument": "no such member"}
 
 
 def validator(hint: Any) -> SchemaValidator:
-    """What validates a value of that type: a dataclass, and what such have for fields."""
+    """A validator for values of that type: a dataclass, or a type that its fields have."""
     return SchemaValidator(_schema(hint))
 
 
 def first_wrong(exc: ValidationError) -> tuple[str, tuple[int | str, ...], str]:
-    """Of the first thing that is wrong its type, by pydantic's name, where it is, and what it is in words."""
+    """The first error: its type, by pydantic's name, its location, and a description."""
     error = exc.errors(include_url=False, include_context=False)[0]
     words = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return error["type"], error["loc"], _WORDS.get(error["type"], words)

@@ -1,4 +1,4 @@
-r"""The wire: newline-delimited JSON, one object a line, UTF-8. No I/O here.
+r"""The wire protocol: newline-delimited JSON, one object per line, UTF-8. No I/O here.
 
 A request is `{"action":NAME, …parameters, "token"?:STR, "tag"?:ANY}\n`, a reply
 `{"ok":true,"message":STR|null,"data":ANY}\n` or `{"ok":false,"message":STR,"data":null,"error":CODE}\n`, with `"tag"`
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, NoReturn
 
 from circleosd.errors import BadRequest, CircleError, Limit, from_code
 
-JSON = Any  # a value that json.loads may return
+JSON = Any  # a value that json.loads can return
 MAX_TOKEN = 256  # characters; ours have 43
-MAX_VALUES = 10_000  # in one line; a megabyte of them takes a hundred times as long to read as one of text
-MAX_TAG = 1024  # characters; it is echoed with every reply
-MAX_DEPTH = 100  # objects and lists within one another in a request, whose tag is echoed one deeper
+MAX_VALUES = 10_000  # in one line; a megabyte of values takes a hundred times as long to read as a megabyte of text
+MAX_TAG = 1024  # characters; it is echoed in every reply
+MAX_DEPTH = 100  # nested objects and lists in a request, whose tag is echoed one level deeper
 _BOXES = (dict, list)
 
 
@@ -28,7 +28,7 @@ ABSENT = _Absent()
 
 
 class Envelope(NamedTuple):
-    """A request before its parameters are looked at."""
+    """A request before its parameters are examined."""
 
     action: str
     params: dict[str, JSON]
@@ -36,9 +36,9 @@ class Envelope(NamedTuple):
 
 
 class LineBuffer:
-    r"""Cuts received bytes into lines of at most `limit` bytes, the newline not counted.
+    r"""Cuts received bytes into lines of at most `limit` bytes, not counting the newline.
 
-    Each byte is looked at once, however small the pieces it arrives in.
+    Each byte is examined only once, however small the pieces in which it arrives.
     """
 
     def __init__(self, limit: int) -> None:
@@ -47,7 +47,7 @@ class LineBuffer:
         self._searched = 0
 
     def __len__(self) -> int:
-        """Bytes held that no `next_line` has returned."""
+        """Bytes held that `next_line` has not returned yet."""
         return len(self._data)
 
     def feed(self, data: bytes) -> None:
@@ -55,9 +55,9 @@ class LineBuffer:
         self._data += data
 
     def next_line(self) -> bytes | None:
-        """The next whole line without its newline, or None if more must be received first.
+        """The next complete line without its newline, or None if it has not been received yet.
 
-        Raises `Limit` when the line is longer than allowed; the stream cannot be followed after that.
+        Raises `Limit` if the line is longer than allowed; the stream cannot be read after that.
         """
         end = self._data.find(b"\n", self._searched, self.limit + 1)
         if end < 0:
@@ -72,7 +72,7 @@ class LineBuffer:
 
 
 def only_line(data: bytes, limit: int) -> bytes | None:
-    r"""The line that `data` is, without its newline; None if it is none, several, or longer than `limit` bytes."""
+    r"""The line in `data`, without its newline; None if it is not exactly one line of at most `limit` bytes."""
     last = len(data) - 1
     return data[:last] if data.find(b"\n") == last and 0 <= last <= limit else None
 
@@ -85,14 +85,16 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _float(text: str) -> float:
-    """A number with a fraction or an exponent. One beyond all floats would be echoed as Infinity, which is not JSON."""
+    """A number with a fraction or an exponent. One too large for a float would be echoed as Infinity, which is not
+    JSON.
+    """
     number = float(text)
     if number in (_INFINITY, -_INFINITY):
         raise BadRequest("the line holds a number that is too large")
     return number
 
 
-# json.loads and json.dumps with options make these anew for every line.
+# json.loads and json.dumps with options create these again for every line.
 _decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_float)
 _parse, _parse_start = _decoder.decode, _decoder.raw_decode
 _ESCAPED = bytes(range(0x20)) + b'"\\'  # RFC 8259, section 7
@@ -101,18 +103,18 @@ _print = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def decode_object(line: bytes) -> dict[str, JSON]:
-    """The JSON object (RFC 8259) that a line holds. Raises `BadRequest` for anything else."""
+    """The JSON object (RFC 8259) in a line. Raises `BadRequest` for anything else."""
     try:
         text = line.decode("utf-8")
         try:
             value, end = _parse_start(text)
         except ValueError:
             end = -1
-        if end != len(text):  # white space around it, which the other way allows for, or no JSON, which it explains
+        if end != len(text):  # surrounding white space, which the other way allows, or invalid JSON, which it explains
             value = _parse(text)
-        # The first search is for one character, which takes a hundredth of the others' time.
+        # The first search is for a single character, which takes a hundredth of the time of the others.
         if "\\" in text and ("\\ud" in text or "\\uD" in text):
-            # An unpaired surrogate is no Unicode text and could be neither stored nor sent on.
+            # An unpaired surrogate is not valid Unicode text and could be neither stored nor sent on.
             _print(value).encode("utf-8")
     except UnicodeDecodeError as exc:
         raise BadRequest("the line is not UTF-8 text") from exc
@@ -130,7 +132,7 @@ def decode_object(line: bytes) -> dict[str, JSON]:
 
 
 def decode_reply(line: bytes) -> dict[str, JSON]:
-    """The reply that a line holds, of a request that was carried out. Raises the error that it names otherwise."""
+    """The reply in a line to a successful request. Otherwise raises the error in it."""
     reply = decode_object(line)
     if not reply.get("ok"):
         raise from_code(str(reply.get("error")), str(reply.get("message")))
@@ -138,9 +140,9 @@ def decode_reply(line: bytes) -> dict[str, JSON]:
 
 
 def decode_request(line: bytes) -> dict[str, JSON]:
-    """The object that a line holds, as `decode_object`, no deeper than can surely be written again.
+    """The object in a line, as `decode_object`, nested no deeper than can be written again.
 
-    Raises `Limit` for a line that would take long to read, whoever sent it.
+    Raises `Limit` for a line that would take long to read.
     """
     if len(line) > MAX_VALUES and _values(line) > MAX_VALUES:
         raise Limit(f"a line may hold at most {MAX_VALUES} values")
@@ -152,9 +154,9 @@ def decode_request(line: bytes) -> dict[str, JSON]:
 
 
 def _values(line: bytes) -> int:
-    """How many values a line holds, or somewhat more: what begins with a comma or opens something."""
+    """The number of values in a line, or slightly more: everything that starts with a comma or an opening bracket."""
     found = _begun(line)
-    if found <= MAX_VALUES:  # the most common, and found out in the least time
+    if found <= MAX_VALUES:  # the most common, and fastest to find
         return found
     unescaped = line.replace(b"\\\\", b"").replace(b'\\"', b"")
     quotes = unescaped.count(b'"')
@@ -166,7 +168,7 @@ def _begun(text: bytes) -> int:
 
 
 def _deeper(value: JSON, most: int) -> bool:
-    """Whether a list or an object has more than `most` of these within one another, itself counted."""
+    """Whether a list or an object has more than `most` nested levels, including itself."""
     level = [value]
     for _ in range(most):
         insides = (box.values() if type(box) is dict else box for box in level)
@@ -177,7 +179,7 @@ def _deeper(value: JSON, most: int) -> bool:
 
 
 def tag_of(request: dict[str, JSON]) -> JSON:
-    """The tag of a decoded request, or `ABSENT`. Raises `Limit` for one that is too long to be echoed."""
+    """The tag of a decoded request, or `ABSENT`. Raises `Limit` if it is too long to be echoed."""
     tag = request.get("tag", ABSENT)
     if tag is not ABSENT and len(_print(tag) if type(tag) in _BOXES else str(tag)) > MAX_TAG:
         raise Limit(f"a tag may have at most {MAX_TAG} characters")
@@ -185,7 +187,7 @@ def tag_of(request: dict[str, JSON]) -> JSON:
 
 
 def envelope(request: dict[str, JSON]) -> Envelope:
-    """The envelope of a decoded request, whose other members stay in `request` as the parameters.
+    """The envelope of a decoded request; its other members remain in `request` as the parameters.
 
     Raises `BadRequest`.
     """
@@ -200,7 +202,7 @@ def envelope(request: dict[str, JSON]) -> Envelope:
 
 
 def _text(text: str) -> bytes:
-    """A text as JSON. Most hold nothing to be escaped, which is seen faster than done."""
+    """A text as JSON. Most texts need no escaping, and checking that is faster than escaping."""
     data = text.encode("utf-8")
     if len(data.translate(None, _ESCAPED)) == len(data):
         return b'"%b"' % data
@@ -208,12 +210,14 @@ def _text(text: str) -> bytes:
 
 
 def encode(value: JSON) -> bytes:
-    """One line: compact JSON and its newline. What UTF-8 cannot hold, half a character, becomes a question mark."""
+    """One line: compact JSON and its newline. Text that UTF-8 cannot represent, half a character, becomes a question
+    mark.
+    """
     return _print(value).encode("utf-8", "replace") + b"\n"
 
 
 def success(data: JSON, *, message: str | None = None, tag: object = ABSENT, more: bool = False) -> bytes:
-    """The reply line of a request that was carried out."""
+    """The reply line for a successful request."""
     if type(data) is str and message is None and tag is ABSENT and not more:
         return b'{"ok":true,"message":null,"data":%b}\n' % _text(data)  # as below, in less than half the time
     reply: dict[str, JSON] = {"ok": True, "message": message, "data": data}
@@ -225,7 +229,7 @@ def success(data: JSON, *, message: str | None = None, tag: object = ABSENT, mor
 
 
 def failure(error: CircleError, *, tag: object = ABSENT) -> bytes:
-    """The reply line of a request that failed."""
+    """The reply line for a failed request."""
     reply: dict[str, JSON] = {"ok": False, "message": str(error), "data": None, "error": error.code}
     if tag is not ABSENT:
         reply["tag"] = tag

@@ -1,4 +1,4 @@
-"""Messages to the service manager (sd_notify(3)). Without a service manager they go nowhere."""
+"""Messages to the service manager (sd_notify(3)). Without a service manager they are not sent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sdnotify import SystemdNotifier
 
 
 class Notifier:
-    """Tells the service manager how this service is."""
+    """Reports the state of this service to the service manager."""
 
     def __init__(self) -> None:
         self._notifier = SystemdNotifier()
@@ -18,17 +18,17 @@ class Notifier:
         self.watchdog_interval: float | None = usec / 2e6 if usec and ours else None
 
     def ready(self, status: str) -> None:
-        """The service answers requests from now on."""
+        """The service is ready to answer requests."""
         self._notifier.notify(f"READY=1\nSTATUS={status}")
 
     def status(self, text: str) -> None:
-        """One line on what the service does, shown by systemctl status."""
+        """One line about what the service is doing, shown by systemctl status."""
         self._notifier.notify(f"STATUS={text}")
 
     def alive(self) -> None:
-        """The event loop is turning."""
+        """The event loop is running."""
         self._notifier.notify("WATCHDOG=1")
 
     def stopping(self) -> None:
-        """The service is going away."""
+        """The service is shutting down."""
         self._notifier.notify("STOPPING=1\nSTATUS=exiting")

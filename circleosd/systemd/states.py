@@ -7,7 +7,7 @@ from typing import Any
 
 from circleosd.registry.units import UnitState, signal_name
 
-_UNKNOWN = 2**64 - 1  # how systemd says that it cannot tell a figure
+_UNKNOWN = 2**64 - 1  # systemd's value for a number that is not available
 _EXITED, _KILLED = 1, (2, 3)  # CLD_EXITED; CLD_KILLED, CLD_DUMPED: waitid(2)
 STAMPS = (
     "StateChangeTimestamp",
@@ -16,7 +16,7 @@ STAMPS = (
     "ActiveExitTimestamp",
     "InactiveEnterTimestamp",
 )
-_SINCE = {  # when a unit entered its state, by the state
+_SINCE = {  # the property with the time at which a unit entered its state, by state
     "active": "ActiveEnterTimestamp",
     "reloading": "ActiveEnterTimestamp",
     "inactive": "InactiveEnterTimestamp",
@@ -27,14 +27,14 @@ _SINCE = {  # when a unit entered its state, by the state
 
 
 def since_stamp(active: str) -> str:
-    """The property that tells since when a unit has been in a state (ActiveState)."""
+    """The property with the time since which a unit has been in a state (ActiveState)."""
     return _SINCE.get(active, "StateChangeTimestamp")
 
 
 def state_of(unit: str, properties: Mapping[str, Any]) -> UnitState:
-    """The state that a unit's properties describe, without listening."""
+    """The state described by a unit's properties, except for `listening`."""
     active = properties["ActiveState"]
-    alive = active not in ("inactive", "failed")  # while a unit starts, its PID is told before its state
+    alive = active not in ("inactive", "failed")  # while a unit starts, its PID is reported before its state
     ended, how = properties.get("ExecMainCode"), properties.get("ExecMainStatus", 0)
     return UnitState(
         unit=unit,
@@ -56,9 +56,10 @@ def state_of(unit: str, properties: Mapping[str, Any]) -> UnitState:
 
 
 def listed(row: Sequence[Any], began: float) -> dict[str, Any]:
-    """The properties that a row of ListUnitsByNames tells of a unit.
+    """The properties in a row of ListUnitsByNames.
 
-    Since when it has been in its state such a row does not tell: it is said to be `began`, seconds since the epoch.
+    Such a row lacks the time at which the unit entered its state, so `began`, in seconds since the epoch, is used
+    instead.
     """
     _name, description, load, active, sub = row[:5]
     return {
@@ -72,7 +73,7 @@ def listed(row: Sequence[Any], began: float) -> dict[str, Any]:
 
 
 def absent(unit: str) -> UnitState:
-    """That of a unit which does not exist."""
+    """The properties of a unit that does not exist."""
     return UnitState(unit, unit, "not-found", "inactive", "dead")
 
 

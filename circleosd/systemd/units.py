@@ -1,4 +1,6 @@
-"""The registry's service manager on systemd: the system's or the user's, over D-Bus (org.freedesktop.systemd1(5))."""
+"""The registry's service manager based on systemd: the system's or the user's, over D-Bus
+(org.freedesktop.systemd1(5)).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from circleosd.systemd.names import (
 from circleosd.systemd.states import absent, plain, state_of
 from circleosd.systemd.watching import Watched, changes, differs
 
-if TYPE_CHECKING:  # dbus-fast is imported at the first call: a registry asked for its health needs none of it
+if TYPE_CHECKING:  # dbus-fast is imported at the first call: a registry asked for its health does not need it
     from dbus_fast import Message
 
     from circleosd.systemd.bus import Connection
@@ -35,10 +37,10 @@ if TYPE_CHECKING:  # dbus-fast is imported at the first call: a registry asked f
 
 T = TypeVar("T")
 
-RULE_MAKER = "circleosd-polkit.service"  # brings the polkit rule up to date; the registry may start it
-RULE_ARRIVAL = (0.0, 0.1, 0.2, 0.4)  # seconds from a rule's making until it is tried whether polkit has it
-LOOK = 0.1  # seconds between looks at a job that nobody tells of any more
-TRIES = 5  # of what is lost: systemd may be executed anew more than once in a row
+RULE_MAKER = "circleosd-polkit.service"  # updates the polkit rule; the registry may start it
+RULE_ARRIVAL = (0.0, 0.1, 0.2, 0.4)  # seconds between updating the rule and checking whether polkit has it
+LOOK = 0.1  # seconds between checks of a job whose end will not be reported
+TRIES = 5  # of a lost call: systemd may be re-executed more than once in a row
 METHODS: dict[Verb, str] = {
     "start": "StartUnit",
     "stop": "StopUnit",
@@ -52,7 +54,7 @@ _GONE = "systemd or the message bus went away"
 class SystemdUnits:
     """A `UnitManager` for the units of `scope`; a job may take `timeout` seconds.
 
-    Connects to the bus at the first call, and anew when the bus or systemd went away meanwhile.
+    Connects to the bus at the first call, and again after the bus or systemd went away.
     """
 
     def __init__(self, scope: Scope, *, timeout: float, env: Mapping[str, str] = os.environ) -> None:
@@ -64,15 +66,17 @@ class SystemdUnits:
         self._connection: Connection | None = None
 
     async def states(self, units: Sequence[str]) -> list[UnitState]:
-        """See `UnitManager`. One round trip, however many units, also for many who ask at once: to load some thousand
-        that are not in memory takes systemd a good part of a second.
+        """See `UnitManager`.
+
+        One round trip for any number of units, and for many concurrent callers: loading some thousand units that are
+        not in memory takes systemd a good part of a second.
         """
         sent = [unit for unit in units if UNIT_NAME.fullmatch(unit)]
         rows = iter(await self._rows(sent) if sent else ())
         return [UnitState(unit, *next(rows)[1:5]) if UNIT_NAME.fullmatch(unit) else absent(unit) for unit in units]
 
     async def detail(self, unit: str) -> UnitState:
-        """See `UnitManager`. One round trip, another for what triggers the unit."""
+        """See `UnitManager`. One round trip, and another one for the units that trigger it."""
         if not UNIT_NAME.fullmatch(unit):
             return absent(unit)
         properties = await self._properties(unit)
@@ -81,7 +85,7 @@ class SystemdUnits:
         return replace(state, listening=any(trigger.active == "active" for trigger in triggers))
 
     async def listening(self, unit: str) -> list[str]:
-        """See `UnitManager`. For all that `detail` tells, systemd takes 2 ms when the unit has just stopped."""
+        """See `UnitManager`. For everything that `detail` returns, systemd needs 2 ms if the unit has just stopped."""
         triggers = await self._property(unit, "TriggeredBy")
         return [trigger.unit for trigger in await self.states(triggers) if trigger.active == "active"]
 
@@ -106,9 +110,9 @@ class SystemdUnits:
             raise Timeout(f"the job to {verb} {unit} has not finished after {self._timeout:g} s; it continues") from exc
 
     async def _allowed_job(self, verb: Verb, unit: str) -> str:
-        """Do a job, of a unit that has just been cataloged as soon as polkit has the new rule. Raises `ErrorReply`.
+        """Do a job; if the unit has just been cataloged, as soon as polkit has the new rule. Raises `ErrorReply`.
 
-        The rule is asked for each time: a maker that runs already may have looked at the catalog before it changed.
+        The rule is requested each time: a service already writing it may have read the catalog before it changed.
         """
         for again in RULE_ARRIVAL:
             try:
@@ -122,10 +126,10 @@ class SystemdUnits:
         return await self._whole_job(verb, unit)
 
     async def _whole_job(self, verb: Verb, unit: str) -> str:
-        """Do a job and tell its result, also when systemd was executed anew meanwhile, or the bus was.
+        """Do a job and return its result, even if systemd was re-executed or the bus restarted meanwhile.
 
-        Where that leaves it open whether there is a job, it is asked for again, unless there is one or it was done: to
-        start, stop or reload twice is as good as once, and a restart shows in the unit's invocation.
+        If it is unclear whether the job exists, it is requested again unless there is one or it was done: doing a
+        start, stop or reload twice is harmless, and a restart is visible in the unit's invocation.
         """
         before = (await self._properties(unit))["InvocationID"] if verb == "restart" else None
         for _ in range(TRIES):
@@ -140,7 +144,7 @@ class SystemdUnits:
         raise Unavailable(f"cannot tell whether there is a job to {verb} {unit}: {_GONE}")
 
     async def _unheard(self, verb: Verb, unit: str) -> str:
-        """The result of a job that nobody tells of any more, by the unit's state once it has ended."""
+        """The result of a job whose end will not be reported: by the unit's state once it has ended."""
         while (properties := await self._properties(unit))["Job"][0]:
             await asyncio.sleep(LOOK)
         wanted = ("inactive", "failed") if verb == "stop" else ("active", "reloading", "inactive")
@@ -150,8 +154,8 @@ class SystemdUnits:
         """See `UnitManager`.
 
         polkit is not told which unit file a request is about (systemd 252), and the right to enable any unit file is
-        as good as root. So whoever is not root starts a unit that does just this one thing for him: `switch_unit`.
-        NixOS has no such unit.
+        equivalent to root. So if we are not root, we start a unit that does just this: `switch_unit`. NixOS has no such
+        unit.
         """
         _check(unit)
         if self._scope == "system" and os.geteuid() != 0:
@@ -165,7 +169,7 @@ class SystemdUnits:
                 ) from exc
             if result != "done":
                 said = " | ".join(await self.log_tail(switch, 3)) or f"the result of {switch} is {result}"
-                with contextlib.suppress(ErrorReply, Lost, CircleError):  # else the host would be degraded
+                with contextlib.suppress(ErrorReply, Lost, CircleError):  # otherwise the host's state would be degraded
                     await (await self._connected()).call(MANAGER, "ResetFailedUnit", "s", [switch])
                 raise Conflict(f"cannot {verb} {unit}: {said}")
         else:
@@ -181,7 +185,7 @@ class SystemdUnits:
         return state
 
     async def _switch(self, verb: Switch, unit: str) -> None:
-        """Enable or disable a unit file and have systemd read it, as systemctl(1) does; what is lost is done again."""
+        """Enable or disable a unit file and make systemd reload, as systemctl(1) does; lost calls are repeated."""
         for _ in range(TRIES):
             connection = await self._connected()
             try:
@@ -203,10 +207,10 @@ class SystemdUnits:
         return str(await self._ask(MANAGER, "GetUnitFileState", "s", unit))
 
     async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncGenerator[UnitState, None]:
-        """See `UnitManager`. Nothing is polled."""
+        """See `UnitManager`. Does not poll."""
         shown: dict[str, UnitState] = {}
         watched = Watched()
-        in_vain = 0  # connections in a row that told of no unit
+        in_vain = 0  # connections in a row that reported no unit
         while True:
             try:
                 async with aclosing(changes(await self._connected(), watched, units, pattern)) as states:
@@ -229,7 +233,7 @@ class SystemdUnits:
 
         properties = await self._properties(unit)
         state = state_of(unit, properties)
-        # Who waits for another start has left the state inactive for that: the run itself is told of by its process.
+        # A unit that waits for a restart has left the state inactive for that: its run is identified by its process.
         began = (state.waits and properties["ExecMainStartTimestamp"]) or properties["InactiveExitTimestamp"]
         invocation = bytes(properties["InvocationID"]).hex()
         if not began or not invocation:
@@ -263,7 +267,7 @@ class SystemdUnits:
         from circleosd.systemd import bus
 
         async with self._connecting:
-            for _ in range(2):  # lets the event loop look at the socket, and then act on its end
+            for _ in range(2):  # lets the event loop check the socket, and then handle its end
                 await asyncio.sleep(0)
             if self._connection is None or self._connection.lost:
                 self._connection = await bus.connect(bus_address(self._scope, self._env))
@@ -283,7 +287,7 @@ class SystemdUnits:
         return await self._answer(lambda connection: connection.call(target, member, signature, body))
 
     async def _answer(self, ask: Callable[[Connection], Awaitable[Message]]) -> Any:
-        """The answer to a question without side effects, which is asked again if the connection is lost over it."""
+        """The reply to a call without side effects, which is repeated if the connection is lost."""
         for _ in range(TRIES):
             try:
                 return (await ask(await self._connected())).body[0]
@@ -300,7 +304,7 @@ class SystemdUnits:
         return meaning
 
     async def _logged_as(self, unit: str) -> Source:
-        """Where a unit's log is: the journal knows no aliases, but can be read when the bus is gone."""
+        """The name under which a unit logs: the journal does not know aliases, but can be read without the bus."""
         try:
             return self._source(await self._properties(unit))
         except Unavailable:
@@ -330,7 +334,7 @@ async def _job(connection: Connection, method: str, unit: str) -> str:
 
 
 def bus_address(scope: Scope, env: Mapping[str, str]) -> str:
-    """The address of the bus that the scope's systemd is on. Raises `Unavailable` when nothing tells it."""
+    """The address of the bus of the scope's systemd. Raises `Unavailable` if it cannot be determined."""
     if scope == "system":
         return env.get("DBUS_SYSTEM_BUS_ADDRESS") or "unix:path=/run/dbus/system_bus_socket"
     if address := env.get("DBUS_SESSION_BUS_ADDRESS"):

@@ -1,4 +1,4 @@
-"""Watching units by the signals of systemd: nothing is polled."""
+"""Watching units through the signals of systemd, without polling."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _LOOKS = ("LoadState", "ActiveState", "SubState")
 
 
 class Watched:
-    """What is known of the units that are watched, by their object paths; it outlives a connection."""
+    """The known state of the watched units, by object path; it survives a connection."""
 
     def __init__(self) -> None:
-        self._names: dict[str, list[str]] = {}  # several when one is another's alias
+        self._names: dict[str, list[str]] = {}  # several if one is another's alias
         self._properties: dict[str, dict[str, Any]] = {}
-        self._serials: dict[str, int] = {}  # of the message that told them first
+        self._serials: dict[str, int] = {}  # of the message that first reported them
         self._looking = False
-        self.missed = False  # whether there were signals that nobody heard
+        self.missed = False  # whether signals were missed
 
     def wants(self, signal: Message) -> bool:
-        """Whether a PropertiesChanged may be about one of them: while we look, an alias may lead to any unit."""
+        """Whether a PropertiesChanged may be about one of them: during a query, an alias may lead to any unit."""
         return self._looking or signal.path in self._names
 
     def forget_names(self) -> None:
-        """Look at all of them anew: a name may be another unit's by now."""
+        """Query all of them again: a name may belong to another unit by now."""
         self._names.clear()
 
     async def look(self, connection: Connection, units: Sequence[str]) -> list[UnitState]:
-        """Watch these too. One round trip, however many, for all watches that look at once, as they do whenever unit
-        files were read anew.
+        """Watch these too. One round trip for any number of units, shared by all watches that query at the same time,
+        as they do whenever unit files were reloaded.
         """
         self._looking = True
         try:
@@ -55,16 +55,16 @@ class Watched:
             self._names.setdefault(path, []).append(unit)
             self._serials[path] = reply.serial
             known = self._properties.get(path, {})
-            if all(known.get(name) == now[name] for name in _LOOKS):  # and it may be known better since when
+            if all(known.get(name) == now[name] for name in _LOOKS):  # and the exact time may be known
                 now |= {name: known[name] for name in STAMPS}
             self._properties[path] = now
             found.append(state_of(unit, now))
         return found
 
     async def catch_up(self, connection: Connection) -> list[UnitState]:
-        """The states of those that entered theirs after we last heard of it, also where they look as before.
+        """The states of units that changed since the last signal, even if they look the same.
 
-        A round trip for each: to be called only where signals were missed.
+        One round trip per unit: call this only if signals were missed.
         """
         found = []
         for path, units in [*self._names.items()]:
@@ -78,7 +78,7 @@ class Watched:
         return found
 
     async def hear(self, connection: Connection, signal: Message) -> list[UnitState]:
-        """The states after a signal, of which more may follow until all of a change is told."""
+        """The states after a signal; more signals may follow until a change is completely reported."""
         if signal.member == "UnitNew":
             unit, path = signal.body
             return [] if path in self._names else await self.look(connection, [unit])
@@ -86,11 +86,11 @@ class Watched:
 
     def _change(self, signal: Message) -> list[UnitState]:
         path = signal.path or ""
-        if path not in self._names or signal.serial <= self._serials[path]:  # told before we looked
+        if path not in self._names or signal.serial <= self._serials[path]:  # sent before the query
             return []
         interface, changed, _invalidated = signal.body
         self._properties[path] |= plain(changed)
-        if interface != UNIT:  # which comes after the one of the unit's type, and completes it
+        if interface != UNIT:  # this comes after the signal of the unit's type, and completes it
             return []
         return [state_of(unit, self._properties[path]) for unit in self._names[path]]
 
@@ -98,8 +98,8 @@ class Watched:
 async def changes(
     connection: Connection, watched: Watched, units: Sequence[str], pattern: str
 ) -> AsyncGenerator[UnitState, None]:
-    """The states of `units` and of those that match `pattern`, and again after signals that concern them, also when a
-    state stayed as it was.
+    """The states of `units` and of those that match `pattern`, and again after signals about them, even if a state
+    stayed the same.
     """
 
     def wanted(signal: Message) -> bool:
@@ -122,7 +122,7 @@ async def changes(
                 for state in await watched.catch_up(connection):
                     yield state
             while signal := await signals.get():
-                if signal.member == "Reloading" and not signal.body[0]:  # the unit files were read anew
+                if signal.member == "Reloading" and not signal.body[0]:  # the unit files were reloaded
                     break
                 for state in await watched.hear(connection, signal):
                     yield state
@@ -131,10 +131,11 @@ async def changes(
 
 
 def differs(new: UnitState, old: UnitState | None) -> bool:
-    """Whether a state is news. A failed unit may have failed again; a unit dropped from memory has no `since`.
+    """Whether a state is news.
 
-    The result is reset to success a moment before a unit leaves the state that it belonged to, which is no news; nor is
-    the end of its main process while others of it stop.
+    A failed unit may have failed again; a unit dropped from memory has no `since`. Not news are: that the result is
+    reset to success just before a unit leaves its state, and that its main process ends while other processes of it are
+    still stopping.
     """
     if old is None or (new.since or 0.0) > (old.since or 0.0):
         return True
