@@ -1,4 +1,4 @@
-"""The process that runs plugin code: one for each plugin, started by its socket.
+"""The process that runs plugin code: one per plugin, started by its socket.
 
-`frames`, `host`, `limits` and `cachekey` are free of Wasmtime: the manager imports them too.
+`frames`, `host`, `limits` and `cachekey` do not use Wasmtime, because the manager imports them too.
 """

@@ -1,7 +1,8 @@
-"""The parts of a WebAssembly binary that tell what it is, read as they stand; nothing is run.
+"""Reads the parts of a WebAssembly binary that identify it; nothing is run. Follows the binary format of WebAssembly
+2.0.
 
-Follows the binary format of WebAssembly 2.0. Compilation validates what is only skimmed here. What is read may be
-anything: damage raises IndexError, or `PluginFailure` (`bad-request`) with the reason.
+Compilation validates the parts that are skipped here. The input may be anything: damage raises IndexError, or
+`PluginFailure` (`bad-request`) with the reason.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from circleosd.worker.failure import PluginFailure
 
 Data: TypeAlias = bytes | bytearray | mmap.mmap
 
-# A million entries, which Wasmtime would take, are a second of reading here; compiled
-# languages stay below a tenth of this.
+# A million entries, which Wasmtime would accept, take a second to read here; compiled languages stay below a tenth of
+# this.
 MAX_ENTRIES: Final = 200_000
 
 I32: Final = 0x7F
@@ -30,7 +31,7 @@ def refuse(reason: str) -> NoReturn:
 
 
 class Reader:
-    """Reads one section. Running over its end raises IndexError, which means damage."""
+    """Reads one section. Reading past its end raises IndexError, which means damage."""
 
     __slots__ = ("data", "end", "position")
 
@@ -116,7 +117,7 @@ def sections(data: Data) -> list[tuple[int, Reader]]:
 
 
 class Module:
-    """The parts of a core module that tell what it is."""
+    """The parts of a core module that identify it."""
 
     def __init__(self) -> None:
         self.types: list[Type] = []
@@ -128,11 +129,11 @@ class Module:
         self.data: list[Reader] = []
 
     def function_type(self, index: int) -> Type | None:
-        """The type of a function by its index, or None when the index is wrong."""
+        """The type of a function by its index, or None if the index is invalid."""
         return self.types[self.functions[index]] if index < len(self.functions) else None
 
     def word(self, address: int) -> int:
-        """The 32-bit number at an address of the memory as a new instance has it; little-endian, unsigned."""
+        """The 32-bit number at an address of a new instance's memory; little-endian, unsigned."""
         content = bytearray(4)
         start = address & 0xFFFFFFFF
         for begin, segment in (found for section in self.data for found in _segments(section)):
@@ -143,7 +144,7 @@ class Module:
         return int.from_bytes(content, "little")
 
     def exported(self, name: str, kind: int) -> int | None:
-        """The index of an export, or None when there is none of that name and kind."""
+        """The index of an export, or None if there is none with that name and kind."""
         found = self.exports.get(name)
         return found[1] if found and found[0] == kind else None
 
@@ -215,7 +216,7 @@ def _globals(module: Module, section: Reader) -> None:
 
 
 def _constant(section: Reader) -> int | None:
-    """Reads one constant expression; its value if it is a single i32.const, else None."""
+    """Reads one constant expression; returns its value if it is a single i32.const, else None."""
     value: int | None = None
     operations = 0
     while True:
@@ -254,7 +255,7 @@ def _exports(module: Module, section: Reader) -> None:
 
 
 def _segments(section: Reader) -> Iterator[tuple[int, Reader]]:
-    """Address and content of what a data section puts into the first memory."""
+    """The address and content of each part that a data section puts into the first memory."""
     section = Reader(section.data, section.position, section.end)
     for _ in range(section.count("data segments")):
         flags = section.leb()

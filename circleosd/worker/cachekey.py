@@ -1,6 +1,6 @@
-"""Under which name a compilation is kept: everything that it depends on, in one digest.
+"""The name under which a compilation is cached: a digest of everything that it depends on.
 
-Does not import Wasmtime: the manager, which never runs plugin code, asks too.
+Does not import Wasmtime: the manager, which never runs plugin code, uses this too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-# Raise it with every change in engine.configuration that alters compiled code.
+# Increase it with every change in engine.configuration that alters compiled code.
 CONFIGURATION: Final = 2
 
 
@@ -25,12 +25,11 @@ def cache_key(sha256: str, *, deterministic: bool = False) -> str:
 
 @lru_cache(maxsize=1)
 def _host() -> str:
-    """Wasmtime's version and library, the machine, and what its CPU can do (proc_cpuinfo(5)).
+    """Wasmtime's version and library, the machine, and the features of its CPU (proc_cpuinfo(5)).
 
-    nixpkgs has the library in a package of its own. Of that, Wasmtime itself refuses only compilations of another major
-    version, and a later release may be there for an error in what an earlier one compiled.
-
-    Where /proc/cpuinfo is hidden (ProcSubset=pid) only Wasmtime's own check of the CPU is left, which refuses.
+    nixpkgs has the library in a separate package. Wasmtime itself refuses only compilations of another major version,
+    but a later release may fix an error in code compiled by an earlier one. If /proc/cpuinfo is hidden
+    (ProcSubset=pid), only Wasmtime's own check of the CPU remains, which refuses foreign code.
     """
     from importlib.metadata import distribution  # a start of the manager need not wait for it
 

@@ -24,9 +24,9 @@ class Channel:
         self._send_lock = threading.Lock()
 
     def receive_first(self) -> tuple[Frame | None, list[int]]:
-        """The first frame and the descriptors that came with it; no frame at the end of the stream.
+        """The first frame and the descriptors that came with it; None for the frame at the end of the stream.
 
-        Descriptors are taken only here: what a later frame carries, the kernel closes.
+        Descriptors are received only here: the kernel closes those of later frames.
         """
         descriptors = array.array("i")
         space = socket.CMSG_SPACE(_MAX_DESCRIPTORS * descriptors.itemsize)
@@ -43,7 +43,7 @@ class Channel:
         while not self._received:
             try:
                 count = self._socket.recv_into(self._receiver.buffer())
-            except ConnectionResetError:  # the peer left something unread when it ended
+            except ConnectionResetError:  # the peer left unread data when it ended
                 return None
             if count == 0 and self._receiver.within_a_frame:
                 raise FrameError("cannot read the frame: the stream ends within it")
@@ -53,7 +53,7 @@ class Channel:
         return self._received.popleft()
 
     def send(self, kind: int, call_id: int, body: Buffer) -> None:
-        """Sends one frame. Raises OSError when the peer is gone."""
+        """Sends one frame. Raises OSError if the peer is gone."""
         if len(body) <= PIECE:
             frame = encode(kind, call_id, body)
             with self._send_lock:

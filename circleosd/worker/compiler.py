@@ -1,7 +1,7 @@
-"""Compiles one module in a child process of the worker, under limits of its own.
+"""Compiles one module in a child process of the worker, with its own limits.
 
-A module that exhausts or crashes the compiler costs the child, and the worker, which never held the
-compiler's memory, can say why.
+A module that exhausts or crashes the compiler costs only the child; and the worker, which never used the compiler's
+memory, can report the reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PIECE: Final = 1 << 20
 def compile_in_child(kind: engine.Kind, data: mmap.mmap, *, deterministic: bool) -> bytes:
     """The serialized compilation. Raises `PluginFailure` for invalid code or an exceeded limit.
 
-    Must be called while the process has one thread, for only that one lives on in the child.
+    Must be called while the process has only one thread, because only the calling thread exists in the child.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -78,7 +78,7 @@ def _end_of_child(status: int) -> tuple[Code, str]:
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if number in (signal.SIGALRM, signal.SIGXCPU):
         return "limit", f"compiling it took longer than {COMPILE_SECONDS:g} s"
-    # An allocation that fails aborts; the kernel's own want of memory kills.
+    # A failed allocation aborts; if the kernel runs out of memory, it kills.
     if number in (signal.SIGABRT, signal.SIGKILL):
         return "limit", f"compiling it needs more than {COMPILE_MEMORY} bytes of memory"
     how = f"signal {number}" if number else f"status {os.waitstatus_to_exitcode(status)}"

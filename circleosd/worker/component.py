@@ -33,7 +33,7 @@ _val_delete = c._wasmtime_component_val_delete
 
 _Body: TypeAlias = Callable[[Any, Any], None]
 
-# What the calls of `CALLS` return to a component, beside their errors.
+# The results of the calls in `CALLS` for a component, besides their errors.
 _RESULTS: Final[dict[str, values.Lower]] = {
     "kv.get": values.optional_text,
     "kv.set": values.nothing,
@@ -57,7 +57,7 @@ _TYPES: Final = {
 
 
 class _Instance:
-    """One instance in a store of its own, and its functions as far as they were looked up."""
+    """One instance in its own store, and those of its functions that were looked up so far."""
 
     __slots__ = ("broken", "component", "context", "functions", "logs", "store", "streams")
 
@@ -85,7 +85,7 @@ class ComponentPlugin:
         self._load = load
         self._host = host
         self._shared = load.instance == "shared"
-        # None until the first instance shows their types: of another type, a toolchain put them there.
+        # None until the first instance shows their types; with another type, they come from a toolchain
         self._hooks: frozenset[str] | None = None
         self._candidates = artifact.hooks
         self._wasi = any(name.startswith("wasi:") for name in artifact.imports)
@@ -96,7 +96,7 @@ class ComponentPlugin:
         self._linker = self._link(artifact.imports)
         instance = self._new_instance()
         self.functions = self._callable(instance, artifact.functions)
-        if "on-event" in self._candidates - (self._hooks or set()):  # no toolchain has one of its own, as of `init`
+        if "on-event" in self._candidates - (self._hooks or set()):  # unlike `init`, no toolchain has one of its own
             given = self._type(instance, "on-event")
             host.log(2, f"gets no events: it exports on-event as {given}, not as {_TYPES['on-event']}")
         self.description = self._describe(instance)
@@ -116,12 +116,12 @@ class ComponentPlugin:
         return self._serve("on-event", [topic.encode(), payload])
 
     def prepare(self) -> None:
-        """Between two calls: deletes what was used and makes the instance of the next call."""
-        with suppress(IndexError):  # another thread may take what this one saw
+        """Between two calls: deletes the used instance and makes that of the next call."""
+        with suppress(IndexError):  # another thread may take what this one found
             while self._spent:
                 self._spent.pop().delete()
         if not self._ready:
-            # What fails here fails again, and is reported, in the call that needs the instance.
+            # What fails here will fail again, and be reported, in the call that needs the instance.
             with suppress(PluginFailure):
                 self._ready.append(self._new_instance())
 
@@ -144,7 +144,7 @@ class ComponentPlugin:
         return reply
 
     def _enter(self, instance: _Instance, function: str, arguments: list[Buffer]) -> tuple[bool, bytes]:
-        """Calls a function that returns a result of texts; whether it is ok, and the text of either case."""
+        """Calls a function that returns a result of texts; returns whether it is ok, and the text of either case."""
         result = self._invoke(instance, function, arguments)
         try:
             case = result.of.result
@@ -165,7 +165,7 @@ class ComponentPlugin:
         given = (c.wasmtime_component_val_t * len(arguments))()
         held = [values.borrow_text(given[index], argument) for index, argument in enumerate(arguments)]
         result = c.wasmtime_component_val_t()
-        error = _call(found, instance.context, given, len(held), byref(result), 1)  # post-return included
+        error = _call(found, instance.context, given, len(held), byref(result), 1)  # including post-return
         for log in instance.logs:
             log.flush()
         if error:
@@ -221,14 +221,16 @@ class ComponentPlugin:
         return instance
 
     def _is(self, instance: _Instance, name: str, world: str) -> bool:
-        """Whether an export has the type that the world gives to `world`."""
+        """Whether an export has the type of `world` in the world."""
         return self._type(instance, name) == _TYPES[world]
 
     def _type(self, instance: _Instance, name: str) -> str:
         return values.function_type(self._find(instance, name), instance.context)
 
     def _callable(self, instance: _Instance, names: list[str]) -> list[str]:
-        """The exports that can be invoked. Raises `PluginFailure` when `handle` is none, or they are too many."""
+        """The exports that can be invoked. Raises `PluginFailure` if `handle` is not one of them, or if there are too
+        many.
+        """
         found = [name for name in names if self._is(instance, name, "handle")]
         if "handle" not in found:
             given = self._type(instance, "handle")
@@ -282,7 +284,7 @@ class ComponentPlugin:
 
     def _log(self, arguments: Any, _result: Any) -> None:
         level = values.enumeration(arguments[0])
-        # What is longer is cut anyhow; a character takes at most four bytes.
+        # Longer text is cut anyway; a character takes at most four bytes.
         text = values.text(arguments[1], 4 * MAX_LOG)
         self._host.log(LEVELS.index(level) if level in LEVELS else 3, text)
 
@@ -302,10 +304,10 @@ class ComponentPlugin:
 
 
 def _failing(name: str, kinds: tuple[int, ...], results: int, body: _Body) -> Callable[..., int]:
-    """A callback for Wasmtime. What `body` raises becomes an error of the call.
+    """A callback for Wasmtime. An exception of `body` becomes an error of the call.
 
-    The C API takes a host function for whatever type the component imports it as, so the callback looks at the
-    values before it reads them; the type of a result Wasmtime checks itself.
+    The C API accepts a host function for any type with which the component imports it, so the callback checks the
+    values before it reads them; Wasmtime itself checks the type of a result.
     """
     message = f"imports {name} with a type other than in circleosd.wit".encode()
 

@@ -1,4 +1,4 @@
-"""The core ABI: a WebAssembly module that takes its payload in a buffer of its own memory (ABI.md, «core»)."""
+"""The core ABI: a WebAssembly module that receives its payload in a buffer in its own memory (ABI.md, «core»)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from circleosd.worker.frames import MAX_HOST_CALL, MAX_LOG, Buffer, Load, json_b
 from circleosd.worker.host import TOO_LONG, Host
 from circleosd.worker.inspect import Artifact
 
-# From this size on, a payload is copied to the plugin straight from where it was received.
+# From this size on, a payload is copied to the plugin directly from the receive buffer.
 _LARGE: Final = 16 << 10
 
 _instantiate = c._wasmtime_instance_pre_instantiate
@@ -48,7 +48,7 @@ _INITIALIZE: Final = b"_initialize"
 
 
 class _Instance:
-    """One instance in a store of its own, with what a call of it needs. What ends in `_at` is an address."""
+    """One instance in its own store, with the data for calling it. Names ending in `_at` are addresses."""
 
     __slots__ = (
         "answers",
@@ -75,7 +75,7 @@ class _Instance:
         self.answers = answers
         self.context_at = ctypes.cast(context, c_void_p).value or 0
         self.wasm = c.wasmtime_instance_t()
-        self.kept: list[Any] = []  # what the addresses are of
+        self.kept: list[Any] = []  # the objects at the addresses
         self.memory_at = 0
         self.buffer_at = 0
         self.functions: dict[str, int] = {}
@@ -89,7 +89,7 @@ class _Instance:
         self.broken = False
 
     def export(self, name: bytes) -> Any:
-        """The union in which the export of that name is."""
+        """The union with the export of that name."""
         item = c.wasmtime_extern_t()
         if not _export(self.context_at, addressof(self.wasm), name, len(name), addressof(item)):
             raise PluginFailure("plugin-failed", "an export is missing from its instance")
@@ -101,13 +101,13 @@ class _Instance:
         return addressof(self.export(name).func)
 
     def delete(self) -> None:
-        # First: the next store may lie at the same address.
+        # First: the next store may be at the same address.
         self.answers.pop(self.context_at, None)
         delete_store(self.store)
 
 
 class _Usual(NamedTuple):
-    """What the next call will probably be, since the last one was."""
+    """The expected properties of the next call, which are those of the last one."""
 
     function: str
     size: int
@@ -170,20 +170,20 @@ class CorePlugin:
         return self.call("on_event", json_body({"topic": topic, "payload": str(payload, "utf-8", "replace")}))
 
     def prepare(self) -> None:
-        """Between two calls: deletes what was used and makes the instance of the next call."""
-        with suppress(IndexError):  # another thread may take what this one saw
+        """Between two calls: deletes the used instance and makes that of the next call."""
+        with suppress(IndexError):  # another thread may take what this one found
             while self._spent:
                 self._spent.pop().delete()
         if not self._ready:
-            # What fails here fails again, and is reported, in the call that needs the instance.
+            # What fails here will fail again, and be reported, in the call that needs the instance.
             with suppress(PluginFailure):
                 instance = self._new_instance()
                 self._anticipate(instance)
                 self._ready.append(instance)
 
     def _anticipate(self, instance: _Instance) -> None:
-        """Does for the usual call what can be done before it comes."""
-        if self._usual is None or self._engine.deterministic:  # a call's fuel is for all of it
+        """Does in advance what is possible for the usual call."""
+        if self._usual is None or self._engine.deterministic:  # a call's fuel is for the whole call
             return
         try:
             self._find(instance, self._usual.function)
@@ -193,7 +193,7 @@ class CorePlugin:
             raise
 
     def _make_room(self, instance: _Instance, size: int) -> None:
-        """Has the plugin name a buffer for `size` bytes."""
+        """Asks the plugin for a buffer for `size` bytes."""
         instance.slot.value = size
         self._enter(instance, instance.buffer_at)
         address = instance.slot.value & 0xFFFFFFFF
@@ -230,7 +230,7 @@ class CorePlugin:
         return string_at(_memory_data(instance.context_at, instance.memory_at) + address, length), is_error
 
     def _enter(self, instance: _Instance, function: int) -> None:
-        """Calls a function of the instance; argument and result are in `instance.slot`."""
+        """Calls a function of the instance; `instance.slot` holds the argument and then the result."""
         error = _call(instance.context_at, function, instance.slot_at, 1, instance.trap_at)
         if error or instance.trap:
             instance.broken = True
@@ -268,7 +268,7 @@ class CorePlugin:
 
 
 def _write(instance: _Instance, payload: Buffer) -> None:
-    """Copies the payload to where the plugin has room for it."""
+    """Copies the payload to the plugin's buffer."""
     target = _memory_data(instance.context_at, instance.memory_at) + instance.buffer_address
     size = len(payload)
     if size < _LARGE or not isinstance(payload, memoryview) or payload.readonly:
@@ -278,9 +278,9 @@ def _write(instance: _Instance, payload: Buffer) -> None:
 
 
 class _Imports:
-    """The functions that a core module may import. None of them raises: they trap.
+    """The functions that a core module may import. None of them raises an exception: they trap.
 
-    `answers` has the answer of an instance's last `host_call`, until the next, by the address of its context.
+    `answers` holds the answer of each instance's last `host_call`, until the next one, by the address of its context.
     """
 
     def __init__(self, host: Host) -> None:
@@ -317,7 +317,7 @@ class _Imports:
         return linked
 
     def _log(self, caller: Any, arguments: Any) -> None:
-        # What is longer is cut anyhow; a character takes at most four bytes.
+        # Longer text is cut anyway; a character takes at most four bytes.
         length = arguments[2].i32 & 0xFFFFFFFF
         address = _place(caller, "log", arguments[1].i32, length)
         self._host.log(arguments[0].i32, string_at(address, min(length, 4 * MAX_LOG)).decode("utf-8", "replace"))
@@ -341,7 +341,7 @@ class _Imports:
 
 
 def _trapping(function: Callable[[Any, Any], None]) -> Callable[..., int]:
-    """A callback for Wasmtime that turns what `function` raises into a trap."""
+    """A callback for Wasmtime that turns exceptions of `function` into traps."""
 
     def callback(_environment: Any, caller: Any, arguments: Any, _count: int) -> int:
         try:
@@ -354,7 +354,7 @@ def _trapping(function: Callable[[Any, Any], None]) -> Callable[..., int]:
 
 
 def _place(caller: Any, what: str, pointer: int, length: int) -> int:
-    """The process address of `length` bytes at `pointer`. Raises `PluginFailure` if any is outside memory."""
+    """The process address of `length` bytes at `pointer`. Raises `PluginFailure` if any of them is outside memory."""
     item = c.wasmtime_extern_t()
     context_at, memory_at = _caller_context(caller), addressof(item.of.memory)
     if not _caller_export(caller, _MEMORY, len(_MEMORY), addressof(item)):

@@ -1,8 +1,7 @@
-"""Wasmtime's C API, where the worker needs it: engines, modules, stores, traps.
+"""The parts of Wasmtime's C API that the worker needs: engines, modules, stores, traps.
 
-The package's own classes look up types at every call (47 µs instead of 2); what is used of it here are its
-declarations of the C API, `wasmtime._bindings`. Pointers are ctypes pointers; whoever gets one from a
-`new_…` owns it.
+The package's own classes look up types at every call (47 µs instead of 2); only its declarations of the C API,
+`wasmtime._bindings`, are used here. Pointers are ctypes pointers; the caller of a `new_…` function owns the result.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ MAX_TABLE_ELEMENTS: Final = 100_000
 MAX_BACKTRACE: Final = 16
 FUEL_PER_SECOND: Final = 200_000_000
 
-# What a slot of the pool keeps resident and clears itself, instead of by a system call.
+# Memory that a slot of the pool keeps resident and clears itself, instead of with a system call.
 KEEP_RESIDENT: Final = 256 << 10
 MAX_INSTANCE_SIZE: Final = 16 << 20
 
 
 class Parts(NamedTuple):
-    """How many instances, memories and tables of core modules make up what serves a call."""
+    """How many instances, memories and tables of core modules serve one call."""
 
     instances: int
     memories: int
     tables: int
 
 
-# A component consists of several modules, each with an instance and perhaps a memory and tables of its own.
+# A component consists of several modules, each with an instance and perhaps its own memory and tables.
 PARTS: Final[dict[Kind, Parts]] = {"module": Parts(1, 1, 8), "component": Parts(256, 16, 24)}
 
 NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, c_void_p))
@@ -51,7 +50,7 @@ _NO_OFFSET: Final = ctypes.c_size_t(-1).value
 
 
 def configuration(*, deterministic: bool) -> Pointer:
-    """A `wasm_config_t` with all that compiled code depends on: raise cachekey.CONFIGURATION with changes."""
+    """A `wasm_config_t` with everything that compiled code depends on: increase cachekey.CONFIGURATION with changes."""
     config = c.wasm_config_new()
     c.wasmtime_config_max_wasm_stack_set(config, MAX_STACK)
     c.wasmtime_config_epoch_interruption_set(config, not deterministic)
@@ -62,7 +61,7 @@ def configuration(*, deterministic: bool) -> Pointer:
     c.wasmtime_config_shared_memory_set(config, False)
     c.wasmtime_config_wasm_memory64_set(config, False)
     c.wasmtime_config_wasm_gc_set(config, False)
-    # Exceptions need a GC heap for each call, of which the pool has none; the other two are not in ABI.md.
+    # Exceptions need a GC heap per call, which the pool does not have; the other two are not in ABI.md.
     c.wasmtime_config_wasm_exceptions_set(config, False)
     c.wasmtime_config_wasm_function_references_set(config, False)
     c.wasmtime_config_wasm_wide_arithmetic_set(config, False)
@@ -71,7 +70,7 @@ def configuration(*, deterministic: bool) -> Pointer:
 
 
 def _pool(limits: Limits, kind: Kind) -> Pointer:
-    """Slots for the instances of all calls at once, one that is prepared and one that is not yet deleted."""
+    """Slots for the instances of all concurrent calls, one being prepared and one not yet deleted."""
     pool = c.wasmtime_pooling_allocation_config_new()
     slots = limits.concurrency + 2
     instances, memories, tables = PARTS[kind]
@@ -92,7 +91,7 @@ def _pool(limits: Limits, kind: Kind) -> Pointer:
 
 
 class Engine:
-    """One Wasmtime engine with a worker's configuration, alive as long as the process."""
+    """One Wasmtime engine with a worker's configuration, which lives as long as the process."""
 
     def __init__(self, kind: Kind, limits: Limits, *, deterministic: bool) -> None:
         self.limits = limits
@@ -104,9 +103,9 @@ class Engine:
         self.pointer = c.wasm_engine_new_with_config(config)
 
     def tick(self) -> tuple[int, int] | None:
-        """The C function that moves the epoch on, and its argument; None when fuel is what counts.
+        """The C function that advances the epoch, and its argument; None if fuel is used instead.
 
-        It does nothing but one atomic addition, so it may be called from any thread at any time.
+        It only does one atomic addition, so it may be called from any thread at any time.
         """
         if self.deterministic:
             return None
@@ -117,14 +116,14 @@ class Engine:
         return function, engine
 
     def new_store(self) -> tuple[Pointer, Pointer]:
-        """A store that holds the instances of one module or component within the limits, and its context."""
+        """A store for the instances of one module or component, with the limits, and its context."""
         store = _store_new(self.pointer, None, NO_FINALIZER)
         instances, memories, tables = self._parts
         _limiter(store, self.limits.memory, MAX_TABLE_ELEMENTS, instances, tables, memories)
         return store, _store_context(store)
 
     def allow(self, context: Pointer) -> None:
-        """Lets the store run for a call's time from now on, or, deterministic, for a call's fuel."""
+        """Lets the store run for a call's time from now on, or, if deterministic, for a call's fuel."""
         if self.deterministic:
             check(c.wasmtime_context_set_fuel(context, self.fuel), self.limits)
         else:
@@ -132,10 +131,9 @@ class Engine:
 
 
 def raw_function(name: str, result: Any, *parameters: Any) -> Any:
-    """A function of the C API for the hot path, of ctypes' plain types: pointers are numbers.
+    """A function of the C API for the hot path, with plain ctypes types: pointers are numbers.
 
-    The package's own declarations make an object for every pointer that goes in or out, which takes longer than the
-    call.
+    The package's own declarations create an object for every pointer, which takes longer than the call.
     """
     function = dll[name]
     function.restype = result
@@ -201,9 +199,9 @@ def code_from_bytes(kind: Kind, engine: Engine, data: bytes) -> Pointer:
 
 
 def code_from_file(kind: Kind, engine: Engine, descriptor: int) -> Pointer | None:
-    """The same from an open file, mapped if possible, so that its pages are shared between workers.
+    """The same from an open file, mapped if possible, so that workers share its pages.
 
-    None when the file does not fit this Wasmtime, configuration or machine: compile then.
+    None if the file does not fit this Wasmtime, configuration or machine: then compile.
     """
     functions = _KINDS[kind]
     pointer = functions.pointer()
@@ -211,7 +209,7 @@ def code_from_file(kind: Kind, engine: Engine, descriptor: int) -> Pointer | Non
     error = functions.deserialize_file(engine.pointer, path, byref(pointer))
     if not error:
         return pointer
-    # Mapping code fails for a file that this user may not reopen, or on a file system mounted noexec.
+    # Mapping code fails for a file that this user may not reopen, and on a file system mounted noexec.
     c.wasmtime_error_delete(error)
     data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
     error = functions.deserialize(engine.pointer, _bytes_pointer(data), len(data), byref(pointer))
@@ -222,12 +220,12 @@ def code_from_file(kind: Kind, engine: Engine, descriptor: int) -> Pointer | Non
 
 
 def _bytes_pointer(data: bytes) -> Any:
-    """A `uint8_t *` to the bytes themselves; the caller keeps `data` alive."""
+    """A `uint8_t *` to the bytes themselves; the caller must keep `data` alive."""
     return ctypes.cast(c_char_p(data), POINTER(ctypes.c_uint8))
 
 
 def chars(text: str) -> Any:
-    """Text as the C API takes names: an array of char, to be passed with its length."""
+    """Text in the form of the C API's names: an array of char, passed with its length."""
     encoded = text.encode()
     return (ctypes.c_char * len(encoded)).from_buffer_copy(encoded)
 
@@ -243,21 +241,21 @@ def i32_function_type(parameters: int, results: int) -> Pointer:
     return c.wasm_functype_new(byref(vectors[0]), byref(vectors[1]))
 
 
-# How Wasmtime words that an instance does not fit its store or its slot.
+# Wasmtime's words when an instance does not fit its store or its slot.
 _LIMIT_SIGNS: Final = ("exceeds the limit of", "exceeds the per-instance limit", "resource limit exceeded")
 
 FAULT: Final = "internal fault of the worker in a host function"
 
 
 def new_trap(message: str) -> int:
-    """A `wasm_trap_t *` as the number that a host function returns."""
+    """A `wasm_trap_t *` in the form of a number, to return from a host function."""
     encoded = message.encode("utf-8", "replace")
     trap = c.wasmtime_trap_new((ctypes.c_char * len(encoded)).from_buffer_copy(encoded), len(encoded))
     return ctypes.cast(trap, c_void_p).value or 0
 
 
 class Trouble(NamedTuple):
-    """A trap or an error of Wasmtime, taken apart: its innermost cause, and all of them, outermost first."""
+    """A parsed trap or error of Wasmtime: its innermost cause, and all causes, outermost first."""
 
     cause: str
     causes: list[str]
@@ -266,13 +264,13 @@ class Trouble(NamedTuple):
 
 
 def check(error: Pointer, limits: Limits) -> None:
-    """Raises the `PluginFailure` for a `wasmtime_error_t *`, if it is one."""
+    """Raises the `PluginFailure` for a `wasmtime_error_t *`, unless it is NULL."""
     if error:
         raise failure(take_error(error), limits)
 
 
 def trap_failure(trap: Pointer, limits: Limits) -> PluginFailure:
-    """The failure for a `wasm_trap_t *`, which is deleted."""
+    """The failure for a `wasm_trap_t *`; deletes the trap."""
     message = c.wasm_byte_vec_t()
     c.wasm_trap_message(trap, byref(message))
     frames = c.wasm_frame_vec_t()
@@ -283,7 +281,9 @@ def trap_failure(trap: Pointer, limits: Limits) -> PluginFailure:
 
 
 def with_memory(found: PluginFailure, size: int, limits: Limits) -> PluginFailure:
-    """The failure of an instance whose memory has `size` bytes: of its limit, if it can grow by no page any more."""
+    """The failure of an instance with a memory of `size` bytes: attributed to the memory limit if it cannot grow by
+    another page.
+    """
     if found.code != "plugin-failed" or size + _PAGE <= limits.memory:
         return found
     text = f"{found.message}; its memory is at its limit of {limits.memory} bytes"
@@ -291,7 +291,7 @@ def with_memory(found: PluginFailure, size: int, limits: Limits) -> PluginFailur
 
 
 def failure(trouble: Trouble, limits: Limits) -> PluginFailure:
-    """Which failure a trap or error is: a limit that was reached, or the plugin's own."""
+    """The failure for a trap or error: an exceeded limit, or the plugin's own fault."""
     cause, backtrace = trouble.cause, trouble.backtrace
     if cause == "wasm trap: interrupt":
         return PluginFailure("timeout", f"took longer than {limits.time:g} s", backtrace)
@@ -303,19 +303,19 @@ def failure(trouble: Trouble, limits: Limits) -> PluginFailure:
         return PluginFailure("limit", f"needs more than its limits allow: {figures}", backtrace)
     if cause.startswith("wasm trap: "):
         return PluginFailure("plugin-failed", "trap: " + cause.removeprefix("wasm trap: "), backtrace)
-    # The outermost cause of what happened in wasm code is the backtrace as text.
+    # The outermost cause of an error in wasm code is the backtrace as text.
     return PluginFailure("plugin-failed", cause if backtrace else ": ".join(trouble.causes), backtrace)
 
 
 def take_error(error: Pointer) -> Trouble:
-    """Takes a `wasmtime_error_t *` apart and deletes it."""
+    """Parses a `wasmtime_error_t *` and deletes it."""
     message = c.wasm_byte_vec_t()
     c.wasmtime_error_message(error, byref(message))
     frames = c.wasm_frame_vec_t()
     c.wasmtime_error_wasm_trace(error, byref(frames))
     status = ctypes.c_int(0)
     exited = c.wasmtime_error_exit_status(error, byref(status))
-    # The frames point into the error, so it is deleted last.
+    # The frames point into the error, so delete it last.
     trouble = Trouble(*_causes(_take_text(message)), _backtrace(frames), status.value if exited else None)
     c.wasmtime_error_delete(error)
     return trouble
@@ -328,7 +328,7 @@ def _take_text(vector: Any) -> str:
 
 
 def _causes(message: str) -> tuple[str, list[str]]:
-    """The innermost cause of a Wasmtime error message, and all of them as it lists them, outermost first."""
+    """The innermost cause in a Wasmtime error message, and all causes in its order, outermost first."""
     outermost, _, rest = message.partition("\nCaused by:\n")
     causes = [outermost.strip()]
     for line in filter(None, map(str.strip, rest.splitlines())):
@@ -343,7 +343,7 @@ def _causes(message: str) -> tuple[str, list[str]]:
 
 
 def _backtrace(frames: Any) -> list[str]:
-    """One line a frame, innermost first: function name or number, and where in the module it is."""
+    """One line per frame, innermost first: function name or number, and its offset in the module."""
     lines = []
     for index in range(min(frames.size, MAX_BACKTRACE)):
         frame = frames.data[index]
@@ -351,10 +351,10 @@ def _backtrace(frames: Any) -> list[str]:
         number = c.wasm_frame_func_index(frame)
         function = _text(name.contents) if name else f"function {number}"
         offset = c.wasm_frame_module_offset(frame)
-        # Where the stack ended there is no place in the module.
+        # Where the stack overflowed, there is no offset.
         lines.append(function if offset == _NO_OFFSET else f"{function} (offset {offset:#x})")
     if frames.size > MAX_BACKTRACE:
-        lines.append("…")  # how many are left out, Wasmtime does not tell: it keeps 20
+        lines.append("…")  # Wasmtime keeps 20 and does not say how many it left out
     c.wasm_frame_vec_delete(byref(frames))
     return lines
 

@@ -1,4 +1,4 @@
-"""How plugin code fails: by one exception that travels through the worker, as for texts that are not UTF-8."""
+"""Failures of plugin code: the one exception that is used throughout the worker, and checks for UTF-8."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TypeVar
 from circleosd.worker.frames import Buffer, Code, Failed
 from circleosd.worker.limits import NO_MEMORY
 
-# A plugin's own error message may be as long as a reply; what reaches people need not.
+# A plugin's own error message may be as long as a reply; people need not see all of it.
 MAX_MESSAGE = 64 << 10
 
 T = TypeVar("T")
 
 
 class PluginFailure(Exception):
-    """A load, a call or an instance failed, for the reason that its caller is to see."""
+    """A load, a call or an instance failed, for a reason that the caller should see."""
 
     def __init__(self, code: Code, message: str, backtrace: list[str] | None = None, *, reported: bool = False) -> None:
         super().__init__(message)
@@ -28,15 +28,15 @@ class PluginFailure(Exception):
         self.reported = reported
 
     def as_failed(self) -> Failed:
-        """The body of the FAILED frame that reports it."""
+        """The body of the FAILED frame for it."""
         return Failed(self.code, self.message, self.backtrace, self.restarted, self.reported)
 
 
 def contained(function: Callable[..., T], otherwise: Callable[[], T]) -> Callable[..., T]:
-    """`function` as a callback from foreign code, into which nothing may be raised.
+    """`function` as a callback for foreign code, which must not raise.
 
-    What it raises is a fault of the worker: it is written to the journal, and `otherwise` says what to return. Want of
-    memory ends the worker: the plugin could take for done what was not.
+    An exception is a bug in the worker: it is written to the journal, and `otherwise` is returned. Running out of
+    memory ends the worker: the plugin might otherwise assume that something was done.
     """
 
     def callback(*arguments: object) -> T:

@@ -1,12 +1,12 @@
-"""What plugin manager and worker say to each other: framing and bodies, without I/O.
+"""The protocol between plugin manager and worker: framing and bodies, without I/O.
 
-A frame is a header `!IBI` (body length, kind, call id) and a body, over a Unix stream socket. The manager
-sends LOAD once, first, with the artifact's descriptor (SCM_RIGHTS, on the frame's first byte) and, if
-`precompiled`, that of its compilation. The worker of a wasm plugin answers with COMPILED once, before it runs any
-code of the plugin, empty if the given one fits; every worker with READY or FAILED; all under call id 0. Each INVOKE
-or EVENT has a call id of its own, 1 to `LAST_ID`, and is answered under it by one RESULT or FAILED. LOG and HOST_CALL
-frames come before that under the same id: under 0 while the plugin is loaded, and after a call of wasm under its id
-with the bit `PREPARING`, when the instance of another call is made. Each HOST_CALL waits for its HOST_REPLY.
+A frame is a header `!IBI` (body length, kind, call id) and a body, over a Unix stream socket. The manager sends LOAD
+once, first, with the artifact's descriptor (SCM_RIGHTS, on the frame's first byte) and, if `precompiled`, that of its
+compilation. The worker of a wasm plugin replies with COMPILED once, before it runs any code of the plugin, empty if the
+given one fits; every worker replies with READY or FAILED; all with call id 0. Each INVOKE or EVENT has its own call id,
+1 to `LAST_ID`, and is answered with that id by one RESULT or FAILED. LOG and HOST_CALL frames come before that with the
+same id: 0 while the plugin is loaded; and, after a wasm call, its id with the bit `PREPARING`, while the instance of
+another call is made. Each HOST_CALL waits for its HOST_REPLY.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ HOST_CALL: Final = 21
 PREPARING: Final = 1 << 31
 LAST_ID: Final = PREPARING - 1
 
-# A payload or reply of 16 MiB is twice the longest request line of the services (plugins.max_line), so that an
-# escaped payload never meets this bound first.
+# A payload or reply of 16 MiB is twice the longest request line of the services (plugins.max_line), so an escaped
+# payload never reaches this limit first.
 MAX_PAYLOAD: Final = 16 << 20
 MAX_HOST_CALL: Final = 1 << 20
 MAX_LOG: Final = 8 << 10
 MAX_NAME: Final = 128
-# What a plugin may tell of itself, in READY: it stands in listings.
+# What a plugin may say about itself in READY, which is shown in listings.
 MAX_FUNCTIONS: Final = 1_000
 MAX_DESCRIPTION: Final = 4096
-# A taken-over worker could say anything: an honest one imports some dozens, and has 17 lines of backtrace.
+# A compromised worker could send anything; an honest one has some dozens of imports, and 17 lines of backtrace.
 MAX_ITEMS: Final = 1_000
 MAX_ITEM: Final = 1024
 
-# A compilation is two to six times its module; a 50 MB module stays below.
+# A compilation is two to six times as large as its module; that of a 50 MB module still fits.
 MAX_COMPILED: Final = 512 << 20
 
 TO_WORKER: Final[dict[int, int]] = {
@@ -64,7 +64,7 @@ TO_MANAGER: Final[dict[int, int]] = {
     HOST_CALL: MAX_HOST_CALL,
 }
 
-# `unavailable`: the machine lacks what a worker needs before it is ready, which is no failure of the plugin.
+# `unavailable`: the machine lacks something that a worker needs before it is ready, which is not the plugin's fault.
 Code: TypeAlias = Literal["plugin-failed", "timeout", "limit", "not-found", "bad-request", "unavailable"]
 Abi: TypeAlias = Literal["core", "component", "wasi", "native"]
 
@@ -73,7 +73,7 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 class FrameError(Exception):
-    """The peer broke the protocol; the connection is of no further use."""
+    """The peer violated the protocol; the connection cannot be used any more."""
 
 
 class Limits(NamedTuple):
@@ -86,7 +86,7 @@ class Limits(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What a worker is to run. `abi` None means: find out; `entry` is native's init function."""
+    """What a worker is to run. `abi` None means: detect it; `entry` is the init function of a native plugin."""
 
     name: str
     plugin_type: Literal["wasm", "native"]
@@ -101,7 +101,7 @@ class Load(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """`sandbox` names what the worker confined itself with, for example `seccomp`."""
+    """`sandbox` lists the mechanisms with which the worker confined itself, for example `seccomp`."""
 
     abi: Abi
     functions: list[str]
@@ -111,9 +111,8 @@ class Ready(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """`restarted`: a shared instance was discarded, and its state with it.
-
-    `reported`: the plugin itself says so, in its own words or by its exit status; else it was stopped, and is to blame.
+    """`restarted`: a shared instance was discarded with its state. `reported`: the plugin itself reported the failure,
+    in its own words or by its exit status; otherwise it was stopped, and is to blame.
     """
 
     code: Code
@@ -132,13 +131,13 @@ class Frame(NamedTuple):
 
 
 def encode(kind: int, call_id: int, body: Buffer = b"") -> bytes:
-    """One whole frame. Raises `FrameError` when the body exceeds the bound of its kind."""
+    """One complete frame. Raises `FrameError` if the body exceeds the limit of its kind."""
     check(kind, len(body), TO_WORKER if kind < READY else TO_MANAGER)
     return HEADER.pack(len(body), kind, call_id) + body
 
 
 def check(kind: int, length: int, bounds: dict[int, int]) -> None:
-    """Raises `FrameError` for a kind that is not in `bounds` or a body longer than its figure there."""
+    """Raises `FrameError` for a kind that is not in `bounds`, or a body longer than its limit there."""
     bound = bounds.get(kind)
     if bound is None:
         raise FrameError(f"cannot read the frame: kind {kind} is unknown here")
@@ -173,11 +172,11 @@ def json_body(value: object) -> bytes:
 
 
 def json_object(body: Buffer) -> dict[str, Any]:
-    """The JSON object in `body`, whose texts UTF-8 can hold. Raises `FrameError`."""
+    """The JSON object in `body`, with texts that UTF-8 can represent. Raises `FrameError`."""
     try:
         text = str(body, "utf-8")
         value = json.loads(text)
-        # As wire.py does: an escape may stand for half a character (RFC 8259, section 8.2).
+        # As in wire.py: an escape may stand for half a character (RFC 8259, section 8.2).
         if "\\" in text and ("\\ud" in text or "\\uD" in text):
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
@@ -193,7 +192,7 @@ def load_body(load: Load) -> bytes:
 
 
 def parse_load(body: Buffer) -> Load:
-    """The inverse of `load_body`: the manager has checked the values. Raises `FrameError` for a wrong set of fields."""
+    """The inverse of `load_body`; the manager has checked the values. Raises `FrameError` for a wrong set of fields."""
     value = json_object(body)
     try:
         limits = Limits(**value.pop("limits"))
@@ -208,7 +207,7 @@ def ready_body(ready: Ready) -> bytes:
 
 
 def parse_ready(body: Buffer) -> Ready:
-    """The inverse of `ready_body`. The worker may be taken over: every field is checked."""
+    """The inverse of `ready_body`. The worker may be compromised, so every field is checked."""
     value = json_object(body)
     abi, description = value.get("abi"), value.get("description")
     if abi not in get_args(Abi) or not (description is None or isinstance(description, str)):
@@ -225,7 +224,7 @@ def failed_body(failed: Failed) -> bytes:
 
 
 def parse_failed(body: Buffer) -> Failed:
-    """The inverse of `failed_body`. The worker may be taken over: every field is checked."""
+    """The inverse of `failed_body`. The worker may be compromised, so every field is checked."""
     value = json_object(body)
     code, message = value.get("code"), value.get("message")
     if code not in get_args(Code) or not isinstance(message, str):
@@ -245,7 +244,7 @@ def _texts(value: dict[str, Any], field: str, most: int = MAX_ITEMS, longest: in
 
 
 def log_body(level: int, text: str) -> bytes:
-    """The body of LOG: u8 level, another than 0 to 3 as 3, and UTF-8 text, cut at `MAX_LOG` bytes."""
+    """The body of LOG: u8 level (other levels than 0 to 3 become 3) and UTF-8 text, cut at `MAX_LOG` bytes."""
     encoded = text.encode("utf-8", "replace")
     if len(encoded) > MAX_LOG:
         encoded = encoded[: MAX_LOG - 3].decode("utf-8", "ignore").encode() + "…".encode()
@@ -272,7 +271,7 @@ def parse_host_call(body: Buffer) -> tuple[str, dict[str, str]]:
 
 
 def host_reply_body(data: object) -> bytes:
-    """The body of HOST_REPLY for a call that succeeded with `data`."""
+    """The body of HOST_REPLY for a successful call with the result `data`."""
     return json_body({"ok": True, "data": data})
 
 

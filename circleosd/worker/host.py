@@ -1,7 +1,7 @@
-"""What plugin code may ask of its host: the log, and the calls of ABI.md's table.
+"""The host from the plugin's view: the log, and the calls in ABI.md's table.
 
-Nothing here raises for what a plugin did: a callback from plugin code has nowhere to raise to. The manager
-decides again about every call that reaches it; what is refused here saves the round trip.
+Nothing here raises an exception for what a plugin did: a callback from plugin code cannot raise. The manager decides
+again about every call that reaches it; refusing a call here saves the round trip.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from circleosd.worker.frames import (
 
 # What one call may log: 32 of the longest messages.
 LOG_BUDGET: Final = 32 * MAX_LOG
-LEAST_LOGGED: Final = 128  # bytes that a message counts for, however short: each is a line of the host's journal
+LEAST_LOGGED: Final = 128  # minimum size that a message counts as: each is a line in the host's journal
 
 TOO_LONG: Final = f"limit: a host call may have at most {MAX_HOST_CALL} bytes as JSON"
 
@@ -35,12 +35,12 @@ Answer: TypeAlias = tuple[bool, Any]
 
 
 def logged(size: int) -> int:
-    """What a message of `size` bytes takes of what its call may log."""
+    """How much of its call's allowance a message of `size` bytes uses."""
     return max(size, LEAST_LOGGED)
 
 
 class HostCall(NamedTuple):
-    """Names of the arguments, all text, and the capability, in which an argument may stand."""
+    """The names of the arguments, all text, and the capability, which may contain an argument."""
 
     arguments: tuple[str, ...]
     capability: str
@@ -62,29 +62,29 @@ CALLS: Final[dict[str, HostCall]] = {
 }
 
 
-# The capabilities with a name behind them, up to that: a name may have colons, too.
+# Capabilities followed by a name, up to the name: a name may contain colons too.
 _NAMED: Final = tuple(call.capability.partition("{")[0] for call in CALLS.values() if "{" in call.capability)
 
 
 def covers(granted: str, capability: str) -> bool:
-    """Whether the granted capability is `capability`, or its kind with `*` for the name."""
+    """Whether the granted capability is `capability`, or its kind with `*` as the name."""
     return granted == capability or any(capability.startswith(kind) and granted == f"{kind}*" for kind in _NAMED)
 
 
 def is_covered(capability: str, by: Iterable[str]) -> bool:
-    """Whether any of the capabilities `by` is this one, or its kind with `*` for the name."""
+    """Whether one of the capabilities `by` is this one, or its kind with `*` as the name."""
     return any(covers(item, capability) for item in by)
 
 
 def needed_capability(call: str, args: dict[str, str]) -> str:
-    """The capability that a call of `CALLS` with these arguments needs."""
+    """The capability needed for a call in `CALLS` with these arguments."""
     pattern = CALLS[call].capability
     prefix, brace, name = pattern.partition("{")
     return prefix + args[name[:-1]] if brace else pattern
 
 
 class Call:
-    """One call as the host sees it: its id, 0 while the plugin is loaded, and what it may still log."""
+    """One call from the host's view: its id, 0 while the plugin is loaded, and how much it may still log."""
 
     __slots__ = ("budget", "call_id")
 
@@ -124,16 +124,16 @@ class Host:
         return self._config
 
     def begin(self, call_id: int) -> None:
-        """What this thread does from now on, it does under that call id."""
+        """From now on, this thread acts for that call id."""
         self._current.call = Call(call_id)
 
     @property
     def current(self) -> Call:
-        """This thread's call, for what is written for it on other threads."""
+        """This thread's call, for threads that write on its behalf."""
         return self._current.call
 
     def log(self, level: int, text: str, call: Call | None = None) -> None:
-        """Sends one message, of this thread's call if none is given, or drops it when the call logs too much."""
+        """Sends one message of this thread's call, or of the given one; drops it if the call logs too much."""
         call = call or self._current.call
         if call.budget <= 0:
             return
@@ -144,7 +144,7 @@ class Host:
             self._send(LOG, call.call_id, log_body(2, "further log messages of this call were dropped"))
 
     def call(self, call: str, args: dict[str, str]) -> Answer:
-        """One call of `CALLS`, whose arguments are complete."""
+        """One call in `CALLS` with complete arguments."""
         capability = needed_capability(call, args)
         if not is_covered(capability, self._granted):
             return False, f"denied: this plugin has not been granted the capability {capability}"
@@ -160,7 +160,7 @@ class Host:
             return False, f"internal: {exc}"
 
     def call_json(self, request: bytes) -> tuple[bool, bytes]:
-        """The same for a JSON request; the answer is the result's JSON, or the error's text."""
+        """The same for a JSON request; the answer is the result as JSON, or the error's text."""
         ok, result = self._call_json(request)
         return ok, json_body(result) if ok else str(result).encode("utf-8", "replace")
 

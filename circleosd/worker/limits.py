@@ -1,7 +1,7 @@
-"""What bounds the worker process itself, whatever runs in it: memory, descriptors, files, timers, and how it compiles.
+"""Limits of the worker process itself, whatever runs in it: memory, descriptors, files, timers, and compilation.
 
-setrlimit(2), setitimer(2) and prctl(2). Memory is bounded by RLIMIT_DATA, which counts what is writable;
-RLIMIT_AS would count the address space that Wasmtime only reserves.
+setrlimit(2), setitimer(2) and prctl(2). Memory is limited by RLIMIT_DATA, which counts writable memory; RLIMIT_AS would
+count the address space that Wasmtime only reserves.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import signal
 import struct
 from typing import Final, Literal
 
-# How long after `limits.time` a call that could not be interrupted ends with the process. A caller's own
-# deadline must be later.
+# How long after `limits.time` a call that could not be interrupted ends with the process. The caller's own deadline
+# must be later.
 GRACE: Final = 0.5
 
-# One module may take that to compile; a Python component of 18 MB takes 16 s on two cores.
+# Limit for compiling one module; a Python component of 18 MB takes 16 s on two cores.
 COMPILE_SECONDS: Final = 120.0
-# Less than the unit has (MemoryMax=), whose limit would end the worker too, and nobody could say why.
+# Less than the unit has (MemoryMax=): its limit would end the worker too, without an explanation.
 COMPILE_MEMORY: Final = 1 << 30
 
-# The exit status of a worker that has no memory left, of which a native plugin takes part in the same process. Such a
-# plugin may end it, too, with a status of its own: hardly with this one.
+# The exit status of a worker that is out of memory. A native plugin, in the same process, may also end it with a status
+# of its own: hardly this one.
 NO_MEMORY: Final = 100 + errno.ENOMEM
 
 MAX_DESCRIPTORS: Final = 64
-# Python's own growth while it serves: buffers of a few payloads, stacks of threads.
+# Python's own growth during calls: buffers of a few payloads, stacks of threads.
 HEADROOM: Final = 32 << 20
 # A native plugin's libraries, and the address space that malloc reserves for threads.
 MAPPED: Final = 256 << 20
@@ -44,12 +44,12 @@ _PAGE: Final = resource.getpagesize()
 
 
 def hard_deadline(seconds: float) -> float:
-    """Seconds after its start at which a call's worker is gone if the call still runs."""
+    """How many seconds after its start a running call's worker is killed."""
     return seconds + GRACE
 
 
 def settle() -> None:
-    """Bounds that hold from the first moment: no core dump, few descriptors, no privileges, now or later."""
+    """Limits that apply from the start: no core dump, few descriptors, no privileges now or later."""
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
     _lower(resource.RLIMIT_CORE, 0)
@@ -58,11 +58,11 @@ def settle() -> None:
     for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
         if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "cannot confine the worker: prctl failed")
-    # capset(2): root without capabilities is a user like others, and cannot raise its limits again.
+    # capset(2): without capabilities, root is a user like any other, and cannot raise its limits again.
     header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
     if libc.capset(header, bytes(24)) != 0:
         raise OSError(ctypes.get_errno(), "cannot confine the worker: capset failed")
-    # Payloads come and go in pieces of megabytes: giving their pages back each time costs more than a call.
+    # Payloads come and go in megabytes: returning their pages each time would cost more than a call.
     _tune_malloc({_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 8 << 20})
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -70,8 +70,9 @@ def settle() -> None:
 
 
 def forget_environment() -> None:
-    """Of the environment, locale and time zone stay. The rest is what somebody typed `circleosd up` with, or has in the
-    own systemd manager, and need not be for plugins to read.
+    """Keep only locale and time zone of the environment.
+
+    The rest comes from whoever ran `circleosd up`, or from their systemd manager, and is not for plugins to read.
     """
     kept = {name: value for name, value in os.environ.items() if name in ("LANG", "TZ") or name.startswith("LC_")}
     os.environ.clear()
@@ -82,9 +83,9 @@ def forget_environment() -> None:
 
 
 def bound_compilation() -> None:
-    """Bounds for the child process that compiles one module; SIGALRM, SIGXCPU or an abort ends it.
+    """Limits for the child process that compiles one module; SIGALRM, SIGXCPU or an abort ends it.
 
-    It ends with its worker, too.
+    It also ends with its worker.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
     signal.setitimer(signal.ITIMER_REAL, COMPILE_SECONDS)
@@ -94,48 +95,50 @@ def bound_compilation() -> None:
 
 
 def bound_memory(extra: int) -> None:
-    """From now on the process may have `extra` bytes of writable memory more than it has."""
+    """From now on, the process may have `extra` bytes more writable memory than it has."""
     _lower(resource.RLIMIT_DATA, _statm("data") + extra + HEADROOM)
 
 
 def bound_mappings(extra: int) -> None:
-    """The same for what it maps at all: RLIMIT_DATA does not count memory that is mapped to be shared."""
+    """The same for all mappings: RLIMIT_DATA does not count shared ones."""
     _lower(resource.RLIMIT_AS, _statm("size") + extra + HEADROOM + MAPPED)
 
 
 def share_one_heap() -> None:
-    """All threads allocate from one heap. Else each keeps what it has freed of payloads in one of its own, which would
-    be taken from the plugin's memory, and the address space that is reserved for it, too.
+    """Make all threads allocate from one heap.
+
+    Otherwise, each would keep freed memory of payloads in its own heap, taken from the plugin's memory, and reserve
+    address space for it.
     """
     _tune_malloc({_M_ARENA_MAX: 1})
 
 
 def forbid_files() -> None:
-    """No file can be extended any more: a write past its end fails with EFBIG (Python ignores SIGXFSZ)."""
+    """Forbid extending files: a write past the end fails with EFBIG (Python ignores SIGXFSZ)."""
     _lower(resource.RLIMIT_FSIZE, 0)
 
 
 def forbid_timers() -> None:
-    """No further timer (timer_create(2)), and no signal that waits in a queue.
+    """Forbid new timers (timer_create(2)) and queued signals.
 
-    The kernel counts them for each user, and those in a user namespace for its maker too: under systemd, for root.
+    The kernel counts them per user, and those in a user namespace also for its creator: under systemd, for root.
     """
     _lower(resource.RLIMIT_SIGPENDING, 0)
 
 
 def forbid_processes() -> None:
-    """No further process or thread, except for root, for whom the kernel does not count them."""
+    """Forbid new processes and threads, except for root, for whom the kernel does not count them."""
     _lower(resource.RLIMIT_NPROC, 0)
 
 
 def _statm(of: Literal["size", "data"]) -> int:
-    """Bytes of this process's memory that /proc/pid/statm (proc(5)) gives as `size` or as `data`."""
+    """The value `size` or `data` in /proc/pid/statm (proc(5)) of this process, in bytes."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[{"size": 0, "data": 5}[of]]) * _PAGE
 
 
 def _tune_malloc(parameters: dict[int, int]) -> None:
-    """Set parameters of the C library's allocator, where it has any (mallopt(3))."""
+    """Set parameters of the C library's allocator, if it has any (mallopt(3))."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         for parameter, value in parameters.items():

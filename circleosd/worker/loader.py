@@ -1,4 +1,4 @@
-"""From a load request and its descriptors to a plugin that can be called, in a confined process."""
+"""From a load request and its descriptors to a callable plugin in a confined process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ THREAD_STACK: Final = 2 << 20
 
 
 class Plugin(Protocol):
-    """A loaded plugin of any ABI. `call` and `event` raise `PluginFailure` and nothing else."""
+    """A loaded plugin of any ABI. `call` and `event` raise only `PluginFailure`."""
 
     functions: list[str]
     description: str | None
@@ -39,7 +39,7 @@ class Plugin(Protocol):
         """Delivers one event."""
 
     def prepare(self) -> None:
-        """Whatever can be done between two calls instead of during the next."""
+        """Does everything that can be done between two calls instead of during the next one."""
 
 
 class Loaded(NamedTuple):
@@ -51,7 +51,7 @@ class Loaded(NamedTuple):
 
 
 def load_plugin(load: Load, descriptors: list[int], channel: Channel, host: Host, parallel: int) -> Loaded:
-    """Loads and confines. `parallel` calls will run at once. Raises `PluginFailure` when it is refused."""
+    """Loads and confines, for `parallel` concurrent calls. Raises `PluginFailure` if the plugin is refused."""
     wanted = 2 if load.precompiled else 1
     if len(descriptors) != wanted:
         raise FrameError(f"{len(descriptors)} descriptors came with the load request, not {wanted}")
@@ -75,7 +75,7 @@ def _load_wasm(
     host: Host,
     parallel: int,
 ) -> Loaded:
-    # Wasmtime takes 10 MB and 30 ms, which the worker of a native plugin does without.
+    # Wasmtime takes 10 MB and 30 ms, which the worker of a native plugin can save.
     from circleosd.worker.engine import Engine, Kind, code_from_bytes, code_from_file
 
     kind: Kind = "component" if artifact.abi == "component" else "module"
@@ -95,10 +95,10 @@ def _load_wasm(
         channel.send(COMPILED, 0, b"")
     plugin_class = _plugin_class(artifact.abi)
     threads = parallel + (0 if artifact.abi == "core" else 2 * (os.cpu_count() or 1))
-    # A text that crosses a component's border may be as large as its memory, and Wasmtime copies it twice.
+    # A text that crosses a component's boundary may be as large as its memory, and Wasmtime copies it twice.
     memories = parallel + 1 + (parallel if artifact.abi == "component" else 0)
-    # A command that reads and writes piece by piece has less memory than its payload. That is here as it was received
-    # and in its streams, as the reply is, and the next call's come before this one's are deleted.
+    # A command that reads and writes piece by piece may have less memory than its payload. The process holds the
+    # payload as received and in its streams, like the reply, and the next call's before this one's are deleted.
     carried = parallel * 3 * (MAX_PAYLOAD + load.limits.output)
     share_one_heap()
     bound_memory(load.limits.memory * memories + carried + threads * THREAD_STACK)
@@ -136,7 +136,7 @@ def _load_native(load: Load, artifact: int, host: Host, parallel: int) -> Loaded
     share_one_heap()
     extra = load.limits.memory + parallel * THREAD_STACK
     bound_memory(extra)
-    bound_mappings(extra)  # not for wasm: Wasmtime reserves address space by the gigabyte
+    bound_mappings(extra)  # not for wasm: Wasmtime reserves gigabytes of address space
     forbid_files()
     sandbox = confine(artifact)
     if "seccomp" not in sandbox and parallel == 1:

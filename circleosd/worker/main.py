@@ -1,8 +1,8 @@
-"""The worker process: takes its socket, loads one plugin, and serves its manager until that hangs up.
+"""The worker process: takes its socket, loads one plugin, and serves its manager until that closes the connection.
 
-Started as `circleosd worker NAME` with the listening socket as descriptor 3 (sd_listen_fds(3)). Exit
-status 0 after the manager has hung up, 1 when it broke the protocol or no socket was passed,
-`NO_MEMORY` for want of memory.
+Started as `circleosd worker NAME` with the listening socket as descriptor 3 (sd_listen_fds(3)). The exit status is 0
+after the manager has closed the connection, 1 if it violated the protocol or no socket was passed, `NO_MEMORY` if out
+of memory.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from circleosd.worker.limits import NO_MEMORY, forget_environment, settle
 
 
 def main(name: str) -> NoReturn:
-    """`name` is the unit's instance name, for messages; what to run, the manager says.
+    """`name` is the unit's instance name, for messages; the manager says what to run.
 
-    Of a native plugin no code is run at the end, as exit(3) would: it could hang, and nothing bounds its time then.
+    Does not run code of a native plugin at the end, as exit(3) would: it could hang, and nothing limits its time then.
     """
     status = _main(name)
     sys.stderr.flush()
@@ -30,7 +30,7 @@ def main(name: str) -> NoReturn:
 def _main(name: str) -> int:
     try:
         listener = passed_socket(os.environ, os.getpid())
-        # First: for who waits to be accepted a worker that failed would be started over and over.
+        # First: otherwise a failed worker would be restarted over and over for the waiting connection.
         connection, _ = listener.accept()
         listener.close()
         serve(Channel(connection))
@@ -45,9 +45,9 @@ def _main(name: str) -> int:
 
 
 def serve(channel: Channel) -> None:
-    """Serves one connection. Raises `FrameError` or OSError when the manager breaks off or errs.
+    """Serves one connection. Raises `FrameError` or OSError if the manager disconnects or errs.
 
-    What this machine lacks for a worker is told the manager: it is no failure of the plugin.
+    If this machine lacks something that a worker needs, the manager is told so: this is not the plugin's fault.
     """
     frame, descriptors = channel.receive_first()
     if frame is None:
@@ -58,7 +58,7 @@ def serve(channel: Channel) -> None:
     try:
         settle()
         forget_environment()
-        # Not before there is something to load: imports are most of the start, and the manager may hang up.
+        # Not before there is something to load: imports are most of the start, and the manager may disconnect.
         from circleosd.worker.session import begin
 
         session = begin(channel, load, descriptors)

@@ -52,7 +52,7 @@ class _Plugin(ctypes.Structure):
 
 
 class _Thread(threading.local):
-    """What belongs to the call on this thread: its reply, and the last host call's answer."""
+    """The data of the call on this thread: its reply, and the last host call's answer."""
 
     def __init__(self) -> None:
         self.reply = bytearray()
@@ -105,7 +105,7 @@ class NativePlugin:
         thread.overflowed = False
         # A bytes object ends with a NUL byte that its length does not count, as the header promises.
         status = handler(byref(self._interface), payload, len(payload), 1)
-        _libc.fflush(_stdout)  # what was printed without the end of its line: nothing writes it when the worker ends
+        _libc.fflush(_stdout)  # output without a final newline, which nothing would write when the worker ends
         reply, thread.reply = thread.reply, bytearray()
         if thread.overflowed:
             raise PluginFailure("limit", f"wrote more than its limit for output of {self._limits.output} bytes")
@@ -139,17 +139,17 @@ class NativePlugin:
 
 
 def _initialize(artifact: int, entry: str, memory: int) -> _Plugin:
-    # Else what it prints would wait for more, as standard output is no terminal, and be lost with its worker.
+    # Otherwise its output would be buffered, because standard output is not a terminal, and lost with its worker.
     _libc.setvbuf(_stdout, None, _LINE_BUFFERED, c_size_t(0))
     path = f"/proc/self/fd/{artifact}"
     try:
         library = ctypes.CDLL(path, mode=2)
     except OSError as exc:
-        # dlerror(3) begins with the file, or ends with it: `libx.so.1: version … not found (required by …)`
+        # dlerror(3) starts or ends with the file: `libx.so.1: version … not found (required by …)`
         reason = f"{exc}".removeprefix(f"{path}: ").replace(path, "it")
         if "failed to map segment" not in reason:
             raise PluginFailure("bad-request", reason) from exc
-        # Which does not say why.
+        # This does not give the reason.
         if os.fstatvfs(artifact).f_flag & os.ST_NOEXEC:
             reason += "; plugins are stored on a file system mounted noexec"
             raise PluginFailure("bad-request", reason) from exc

@@ -1,4 +1,4 @@
-"""What manager or worker receives, cut into frames (frames.py). No I/O here."""
+"""Cuts the data received by manager or worker into frames (frames.py). No I/O here."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Final, Protocol
 
 from circleosd.worker.frames import COMPILED, HEADER, Frame, FrameError, check
 
-PIECE: Final = 64 * 1024  # bytes that are received at once; a longer body gets a buffer of its own
+PIECE: Final = 64 * 1024  # bytes to receive at once; a longer body gets its own buffer
 
 
 class Sink(Protocol):
-    """Where a worker's compilation goes."""
+    """The destination of a worker's compilation."""
 
     def write(self, data: memoryview) -> None: ...
 
@@ -18,9 +18,10 @@ class Sink(Protocol):
 
 
 class Receiver:
-    """Tells where to put what is received next, and which frames are whole by it. `bounds` are those of their kinds.
+    """Says where to put the next received bytes, and which frames are complete with them. `bounds` are the limits of
+    their kinds.
 
-    One compilation may come as long as there is a `sink` for it, which is given up then.
+    One compilation may arrive while there is a `sink` for it, which is then released.
     """
 
     def __init__(self, bounds: dict[int, int]) -> None:
@@ -32,11 +33,11 @@ class Receiver:
         self._kind = self._call_id = 0
         self._body: bytearray | None = None
         self._rest = memoryview(b"")
-        self._sunk = 0  # bytes of a compilation that are still to come
+        self._sunk = 0  # remaining bytes of a compilation
 
     @property
     def within_a_frame(self) -> bool:
-        """Whether a frame has begun that is not whole."""
+        """Whether a frame has begun that is not complete."""
         return self._body is not None or self._filled > 0
 
     def buffer(self) -> memoryview:
@@ -44,7 +45,7 @@ class Receiver:
         return self._rest if self._body is not None else self._piece[self._filled :]
 
     def received(self, count: int) -> list[Frame]:
-        """Take note of `count` bytes in `buffer`; the frames that are whole now. Raises `FrameError`."""
+        """Note that `count` bytes were put into `buffer`; return the complete frames. Raises `FrameError`."""
         if self._body is None:
             self._filled += count
             return self._whole()
@@ -55,7 +56,7 @@ class Receiver:
         return [Frame(self._kind, self._call_id, body)]
 
     def _whole(self) -> list[Frame]:
-        """Take the whole frames out of `_piece`."""
+        """Take the complete frames out of `_piece`."""
         piece, start, filled = self._piece, 0, self._filled
         whole: list[Frame] = []
         while True:
@@ -71,12 +72,12 @@ class Receiver:
             length, kind, number = HEADER.unpack_from(piece, start)
             check(kind, length, self._bounds)
             if kind == COMPILED:
-                # Once: code of the plugin runs only after that, and could make another one up.
+                # Only once: code of the plugin runs only after that, and could forge another one.
                 if self.sink is None:
                     raise FrameError("it sent a compilation that nobody is waiting for")
                 self._sunk = length
                 start += HEADER.size
-                if length == 0:  # the one that it was given fits
+                if length == 0:  # the given compilation fits
                     self.sink = None
                 continue
             if available >= length:

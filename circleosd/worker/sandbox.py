@@ -1,12 +1,12 @@
-"""What the worker gives up before plugin code runs: a second wall, where systemd's sandbox may be missing.
+"""What the worker gives up before plugin code runs: a second line of defense if systemd's sandbox is missing.
 
-landlock(7): no file can be written, made or removed, and only what the interpreter and the system's
-libraries consist of can be read; no TCP; no signal and no abstract socket beyond the process. seccomp(2): no
-other process, no program, no socket, none of the calls that manage the machine, and what Landlock leaves to whoever
-has the same uid: no signal to, limit of or turn of another process, no mode, owner or time of a file, no memory that
-outlives the process; nor what others have the less of: asynchronous I/O, of which the machine has so much in all, and
-watches of files, which with PrivateUsers= count as root's. Both are left out, and reported so, where the kernel lacks
-them.
+landlock(7): no file can be written, created or removed, and only the files of the interpreter and of the system's
+libraries can be read; no TCP; no signals or abstract sockets beyond the process. seccomp(2): no other process, no
+program, no socket, none of the calls that administer the machine. It also denies what Landlock leaves to processes of
+the same uid: signals to, limits of and priorities of other processes, modes, owners and times of files, and memory that
+outlives the process. And it denies what would leave less for others: asynchronous I/O, which is limited for the whole
+machine, and watches of files, which with PrivateUsers= count as root's. Either is skipped, and reported as missing, if
+the kernel lacks it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-# Directories and files that may be read, if they exist; besides the interpreter's own and this package's.
+# Directories and files that may be read, if they exist, besides the interpreter's own and this package's.
 _READABLE: Final = (
     "/usr",
     "/lib",
@@ -38,7 +38,7 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _READ: Final = 1 << 2 | 1 << 3
 _EXECUTE: Final = 1 << 0
 _FILE_RIGHTS: Final = _EXECUTE | 1 << 2
-# The rights that each version of Landlock knows about: all are handled, that is, denied but for _READABLE.
+# The rights known to each version of Landlock: all are handled, that is, denied except for _READABLE.
 _FS_RIGHTS: Final = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
 _NET_RIGHTS: Final = 3
 _SCOPES: Final = 3
@@ -49,12 +49,12 @@ _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _AT_NUMBER, _AT_ARCHITECTURE, _AT_FIRST, _AT_SECOND = 0, 4, 16, 24
 
-# AUDIT_ARCH_…, and the numbers of the calls that are refused; None where the machine has no such call.
+# AUDIT_ARCH_…, and the numbers of the denied calls; None if the machine has no such call.
 _MACHINES: Final = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _SECCOMP: Final = (317, 277)
 _CLONE: Final = (56, 220)
 _CLONE3: Final = (435, 435)
-# Calls whose first argument is a process, which must be this one. For all but the signals 0 is this one too.
+# Calls whose first argument is a process, which must be this one. For all except the signals, 0 also means this one.
 _SELF_ONLY: Final = {
     "kill": (62, 129),
     "tgkill": (234, 131),
@@ -65,8 +65,8 @@ _SELF_ONLY: Final = {
     "sched_setattr": (314, 274),
 }
 _ZERO_IS_SELF: Final = frozenset(_SELF_ONLY) - {"kill", "tgkill"}
-# Calls of many commands, of which those of these numbers are refused: F_SETOWN, F_SETSIG and F_SETOWN_EX, FIOSETOWN
-# and SIOCSPGRP, by which a descriptor sends signals to others; TIOCSTI and TIOCLINUX, which type on a terminal.
+# Calls with many commands, of which these are denied: F_SETOWN, F_SETSIG and F_SETOWN_EX, FIOSETOWN and SIOCSPGRP, with
+# which a descriptor sends signals to others; TIOCSTI and TIOCLINUX, which type on a terminal.
 _COMMANDS: Final = {
     "fcntl": ((72, 25), (8, 10, 15)),
     "ioctl": ((16, 29), (0x8901, 0x8902, 0x5412, 0x541C)),
@@ -177,9 +177,9 @@ class _Program(ctypes.Structure):
 
 
 def confine(readable: int | None = None) -> list[str]:
-    """Confines this thread and those that it starts, for good; names what it could use.
+    """Confines this thread and those that it starts, permanently; returns the names of the mechanisms used.
 
-    `readable` is an open file that may be opened again, and mapped to be run: a native plugin's artifact.
+    `readable` is an open file that may be opened again, and mapped for execution: a native plugin's artifact.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     used = []
@@ -192,7 +192,7 @@ def confine(readable: int | None = None) -> list[str]:
 
 
 def _landlock_version(libc: ctypes.CDLL) -> int:
-    """Which Landlock the kernel has; 0 for none."""
+    """The version of Landlock in the kernel; 0 for none."""
     version: int = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     # EPERM: an outer filter does not know the call.
     if version < 0 and ctypes.get_errno() in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
@@ -234,7 +234,7 @@ def _readable_paths() -> list[str]:
 def _allow(libc: ctypes.CDLL, ruleset: int, descriptor: int, rights: int) -> None:
     rule = struct.pack("=Qi", rights, descriptor)
     result = libc.syscall(_ADD_RULE, ruleset, 1, rule, 0)
-    # EBADFD: a memfd or the like, which has no place in the file hierarchy and is not restricted.
+    # EBADFD: a memfd or the like, which is outside the file hierarchy and not restricted.
     if result < 0 and ctypes.get_errno() != errno.EBADFD:
         _checked(result, "landlock")
 
@@ -252,7 +252,7 @@ def _seccomp(libc: ctypes.CDLL) -> bool:
     program = _filter(*machine, pid=os.getpid())
     header = _Program(len(program) // 8, program)
     result = libc.syscall(_SECCOMP[machine[1]], _SET_MODE_FILTER, 0, ctypes.byref(header))
-    # EPERM: an outer filter does not allow filters; then that one has to do.
+    # EPERM: an outer filter does not allow filters; then that one has to suffice.
     if result != 0 and ctypes.get_errno() in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
         return False
     _checked(result, "seccomp")
@@ -275,7 +275,7 @@ def _filter(architecture: int, column: int, *, pid: int) -> bytes:
         number = numbers[column]
         if number is not None:
             program += [_jump(_EQUAL, number, 0, 1), refuse]
-    # A filter cannot see clone3's flags; without it the C library uses clone.
+    # A filter cannot see clone3's flags; without clone3, the C library uses clone.
     program += [_jump(_EQUAL, _CLONE3[column], 0, 1), _statement(_RETURN, _ERRNO | errno.ENOSYS)]
     program += _where(_CLONE[column], _AT_FIRST, [_jump(_ANY_BIT, _CLONE_THREAD, 0, 1), allow], refuse)
     for name, numbers in _SELF_ONLY.items():
@@ -289,7 +289,7 @@ def _filter(architecture: int, column: int, *, pid: int) -> bytes:
 
 
 def _where(number: int, place: int, steps: list[bytes], otherwise: bytes) -> list[bytes]:
-    """For the system call of that number: load an argument, take the steps, and end with `otherwise`."""
+    """For the system call with that number: load an argument, run the steps, and end with `otherwise`."""
     body = [_statement(_LOAD, place), *steps, otherwise]
     return [_jump(_EQUAL, number, 0, len(body)), *body]
 

@@ -1,4 +1,4 @@
-"""One plugin's calls, from its loading to the end of the connection."""
+"""The calls of one plugin, from loading it to the end of the connection."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ from circleosd.worker.loader import THREAD_STACK, Loaded, load_plugin
 
 
 def begin(channel: Channel, load: Load, descriptors: list[int]) -> _Serial | None:
-    """Loads the plugin and reports READY, or FAILED and returns None. Raises OSError for what the machine lacks."""
+    """Loads the plugin and reports READY, or reports FAILED and returns None. Raises OSError if the machine lacks
+    something.
+    """
     # A shared instance admits one call at a time.
     parallel = 1 if load.plugin_type == "wasm" and load.instance == "shared" else load.limits.concurrency
     session = _Parallel(channel, load, parallel) if parallel > 1 else _Serial(channel, load)
@@ -51,7 +53,7 @@ def begin(channel: Channel, load: Load, descriptors: list[int]) -> _Serial | Non
             os.close(descriptor)
     channel.send(READY, 0, ready_body(session.loaded.ready))
     gc.freeze()
-    gc.enable()  # each call leaves cycles, as ctypes.cast makes them
+    gc.enable()  # each call leaves reference cycles, made by ctypes.cast
     return session
 
 
@@ -66,7 +68,7 @@ class _Serial:
         self._waiting: deque[Frame] = deque()
 
     def prepare(self) -> None:
-        """Gets what serving takes. Raises OSError for what the machine lacks."""
+        """Allocates what serving needs. Raises OSError if the machine lacks something."""
 
     def serve(self) -> None:
         """Returns at the end of the stream."""
@@ -77,7 +79,7 @@ class _Serial:
             self.answer(frame)
 
     def answer(self, frame: Frame) -> None:
-        """Runs one call, sends its result, and gets ready for the next, all under the watch."""
+        """Runs one call, sends its result, and prepares for the next, all under the watch."""
         if frame.kind not in (INVOKE, EVENT):
             raise FrameError(f"a frame of kind {frame.kind} came where a call was expected")
         name, payload = split_named(frame.body)
@@ -98,7 +100,7 @@ class _Serial:
         watch.end()
 
     def send(self, kind: int, call_id: int, body: Buffer) -> None:
-        """Sends a frame of a call. Where the manager is gone the worker ends here: plugin code may be on the stack."""
+        """Sends a frame of a call. If the manager is gone, the worker ends here: plugin code may be on the stack."""
         try:
             self.channel.send(kind, call_id, body)
         except (BrokenPipeError, ConnectionResetError):
@@ -114,12 +116,12 @@ class _Serial:
                 self._waiting.append(frame)
         except (OSError, FrameError):
             sys.excepthook(*sys.exc_info())
-        # Plugin code is on the stack, so this cannot be left by an exception; and nobody waits any more.
+        # Plugin code is on the stack, so an exception cannot leave it; and nobody is waiting any more.
         return _end(0)
 
 
 class _Parallel(_Serial):
-    """Calls side by side, on as many threads; the first one only reads."""
+    """Concurrent calls, on as many threads; the first thread only reads."""
 
     def __init__(self, channel: Channel, load: Load, parallel: int) -> None:
         super().__init__(channel, load)

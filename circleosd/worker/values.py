@@ -1,7 +1,7 @@
-"""Component values: text in, and the few types of wit/circleosd.wit out, by the C API's structures.
+"""Component values: text in, and the few types of wit/circleosd.wit out, using the C API's structures.
 
-`Lower` functions fill a `wasmtime_component_val_t` that Wasmtime then owns, so what they allocate comes
-from its allocator. They raise TypeError, before they allocate, for data of another shape than the WIT's.
+`Lower` functions fill a `wasmtime_component_val_t` that Wasmtime then owns, so they allocate with its allocator. Before
+allocating, they raise TypeError for data that does not fit the WIT type.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ _SERVICE: Final = ("name", "state", "description")
 
 
 def borrow_text(target: Any, data: Buffer) -> object:
-    """Makes `target` a string over `data`'s own bytes, which must be UTF-8; keep what is returned until used."""
+    """Makes `target` a string that uses `data`'s own bytes, which must be UTF-8; keep the returned object until it was
+    used.
+    """
     target.kind = STRING
     string = target.of.string
     string.size = len(data)
@@ -62,7 +64,7 @@ def text_bytes(value: Any, most: int | None = None) -> bytes:
 
 
 def text(value: Any, most: int | None = None) -> str:
-    """A string value, or what its first `most` bytes say."""
+    """A string value as text, or its first `most` bytes."""
     return text_bytes(value, most).decode("utf-8", "replace")
 
 
@@ -73,7 +75,7 @@ def enumeration(value: Any) -> str:
 
 
 def result(target: Any, answer: tuple[bool, Any], lower: Lower) -> None:
-    """`result<T, string>`: what `lower` makes of the data, or the error's text."""
+    """`result<T, string>`: the data converted by `lower`, or the error's text."""
     ok, data = answer
     inner = c.wasmtime_component_val_t()
     if ok:
@@ -89,7 +91,7 @@ def result(target: Any, answer: tuple[bool, Any], lower: Lower) -> None:
 
 
 def nothing(target: Any, data: Any) -> None:
-    """`_`: whatever the data is."""
+    """`_`: for any data."""
 
 
 def boolean(target: Any, data: Any) -> None:
@@ -139,7 +141,7 @@ def services(target: Any, data: Any) -> None:
 
 
 def function_type(function: Any, context: Any) -> str:
-    """A function's type as WIT writes it, as far as this world needs to tell types apart."""
+    """A function's type in WIT syntax, as far as this world needs to distinguish types."""
     kind = c.wasmtime_component_func_type(function, context)
     valtype = c.wasmtime_component_valtype_t()
     parameters = []

@@ -1,7 +1,7 @@
-"""The wasi ABI: a WASI preview 1 command, run once for every call (ABI.md, «wasi»); and WASI for components.
+"""The wasi ABI: a WASI preview 1 command, run once per call (ABI.md, «wasi»); and WASI for components.
 
-Neither has files, directories, sockets or an environment beyond the plugin's configuration: what is not
-configured in `wasi_config_t` is not there.
+Neither has files, directories, sockets or an environment other than the plugin's configuration: what is not configured
+in `wasi_config_t` does not exist.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from circleosd.worker.inspect import Artifact
 _START: Final = chars("_start")
 _MEMORY: Final = chars("memory")
 _INFO: Final = 1
-# Wasmtime passes on no status that a shell would use for something else.
+# Wasmtime does not pass on statuses that have another meaning for a shell.
 _OTHER_STATUS: Final = "exit with invalid exit status"
 
 
-# What Rust's runtime says behind why a program panicked.
+# What Rust's runtime prints after the reason of a panic.
 _NOTE: Final = "note: "
 
 
 class Sink(Protocol):
-    """Where a stream of a WASI program goes. `write` says whether it took the bytes."""
+    """Receives a stream of a WASI program. `write` returns whether it accepted the bytes."""
 
     def write(self, data: bytes) -> bool: ...
 
@@ -67,11 +67,11 @@ class Collector:
 
 
 class LineLog:
-    """Logs each line for the call of the thread that made this, and remembers the last that is no note."""
+    """Logs each line for the call of the thread that created this, and remembers the last line that is not a note."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        # Wasmtime writes from threads of its own.
+        # Wasmtime writes from its own threads.
         self._call = host.current
         self._rest = b""
         self.last = ""
@@ -85,12 +85,12 @@ class LineLog:
         return True
 
     def follow(self) -> None:
-        """From now on the lines belong to this thread's present call, which has none yet."""
+        """From now on, lines belong to this thread's current call, which has none yet."""
         self._call = self._host.current
         self.last = ""
 
     def flush(self) -> None:
-        """Logs what has come without the end of its line."""
+        """Logs a last line without a newline."""
         line, self._rest = self._rest, b""
         self._log(line)
 
@@ -116,7 +116,7 @@ _write: Final = ctypes.CFUNCTYPE(c_ssize_t, c_void_p, POINTER(ctypes.c_ubyte), c
 
 
 class Streams:
-    """The two outputs of one program, known to the C API by numbers."""
+    """The two outputs of one program, known to the C API by number."""
 
     def __init__(self, output: Sink, errors: Sink) -> None:
         self.output = next(_numbers)
@@ -125,7 +125,7 @@ class Streams:
         _sinks[self.errors] = errors
 
     def close(self) -> None:
-        """After the store that uses them is deleted."""
+        """Call this after the store that uses them is deleted."""
         del _sinks[self.output], _sinks[self.errors]
 
 
@@ -148,20 +148,20 @@ def _strings(texts: Any) -> Any:
 
 
 def exit_failure(status: int | str, last_line: str) -> PluginFailure:
-    """The failure of a program that ended with a status other than 0."""
+    """The failure of a program that exited with a status other than 0."""
     said = f": {last_line}" if last_line else ""
     return PluginFailure("plugin-failed", f"exited with status {status}{said}", reported=True)
 
 
 def explained(found: PluginFailure, last_line: str) -> PluginFailure:
-    """The failure of a program that was stopped; of a trap with what its runtime may have said of the reason."""
+    """The failure of a program that was stopped; for a trap, with the reason that its runtime may have printed."""
     if found.code != "plugin-failed" or not last_line:
         return found
     return PluginFailure("plugin-failed", f"{found.message}: {last_line}", found.backtrace)
 
 
 def _memory_size(context: Pointer, instance: Any) -> int:
-    """Bytes of the memory of an instance that was made."""
+    """The size in bytes of the memory of an existing instance."""
     item = c.wasmtime_extern_t()
     c.wasmtime_instance_export_get(context, byref(instance), _MEMORY, len(_MEMORY), byref(item))
     return int(c.wasmtime_memory_data_size(context, byref(item.of.memory)))
@@ -212,8 +212,8 @@ class WasiPlugin:
         raise PluginFailure("not-found", "takes no events: it is a wasi command")
 
     def prepare(self) -> None:
-        """Deletes what the calls before have left."""
-        with suppress(IndexError):  # another thread may take what this one saw
+        """Deletes the remains of earlier calls."""
+        with suppress(IndexError):  # another thread may take what this one found
             while self._spent:
                 store, streams = self._spent.pop()
                 delete_store(store)
@@ -227,7 +227,7 @@ class WasiPlugin:
             self._engine.allow(context)
             self._enter(context, errors, start=start)
         finally:
-            # Other threads delete what is in this list.
+            # Other threads delete the items of this list.
             self._spent.append((store, streams))
 
     def _enter(self, context: Pointer, errors: LineLog, *, start: bool) -> None:

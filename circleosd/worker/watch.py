@@ -1,4 +1,4 @@
-"""How long a call may run: it is interrupted by ticks of a clock, and else ends with its process (SIGALRM).
+"""Limits the time of a call: it is interrupted by the ticks of a clock, or else ends with its process (SIGALRM).
 
 timer_create(2) and setitimer(2).
 """
@@ -13,9 +13,9 @@ from typing import Final
 
 from circleosd.worker.limits import GRACE, hard_deadline
 
-# The clock of interruption: so many ticks are a call's time. A store may see one more, for a tick may come
-# late from the call before; so a call ends between its time and a tick later. Where the machine is so busy that several
-# come late, it ends as much earlier.
+# The clock of interruption: a call's time is this many ticks. A store may see one more, because a tick of the previous
+# call may come late; so a call ends between its time and one tick later. If the machine is so busy that several ticks
+# come late, it ends that much earlier.
 TICKS: Final = 20
 STORE_TICKS: Final = TICKS + 1
 
@@ -47,9 +47,9 @@ class _TimerSpec(ctypes.Structure):
 
 
 class Ticker:
-    """Calls a C function with one pointer, every so many seconds while it is started: timer_create(2).
+    """Calls a C function with one pointer periodically while it is started: timer_create(2).
 
-    The C library does it on a thread of its own, without the interpreter, which may be busy or waiting.
+    The C library does this on its own thread, without the interpreter, which may be busy or waiting.
     """
 
     def __init__(self, interval: float, function: int, argument: int) -> None:
@@ -61,22 +61,22 @@ class Ticker:
         seconds, nanoseconds = divmod(int(interval * 1e9), 1_000_000_000)
         self._on = _TimerSpec(seconds, nanoseconds, seconds, nanoseconds)
         self._off = _TimerSpec(0, 0, 0, 0)
-        # Started for every call: ctypes takes numbers in half the time that objects cost it.
+        # Started for every call: ctypes handles numbers in half the time of objects.
         self._set = libc["timer_settime"]
         self._set.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
         self._number, self._on_at, self._off_at = self._timer.value, *map(ctypes.addressof, (self._on, self._off))
 
     def start(self) -> None:
-        """The first tick is one interval away."""
+        """The first tick comes after one interval."""
         self._set(self._number, 0, self._on_at, None)
 
     def stop(self) -> None:
-        """A tick that is on its way may still come."""
+        """A tick already on its way may still come."""
         self._set(self._number, 0, self._off_at, None)
 
 
 class Watch:
-    """Ends what takes too long: first by ticks, which move an epoch on, then by SIGALRM.
+    """Ends calls that take too long: first with ticks, which advance an epoch, then with SIGALRM.
 
     SIGALRM has its default action: the process ends, even if it hangs in a system call.
     """
@@ -95,19 +95,19 @@ class Watch:
         self._extend_at = time.monotonic() + GRACE / 2
 
     def extend(self) -> None:
-        """The call is over, and something short follows before `end`."""
+        """The call is over; something short follows before `end`."""
         if time.monotonic() > self._extend_at:
             self.begin()
 
     def end(self) -> None:
-        """Nothing runs any more."""
+        """Nothing is running any more."""
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         if self._ticker is not None:
             self._ticker.stop()
 
 
 class SharedWatch(Watch):
-    """A watch for calls that run side by side: the hard deadline is that of the oldest of them."""
+    """A watch for concurrent calls: the hard deadline is that of the oldest one."""
 
     def __init__(self, seconds: float, tick: tuple[int, int] | None) -> None:
         super().__init__(seconds, tick)
