@@ -1,4 +1,4 @@
-# The NixOS module: services.circleosd. What may be configured stands in nixos/options.nix.
+# The NixOS module: services.circleosd. Its options are in nixos/options.nix.
 {
   config,
   lib,
@@ -10,7 +10,7 @@ let
   names = import ./nixos/names.nix;
   toml = pkgs.formats.toml { };
 
-  # A service does not start with a wrong setting, so no system is built with one.
+  # A service does not start with a wrong setting, so do not build a system with one.
   configFile =
     pkgs.runCommand "circleosd.toml"
       {
@@ -32,14 +32,14 @@ let
     }) cfg.services;
   };
 
-  # What circleosd-polkit.service does elsewhere.
+  # On other systems, circleosd-polkit.service does this.
   polkitRule = pkgs.runCommand "circleosd.rules" { nativeBuildInputs = [ cfg.package ]; } ''
     mkdir services.d
     cp ${catalog} services.d/nixos.toml
     circleosd polkit-rule services.d >$out
   '';
 
-  # NixOS counts among a group's members who names it in extraGroups, and leaves out whose primary group it is.
+  # For NixOS, a group's members are users with the group in extraGroups, but not those whose primary group it is.
   primaryUsers = lib.filter (user: user.enable && user.group == cfg.adminGroup) (
     lib.attrValues config.users.users
   );
@@ -87,7 +87,7 @@ in
       );
     };
 
-    # The groups that a service needs beside its own stand in its unit.
+    # The groups that a service needs besides its own are in its unit.
     users.users = lib.genAttrs names.daemons (daemon: {
       isSystemUser = true;
       group = daemon;
@@ -101,7 +101,7 @@ in
       "circleosd/services.d/nixos.toml".source = catalog;
       "polkit-1/rules.d/49-circleosd.rules".source = polkitRule;
     }
-    # Where no signers are declared an administrator may keep the file.
+    # If no signers are declared, an administrator may manage the file.
     // lib.optionalAttrs (cfg.trustedSigners != [ ]) {
       "circleosd/trusted-signers" =
         if lib.isList cfg.trustedSigners then
@@ -134,7 +134,7 @@ in
       })
       // {
         polkit.restartTriggers = [ polkitRule ];
-        # A worker that nobody connects to does not end: it is the plugin manager that starts one.
+        # A worker without a connection does not end: the plugin manager starts workers, and connects to them.
         "circleosd-plugin@".restartIfChanged = false;
         # journalctl reads this directory and systemd's own, which is in the Nix store. It is a copy because a link would
         # dangle once the module is gone, and fail every later update.

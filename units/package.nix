@@ -54,7 +54,7 @@ python3Packages.buildPythonApplication {
     fire
     pydantic
     sdnotify
-    # Releases before 25.11 know it by the module's name.
+    # Releases before 25.11 call it by the module's name.
     (python3Packages.systemd-python or systemd)
     wasmtime
   ];
@@ -68,8 +68,8 @@ python3Packages.buildPythonApplication {
     "${placeholder "out"}/bin:${lib.makeBinPath [ openssh ]}"
   ];
 
-  # NixOS takes units and their drop-ins from lib/systemd. Those that serve the system manager alone write the polkit
-  # rule and enable units; there the configuration does both, and declares the users.
+  # NixOS takes units and their drop-ins from lib/systemd. Units only for the system manager write the polkit rule and
+  # enable units; on NixOS the configuration does both, and declares the users.
   postInstall = ''
     mapfile -t files < <(bash scripts/user-unit-files)
     for manager in system user; do
@@ -109,7 +109,7 @@ python3Packages.buildPythonApplication {
     python3Packages.pytest
     python3Packages.pytest-timeout
   ];
-  # The linters are the development shell's; test_nix.py would have Nix run in Nix.
+  # The linters are in the development shell; test_nix.py would run Nix within Nix.
   checkPhase = ''
     runHook preCheck
     HOME=$(mktemp -d) python -m pytest -p no:cacheprovider tests/unit \

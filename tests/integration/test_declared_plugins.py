@@ -63,7 +63,7 @@ def test_a_bundle_is_checked(host: EmbeddedHost, tmp_path: Path) -> None:
     other = bundled(host, tmp_path / "other", "reverse", expected=digest[::-1])
     assert (other.returncode, f"its SHA-256 digest is {digest}" in other.stderr) == (1, True)
     strange = bundled(host, tmp_path / "strange", "reverse", manifest=str(EXAMPLES / "counter/counter.json"))
-    assert (strange.returncode, "its manifest does not name it so" in strange.stderr) == (1, True)
+    assert (strange.returncode, "its manifest has another name" in strange.stderr) == (1, True)
     assert not (tmp_path / "other").exists()
     assert not (tmp_path / "strange").exists()
 

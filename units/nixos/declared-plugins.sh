@@ -1,14 +1,14 @@
-# Brings the loaded plugins in line with the bundles given (plugin-bundle.sh). The file `names` lists those that are its
-# to unload; plugins loaded by hand are left alone. One plugin that fails does not keep back the others.
+# Makes the loaded plugins match the given bundles (plugin-bundle.sh). The file `names` lists those that this may
+# unload; plugins loaded by hand are left alone. A failure of one plugin does not affect the others.
 names=$STATE_DIRECTORY/names
 declared=" "
 failed=0
 
-# revoke_others NAME GRANTS: take from a plugin what the file GRANTS does not list, which a load leaves to it.
+# revoke_others NAME GRANTS: revoke a plugin's grants that the file GRANTS does not list; a load keeps them.
 revoke_others() {
     local shown others capability status=0
     shown=$(circlectl plugin show "$1" --json) || return
-    # While a kind is granted with `*`, no single name of it can be revoked, nor `log` ever.
+    # While a kind is granted with `*`, single names of it cannot be revoked; `log` never can.
     others=$(jq --raw-output --rawfile grants "$2" '
         ($grants | split("\n")) as $declared
         | [.capabilities[] | select(.granted).name

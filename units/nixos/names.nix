@@ -1,4 +1,4 @@
-# Names and rules that the services have too: circleosd/api/plugins.py, circleosd/registry/catalog.py, units/.
+# Names and rules that the services use too: circleosd/api/plugins.py, circleosd/registry/catalog.py, units/.
 rec {
   daemons = [
     "circleosd-auth"
@@ -9,7 +9,7 @@ rec {
   # The group that the packaged sockets name.
   socketGroup = "circleosd";
 
-  # Under these the registry lists CircleOSD itself, and the workers of plugins under names that begin so.
+  # The registry lists CircleOSD itself under these names, and plugins' workers under names that start like this.
   ownServices = [
     "auth-service"
     "plugin-manager"

@@ -7,7 +7,7 @@ if [[ -n $expected && $digest != "$expected" ]]; then
     exit 1
 fi
 if ! jq --exit-status --arg name "$plugin" '.name == $name' "$manifest" >/dev/null; then
-    echo "cannot use the plugin $plugin: its manifest does not name it so" >&2
+    echo "cannot use the plugin $plugin: its manifest has another name" >&2
     exit 1
 fi
 mkdir "$out"

@@ -1,4 +1,4 @@
-# services.circleosd.plugins: a bundle for each, and the service that has the plugin manager load them.
+# services.circleosd.plugins: a bundle for each, and the service that makes the plugin manager load them.
 {
   config,
   lib,
@@ -10,7 +10,7 @@ let
   names = import ./names.nix;
 
   isValues = manifest: lib.isAttrs manifest && !lib.isStringLike manifest;
-  # Nothing lies beside values, nor beside a path, of which the Nix store gets that file only.
+  # Values have no file next to them; nor has a path, since the Nix store gets only that file.
   comesAlone = plugin: isValues plugin.manifest || lib.isPath plugin.manifest;
   pluginsWhere = condition: lib.attrNames (lib.filterAttrs condition cfg.plugins);
   refuse = import ./refuse.nix lib;
@@ -85,7 +85,7 @@ in
       restartTriggers = map (file: config.environment.etc.${file}.source) (
         [ "circleosd/config.toml" ] ++ lib.optional (cfg.trustedSigners != [ ]) "circleosd/trusted-signers"
       );
-      # With nothing declared there is work only if something was.
+      # If nothing is declared, there is work only if something was declared before.
       unitConfig = lib.optionalAttrs (cfg.plugins == { }) {
         ConditionPathExists = "/var/lib/circleosd-declared-plugins/names";
       };

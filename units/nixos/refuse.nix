@@ -1,4 +1,4 @@
-# An assertion that holds if there are no offenders. `explain` makes a sentence of their quoted names.
+# An assertion that holds if there are no offenders. `explain` turns their quoted names into a sentence.
 lib: offenders: explain: {
   assertion = offenders == [ ];
   message = "services.circleosd: ${
