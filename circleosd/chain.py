@@ -61,7 +61,7 @@ def _problem(row: Row, expected: int, previous: bytes) -> str | None:
     if row["seq"] > expected:
         return f"{_rows(expected, row['seq'] - 1)} missing"
     if row["seq"] < expected:
-        return f"row {row['seq']} stands where row {expected} should"
+        return f"row {row['seq']} is in the place of row {expected}"
     if not isinstance(row["body"], str) or linked(previous, row["body"]) != row["hash"]:
         return f"row {row['seq']} has been altered, or the one before it replaced"
     return None

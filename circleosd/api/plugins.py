@@ -205,7 +205,7 @@ class GrantCapability(Request, action="grant", access=Access.ADMIN, reply=Plugin
 
 @contract
 class RevokeCapability(Request, action="revoke", access=Access.ADMIN, reply=Plugin, effect=Effect.STATE, object="id"):
-    """Revoke a capability of a plugin, effective immediately."""
+    """Revoke a capability of a plugin."""
 
     id: PluginName
     capability: CapabilityName

@@ -232,7 +232,7 @@ class Supervisor:
                     return UnitFile(path.read_text(encoding="utf-8"), {**self.specifiers, **own})
                 except (OSError, ValueError, CircleError) as exc:
                     raise UnitFailed(f"cannot read {path}: {exc}") from exc
-        raise NotFound(f"there is no unit {name}")
+        raise NotFound(f"no unit {name}")
 
     def unit(self, name: str) -> Unit:
         """A unit. Raises `NotFound`, `UnitFailed`."""

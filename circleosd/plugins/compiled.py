@@ -110,7 +110,7 @@ class Compiled:
         try:
             paths = [*self._directory.iterdir()]
         except OSError as exc:
-            log.warning("cannot bound the cache of compilations: %s", exc)
+            log.warning("cannot limit the cache of compilations: %s", exc)
             return
         for path in paths:
             with contextlib.suppress(OSError):
@@ -132,6 +132,6 @@ class Compiled:
             removed += 1
         if removed and self._most:
             log.info(
-                "removed %d compilations, of which each is made anew if its plugin is called again: "
-                "all that are kept may have %d bytes (plugins.cache)", removed, self._most,
+                "removed %d cached compilations, to be redone if their plugins are called again: "
+                "the cache may have %d bytes (plugins.cache)", removed, self._most,
             )  # fmt: skip

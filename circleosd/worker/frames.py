@@ -182,7 +182,7 @@ def json_object(body: Buffer) -> dict[str, Any]:
     except (ValueError, RecursionError) as exc:
         raise FrameError(f"cannot read the frame: {exc}") from exc
     if not isinstance(value, dict):
-        raise FrameError("cannot read the frame: it is no JSON object")
+        raise FrameError("cannot read the frame: it is not a JSON object")
     return value
 
 
@@ -237,7 +237,7 @@ def _texts(value: dict[str, Any], field: str, most: int = MAX_ITEMS, longest: in
     """A list of at most `most` texts of at most `longest` bytes."""
     items = value.get(field)
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise FrameError(f"cannot read the frame: {field} is no list of text")
+        raise FrameError(f"cannot read the frame: {field} is not a list of texts")
     if len(items) > most or any(len(item.encode()) > longest for item in items):
         raise FrameError(f"cannot read the frame: {field} has over {most} texts, or one of over {longest} bytes")
     return items
@@ -266,7 +266,7 @@ def parse_host_call(body: Buffer) -> tuple[str, dict[str, str]]:
     if not isinstance(call, str) or not isinstance(args, dict):
         raise FrameError("cannot read HOST_CALL: call or args is not allowed")
     if not all(isinstance(item, str) for item in args.values()):
-        raise FrameError("cannot read HOST_CALL: an argument is no text")
+        raise FrameError("cannot read HOST_CALL: an argument is not text")
     return call, args
 
 

@@ -101,5 +101,5 @@ def test_it_is_logged_that_compilations_are_removed_which_plugins_may_need(
     assert not caplog.messages
     Compiled(tmp_path, 4).sweep()
     (said,) = caplog.messages
-    assert said.startswith("removed 2 compilations, ")
+    assert said.startswith("removed 2 cached compilations, ")
     assert said.endswith("may have 4 bytes (plugins.cache)")
