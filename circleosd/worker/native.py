@@ -141,7 +141,9 @@ class NativePlugin:
 def _initialize(artifact: int, entry: str, memory: int) -> _Plugin:
     # Otherwise its output would be buffered, because standard output is not a terminal, and lost with its worker.
     _libc.setvbuf(_stdout, None, _LINE_BUFFERED, c_size_t(0))
-    path = f"/proc/self/fd/{artifact}"
+    # It stays open because a debugger opens it by the same name; below /proc/self that would be a descriptor of the
+    # debugger, in gdb(1) a pipe that nobody writes to. The link has this process's pid in the pid namespace of /proc.
+    path = f"/proc/{os.readlink('/proc/self')}/fd/{os.dup(artifact)}"
     try:
         library = ctypes.CDLL(path, mode=2)
     except OSError as exc:

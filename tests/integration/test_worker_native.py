@@ -288,6 +288,17 @@ HANDLER(say) { UNUSED; printf("the last words"); return 0; }"""
     assert worker.errors == "the last words"
 
 
+def test_a_debugger_finds_the_plugin_by_the_name_that_its_process_knows_it_by() -> None:
+    named = "HANDLER(file) { UNUSED; Dl_info found; dladdr(file, &found); SAY(\"%s\", found.dli_fname); return 0; }"
+    artifact = native(f"#include <dlfcn.h>\n{named}", "file")
+    with start(artifact, plugin_type="native") as worker:
+        worker.ready()
+        file = Path(worker.invoke("file"))
+        assert file.parent == Path(f"/proc/{worker.process.pid}/fd")
+        if os.geteuid() == 0:  # a worker is nobody else's to look into (PR_SET_DUMPABLE)
+            assert file.read_bytes() == artifact
+
+
 @pytest.mark.parametrize("end", ["for (;;) pause();", "abort();"])
 @pytest.mark.parametrize("concurrency", [1, 2])
 def test_nothing_of_a_plugin_is_run_when_its_worker_ends(end: str, concurrency: int) -> None:
