@@ -289,7 +289,7 @@ HANDLER(say) { UNUSED; printf("the last words"); return 0; }"""
 
 
 def test_a_debugger_finds_the_plugin_by_the_name_that_its_process_knows_it_by() -> None:
-    named = "HANDLER(file) { UNUSED; Dl_info found; dladdr(file, &found); SAY(\"%s\", found.dli_fname); return 0; }"
+    named = 'HANDLER(file) { UNUSED; Dl_info found; dladdr(file, &found); SAY("%s", found.dli_fname); return 0; }'
     artifact = native(f"#include <dlfcn.h>\n{named}", "file")
     with start(artifact, plugin_type="native") as worker:
         worker.ready()
