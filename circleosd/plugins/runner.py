@@ -109,7 +109,7 @@ class Runners:
         """
         runner = Runner(plugin.name + (STAGED if upgrade else ""), plugin, self._settings.queue)
         try:
-            return runner, await self._connect(runner, artifact)
+            return runner, await self._connect(runner, artifact, NOBODY)
         except BaseException as exc:
             error = await self._why_gone(runner, exc) if isinstance(exc, WorkerGone) else None
             await self.discard(runner)
@@ -184,7 +184,7 @@ class Runners:
                     raise Superseded
                 worker = runner.worker
                 if worker is None or worker.lost:
-                    worker = await self._ready(runner)
+                    worker = await self._ready(runner, cause)
                 began = time.monotonic()
                 try:
                     reply = await worker.call(kind, name, payload, plugin.bounds.time, cause)
@@ -267,19 +267,22 @@ class Runners:
                 log.info("stopping the worker of %s, which is not loaded", path.stem)
                 await self._units.remove(path.stem)
 
-    async def _ready(self, runner: Runner) -> Worker:
-        """The connected worker; started and loaded if there is none. Raises `Superseded` if it comes too late."""
+    async def _ready(self, runner: Runner, cause: Cause) -> Worker:
+        """The connected worker; started and loaded, because of `cause`, if there is none.
+
+        Raises `Superseded` if it comes too late.
+        """
         async with runner.connecting:
             if not runner.retired:  # otherwise this would wait for itself
                 await self._left(runner.plugin.name)
             if not runner.retired and (runner.worker is None or runner.worker.lost):
                 artifact = self._open_artifact(runner.plugin.digest)
                 try:
-                    await self._connect(runner, artifact)
+                    await self._connect(runner, artifact, cause)
                 except (CircleError, asyncio.CancelledError) as exc:
                     if isinstance(exc, (Timeout, asyncio.CancelledError)):
-                        # Otherwise it may keep every later connection waiting, and one that dies before it accepts would be
-                        # restarted over and over for the abandoned connection, which its socket still holds.
+                        # Otherwise it may keep every later connection waiting, and one that dies before it accepts
+                        # would be restarted over and over for the abandoned connection, which its socket still holds.
                         self._end(runner.plugin.name, self._units.remove(runner.instance))
                     if isinstance(exc, (Unavailable, asyncio.CancelledError)):
                         raise
@@ -294,7 +297,7 @@ class Runners:
             assert runner.worker is not None
             return runner.worker
 
-    async def _connect(self, runner: Runner, artifact: int) -> frames.Ready:
+    async def _connect(self, runner: Runner, artifact: int, cause: Cause) -> frames.Ready:
         """Have the worker load the plugin, with the existing compilation, or store the one that it makes."""
         manifest = runner.plugin.manifest
         with contextlib.ExitStack() as stack:
@@ -308,13 +311,15 @@ class Runners:
                 # A cached compilation that turns out not to fit is redone.
                 incoming = self._compiled.incoming(key)
                 stack.callback(incoming.discard)
-            ready = await self._loaded(runner, descriptors, incoming)
+            ready = await self._loaded(runner, descriptors, incoming, cause)
             if incoming is not None and incoming.complete:
                 await incoming.keep()
                 await asyncio.to_thread(self._compiled.sweep)
         return ready
 
-    async def _loaded(self, runner: Runner, descriptors: list[int], incoming: Incoming | None) -> frames.Ready:
+    async def _loaded(
+        self, runner: Runner, descriptors: list[int], incoming: Incoming | None, cause: Cause
+    ) -> frames.Ready:
         """Connect to the worker, starting its socket if it does not listen, and have it load the passed files."""
         plugin = runner.plugin
         path = str(self._sockets / f"{runner.instance}.sock")
@@ -325,7 +330,7 @@ class Runners:
             worker = Worker(plugin.name, self._host(plugin), plugin.bounds.concurrency, runner.voice)
             try:
                 load = runner.load_request(precompiled=len(descriptors) > 1)
-                ready = await worker.load(path, load, descriptors, timeout, incoming)
+                ready = await worker.load(path, load, descriptors, timeout, incoming, cause)
                 break
             except (FileNotFoundError, ConnectionRefusedError) as exc:
                 if attempt == "started":

@@ -130,9 +130,15 @@ class Worker(asyncio.BufferedProtocol):
         self.counted = False  # its end is counted in the plugin's record
 
     async def load(
-        self, path: str, load: frames.Load, descriptors: Sequence[int], timeout: float, sink: Sink | None
+        self,
+        path: str,
+        load: frames.Load,
+        descriptors: Sequence[int],
+        timeout: float,
+        sink: Sink | None,
+        cause: Cause = NOBODY,
     ) -> frames.Ready:
-        """Connect to the worker's socket and have it load the plugin; its compilation goes to `sink`.
+        """Connect to the worker's socket and have it load the plugin for `cause`; its compilation goes to `sink`.
 
         Raises FileNotFoundError or ConnectionRefusedError if nobody listens, `BadRequest` with the reason if the worker
         refuses the artifact, `Unavailable` if the machine lacks something it needs, `WorkerGone`, `Timeout` after
@@ -150,7 +156,7 @@ class Worker(asyncio.BufferedProtocol):
         except BaseException:
             sock.close()
             raise
-        waiting = self._expect(LOADING, self._loop.time() + timeout)
+        waiting = self._expect(LOADING, self._loop.time() + timeout, cause)
         await self._loop.create_unix_connection(lambda: self, sock=sock)
         try:
             kind, body = await self._reply(LOADING, waiting)
@@ -209,7 +215,7 @@ class Worker(asyncio.BufferedProtocol):
 
     # calls and their deadlines
 
-    def _expect(self, number: int, deadline: float, cause: Cause = NOBODY) -> _Call:
+    def _expect(self, number: int, deadline: float, cause: Cause) -> _Call:
         call = self._calls[number] = _Call(Handoff(self._loop), deadline, cause)
         # One timer for all calls: a call that ends in time costs none.
         if self._timer is None or deadline < self._timer.when():

@@ -349,6 +349,18 @@ def test_what_a_preparation_emits_follows_from_the_events_that_the_calls_before_
     assert asked.causes == [Cause(3)]
 
 
+def test_what_a_worker_does_while_it_loads_follows_from_what_had_it_started(tmp_path: Path) -> None:
+    asked, cause = Asked(), Cause(2, "alice")
+
+    def peer(channel: Channel) -> None:
+        channel.send(HOST_CALL, 0, QUESTION)
+        channel.receive()
+        loaded(channel)
+
+    run(tmp_path, peer, lambda worker, path: worker.load(path, Load("example", "wasm"), [0], 10, None, cause), asked)
+    assert asked.causes == [cause]
+
+
 @pytest.mark.parametrize(
     ("concurrency", "callers", "named"),
     [(1, ("alice", "bob"), "bob"), (2, ("alice", "bob"), None), (2, ("bob", "bob"), "bob")],

@@ -348,6 +348,21 @@ def test_whose_call_made_a_plugin_restart_a_service_is_on_record(cheap_host: Emb
     host.data("auth-service", "delete", name="alice")
 
 
+def test_whose_call_had_a_worker_started_that_restarts_a_service_is_on_record(
+    host: EmbeddedHost, tmp_path: Path
+) -> None:
+    host.add_service("hurried", SLEEPER)
+    restart = '{"call":"services.restart","args":{"name":"hurried"}}'
+    asked = "services:restart:hurried"
+    host.load(write(tmp_path, "hasty", caller(asking("_initialize", restart)), capabilities=[asked]), grant="all")
+    host.data("plugin-manager", "grant", id="hasty", capability=asked)  # from now on it has another worker
+    ask(host, "hasty", "kv.keys", prefix="")
+    rows = host.data("service-registry", "history", object="hurried", action_name="restart")
+    assert {row["params"].get("called_by") for row in rows} == {f"uid {os.getuid()}"}
+    host.unload("hasty")
+    host.ok("service", "stop", "hurried")
+
+
 def test_a_plugin_that_may_restart_every_service_has_no_hold_on_workers(host: EmbeddedHost, tmp_path: Path) -> None:
     host.load(write(tmp_path, "victim", caller(), capabilities=["clock"]), grant="clock")
     host.load(write(tmp_path, "zealot", caller(), capabilities=["services:read", "services:restart:*"]), grant="all")

@@ -138,7 +138,10 @@ PRUNE = 'UPDATE ledger SET body = \'{{"action":"prune"{}}}\' WHERE seq = 3'
             "row 3 has been altered, or the one before it replaced",
         ),
         (["INSERT INTO ledger (seq, body, hash) SELECT 6, body, hash FROM ledger WHERE seq = 5"], "row 6"),
-        (["INSERT INTO ledger (seq, body, hash) SELECT 0, body, hash FROM ledger WHERE seq = 1"], "row 0 is in the place of"),
+        (
+            ["INSERT INTO ledger (seq, body, hash) SELECT 0, body, hash FROM ledger WHERE seq = 1"],
+            "row 0 is in the place of",
+        ),
         (["UPDATE ledger_ends SET last_seq = 4"], "row 5 is not written by CircleOSD"),
         (["UPDATE ledger_ends SET last_hash = zeroblob(32)"], "the hash of row 5, the last, has been altered"),
         (["UPDATE ledger_ends SET pruned_seq = 2", "DELETE FROM ledger WHERE seq < 3"], "row 3 has been altered"),

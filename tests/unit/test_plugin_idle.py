@@ -12,6 +12,7 @@ import pytest
 
 from circleosd.config import PluginSettings
 from circleosd.errors import CircleError, Unavailable
+from circleosd.plugins.cause import Cause
 from circleosd.plugins.manifest import Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runner, Superseded
@@ -82,7 +83,7 @@ def test_a_worker_that_has_started_when_nobody_waits_for_its_end_any_more_is_giv
         runners, plugin = with_worker(tmp_path, None, open_artifact=lambda _: os.open(os.devnull, 0), time=0.05)
         worker, begun = SlowWorker(0.0), asyncio.Event()
 
-        async def connect(runner: Runner, artifact: int) -> None:
+        async def connect(runner: Runner, artifact: int, cause: Cause) -> None:
             await begun.wait()
             runner.worker = worker
 
