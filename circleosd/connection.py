@@ -274,7 +274,8 @@ class Connection(asyncio.Protocol):
                     async for part in reply:
                         if self._transport.is_closing():  # asyncio logs every write to a peer that is gone
                             break
-                        await self._write(part)
+                        self._transport.write(part)
+                        await self._writable.wait()
                         await asyncio.sleep(0)  # give other connections a turn, see below
                 self._streaming = False
             line = self._next_line()
@@ -303,12 +304,6 @@ class Connection(asyncio.Protocol):
         except OSError as exc:
             self._transport.write(wire.failure(Limit(f"cannot wait for a request: {exc.strerror}; try again later")))
             self._transport.close()
-
-    async def _write(self, reply: bytes) -> None:
-        """Write, and wait while the peer does not read earlier output."""
-        self._transport.write(reply)
-        if not self._writable.is_set():
-            await self._writable.wait()
 
     def _end(self) -> None:
         """The peer has sent its last byte and received its replies: close."""
