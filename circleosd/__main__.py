@@ -40,7 +40,7 @@ USAGE = """usage: circleosd COMMAND
 
 def main() -> NoReturn:
     """Run one command and exit with its status."""
-    gc.disable()  # nothing becomes garbage before everything is imported: see `_serve`
+    gc.disable()  # nothing becomes garbage before everything is imported: see `serve`
     argv = sys.argv[1:]
     try:
         sys.exit(run(argv))
@@ -124,14 +124,32 @@ def _is_name(word: str) -> bool:
 
 
 def serve(name: str) -> int:
-    """Run one of the three services on the socket that was passed to it."""
-    _import_asyncio()
+    """Run one of the three services on the passed socket. A service that cannot start tells waiting clients why."""
+    from circleosd.refusal import refuse
 
-    from circleosd import threads
-    from circleosd.systemd import journal
+    try:
+        listener = passed_socket(os.environ, os.getpid())
+    except OSError as exc:
+        raise Unavailable(f"cannot start {name}: {exc}") from exc
+    with contextlib.ExitStack() as stack:
+        try:
+            _import_asyncio()
+            from circleosd import threads
+            from circleosd.systemd import journal
 
-    journal.set_up()
-    threads.run(_serve(name))
+            journal.set_up()
+            runner = stack.enter_context(threads.runner())
+            settings, composed = runner.run(_composed(name, listener))
+        except Exception as exc:
+            known = exc if isinstance(exc, (CircleError, OSError)) else shortage(exc)
+            why = Unavailable(f"{name} cannot start: {known or 'an internal error'}; see its log")
+            refuse(listener, why)
+            if known:
+                raise why from exc
+            raise
+        gc.freeze()
+        gc.enable()
+        runner.run(_serve(listener, settings, composed))
     return 0
 
 
@@ -145,29 +163,14 @@ def _import_asyncio() -> None:
     del sys.modules["ssl"]
 
 
-async def _serve(name: str) -> None:
+async def _serve(listener: socket.socket, settings: Settings, composed: Composed) -> None:
     import asyncio
     import signal
 
-    from circleosd.refusal import refuse
     from circleosd.server import Server
     from circleosd.systemd.notify import Notifier
 
-    try:
-        listener = passed_socket(os.environ, os.getpid())
-    except OSError as exc:
-        raise Unavailable(f"cannot start {name}: {exc}") from exc
-    try:
-        settings, (service, database, max_line) = await _composed(name, listener)
-    except Exception as exc:
-        known = exc if isinstance(exc, (CircleError, OSError)) else shortage(exc)
-        why = Unavailable(f"{name} cannot start: {known or 'an internal error'}; see its log")
-        refuse(listener, why)
-        if known:
-            raise why from exc
-        raise
-    gc.freeze()
-    gc.enable()
+    service, database, max_line = composed
     try:
         server = Server(service, listener, settings.server, max_line=max_line, manager=Notifier(), busy=service.busy)
         for number in (signal.SIGTERM, signal.SIGINT):

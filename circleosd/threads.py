@@ -33,8 +33,13 @@ def _do(work: list[Callable[[], T]]) -> T:
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """As `asyncio.run`, with `Threads` as the default executor."""
-    with asyncio.Runner(loop_factory=_Loop) as runner:
-        return runner.run(main)
+    with runner() as one:
+        return one.run(main)
+
+
+def runner() -> asyncio.Runner:
+    """Runs several coroutines one after the other like `run`, in a single event loop."""
+    return asyncio.Runner(loop_factory=_Loop)
 
 
 class _Loop(asyncio.SelectorEventLoop):
