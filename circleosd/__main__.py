@@ -142,11 +142,13 @@ def serve(name: str) -> int:
             settings, composed = runner.run(_composed(name, listener))
         except Exception as exc:
             known = exc if isinstance(exc, (CircleError, OSError)) else shortage(exc)
+            if not known:
+                import logging
+
+                logging.getLogger(__name__).exception("%s cannot start", name)
             why = Unavailable(f"{name} cannot start: {known or 'an internal error'}; see its log")
             refuse(listener, why)
-            if known:
-                raise why from exc
-            raise
+            raise why from exc  # the unit is not restarted for this exit status
         gc.freeze()
         gc.enable()
         runner.run(_serve(listener, settings, composed))
