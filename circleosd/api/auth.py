@@ -25,7 +25,7 @@ RoleName = Literal["none", "viewer", "operator", "admin"]
 ROLE = Doc("what the user may do, in addition to rules")
 # One's own is the default in the dispatcher (`own`).
 OwnName = Annotated[UserName | None, Doc("the user's name; default: yourself")]
-UID = Doc("the Unix uid to be this user without a login")
+UID = Doc("the Unix uid that identifies this user without a login")
 UIDS = Between(1, 4294967294)  # no more: (uid_t) -1 means "none", user_namespaces(7)
 Uid = Annotated[int | None, UID, UIDS, Mark.OPTION]
 SessionId = Annotated[str | None, Doc("a session id; default: all sessions"), Pattern("[0-9a-f]{12}", "a session id")]

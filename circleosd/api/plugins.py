@@ -137,7 +137,7 @@ class Load(Request, action="load", access=Access.ADMIN, reply=Plugin, effect=Eff
     signature: SignaturePath = None
     grant: Annotated[
         str | list[str],
-        Doc("a capability to grant, or all that it requests: all; may be given several times"),
+        Doc('a capability to grant, or "all" for all that it requests; may be given several times'),
         Mark.OPTION,
     ] = ""
     sha256: Annotated[
