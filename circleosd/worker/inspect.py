@@ -210,11 +210,17 @@ def _component(data: Data) -> Artifact:
                 exports.append(name)
                 if sort == 1 and len(name.encode()) <= MAX_NAME:
                     functions.append(name)
+    command = "handle" not in functions and any(name.startswith("wasi:cli/run@") for name in exports)
     for name in imports:
-        _allowed_interface(name)
+        # Which WASI a command is for is no matter: this one would be refused in any version.
+        if not command or not name.startswith(WASI_PACKAGES):
+            _allowed_interface(name)
+    if command:
+        refuse(
+            "is a command of WASI 0.2 or later, and exports no function handle: "
+            "build it for WASI preview 1 (wasm32-wasip1)"
+        )
     if "handle" not in functions:
-        if any(name.startswith("wasi:cli/run@") for name in exports):
-            refuse("is a WASI 0.2 command, and exports no function handle: build it for WASI preview 1 (wasm32-wasip1)")
         refuse("is a component but exports no function handle" + (f", only {_few(exports)}" if exports else ""))
     hooks = HOOKS.intersection(functions)
     return Artifact("component", [name for name in functions if name not in hooks], imports, hooks)

@@ -203,9 +203,17 @@ def test_a_component_without_handle_is_refused_with_what_it_exports() -> None:
     assert refusal(wat(text)) == ("it is a component but exports no function handle, only run:it/now")
 
 
-def test_a_command_of_wasi_0_2_is_refused_with_what_to_build_instead() -> None:
-    text = '(component (instance $x) (export "wasi:cli/run@0.2.6" (instance $x)))'
-    assert "build it for WASI preview 1" in refusal(wat(text))
+@pytest.mark.parametrize("version", ["0.2.6", "0.3.0"])
+def test_a_command_of_a_later_wasi_is_refused_with_what_to_build_instead(version: str) -> None:
+    def command(imported: str) -> bytes:
+        run = f'(instance $x) (export "wasi:cli/run@{version}" (instance $x))'
+        return wat(f'(component (import "wasi:{imported}@{version}" (instance)) {run})')
+
+    assert refusal(command("cli/environment")) == (
+        "it is a command of WASI 0.2 or later, and exports no function handle: "
+        "build it for WASI preview 1 (wasm32-wasip1)"
+    )
+    assert "imports wasi:http/types" in refusal(command("http/types")), "that would not help"
 
 
 def test_gc_types_are_refused_by_name() -> None:
