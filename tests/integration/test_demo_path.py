@@ -6,11 +6,14 @@ import json
 import os
 import re
 import subprocess
+import tempfile
+import textwrap
 from pathlib import Path
 
 import pytest
 
-from tests.integration.embedded_host import PROJECT, EmbeddedHost
+from tests.integration.embedded_host import BIN, PROJECT, EmbeddedHost
+from tests.worker_driver import wat
 
 
 def test_a_plugin_is_loaded_called_and_unloaded(host: EmbeddedHost) -> None:
@@ -73,3 +76,25 @@ def test_the_demo_prints_what_readme_shows_of_it_however_slow_the_host_and_leave
 def alike(line: str) -> str:
     """A line without what differs from run to run: when it was, whose uid, how wide a column is."""
     return " ".join(re.sub(r"^\d{4}-\d\d-\d\d [\d:]{8}|(?<=/)\d+(?= )", "", line).split())
+
+
+def test_the_test_that_the_authors_guide_shows_passes_for_its_plugin_and_for_no_other() -> None:
+    guide = (PROJECT / "plugins" / "README.md").read_text(encoding="utf-8")
+    [plugin] = re.findall(r"```wat\n(.*?)```", guide, re.S)
+    section = guide.partition("## Trying and testing")[2].partition("\n## ")[0]
+    [commands] = re.findall(r"((?:^    .*\n)+)", section, re.M)
+    script = f"trap 'kill $trial 2>/dev/null || :; wait $trial' EXIT\n{textwrap.dedent(commands)}"
+    with tempfile.TemporaryDirectory(prefix="cosd-") as directory:  # short: a socket's path has 107 bytes
+        environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": directory, "LANG": "C.UTF-8"}
+        for text, status in ((plugin, 0), (plugin.replace("hello, ", "hallo, "), 1)):
+            Path(directory, "hello.wasm").write_bytes(wat(text))
+            done = subprocess.run(
+                ["sh", "-euc", script],
+                cwd=directory,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=100,
+                check=False,
+            )
+            assert done.returncode == status, done.stderr
