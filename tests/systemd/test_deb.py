@@ -356,6 +356,18 @@ def test_purge_says_which_users_and_groups_it_could_not_remove(machine: Machine,
     machine.succeed("systemctl stop busy", "userdel primary", "userdel circleosd-auth", "groupdel circleosd")
 
 
+def test_a_purge_goes_on_where_the_state_is_a_mount_point(machine: Machine, deb: str) -> None:
+    install(machine, deb)
+    machine.succeed("mkdir -p /var/lib/circleosd", "mount -t tmpfs tmpfs /var/lib/circleosd")
+    machine.succeed("circlectl user create kept --uid 4711")
+    said = machine.succeed("dpkg --purge circleosd 2>&1")
+    assert "/var/lib/circleosd': Device or resource busy" in said
+    assert machine.succeed("ls -A /var/lib/circleosd") == ""
+    assert machine.execute("dpkg --status circleosd 2>&1")[0] == 1
+    assert machine.execute("getent passwd | grep circleosd")[0] == 1
+    machine.succeed("umount /var/lib/circleosd", "rmdir /var/lib/circleosd")
+
+
 def test_where_no_systemd_runs_it_is_prepared_and_not_started(machine: Machine, deb: str) -> None:
     """As in the build of a container: /run is empty."""
     script = f"mount -t tmpfs tmpfs /run && dpkg --install {deb} && ! systemctl is-system-running"
