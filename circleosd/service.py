@@ -130,8 +130,9 @@ class Service:
                 log.exception("data that was only in memory is lost")
 
     async def dispatch(self, line: bytes, peer: Peer, files: Files) -> bytes | AsyncGenerator[bytes, None]:
-        """Execute the request in `line`; return the reply line, or an iterator of reply lines for a stream. Never
-        raises.
+        """Execute the request in `line`; return the reply line, or an iterator of reply lines for a stream.
+
+        Raises only the exceptions that end a task or the process.
         """
         tag: object = wire.ABSENT
         self.requests += 1
@@ -149,7 +150,9 @@ class Service:
             return wire.success(data, message=act.message, tag=tag)
         except CircleError as error:
             return wire.failure(error, tag=tag)
-        except Exception as exc:
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as exc:  # a panic of pydantic-core (pyo3) is not an Exception
             if isinstance(told := _error_of(exc), Internal):
                 log.exception("a request failed")
             return wire.failure(told, tag=tag)

@@ -151,11 +151,19 @@ def test_what_the_machine_has_no_more_of_is_no_defect(
     assert (reply["error"], reply["message"]) == ("limit", f"{said} in this service; try again later")
 
 
+class Panic(BaseException):
+    """As pydantic-core's Rust code raises, if it panics."""
+
+
+@pytest.mark.parametrize("defect", [RuntimeError, Panic])
 def test_a_defect_is_an_opaque_reply_and_the_service_goes_on(
-    registry: Registry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    registry: Registry,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    defect: type[BaseException],
 ) -> None:
     async def broken(units: object) -> list[object]:
-        raise RuntimeError("secret detail")
+        raise defect("secret detail")
 
     monkeypatch.setattr(registry.units, "states", broken)
     reply = registry.ask({"action": "list"})
