@@ -62,10 +62,10 @@ def _row(left: str, right: str, columns: int) -> str:
 def of_command(command: Command, columns: int = 0) -> str:
     """One command in detail."""
     lines = [f"usage: circlectl {command.group} {usage(command)}", "", command.contract.summary(), ""]
-    for item in command.parameters:
-        lines.append(_row(f"{_word(item):<20} ", described(item), columns))
-    for item in command.secrets:
-        lines.append(_row(f"{'(' + item.name + ')':<20} ", secret(item), columns))
+    rows = [(_word(item), described(item)) for item in command.parameters]
+    rows += [(f"({item.name})", secret(item)) for item in command.secrets]
+    width = max((len(word) for word, _ in rows), default=0)
+    lines += [_row(f"{word:<{width}}  ", about, columns) for word, about in rows]
     return "\n".join([*lines, "", needed(command.contract), "", *_of_every_command(columns), ""])
 
 

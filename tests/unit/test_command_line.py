@@ -248,6 +248,10 @@ def test_help_fits_the_terminal(columns: int) -> None:
         assert len(line) <= columns or line.lstrip() == line, line
 
 
+def test_the_longest_flag_of_a_command_is_apart_from_what_it_means() -> None:
+    assert "  --signature SIGNATURE  the manifest's" in helptext.of_command(commands.of_group("plugin")["load"])
+
+
 def test_help_on_a_narrow_terminal_has_descriptions_below_names() -> None:
     assert "  logout\n      end your session\n" in helptext.overview(columns=40)
     assert helptext.overview(columns=20) == helptext.overview(columns=helptext.NARROW)
