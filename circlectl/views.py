@@ -92,7 +92,14 @@ def _answer(data: dict[str, Any]) -> str:
 def _change(before: Any, after: Any) -> str:
     if before is None and after is None:
         return ""
-    return f"{render.value('', before)} → {render.value('', after)}"
+    return f"{_state(before)} → {_state(after)}"
+
+
+def _state(state: Any) -> str:
+    """A state before or after an act. Digests are cut, as they would hide the rest; --json prints them in full."""
+    if isinstance(state, dict):
+        state = {name: f"{item[:12]}…" if name.endswith("digest") else item for name, item in state.items()}
+    return render.value("", state)
 
 
 def _timed(data: list[dict[str, Any]] | dict[str, Any], text: Callable[[dict[str, Any]], str]) -> str | None:

@@ -35,9 +35,10 @@ def test_a_followed_row_of_an_altered_record_steers_no_terminal() -> None:
         (("denied", None, None, "who signed it " + "x" * 64), "denied   who signed it " + "x" * 64),
         (("unit-failed", "inactive", "failed", "status 4"), "unit-failed  inactive → failed; status 4"),
         (("conflict", None, None, None), "conflict  -"),
+        ((None, None, {"digest": "0123456789ab" + "c" * 52}, None), "done     - → digest=0123456789ab…"),
     ],
 )
-def test_the_record_is_shown_with_the_reasons_of_what_failed(outcome: tuple[str | None, ...], shown: str) -> None:
+def test_the_record_is_shown_with_the_reasons_of_what_failed(outcome: tuple[Any, ...], shown: str) -> None:
     row: dict[str, Any] = {
         "time": 0.0, "service": "auth-service", "seq": 1, "actor": {"user": "a", "uid": 0}, "action": "stop",
         "object": "o", "phase": "outcome", "intent": None, "count": 1,
