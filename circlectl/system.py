@@ -101,7 +101,7 @@ def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | No
     if first:
         if not known:
             raise first
-        ask.said(f"{first} [{first.code}]; what the others do is shown meanwhile")
+        ask.said(f"{first} [{first.code}]; meanwhile showing the others")
     del query["lines"]
     from circlectl.following import follow
 

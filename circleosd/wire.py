@@ -81,7 +81,7 @@ _INFINITY = float("inf")
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise BadRequest(f"the line is not JSON: {name} is not a number")
+    raise BadRequest(f"the line is not JSON: {name} is not allowed")
 
 
 def _float(text: str) -> float:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 FLUSH = 60.0  # how many seconds a use may be held in memory only; at most a tenth of session_idle
 MOST = 1000  # number of uses in memory that are written at once, to keep each write short
 
-NO_SESSION = "the session is unknown, has expired or was revoked; log in again, or leave it: circlectl user logout"
+NO_SESSION = "the session is unknown, has expired or was revoked; log in again, or drop it: circlectl user logout"
 
 
 class Sessions:

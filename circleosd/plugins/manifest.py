@@ -182,7 +182,7 @@ def _json(content: bytes) -> Any:
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
+    raise ValueError(f"{name} is not allowed")
 
 
 def derive(path: str, head: bytes) -> Manifest:

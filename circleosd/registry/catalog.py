@@ -140,7 +140,7 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> 
                 if entry.name in {own.name for own in OWN} or entry.name.startswith(PLUGIN_PREFIX):
                     raise BadRequest(f"the name {entry.name} is reserved for CircleOSD")
                 if entry.unit in OWN_UNITS or entry.unit.startswith("circleosd-plugin@"):
-                    raise BadRequest(f"the unit {entry.unit} belongs to CircleOSD, which catalogs it by itself")
+                    raise BadRequest(f"the unit {entry.unit} belongs to CircleOSD, which catalogs it itself")
                 entries[entry.name] = entry
         except (OSError, ValueError, RecursionError, CircleError) as exc:
             problems.append(f"{path}: {unreadable(path, exc) if isinstance(exc, OSError) else exc}")

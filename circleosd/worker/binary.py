@@ -202,7 +202,7 @@ def _imports(module: Module, section: Reader) -> None:
             section.byte()
             section.leb()
         elif name == "" and kind in (0x7E, 0x7F):
-            refuse("has compact imports, several behind one name, which this host does not run")
+            refuse("has compact imports (several for one name), which this host does not support")
         else:
             refuse(f"is damaged: the import {source}.{name} is of the unknown kind {kind}")
         module.imports.append((source, name, kind, index))

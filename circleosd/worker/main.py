@@ -64,7 +64,7 @@ def serve(channel: Channel) -> None:
         session = begin(channel, load, descriptors)
     except (OSError, ImportError) as exc:
         print(f"cannot serve the plugin {load.name}: {exc}", file=sys.stderr)
-        channel.send(FAILED, 0, failed_body(Failed("unavailable", f"its worker cannot go on: {exc}", [])))
+        channel.send(FAILED, 0, failed_body(Failed("unavailable", f"its worker cannot continue: {exc}", [])))
         return
     if session is not None:
         session.serve()

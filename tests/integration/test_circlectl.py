@@ -150,7 +150,7 @@ def test_a_token_that_is_no_session_is_refused_with_the_next_step(host: Embedded
     session.write_text(json.dumps({**kept, "token": "x" * 43}))
     done = host.ctl("service", "list")
     assert done.returncode == 4
-    assert "log in again, or leave it: circlectl user logout" in done.stderr
+    assert "log in again, or drop it: circlectl user logout" in done.stderr
     host.ok("user", "logout")
     assert not session.exists(), "a session that is gone at the service is gone here too"
     host.ok("service", "list")

@@ -224,7 +224,7 @@ def test_who_follows_is_told_of_a_service_that_cannot_be_asked_and_sees_what_the
         assert follower.process.stderr
         told = follower.process.stderr.readline()
         assert "plugin-manager is not listening" in told
-        assert told.endswith(" [unavailable]; what the others do is shown meanwhile\n")
+        assert told.endswith(" [unavailable]; meanwhile showing the others\n")
         host.wait_for(lambda: [row["object"] for row in follower.rows] == ["before"])
         host.call("service-registry", {"action": "start", "name": "during"})
         host.wait_for(lambda: [row["object"] for row in follower.rows] == ["before", "during"])

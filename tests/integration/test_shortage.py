@@ -84,7 +84,7 @@ def test_what_the_machine_lacks_for_a_worker_is_told_and_is_no_failure_of_its_pl
     call = {"action": "invoke", "id": "echo", "func": "echo", "payload": "hello"}
     with bounded(host.process.pid, resource.RLIMIT_SIGPENDING, 0):  # what it starts can make no timer
         refused = host.call("plugin-manager", {"action": "load", "path": str(artifact)})
-    why = "echo cannot be loaded: its worker cannot go on: [Errno 11] cannot make a timer"
+    why = "echo cannot be loaded: its worker cannot continue: [Errno 11] cannot make a timer"
     assert (refused["error"], refused["message"]) == ("unavailable", why)
     host.load(artifact)
     host.data("service-registry", "stop", name="plugin@echo")

@@ -204,7 +204,7 @@ def test_what_an_editor_leaves_beside_a_file_is_none_of_the_catalog(tmp_path: Pa
 def test_circleosds_own_units_have_no_other_names(tmp_path: Path, unit: str) -> None:
     (tmp_path / "a.toml").write_text(GOOD.replace("nginx.service", unit))
     found = catalog.read([tmp_path])
-    assert found.problems == (f"{tmp_path}/a.toml: the unit {unit} belongs to CircleOSD, which catalogs it by itself",)
+    assert found.problems == (f"{tmp_path}/a.toml: the unit {unit} belongs to CircleOSD, which catalogs it itself",)
     assert {*found.entries.values()} == {*catalog.OWN}
 
 

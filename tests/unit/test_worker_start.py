@@ -43,7 +43,7 @@ def test_a_worker_that_cannot_be_confined_tells_who_waits_and_runs_nothing(
     why = "[Errno 1] cannot confine the worker: prctl failed"
     assert kind == frames.FAILED
     assert frames.parse_failed(data[frames.HEADER.size :]) == Failed(
-        "unavailable", f"its worker cannot go on: {why}", []
+        "unavailable", f"its worker cannot continue: {why}", []
     )
     assert capsys.readouterr().err == f"cannot serve the plugin example: {why}\n"
 
