@@ -104,6 +104,18 @@ in
     service.wantedBy == [ "multi-user.target" ]
     && service.wants == service.after
     && lib.elem "circleosd-plugins.socket" service.after;
+  "the package's units, directories, rules of the bus and programs are the system's" =
+    let
+      package = [ plain.services.circleosd.package ];
+    in
+    plain.systemd.packages == package
+    && plain.systemd.tmpfiles.packages == package
+    && plain.services.dbus.packages == package
+    && plain.environment.systemPackages == package
+    && plain.environment.etc."circleosd/config.toml".source.environment.nativeBuildInputs == package;
+  "the users of the services are no people" = lib.all (user: user.isSystemUser) (
+    lib.attrValues plain.users.users
+  );
   "the target is wanted at boot" =
     plain.systemd.targets.circleosd.wantedBy == [ "multi-user.target" ];
   "every option is described" =
@@ -136,13 +148,20 @@ in
   "no worker is started that nobody connects to" =
     !plain.systemd.services."circleosd-plugin@".restartIfChanged;
   "the journal's catalog is put where journalctl looks for it" =
-    plain.systemd.services.circleosd-journal-catalog.serviceConfig.ExecStart == [
-      (
-        "/made/coreutils/bin/install -D -m 444 -t /usr/local/lib/systemd/catalog"
-        + " /made/circleosd/lib/systemd/catalog/circleosd.catalog"
-      )
-      "/made/systemd/bin/journalctl --update-catalog"
-    ];
+    let
+      service = plain.systemd.services.circleosd-journal-catalog;
+    in
+    service.wantedBy == [ "multi-user.target" ]
+    && service.serviceConfig.Type == "oneshot"
+    && service.serviceConfig.RemainAfterExit
+    &&
+      service.serviceConfig.ExecStart == [
+        (
+          "/made/coreutils/bin/install -D -m 444 -t /usr/local/lib/systemd/catalog"
+          + " /made/circleosd/lib/systemd/catalog/circleosd.catalog"
+        )
+        "/made/systemd/bin/journalctl --update-catalog"
+      ];
   "declared services become the catalog" =
     full.environment.etc."circleosd/services.d/nixos.toml".source.value.service == [
       {

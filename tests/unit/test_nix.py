@@ -67,10 +67,17 @@ def evaluated(expression: str) -> Any:
     return json.loads(nix_instantiate("--eval", "--strict", "--json", "--expr", expression))
 
 
+# Of nixpkgs' lib what names the files that a package is built from: of a directory all.
+FILESET = """{ fileset = {
+    unions = parts: parts; fileFilter = _: path: path; difference = path: _: path;
+    toSource = given: map toString given.fileset;
+}; }"""
+
+
 def package(attribute: str, python_packages: str = "") -> Any:
-    """An attribute of what units/package.nix hands to buildPythonApplication, which need not use nixpkgs' lib."""
+    """An attribute of what units/package.nix hands to buildPythonApplication, which needs little of nixpkgs' lib."""
     return evaluated(
-        f"(import {UNITS}/package.nix {{ lib = {{ }}; installShellFiles = null; openssh = null;"
+        f"(import {UNITS}/package.nix {{ lib = {FILESET}; installShellFiles = null; openssh = null;"
         f" python3Packages = {{ buildPythonApplication = arguments: arguments; {python_packages} }}; }}).{attribute}"
     )
 
@@ -148,6 +155,29 @@ def test_no_system_is_built_with_settings_that_services_refuse(
 
 
 @nix
+def test_the_polkit_rule_of_a_system_allows_what_its_catalog_says(nixpkgs_lib: str, tmp_path: Path) -> None:
+    made = evaluated(
+        f"let config = (import {ROOT}/tests/nix/evaluate.nix {{ lib = import {nixpkgs_lib}; }} {{"
+        ' services.circleosd = { enable = true; services.nginx.verbs = [ "restart" ]; }; }).config;'
+        ' in { catalog = config.environment.etc."circleosd/services.d/nixos.toml".source.value;'
+        ' inherit (config.environment.etc."polkit-1/rules.d/49-circleosd.rules".source) script; }'
+    )
+    (service,) = made["catalog"]["service"]
+    catalog, out = tmp_path / "catalog", tmp_path / "out"
+    catalog.write_text("[[service]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in service.items()))
+    catalog.chmod(0o644)
+    script = made["script"].replace("/made/circleosd-services.toml", str(catalog))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f"umask 022\n{script}"],
+        cwd=tmp_path, env={"out": str(out), "PATH": path}, timeout=60, check=True,
+    )  # fmt: skip
+    rule = out.read_text(encoding="utf-8")
+    assert '"restart nginx.service"' in rule
+    assert '"stop nginx.service"' not in rule
+
+
+@nix
 def test_the_module_and_the_services_agree_on_names(names: Any) -> None:
     sockets = {path.stem for path in UNITS.glob("*.socket") if "@" not in path.name}
     assert set(names["daemons"]) == sockets
@@ -206,10 +236,14 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
     out = tmp_path / "out"
     source = tmp_path / "source"
     built = shutil.ignore_patterns("__pycache__", "node_modules", "example.wasm")
-    for name in ("circlectl", "circleosd", "completions", "docs", "man", "plugins", "scripts", "units"):
-        shutil.copytree(ROOT / name, source / name, ignore=built)
-    for page in ROOT.glob("*.md"):
-        shutil.copy(page, source)
+    for part in map(Path, package("src")):
+        target = source / part.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if part.is_dir():
+            shutil.copytree(part, target, ignore=built)
+        else:
+            shutil.copy(part, target)
+    assert {"README.md", "circlectl", "circleosd", "pyproject.toml"} <= {path.name for path in source.iterdir()}
     # The hook installShellFiles, as far as it goes: where a page and a completion are put is its business.
     hook = 'installManPage() { install -Dm444 -t "$out/man" "$@"; }; installShellCompletion() { ls "$@" >/dev/null; }'
     done = subprocess.run(
