@@ -122,10 +122,7 @@ in
     # NixOS does not read [Install] sections.
     systemd.targets.circleosd.wantedBy = [ "multi-user.target" ];
     systemd.sockets = lib.genAttrs names.daemons (_: {
-      wantedBy = [
-        "circleosd.target"
-        "sockets.target"
-      ];
+      wantedBy = [ "sockets.target" ];
     });
 
     systemd.services =
