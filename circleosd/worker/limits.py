@@ -27,6 +27,9 @@ COMPILE_MEMORY: Final = 1 << 30
 # of its own: hardly this one.
 NO_MEMORY: Final = 100 + errno.ENOMEM
 
+# A host may have more CPUs than the unit may have threads (TasksMax=), or than their stacks fit into memory.
+MOST_THREADS: Final = 16
+
 MAX_DESCRIPTORS: Final = 64
 # Python's own growth during calls: buffers of a few payloads, stacks of threads.
 HEADROOM: Final = 32 << 20
@@ -80,6 +83,13 @@ def forget_environment() -> None:
         begin, end = file.read().rpartition(")")[2].split()[47:49]  # env_start, env_end; proc(5)
     ctypes.memset(int(begin), 0, int(end) - int(begin))
     os.environ.update(kept)
+
+
+def bound_threads() -> int:
+    """Limit the threads that Wasmtime uses to compile, and for WASI, by default one per CPU; return how many."""
+    most = min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    os.environ.update(RAYON_NUM_THREADS=str(most), TOKIO_WORKER_THREADS=str(most))
+    return most
 
 
 def bound_compilation() -> None:

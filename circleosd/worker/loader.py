@@ -15,6 +15,7 @@ from circleosd.worker.host import Host
 from circleosd.worker.limits import (
     bound_mappings,
     bound_memory,
+    bound_threads,
     forbid_files,
     forbid_processes,
     forbid_timers,
@@ -78,6 +79,7 @@ def _load_wasm(
     # Wasmtime takes 10 MB and 30 ms, which the worker of a native plugin can save.
     from circleosd.worker.engine import Engine, Kind, code_from_bytes, code_from_file
 
+    threads = bound_threads()
     kind: Kind = "component" if artifact.abi == "component" else "module"
     engine = code = None
     if precompiled:
@@ -94,14 +96,14 @@ def _load_wasm(
     else:
         channel.send(COMPILED, 0, b"")
     plugin_class = _plugin_class(artifact.abi)
-    threads = parallel + (0 if artifact.abi == "core" else 2 * (os.cpu_count() or 1))
+    stacks = parallel + (0 if artifact.abi == "core" else 2 * threads)
     # A text that crosses a component's boundary may be as large as its memory, and Wasmtime copies it twice.
     memories = parallel + 1 + (parallel if artifact.abi == "component" else 0)
     # A command that reads and writes piece by piece may have less memory than its payload. The process holds the
     # payload as received and in its streams, like the reply, and the next call's before this one's are deleted.
     carried = parallel * 3 * (MAX_PAYLOAD + load.limits.output)
     share_one_heap()
-    bound_memory(load.limits.memory * memories + carried + threads * THREAD_STACK)
+    bound_memory(load.limits.memory * memories + carried + stacks * THREAD_STACK)
     sandbox = confine()
     watch = _watch(load, parallel, engine.tick())
     forbid_timers()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 
 from circleosd.worker import frames
+from circleosd.worker.limits import MOST_THREADS
+from tests import worker_driver
 from tests.wasi_text import ECHO, SLEEP, command
 from tests.worker_driver import CallFailed, WorkerEnded, start, wat
 
@@ -249,3 +254,26 @@ def test_fuel_holds_a_deterministic_command() -> None:
         with pytest.raises(CallFailed, match="used up its fuel") as caught:
             worker.invoke("handle")
         assert caught.value.code == "limit"
+
+
+MANY_CPUS = "import os; os.sched_getaffinity = lambda _: range(512)\n"
+COMPILING = f"""{MANY_CPUS}
+from circleosd.worker import engine, limits
+limits.bound_threads()
+engine.compile_code("module", bytes.fromhex(input()), deterministic=False)
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+def test_on_a_host_of_many_cpus_wasmtime_takes_no_more_threads_than_the_unit_of_a_worker_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_driver, "_START", MANY_CPUS + worker_driver._START)
+    with start(command(ECHO), forked=False) as worker:
+        worker.ready()
+        assert worker.invoke("handle", "x") == "x"
+        assert MOST_THREADS <= len(os.listdir(f"/proc/{worker.process.pid}/task")) <= 2 * MOST_THREADS
+    compiling = [sys.executable, "-c", COMPILING]
+    module = command(ECHO).hex()
+    done = subprocess.run(compiling, cwd=worker_driver.ROOT, input=module, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 1 + MOST_THREADS
