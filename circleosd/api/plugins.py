@@ -1,5 +1,6 @@
 """Contracts of plugin-manager: loading, trusting, calling and disabling plugins."""
 
+from collections import Counter
 from dataclasses import field
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -41,8 +42,8 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     members = dict(pairs)
     if len(members) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise BadRequest(f"the manifest is invalid: {quoted(max(names, key=names.count))} appears twice")
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise BadRequest(f"the manifest is invalid: {quoted(twice)} appears twice")
     return members
 
 

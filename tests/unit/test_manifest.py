@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from circleosd.api.plugins import once
 from circleosd.config import PluginSettings
 from circleosd.errors import BadRequest, Limit
-from circleosd.plugins import manifest
+from circleosd.plugins import capabilities, manifest
 from circleosd.worker.frames import MAX_PAYLOAD
 
 WASM = b"\0asm\1\0\0\0"
@@ -200,3 +201,28 @@ def test_no_host_allows_more_than_manager_and_worker_can_say_to_each_other() -> 
         with pytest.raises(Limit, match=f"asks for {limit} {most + 1}; this host allows {most} "):
             manifest.check(manifest.parse({"name": "a", "limits": {limit: most + 1}}), WASM, lavish)
         assert getattr(manifest.bounds(manifest.parse({"name": "a"}), lavish), limit) == most
+
+
+def test_a_wrong_manifest_does_not_take_the_longer_the_more_of_it_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = looked_at = 0
+
+    class Name(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return super().__eq__(other)
+
+    def check(name: str) -> None:
+        nonlocal looked_at
+        looked_at += 1
+
+    with pytest.raises(BadRequest, match="'7' appears twice"):
+        once([(Name(number % 999), 0) for number in range(7, 1007)])
+    assert compared < 100  # of names with one hash, and no others
+    monkeypatch.setattr(capabilities, "check", check)
+    with pytest.raises(BadRequest, match="capabilities: may have at most 64, not 65"):
+        manifest.parse({"name": "x", "capabilities": ["kv"] * 65})
+    assert looked_at == 0
