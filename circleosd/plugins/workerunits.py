@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from circleosd import upstream
 from circleosd.errors import CircleError, NotFound, Unavailable
+
+if TYPE_CHECKING:  # another service's contracts, not needed at run time
+    from circleosd.api.registry import ServiceStatus
 
 log = logging.getLogger(__name__)
 
@@ -46,23 +49,26 @@ class WorkerUnits:
 
         This is not a failure of the plugin, none of whose code ran.
         """
-        if await self._result(f"{instance}.socket") == "trigger-limit-hit":
+        state = await self._state(f"{instance}.socket")
+        if state and state["result"] == "trigger-limit-hit":
             return Unavailable(
                 f"the worker of {instance} was started too often in a short time, so systemd refuses to start it; "
                 f"try again in a few seconds, or see: journalctl --unit 'circleosd-plugin@{instance}.*'"
             )
-        if await self._result(instance) == "resources":
+        state = await self._state(instance)
+        if state and state["result"] == "resources":
             return Unavailable(
                 f"the worker of {instance} cannot be started; see: circlectl service logs plugin@{instance}"
             )
         return None
 
-    async def _result(self, unit: str) -> Any:
-        """How the unit's last run ended (systemd.service(5), SERVICE_RESULT); None if unknown."""
+    async def _state(self, unit: str) -> ServiceStatus | None:
+        """The state of a worker or a socket; None if unknown."""
         try:
-            return (await self._ask("status", unit))["result"]
+            state: ServiceStatus = await self._ask("status", unit)
         except CircleError:
             return None
+        return state
 
     async def how_it_ended(self, instance: str) -> str:
         """What the service manager knows about a worker's end, as the end of a sentence."""
@@ -79,14 +85,11 @@ class WorkerUnits:
         if state and state["state"] == "active":
             await self.stop(instance)
 
-    async def _ended(self, instance: str, looks: int) -> Any:
+    async def _ended(self, instance: str, looks: int) -> ServiceStatus | None:
         """The state of a worker that has ended, or still has not after all checks; None if unknown."""
         for _ in range(looks):
-            try:
-                state = await self._ask("status", instance)
-            except CircleError:
-                return None
-            if state["state"] not in ("active", "deactivating"):
+            state = await self._state(instance)
+            if state is None or state["state"] not in ("active", "deactivating"):
                 break
             # The connection breaks just before the process is reaped, and an out-of-memory kill is reported before
             # that.
