@@ -28,10 +28,10 @@ The kernel identifies the process at the other end of the socket. The columns ar
   on the object. A rule with `--deny` denies it instead, whatever role or rule allows it. `circlectl user can NAME VERB
   OBJECT` shows what decides.
 - **stranger**: anybody else who may connect.
-- **invalid session**: a token that has expired, was revoked, or is presented by another uid than opened it.
+- **invalid session**: a token that has expired, was revoked, or is presented by a uid that did not open it.
 
 `own`: users may do it to themselves. `rows`: a user with rules sees those rows of a listing on which the rules allow
-something. While a stream is followed, the right to it is checked again and again.
+something. The right to a stream is checked repeatedly while it is followed.
 """
 
 
