@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
         if self._write_blocked is not None and now - self._write_blocked > settings.write_timeout:
             self._transport.abort()
         elif self._streaming:
-            # The end of the stream is not read while more than one line is waiting in front of it.
+            # The peer's end of file is not read while more than one line is waiting behind the stream.
             if not self._transport.is_closing() and self._hung_up():
                 self._transport.abort()
         elif self._draining:

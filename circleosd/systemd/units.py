@@ -233,7 +233,7 @@ class SystemdUnits:
 
         properties = await self._properties(unit)
         state = state_of(unit, properties)
-        # A unit that waits for a restart has left the state inactive for that: its run is identified by its process.
+        # A unit that waits for a restart has left the state inactive for that: take the time of its process instead.
         began = (state.waits and properties["ExecMainStartTimestamp"]) or properties["InactiveExitTimestamp"]
         invocation = bytes(properties["InvocationID"]).hex()
         if not began or not invocation:
