@@ -64,9 +64,10 @@ def of_command(command: Command, columns: int = 0) -> str:
     lines = [f"usage: circlectl {command.group} {usage(command)}", "", command.contract.summary(), ""]
     rows = [(_word(item), described(item)) for item in command.parameters]
     rows += [(f"({item.name})", secret(item)) for item in command.secrets]
-    width = max((len(word) for word, _ in rows), default=0)
-    lines += [_row(f"{word:<{width}}  ", about, columns) for word, about in rows]
-    return "\n".join([*lines, "", needed(command.contract), "", *_of_every_command(columns), ""])
+    if rows:
+        width = max(len(word) for word, _ in rows)
+        lines += [*(_row(f"{word:<{width}}  ", about, columns) for word, about in rows), ""]
+    return "\n".join([*lines, needed(command.contract), "", *_of_every_command(columns), ""])
 
 
 def described(item: Parameter) -> str:

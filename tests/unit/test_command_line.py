@@ -221,6 +221,7 @@ def test_every_command_has_help_that_names_what_it_takes() -> None:
             for item in command.parameters:
                 assert item.doc, f"{command.group} {command.verb} {item.name} has no Doc"
                 assert item.doc in text
+            assert "\n\n\n" not in text
 
 
 @pytest.mark.parametrize(
