@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_what_is_not_kept_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fails", ["write", "fsync"])
 def test_a_compilation_is_not_kept_where_the_disk_takes_it_no_more_and_lets_nothing_go(
-    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def read_only(*given: object) -> int:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -77,6 +78,7 @@ def test_a_compilation_is_not_kept_where_the_disk_takes_it_no_more_and_lets_noth
         asyncio.run(incoming.keep())
     incoming.discard()
     assert not (tmp_path / "key").exists()
+    assert caplog.messages == ["cannot keep a compilation: [Errno 30] Read-only file system"]
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
@@ -103,3 +105,32 @@ def test_it_is_logged_that_compilations_are_removed_which_plugins_may_need(
     (said,) = caplog.messages
     assert said.startswith("removed 2 cached compilations, ")
     assert said.endswith("may have 4 bytes (plugins.cache)")
+    Compiled(tmp_path, 0).sweep()  # where none are kept, none is missed
+    assert [*tmp_path.iterdir()] == []
+    assert caplog.messages == [said]
+
+
+def test_what_was_begun_goes_when_a_manager_starts_and_not_while_one_writes(tmp_path: Path) -> None:
+    compiled = Compiled(tmp_path, 0)
+    incoming = compiled.incoming("key")
+    incoming.write(memoryview(b"co"))
+    compiled.sweep()
+    assert len([*tmp_path.iterdir()]) == 1
+    compiled.sweep(starting=True)
+    assert [*tmp_path.iterdir()] == []
+    incoming.discard()
+
+
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/null"), lambda path: path.symlink_to(__file__)]
+)
+def test_what_is_no_file_is_no_compilation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path], object]
+) -> None:
+    compiled = Compiled(tmp_path, 1 << 20)
+    assert compiled.open("key") is None
+    assert not caplog.messages
+    make(tmp_path / "key")
+    assert compiled.open("key") is None
+    (said,) = caplog.messages
+    assert said.startswith("cannot use a compilation: ")
