@@ -118,6 +118,7 @@ def test_who_follows_gets_the_newest_and_then_what_comes(tmp_path: Path, topic: 
         while not follower._queue.empty():  # what came meanwhile, and was read with what was there before
             await asyncio.sleep(0)
         await events.emit(emitting, "odd", "newer", Cause())
+        assert [await later] == await events.last(1, None, None)
         assert (await later)["payload"] == "newer"
         await cast(AsyncGenerator[PluginEvent, None], following).aclose()
         assert not events._followers
