@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 from dbus_fast import Message, Variant
 
 from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, NotFound, Timeout, Unavailable
-from circleosd.registry.service import FOLLOWED
 from circleosd.registry.units import UnitState
 from circleosd.systemd.buserrors import ErrorReply, Lost, explained
 from circleosd.systemd.names import MANAGER, object_path, switch_unit
@@ -23,8 +20,6 @@ from circleosd.systemd.units import RULE_MAKER, TRIES, SystemdUnits, bus_address
 
 UNIT = "a.service"
 PATH = "/org/freedesktop/systemd1/unit/a_2eservice"
-CONFINED = Path(__file__).parent.parent.parent / "units/system/circleosd-registry.service.d/10-system.conf"
-EXECUTOR = 32  # threads, where there are CPUs enough (concurrent.futures.ThreadPoolExecutor)
 
 
 def properties(active: str, sub: str, at: int = 0, **more: Any) -> dict[str, Any]:
@@ -451,9 +446,3 @@ def test_names_are_escaped_for_the_bus_and_for_instances() -> None:
     assert object_path("a-b@1.service").endswith("/a_2db_401_2eservice")
     assert object_path("1a.service").endswith("/_31a_2eservice")
     assert switch_unit("enable", "a-b@c.service") == r"circleosd-enable@a\x2db\x40c.service.service"
-
-
-def test_the_registry_may_have_the_threads_for_as_many_logs_as_may_be_followed() -> None:
-    most = re.search(r"^TasksMax=(\d+)$", CONFINED.read_text(), re.MULTILINE)
-    assert most
-    assert int(most[1]) > FOLLOWED + EXECUTOR + 4  # those of its database, and the first one

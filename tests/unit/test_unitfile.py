@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from circleosd.config import AuthSettings, ServerSettings
 from circleosd.embedded.unitfile import UnitFile
 from circleosd.errors import BadRequest
+from circleosd.passing import MAX_FILES
+from circleosd.registry.service import FOLLOWED
+from circleosd.server import GIVEN_UP, SHUTDOWN
 from tests.integration.embedded_host import PROJECT
 
 TEXT = r"""
@@ -125,3 +129,21 @@ def test_every_shipped_unit_can_be_read() -> None:
     for path in files:
         text = UnitFile(path.read_text(), {**SPECIFIERS, "I": "b/c"})
         assert text.get("Unit", "Description").startswith(("CircleOSD", "Socket of"))
+        assert text.get("Unit", "Documentation") == "man:circleosd(8)"
+
+
+EXECUTOR = 32  # threads, where there are CPUs enough (concurrent.futures.ThreadPoolExecutor)
+# What a service may have beside its first thread: these, three for each database, and some of its own.
+THREADS = {"auth": EXECUTOR + 3 + AuthSettings().hashing, "registry": EXECUTOR + 3 + FOLLOWED, "plugins": EXECUTOR + 6}
+
+
+@pytest.mark.parametrize("name", THREADS)
+def test_the_unit_of_a_service_leaves_it_what_it_may_take(name: str) -> None:
+    unit = PROJECT / "units" / f"circleosd-{name}.service"
+    system = PROJECT / "units/system" / f"{unit.name}.d" / "10-system.conf"
+    text = UnitFile(unit.read_text() + system.read_text(), SPECIFIERS)
+    assert text.seconds("Service", "TimeoutStopSec", "0") > SHUTDOWN + GIVEN_UP
+    assert int(text.get("Service", "LimitNOFILE", "0")) > ServerSettings().max_connections * (1 + MAX_FILES)
+    assert int(text.get("Service", "TasksMax", "0")) > 1 + THREADS[name]
+    # Its messages and the rows of its ledger are under one name.
+    assert text.get("Service", "SyslogIdentifier") == text.get("Service", "ExecStart").replace(" ", "-")
