@@ -78,7 +78,7 @@ def test_a_compilation_is_not_kept_where_the_disk_takes_it_no_more_and_lets_noth
         asyncio.run(incoming.keep())
     incoming.discard()
     assert not (tmp_path / "key").exists()
-    assert caplog.messages == ["cannot keep a compilation: [Errno 30] Read-only file system"]
+    assert caplog.messages == ["cannot cache a compilation: [Errno 30] Read-only file system"]
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
@@ -133,4 +133,4 @@ def test_what_is_no_file_is_no_compilation(
     make(tmp_path / "key")
     assert compiled.open("key") is None
     (said,) = caplog.messages
-    assert said.startswith("cannot use a compilation: ")
+    assert said.startswith("cannot use a cached compilation: ")
