@@ -365,7 +365,7 @@ class Ledger:
         read.
         """
         try:
-            row = wire.decode_request(body.encode())  # a row that could be read but not shown is also invalid
+            row = wire.decode_shallow(body.encode())  # a row that could be read but not shown is also invalid
         except (CircleError, AttributeError):
             row = {}
         if _well_formed(row, seq):

@@ -140,17 +140,19 @@ def decode_reply(line: bytes) -> dict[str, JSON]:
 
 
 def decode_request(line: bytes) -> dict[str, JSON]:
-    """The object in a line, as `decode_object`, nested no deeper than can be written again.
-
-    Raises `Limit` for a line that would take long to read.
-    """
+    """As `decode_shallow`. Raises `Limit` for a line that would take long to read."""
     if len(line) > MAX_VALUES and _values(line) > MAX_VALUES:
         raise Limit(f"a line may hold at most {MAX_VALUES} values")
-    request = decode_object(line)
-    for value in request.values():
+    return decode_shallow(line)
+
+
+def decode_shallow(line: bytes) -> dict[str, JSON]:
+    """The object in a line, as `decode_object`, nested no deeper than can be written again."""
+    found = decode_object(line)
+    for value in found.values():
         if type(value) in _BOXES and _deeper(value, MAX_DEPTH - 1):
             raise BadRequest("the line is nested too deeply")
-    return request
+    return found
 
 
 def _values(line: bytes) -> int:

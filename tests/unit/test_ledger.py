@@ -220,6 +220,13 @@ def test_a_row_of_no_time_that_could_be_told_hides_no_other(opened: Open, moment
     assert "?" in str(views.of(commands.of_group("system")["history"], rows, terminal=False))
 
 
+def test_a_row_of_very_many_values_is_shown_as_it_was_written(opened: Open) -> None:
+    ended = [f"{number:012x}" for number in range(wire.MAX_VALUES + 1)]
+    opened.record("revoke", object="robot", before={"sessions": ended})
+    (row,) = opened.history()
+    assert (row["action"], row["before"]) == ("revoke", {"sessions": ended})
+
+
 @pytest.mark.parametrize("below", range(0, 100, 10))
 def test_a_row_nested_so_deeply_that_it_could_only_be_read_hides_no_other(opened: Open, below: int) -> None:
     for number in range(3):
