@@ -90,6 +90,20 @@ def test_history_filters_and_returns_the_newest_in_order(opened: Open) -> None:
     assert len(opened.history(user="root", since=0.0)) == 5
 
 
+def test_rows_are_read_beside_the_event_loop(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened.record("start", object="x")
+    read, threads = Ledger._event, []
+
+    def noted(self: Ledger, seq: int, body: str) -> Event:
+        threads.append(threading.current_thread())
+        return read(self, seq, body)
+
+    monkeypatch.setattr(Ledger, "_event", noted)
+    assert [row["object"] for row in opened.history()] == ["x"]
+    assert threads
+    assert threading.main_thread() not in threads
+
+
 def test_the_actor_is_who_the_kernel_says(opened: Open) -> None:
     opened.record("start", object=None)
     actor = opened.history()[0]["actor"]
