@@ -204,7 +204,7 @@ def _imports(module: Module, section: Reader) -> None:
         elif name == "" and kind in (0x7E, 0x7F):
             refuse("has compact imports (several for one name), which this host does not support")
         else:
-            refuse(f"is damaged: the import {source}.{name} is of the unknown kind {kind}")
+            refuse(f"has an import of the kind {kind}, which this host does not know")
         module.imports.append((source, name, kind, index))
 
 
