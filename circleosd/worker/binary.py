@@ -204,7 +204,7 @@ def _imports(module: Module, section: Reader) -> None:
         elif name == "" and kind in (0x7E, 0x7F):
             refuse("has compact imports (several for one name), which this host does not support")
         else:
-            refuse(f"has an import of the kind {kind}, which this host does not know")
+            refuse(f"has an import of the kind {kind}, which this host does not support")
         module.imports.append((source, name, kind, index))
 
 

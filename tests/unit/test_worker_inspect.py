@@ -74,7 +74,7 @@ def test_an_artifact_of_another_abi_than_its_manifest_says_is_refused() -> None:
         (b"\0asm\1\0\0", "is truncated"),
         (b"\0asm\2\0\0\0", "version 2"),
         (b"\0asm\1\0\0\0\1", "truncated or damaged"),
-        (b"\0asm\1\0\0\0\2\7\1\1A\1f\x20\0", "has an import of the kind 32, which this host does not know"),
+        (b"\0asm\1\0\0\0\2\7\1\1A\1f\x20\0", "has an import of the kind 32, which this host does not support"),
         (b"\0asm\1\0\0\0", "but exports nothing"),
     ],
 )
