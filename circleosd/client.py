@@ -38,25 +38,24 @@ def call(
     `Unavailable` if the service cannot be reached otherwise or goes away, `Timeout`.
     """
     name = path.rpartition("/")[2].removesuffix(".sock")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        # Connect in blocking mode with a timeout: otherwise a full queue would be an error at once (EAGAIN,
-        # connect(2)).
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(timeout or CONNECT) + 1, 0))
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            # Blocking, with a timeout: otherwise a full queue would be an error at once (EAGAIN, connect(2)).
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(timeout or CONNECT) + 1, 0))
             sock.connect(path)
             sock.settimeout(timeout or CONNECT)
             _send(sock, wire.encode(request), files)
             if timeout is None:
                 _wait_for_a_reader(sock)
             yield from _replies(sock, name, said, streaming=stream)
-        except (TimeoutError, BlockingIOError) as exc:
-            raise Timeout(f"no reply from {name} in time") from exc
-        except (FileNotFoundError, ConnectionRefusedError) as exc:
-            raise NotListening(f"{name} is not listening at {path}") from exc
-        except PermissionError as exc:
-            raise Unavailable(_refusal(path)) from exc
-        except OSError as exc:
-            raise Unavailable(f"cannot talk to {name}: {exc.strerror or exc}") from exc
+    except (TimeoutError, BlockingIOError) as exc:
+        raise Timeout(f"no reply from {name} in time") from exc
+    except (FileNotFoundError, ConnectionRefusedError) as exc:
+        raise NotListening(f"{name} is not listening at {path}") from exc
+    except PermissionError as exc:
+        raise Unavailable(_refusal(path)) from exc
+    except OSError as exc:
+        raise Unavailable(f"cannot talk to {name}: {exc.strerror or exc}") from exc
 
 
 def _send(sock: socket.socket, line: bytes, files: Sequence[int]) -> None:

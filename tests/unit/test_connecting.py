@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -288,3 +290,16 @@ def test_who_sends_a_token_is_a_person_and_speaks_for_no_plugin(tmp_path: Path) 
             assert (person.user, person.vouches) == ("olga", False)
 
     asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_who_may_make_no_socket_is_told_so_and_not_that_something_may_be_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a unit with RestrictAddressFamilies=, or where no more files can be opened."""
+
+    def no_socket(*_: object) -> NoReturn:
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+    monkeypatch.setattr(client.socket, "socket", no_socket)
+    with pytest.raises(Unavailable, match=r"^cannot talk to auth-service: Address family not supported by protocol$"):
+        next(client.call("/run/circleosd/auth-service.sock", {"action": "whoami"}))
