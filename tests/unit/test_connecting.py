@@ -300,6 +300,6 @@ def test_who_may_make_no_socket_is_told_so_and_not_that_something_may_be_done(
     def no_socket(*_: object) -> NoReturn:
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
 
-    monkeypatch.setattr(client.socket, "socket", no_socket)
+    monkeypatch.setattr(socket, "socket", no_socket)
     with pytest.raises(Unavailable, match=r"^cannot talk to auth-service: Address family not supported by protocol$"):
         next(client.call("/run/circleosd/auth-service.sock", {"action": "whoami"}))
