@@ -13,6 +13,7 @@ from circleosd import wire
 from circleosd.errors import Timeout, Unavailable
 
 CHUNK = 256 * 1024
+UNMAPPED = 65534  # the gid shown for groups that a user namespace does not map (user_namespaces(7))
 CONNECT = 60.0  # seconds to connect and until the request is read, if replies may take any time
 
 
@@ -93,6 +94,9 @@ def _refusal(path: str) -> str:
 
     try:
         found = os.stat(path)
+        if found.st_gid == UNMAPPED:
+            why = "this user namespace (PrivateUsers=, systemd.exec(5)) does not show which"
+            return f"may not connect to {path}: only the members of its group may, and {why}"
         group = grp.getgrgid(found.st_gid).gr_name if found.st_mode & stat.S_IWGRP else None
     except (OSError, KeyError):  # in a directory of another user, or of a group without a name
         group = None

@@ -292,6 +292,18 @@ def test_who_sends_a_token_is_a_person_and_speaks_for_no_plugin(tmp_path: Path) 
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
+def test_nobody_is_told_to_join_the_group_that_stands_for_those_of_other_user_namespaces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a unit with PrivateUsers=, where every group of the host is nogroup."""
+    found = os.stat_result((0o140660, 0, 0, 0, 65534, 65534, 0, 0, 0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", lambda path: found)
+        said = client._refusal("/run/circleosd/auth-service.sock")
+    assert "this user namespace" in said
+    assert "usermod" not in said
+
+
 def test_who_may_make_no_socket_is_told_so_and_not_that_something_may_be_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
