@@ -37,6 +37,10 @@ OVERDUE = " by SIGALRM"
 EXHAUSTED = f" with exit status {NO_MEMORY}"
 
 
+class NotStarted(Unavailable):
+    """A worker did not accept its connection in time, so no code of the plugin ran."""
+
+
 class Superseded(Exception):
     """Before a call began, its version was replaced or removed, or the plugin was held back."""
 
@@ -280,7 +284,7 @@ class Runners:
                 try:
                     await self._connect(runner, artifact, cause)
                 except (CircleError, asyncio.CancelledError) as exc:
-                    if isinstance(exc, (Timeout, asyncio.CancelledError)):
+                    if isinstance(exc, (NotStarted, Timeout, asyncio.CancelledError)):
                         # Otherwise it may keep every later connection waiting, and one that dies before it accepts
                         # would be restarted over and over for the abandoned connection, which its socket still holds.
                         self._end(runner.plugin.name, self._units.remove(runner.instance))
@@ -340,8 +344,12 @@ class Runners:
                 raise await self._units.held_back(runner.instance) or Unavailable(
                     f"cannot reach the worker of {plugin.name}: {exc.strerror or exc}"
                 ) from exc
-            except BaseException:
+            except BaseException as exc:
                 worker.abort()
+                if isinstance(exc, Timeout) and not worker.heard:
+                    why = f"the worker of {plugin.name} did not start within {timeout:g} s"
+                    step = f"circlectl service logs plugin@{runner.instance}"
+                    raise NotStarted(f"{why}; see: {step}") from exc
                 raise
         runner.worker = worker
         runner.used = time.monotonic()

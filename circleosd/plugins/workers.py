@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import array
 import asyncio
+import fcntl
 import logging
 import socket
+import termios
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -128,6 +130,7 @@ class Worker(asyncio.BufferedProtocol):
         self._receiver = Receiver(frames.TO_MANAGER)
         self.lost = False
         self.counted = False  # its end is counted in the plugin's record
+        self.heard = True  # false if it had read nothing when it was too late
 
     async def load(
         self,
@@ -239,10 +242,16 @@ class Worker(asyncio.BufferedProtocol):
             self._timer = self._loop.call_later(0, partial(self._late, looked=True))
             return
         log.warning("plugin %s: its worker did not answer in time", self._name)
+        self.heard = not self._unread()
         self.abort()  # first: who waits for a reply goes on at once when it gets one, and asks whether this is lost
         for call in [*self._calls.values()]:
             if not call.reply.done():
                 call.reply.set_exception(Timeout(f"{self._name} did not answer in time and was ended"))
+
+    def _unread(self) -> bool:
+        """Whether sent data has not been read, as is the case until the worker accepts the connection."""
+        assert self._transport is not None
+        return any(fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4)))
 
     async def _until_room(self) -> None:
         """Wait for the end of a call that nobody waits for. Raises `WorkerGone`."""

@@ -97,6 +97,26 @@ def test_what_the_machine_lacks_for_a_worker_is_told_and_is_no_failure_of_its_pl
     assert (shown["failures"], shown["state"]) == (0, "ready")
 
 
+def test_a_worker_that_ends_before_it_is_connected_is_no_failure_of_its_plugin(
+    new_host: NewHost, tmp_path: Path
+) -> None:
+    host = new_host({"CIRCLEOSD_PLUGINS_LOAD_TIME": "5", "CIRCLEOSD_PLUGINS_BACK_OFF_AFTER": "1"})
+    artifact = made.write(tmp_path, "echo", made.core(made.ECHO))
+    call = {"action": "invoke", "id": "echo", "func": "echo", "payload": "hello"}
+    host.load(artifact)
+    host.data("service-registry", "stop", name="plugin@echo")
+    unit = host.units / "circleosd-plugin@.service"
+    unit.write_text("[Service]\nExecStart=/bin/false\n")
+    why = "the worker of echo did not start within 5 s; see: circlectl service logs plugin@echo"
+    for request in (call, {"action": "load", "path": str(artifact)}):
+        reply = host.call("plugin-manager", request)
+        assert (reply["error"], reply["message"].replace(".staged", "")) == ("unavailable", why)
+    unit.unlink()
+    assert host.call("plugin-manager", call)["data"] == "hello"
+    shown = host.data("plugin-manager", "show", id="echo")
+    assert (shown["failures"], shown["state"]) == (0, "ready")
+
+
 def test_a_line_for_which_there_is_no_memory_is_refused(host: EmbeddedHost) -> None:
     pid = host.pid("plugin-manager")
     request = json.dumps({"action": "invoke", "id": "absent", "func": "f", "payload": "x" * LARGE}).encode() + b"\n"
