@@ -72,6 +72,14 @@ def test_the_slice_that_the_page_on_settings_bounds_is_that_of_all_workers(machi
     assert f"systemctl set-property '{slice_of_it}' MemoryMax=2G" in page.replace(r"\e", "\\")
 
 
+def test_a_worker_sees_neither_sockets_nor_state_of_the_host(machine: Machine) -> None:
+    machine.succeed("circlectl plugin invoke often upper hi")
+    pid = machine.get_unit_property("circleosd-plugin@often.service", "MainPID")
+    for place in ("/sys", "/run/circleosd", "/run/dbus", "/var/lib/circleosd", "/etc/circleosd"):
+        assert machine.succeed(f"ls -A {place}"), place
+        assert machine.succeed(f"nsenter --target {pid} --mount ls -A {place}") == "", place
+
+
 LOUD = """(func (export "f") (param i32) (result i64)
   (local.set 0 (i32.const 2000))
   (loop $again

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from circleosd.config import AuthSettings, ServerSettings
+from circleosd.config import AuthSettings, PluginSettings, ServerSettings
 from circleosd.embedded.unitfile import UnitFile
 from circleosd.errors import BadRequest
 from circleosd.passing import MAX_FILES
 from circleosd.registry.service import FOLLOWED
 from circleosd.server import GIVEN_UP, SHUTDOWN
+from circleosd.worker.limits import COMPILE_MEMORY, MAX_DESCRIPTORS, MOST_THREADS
 from tests.integration.embedded_host import PROJECT
 
 TEXT = r"""
@@ -137,13 +138,26 @@ EXECUTOR = 32  # threads, where there are CPUs enough (concurrent.futures.Thread
 THREADS = {"auth": EXECUTOR + 3 + AuthSettings().hashing, "registry": EXECUTOR + 3 + FOLLOWED, "plugins": EXECUTOR + 6}
 
 
-@pytest.mark.parametrize("name", THREADS)
-def test_the_unit_of_a_service_leaves_it_what_it_may_take(name: str) -> None:
+def of_system(name: str) -> UnitFile:
+    """A service's unit as the system's manager has it."""
     unit = PROJECT / "units" / f"circleosd-{name}.service"
     system = PROJECT / "units/system" / f"{unit.name}.d" / "10-system.conf"
-    text = UnitFile(unit.read_text() + system.read_text(), SPECIFIERS)
+    return UnitFile(unit.read_text() + system.read_text(), SPECIFIERS)
+
+
+@pytest.mark.parametrize("name", THREADS)
+def test_the_unit_of_a_service_leaves_it_what_it_may_take(name: str) -> None:
+    text = of_system(name)
     assert text.seconds("Service", "TimeoutStopSec", "0") > SHUTDOWN + GIVEN_UP
     assert int(text.get("Service", "LimitNOFILE", "0")) > ServerSettings().max_connections * (1 + MAX_FILES)
     assert int(text.get("Service", "TasksMax", "0")) > 1 + THREADS[name]
     # Its messages and the rows of its ledger are under one name.
     assert text.get("Service", "SyslogIdentifier") == text.get("Service", "ExecStart").replace(" ", "-")
+
+
+def test_the_unit_of_a_worker_leaves_it_what_it_may_take() -> None:
+    text = of_system("plugin@")
+    # To compile, for WASI, and of its own.
+    assert int(text.get("Service", "TasksMax", "0")) > 1 + 2 * MOST_THREADS + PluginSettings().concurrency
+    assert int(text.get("Service", "LimitNOFILE", "0")) > MAX_DESCRIPTORS
+    assert int(text.get("Service", "MemoryMax", "0M").removesuffix("M")) << 20 > COMPILE_MEMORY
