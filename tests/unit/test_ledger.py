@@ -27,7 +27,7 @@ from circleosd.errors import Conflict, Unavailable
 from circleosd.ledger import Entry, Ledger
 from circleosd.policy import Caller, Peer, Role
 from tests.unit.fakes import ROOT, STRANGER
-from tests.waiting import until
+from tests.waiting import SECONDS, until
 
 ROOT_CALLER = Caller(ROOT, Role.ADMIN, "root")
 
@@ -461,12 +461,13 @@ def test_who_waits_until_the_service_has_exited_gets_no_more_rows_for_that(opene
 
 
 def test_counted_refusals_are_written_when_their_time_has_come(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circleosd.flood.WINDOW", 0.05)
+    monkeypatch.setattr("circleosd.flood.WINDOW", 0.5)
+    refusal = Entry("denied", Caller(STRANGER), "stop", "nginx", error="denied")
 
     async def scenario() -> None:
-        for _ in range(3):
-            await opened.ledger.refuse(Entry("denied", Caller(STRANGER), "stop", "nginx", error="denied"))
-        async with asyncio.timeout(5):
+        # At once: to write the first may take longer than its window.
+        await asyncio.gather(*(opened.ledger.refuse(refusal) for _ in range(3)))
+        async with asyncio.timeout(SECONDS):
             async for row in opened.ledger.follow(Follow()):
                 if row["count"] == 2:
                     break
@@ -502,7 +503,7 @@ def test_refusals_that_found_the_disk_full_are_not_lost(opened: Open) -> None:
 def test_counts_that_are_being_written_at_the_end_are_not_lost(
     opened: Open, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
-    monkeypatch.setattr("circleosd.flood.WINDOW", 0.05)
+    monkeypatch.setattr("circleosd.flood.WINDOW", 0.5)
     refusal = Entry("denied", Caller(STRANGER), "stop", "nginx", error="denied")
     commit, may_end = opened.database._commit, threading.Event()
 
@@ -511,8 +512,7 @@ def test_counts_that_are_being_written_at_the_end_are_not_lost(
         commit()
 
     async def scenario() -> None:
-        for _ in range(3):
-            await opened.ledger.refuse(refusal)
+        await asyncio.gather(*(opened.ledger.refuse(refusal) for _ in range(3)))
         monkeypatch.setattr(opened.database, "_commit", slow_commit)
         if not begun:  # another's write is in hand
             other = asyncio.create_task(opened.database.write(lambda tx: None))
