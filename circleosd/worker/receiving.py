@@ -52,7 +52,7 @@ class Receiver:
         self._rest = self._rest[count:]
         if self._rest:
             return []
-        body, self._body = self._body, None
+        body, self._body, self._rest = self._body, None, memoryview(b"")  # which is freed with its frame
         return [Frame(self._kind, self._call_id, body)]
 
     def _whole(self) -> list[Frame]:
