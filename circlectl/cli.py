@@ -143,7 +143,7 @@ def _end_with_the_reader() -> None:
         os._exit(BROKEN_PIPE)
 
     poll = select.poll()
-    with contextlib.suppress(OSError):  # it has no descriptor
+    with contextlib.suppress(OSError, RuntimeError):  # it has no descriptor, or there can be no more threads
         poll.register(sys.stdout.fileno(), 0)  # errors and hang-ups alone (poll(2))
         threading.Thread(target=wait, daemon=True).start()
 

@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -293,3 +295,15 @@ def test_the_command_line_is_made_without_heavy_imports() -> None:
     environment = {"CIRCLEOSD_RUNTIME_DIR": "/nonexistent", "PATH": "", "PYTHONPATH": modules}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_stream_is_shown_also_where_there_can_be_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a unit with TasksMax=1. That nobody reads any more is noticed by the next line then."""
+
+    def no_thread(self: threading.Thread) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with open(os.devnull, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        cli._end_with_the_reader()
