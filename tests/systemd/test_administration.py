@@ -302,6 +302,17 @@ def test_a_polkit_rule_that_was_removed_or_edited_is_made_anew(machine: Machine)
     machine.succeed("circlectl service start brief")
 
 
+@pytest.mark.parametrize("name", ["auth", "registry", "plugins"])
+def test_a_service_that_is_started_by_hand_has_its_socket_and_ends_with_it(machine: Machine, name: str) -> None:
+    machine.succeed(f"systemctl stop circleosd-{name}.socket circleosd-{name}.service")
+    machine.succeed(f"systemctl start circleosd-{name}.service")
+    assert machine.get_unit_property(f"circleosd-{name}.socket", "ActiveState") == "active"
+    machine.succeed(f"systemctl stop circleosd-{name}.socket")
+    state = f"systemctl show --value --property=ActiveState circleosd-{name}.service"
+    machine.wait_until_succeeds(f'test "$({state})" = inactive', timeout=60)
+    machine.succeed(f"systemctl start circleosd-{name}.socket")
+
+
 def test_a_stranger_is_told_which_group_to_join(machine: Machine) -> None:
     for command in ("service list", "user whoami", "plugin list"):
         said = refused(machine, command, 12, "mallory")
