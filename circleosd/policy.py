@@ -32,8 +32,11 @@ class Access(StrEnum):
 _RANK: dict[str, int] = {"anyone": 0, "viewer": 1, "operator": 2, "admin": 3}
 
 
+_Matches = Callable[[str], re.Match[str] | None]
+
+
 @lru_cache(4096)  # on Python 3.11, the cache of fnmatch is too small for the rules of one user, with two globs each
-def _matches(glob: str) -> Callable[[str], re.Match[str] | None]:
+def _matches(glob: str) -> _Matches:
     return re.compile(translate(glob)).match
 
 
@@ -169,11 +172,18 @@ def sees(caller: Caller, access: Access, verb: str, name: str, *, among: Collect
     """
     if caller.privileged:
         return True
-    if any(rule.deny and rule.covers(verb, name) for rule in caller.grants):
+    denied, allowed = _of_listing(caller.grants, verb, tuple(among))
+    if any(matches(name) for matches in denied):
         return False
-    if suffices(caller.role, access):
-        return True
-    return any(rule.covers(item, name) for rule in caller.grants if not rule.deny for item in among)
+    return suffices(caller.role, access) or any(matches(name) for matches in allowed)
+
+
+@lru_cache(64)  # for all rows of a listing: there may be thousands of them, and hundreds of rules
+def _of_listing(grants: tuple[Grant, ...], verb: str, among: tuple[str, ...]) -> tuple[list[_Matches], list[_Matches]]:
+    """The objects on which these rules deny a listing, and those on which they allow one of the verbs in `among`."""
+    denied = [_matches(rule.object) for rule in grants if rule.deny and _matches(rule.verb)(verb)]
+    allowed = [_matches(rule.object) for rule in grants if not rule.deny and any(map(_matches(rule.verb), among))]
+    return denied, allowed
 
 
 def authorize(

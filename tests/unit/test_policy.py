@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Callable
 
 import pytest
 
+from circleosd import policy
 from circleosd.auth import rules
 from circleosd.auth.store import Account
 from circleosd.errors import Denied
@@ -47,6 +50,21 @@ def test_a_rule_takes_as_long_among_many_as_among_few() -> None:
     seconds(400)
     many, few = (min(seconds(rules) for _ in range(5)) for rules in (400, 40))
     assert many < 4 * few
+
+
+def test_rules_are_held_against_verbs_once_for_all_rows_of_a_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, globs = policy._matches, list[str]()
+
+    def noted(glob: str) -> Callable[[str], re.Match[str] | None]:
+        globs.append(glob)
+        return read(glob)
+
+    monkeypatch.setattr(policy, "_matches", noted)
+    caller = Caller(PEER, grants=(Grant("service:restart", "web-*"), Grant("service:*", "web-0", deny=True)))
+    among = frozenset({"service:start", "service:restart"})
+    seen = [sees(caller, Access.VIEWER, "service:list", f"web-{number}", among=among) for number in range(100)]
+    assert seen == [False] + [True] * 99
+    assert len(globs) < 10
 
 
 def test_a_grant_on_every_object_is_no_right_to_an_action_without_one() -> None:
