@@ -147,7 +147,7 @@ class Identities:
             role=higher(role, Role(identity["role"]) if identity["role"] else None),
             user=identity["user"],
             session=identity["session"],
-            grants=(*caller.grants, *(Grant(**rule) for rule in identity["grants"])),
+            grants=(*caller.grants, *identity["grants"]),
         )
 
     async def _verified(self, peer: Peer, token: str | None) -> Any:
@@ -176,7 +176,8 @@ class Identities:
             request["presented"] = token
         try:
             async with asyncio.timeout(self._timeout), self._asking.turn(peer.uid):
-                return await ask(self._auth, request, timeout=self._timeout)
+                identity = await ask(self._auth, request, timeout=self._timeout)
+                return {**identity, "grants": [Grant(**rule) for rule in identity["grants"]]}
         except TimeoutError:
             return Timeout(f"auth-service did not answer within {self._timeout:g} s")
         except CircleError as error:
