@@ -69,10 +69,13 @@ OWN_UNITS = frozenset(re.sub(r"service$", kind, entry.unit) for entry in OWN for
 
 @dataclass(frozen=True)
 class Catalog:
-    """Names and their entries. `problems` says which files could not be used and why."""
+    """Names and their entries. `problems` says which files could not be used and why, `unread` whether one of them
+    could not even be read.
+    """
 
     entries: dict[str, Entry]
     problems: tuple[str, ...]
+    unread: bool = False
 
     def find(self, name: str, *, workers: bool = True) -> Entry:
         """The entry with that name; with `workers`, `plugin@X` and `plugin@X.socket` are the worker of the plugin X.
@@ -95,7 +98,7 @@ def plugin_entry(unit: str) -> Entry:
 
 
 class Reader:
-    """Reads the drop-in files of `directories` again whenever one has changed, and while one of them cannot be used."""
+    """Reads the drop-in files of `directories` again whenever one has changed, and while one of them cannot be read."""
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self._directories = directories
@@ -105,9 +108,11 @@ class Reader:
     def __call__(self) -> Catalog:
         """The catalog as currently on disk."""
         files, problems = _files(self._directories)
-        # ctime: a change of mode or owner may make a file readable
-        seen = (problems, [(path, now and (now.st_ctime_ns, now.st_ino)) for path in files for now in [_stat(path)]])
-        if seen != self._seen or self._catalog.problems:  # the cause of a problem need not be in the files
+        # ctime: a change of mode or owner may make a file readable. Size: writes within a few milliseconds may have the
+        # same ctime.
+        found = [(path, _stat(path)) for path in files]
+        seen = (problems, [(path, now and (now.st_ctime_ns, now.st_ino, now.st_size)) for path, now in found])
+        if seen != self._seen or self._catalog.unread:  # the cause of a problem need not be in the files
             self._catalog, self._seen = read(self._directories), seen
         return self._catalog
 
@@ -132,7 +137,7 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> 
 
     A file that cannot be used is skipped and listed in `problems`: one bad file must not disable all services.
     """
-    entries = {entry.name: entry for entry in OWN}
+    entries, unread = {entry.name: entry for entry in OWN}, False
     files, problems = _files(directories)
     for path in files:
         try:
@@ -143,8 +148,9 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> 
                     raise BadRequest(f"the unit {entry.unit} belongs to CircleOSD, which catalogs it itself")
                 entries[entry.name] = entry
         except (OSError, ValueError, RecursionError, CircleError) as exc:
+            unread = unread or isinstance(exc, OSError)
             problems.append(f"{path}: {unreadable(path, exc) if isinstance(exc, OSError) else exc}")
-    return Catalog(entries, tuple(problems))
+    return Catalog(entries, tuple(problems), unread)
 
 
 def parse(text: str) -> list[Entry]:

@@ -123,6 +123,25 @@ def test_a_reader_sees_every_change_of_the_files(tmp_path: Path) -> None:
     assert "nginx" not in reader().entries
 
 
+def test_a_reader_reads_what_cannot_be_used_again_when_that_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, parsed = catalog.parse, list[str]()
+
+    def noted(text: str) -> list[catalog.Entry]:
+        parsed.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(catalog, "parse", noted)
+    (tmp_path / "a.toml").write_text("[[service]]\nname =")
+    reader = catalog.Reader([tmp_path])
+    assert len(reader().problems) == 1
+    assert reader() is reader()
+    assert len(parsed) == 1
+    (tmp_path / "a.toml").write_text(GOOD)
+    assert (reader().problems, len(parsed)) == ((), 2)
+
+
 def test_what_kept_a_reader_from_a_file_for_a_moment_does_not_keep_it_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
