@@ -24,7 +24,7 @@ from tests.integration.conftest import NewHost
 from tests.integration.crashing_manager import STEPS
 from tests.integration.embedded_host import CHEAP, EmbeddedHost, read_reply
 from tests.integration.made import ECHO, caller, core, write
-from tests.integration.people import ALICE, create, login
+from tests.integration.people import ALICE, ask, create, login
 from tests.native_source import native
 
 pytestmark = pytest.mark.timeout(300)  # dozens of starts of a manager and of workers in each test
@@ -216,19 +216,22 @@ def test_who_lost_the_right_while_a_plugin_is_loaded_loads_none_and_unloads_none
     host.open_to_everybody()
     host.load(write(tmp_path, "there", core(ECHO)))
     create(host, "adam", role="admin")
-    slow = native("__attribute__((constructor)) void slow(void) { sleep(3); }")
-    path = write(tmp_path, "late", slow, plugin_type="native", limits={"time": 20})
-    request = {"action": "load", "path": str(path), "trust": True, "token": login(host, "adam", ALICE)}
-    request |= {"manifest": str(path.with_suffix(".json")), "files": ["path", "manifest"]}
+    path = write(tmp_path, "late", core(ECHO))
+    token = login(host, "adam", ALICE)
+    request = {"action": "load", "path": str(path), "manifest": "m", "files": ["path", "manifest"], "token": token}
+    registry = host.pid("service-registry")
     with acting_as(ALICE):
         sock, waiting = host.connect("plugin-manager"), host.connect("plugin-manager")
     with sock, waiting, path.open() as artifact, path.with_suffix(".json").open() as manifest:
+        os.kill(registry, signal.SIGSTOP)  # so that nobody starts the worker
         line = json.dumps(request).encode() + b"\n"
         socket.send_fds(sock, [line], [artifact.fileno(), manifest.fileno()])
-        host.wait_for(lambda: any(host.runtime.rglob("late.sock")))
-        waiting.sendall(json.dumps({"action": "unload", "id": "there", "token": request["token"]}).encode() + b"\n")
+        host.wait_for(lambda: any((host.directory / "state").rglob(".staged-*")))
+        waiting.sendall(json.dumps({"action": "unload", "id": "there", "token": token}).encode() + b"\n")
         host.data("plugin-manager", "health")  # answered after the other has been read
         host.data("auth-service", "revoke", name="adam")
+        host.wait_for(lambda: not ask(host, ALICE, "plugin-manager", "list", token=token)["ok"])
+        os.kill(registry, signal.SIGCONT)
         for reply in (read_reply(sock), read_reply(waiting)):
             assert reply["error"] == "denied", reply
     assert [plugin["id"] for plugin in host.data("plugin-manager", "list")] == ["there"]
