@@ -64,6 +64,7 @@ class Database:
     def __init__(self, path: str | os.PathLike[str], migrations: Sequence[str]) -> None:
         """Open or create the file. Raises `Unavailable` if that is impossible."""
         self.path = os.fspath(path)
+        self._migrations = migrations
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="database-read")
         self._scanner = Threads(1, thread_name_prefix="database-scan")
@@ -175,9 +176,13 @@ class Database:
         try:
             result = work(transaction)
             self._commit()
-        except BaseException:
+        except BaseException as exc:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+            if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY:
+                # SQLite opens a file read-only if it cannot open it for writing, even if only descriptors were missing.
+                opened, self._connection = self._connection, self._connect(self._for_writing, self._migrations)
+                opened.close()
             raise
         transaction.committed()
         return result

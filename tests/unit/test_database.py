@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +88,31 @@ def test_a_commit_is_synced_in_a_way_in_which_no_reader_waits_for_it(database: D
         return [tx.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "foreign_keys")]
 
     assert asyncio.run(database.write(told)) == ["wal", 2, 1]  # 2: FULL, sqlite.org/pragma.html
+
+
+def test_a_file_that_could_at_first_be_opened_for_reading_alone_is_written_to_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SQLite does it where open(2) fails for want of a descriptor."""
+    path, migrations = tmp_path / "d.db", ("CREATE TABLE numbers (number INTEGER)",)
+    Database(path, migrations).close()
+    connect, modes = sqlite3.connect, ["ro"]
+
+    def without_descriptors(path: str, **how: Any) -> sqlite3.Connection:
+        opened: sqlite3.Connection = connect(f"file:{path}?mode={modes.pop() if modes else 'rw'}", uri=True, **how)
+        return opened
+
+    monkeypatch.setattr(sqlite3, "connect", without_descriptors)
+    opened = Database(path, migrations)
+
+    async def scenario() -> None:
+        with pytest.raises(Unavailable, match="attempt to write a readonly database"):
+            await opened.write(lambda tx: tx.execute("INSERT INTO numbers VALUES (1)"))
+        await opened.write(lambda tx: tx.execute("INSERT INTO numbers VALUES (2)"))
+        assert await count(opened) == 1
+
+    asyncio.run(scenario())
+    opened.close()
 
 
 def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
