@@ -110,7 +110,7 @@ def _fields(event: Event) -> dict[str, str]:
     change = None if before is None and after is None else f"{_text(before)} → {_text(after)}"
     how = ": ".join(filter(None, (event["phase"], "; ".join(filter(None, (change, event["message"]))))))
     return {
-        # Paths and what a plugin says of itself may be any text; journalctl(1) shows no message that steers a terminal.
+        # Paths and a plugin's own texts may be anything; journalctl(1) hides messages that would control a terminal.
         "MESSAGE": plain(f"{who}: {what}: {how}".replace("\n", " ")),
         "MESSAGE_ID": MESSAGE_IDS[event["phase"]],
         "PRIORITY": "5" if event["error"] is None else "4",
