@@ -233,6 +233,25 @@ def test_a_worker_that_asks_more_at_once_than_its_calls_and_preparations_can_is_
     assert "too many at once" in run(tmp_path, peer, manage, never)
 
 
+def test_nothing_more_is_taken_from_a_worker_that_has_broken_the_protocol(tmp_path: Path) -> None:
+    def peer(channel: Channel) -> None:
+        loaded(channel)
+        number = called(channel)
+        question = frames.encode(HOST_CALL, number | PREPARING, QUESTION)
+        channel._socket.sendall(frames.encode(frames.FAILED, number, b"{}") + question)
+
+    async def manage(worker: Worker, path: str) -> str:
+        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+        lost = await why_lost(worker)
+        for _ in range(3):  # in which it would be answered
+            await asyncio.sleep(0)
+        return lost
+
+    asked = Asked()
+    assert "broke the protocol" in run(tmp_path, peer, manage, asked)
+    assert asked.causes == []
+
+
 @pytest.mark.parametrize(
     ("asked", "abi"),
     [
@@ -484,6 +503,22 @@ def test_a_worker_whose_calls_are_all_given_up_is_ended_at_once(tmp_path: Path) 
         return lost
 
     assert run(tmp_path, loaded, manage, concurrency=2) == [False, True]
+
+
+def test_a_call_that_was_given_up_before_its_turn_keeps_no_worker(tmp_path: Path) -> None:
+    async def manage(worker: Worker, path: str) -> list[bool]:
+        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+        [in_turn] = await in_hand(worker, 60)
+        waiting = asyncio.create_task(call(worker))
+        await asyncio.sleep(0)
+        lost = []
+        for task in (waiting, in_turn):
+            task.cancel()
+            await asyncio.wait([task])
+            lost.append(worker.lost)
+        return lost
+
+    assert run(tmp_path, loaded, manage) == [False, True]
 
 
 def test_a_call_that_was_given_up_and_never_ends_ends_the_worker(tmp_path: Path) -> None:
