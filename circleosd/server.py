@@ -195,6 +195,7 @@ class Server:
         )
         told = ""
         while True:
+            before = time.monotonic()
             await asyncio.sleep(min(1.0, max(0.05, shortest / 4)))
             now = time.monotonic()
             status = f"listening; {self.service.requests} requests answered, {len(self._connections)} connected"
@@ -202,7 +203,8 @@ class Server:
                 self._manager.status(status)
                 told = status
             for connection in list(self._connections):
-                connection.check(now)
+                # After a stop (SIGSTOP, a frozen cgroup), requests that arrived meanwhile are only read after this.
+                connection.check(before)
             if self._connections or self._busy():
                 self._last_busy = now
             elif settings.idle_exit and now - self._last_busy >= settings.idle_exit:

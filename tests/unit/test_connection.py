@@ -13,12 +13,12 @@ import termios
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from circleosd.config import ServerSettings
-from circleosd.connection import SMALL
+from circleosd.connection import SMALL, Connection
 from circleosd.passing import PIECE, Descriptors
 from circleosd.policy import Peer
 from tests.unit.serving import Patient, Silent, ask, connected, received, served, serving
@@ -103,6 +103,24 @@ def test_a_refused_peer_that_does_not_leave_is_cut_off(tmp_path: Path, monkeypat
                 await until(lambda: not service.connections())
 
     asyncio.run(asyncio.wait_for(run(), 5))
+
+
+def test_a_service_that_was_stopped_reads_what_arrived_before_it_gives_a_connection_up(tmp_path: Path) -> None:
+    """What its timers judge by is the time at which they were set, not how long it was stopped since."""
+    passed: list[float] = []
+
+    class Quiet:
+        def check(self, now: float) -> None:
+            passed.append(time.monotonic() - now)
+
+    async def run() -> None:
+        async with serving(Patient(), str(tmp_path / "s"), ServerSettings(read_timeout=0.2)) as server:
+            server._connections.add(cast(Connection, Quiet()))
+            await until(lambda: passed)
+            server._connections.clear()
+
+    asyncio.run(run())
+    assert passed[0] >= 0.04  # they come every 0.05 s
 
 
 class Curious(Silent):
