@@ -32,11 +32,15 @@ MESSAGE_IDS = {
 ROW = "CIRCLEOSD_ROW"  # the field with a complete row of the ledger
 
 
+def _one_line(text: str) -> str:
+    return plain(text.replace("\n", " "))
+
+
 class _OneLine(logging.Formatter):
     """A message is one line, whatever a plugin or a client wrote; only a traceback after it has more."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name for it
-        return plain(super().formatMessage(record).replace("\n", " "))
+        return _one_line(super().formatMessage(record))
 
 
 class _Prefixed(_OneLine):
@@ -111,7 +115,7 @@ def _fields(event: Event) -> dict[str, str]:
     how = ": ".join(filter(None, (event["phase"], "; ".join(filter(None, (change, event["message"]))))))
     return {
         # Paths and a plugin's own texts may be anything; journalctl(1) hides messages that would control a terminal.
-        "MESSAGE": plain(f"{who}: {what}: {how}".replace("\n", " ")),
+        "MESSAGE": _one_line(f"{who}: {what}: {how}"),
         "MESSAGE_ID": MESSAGE_IDS[event["phase"]],
         "PRIORITY": "5" if event["error"] is None else "4",
         "SYSLOG_IDENTIFIER": f"circleosd-{event['service']}",
