@@ -65,9 +65,10 @@ def status(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | Non
 
 
 def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | None]:
-    """The rows of the newest `lines` acts in all ledgers, by time. Of a service that cannot be asked, the error is
-    returned beside. With `follow` an iterator that goes on with rows as they come, also of a service that cannot be
-    asked yet, with `verify` what verifying found.
+    """The rows of the newest `lines` acts in all ledgers, by time, and the error of a service that cannot be asked.
+
+    With `follow` an iterator that continues with new rows as they are written, also those of a service that could not
+    be asked at first; with `verify` what the check of the records found.
     """
     query = dict(request)
     if query.pop("verify", False):
