@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import os
 import socket
 import struct
@@ -63,9 +62,7 @@ def _send(sock: socket.socket, line: bytes, files: Sequence[int]) -> None:
     """Send the line. A peer that refuses it early has already said why, so ignore a broken pipe and read the reply."""
     try:
         if files:
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))
-            sent = sock.sendmsg([line], [rights])
-            line = line[sent:]
+            line = line[socket.send_fds(sock, [line], files) :]
         sock.sendall(line)
     except (BrokenPipeError, ConnectionResetError):
         return

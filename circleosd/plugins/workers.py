@@ -6,7 +6,6 @@ it may not send at that moment ends the connection.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import fcntl
 import logging
@@ -153,8 +152,7 @@ class Worker(asyncio.BufferedProtocol):
         sock = await upstream.connect(path)
         try:
             frame = frames.encode(frames.LOAD, LOADING, frames.load_body(load))
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
-            sent = sock.sendmsg([frame], [rights])
+            sent = socket.send_fds(sock, [frame], descriptors)
             await self._loop.sock_sendall(sock, frame[sent:])
         except BaseException:
             sock.close()
