@@ -242,9 +242,7 @@ class Worker(asyncio.BufferedProtocol):
         log.warning("plugin %s: its worker did not answer in time", self._name)
         self.heard = not self._unread()
         self.abort()  # first: who waits for a reply goes on at once when it gets one, and asks whether this is lost
-        for call in [*self._calls.values()]:
-            if not call.reply.done():
-                call.reply.set_exception(Timeout(f"{self._name} did not answer in time and was ended"))
+        self._fail(f"{self._name} did not answer in time and was ended", Timeout)
 
     def _unread(self) -> bool:
         """Whether sent data has not been read, as is the case until the worker accepts the connection."""
@@ -359,10 +357,10 @@ class Worker(asyncio.BufferedProtocol):
         doing = "while it loaded the plugin" if LOADING in self._calls else "during the call"
         self._fail(f"the worker of {self._name} ended {doing}")
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, why: str, error: type[CircleError] = WorkerGone) -> None:
         for call in [*self._calls.values()]:
             if not call.reply.done():
-                call.reply.set_exception(WorkerGone(why))
+                call.reply.set_exception(error(why))
 
 
 def _ready(load: frames.Load, ready: frames.Ready) -> frames.Ready:
