@@ -117,7 +117,6 @@ class AuthService(Handlers):
             act.go_on_as(self._known(tx, caller, act.token)[0])
 
     async def verify(self, request: Verify, act: Act) -> Identity:
-        """Handler of `verify`."""
         peer = act.caller.peer
         uid = peer.uid if request.uid is None else request.uid
         if uid != peer.uid and not (act.caller.privileged or peer.uid in self._services):
@@ -125,7 +124,6 @@ class AuthService(Handlers):
         return self._identity(*await self._looked_up(Caller(Peer(uid, -1, -1)), request.presented or act.token))
 
     async def whoami(self, request: WhoAmI, act: Act) -> Identity:
-        """Handler of `whoami`."""
         token, uid = act.token, act.caller.peer.uid
         session = await self._database.read(lambda db: self._sessions.find(db, token, uid)) if token else None
         if act.caller.user is None and (name := await self._database.read(lambda db: store.disabled_of_uid(db, uid))):
@@ -146,7 +144,6 @@ class AuthService(Handlers):
     # users
 
     async def create(self, request: Create, act: Act) -> User:
-        """Handler of `create`."""
         name = request.name
         if name.lower() in RESERVED or name.lower().startswith("circleosd"):
             raise BadRequest(f"the name {name} is reserved; choose another")
@@ -180,12 +177,10 @@ class AuthService(Handlers):
             raise Exists(await self._database.read(taken)) from None
 
     async def list(self, request: ListUsers, act: Act) -> Sequence[User]:
-        """Handler of `list`."""
         async with self._listing.turn(act.caller.bounded):
             return await self._database.read(store.users)
 
     async def show(self, request: Show, act: Act) -> UserDetail:
-        """Handler of `show`."""
         name, now = _named(act), time.time()
 
         def work(db: sqlite3.Connection) -> UserDetail:
@@ -202,7 +197,6 @@ class AuthService(Handlers):
         return await self._database.read(work)
 
     async def passwd(self, request: Passwd, act: Act) -> None:
-        """Handler of `passwd`."""
         name, caller = _named(act), act.caller
         confirmed = name == caller.user and not caller.privileged
         present = await self._confirm(name, caller, request.old) if confirmed else None
@@ -241,8 +235,6 @@ class AuthService(Handlers):
         return account.password
 
     async def role(self, request: SetRole, act: Act) -> User:
-        """Handler of `role`."""
-
         def work(tx: Transaction) -> User:
             before = self._target(tx, act, request.name)
             require_within(act.caller, store.role_of(request.role), ())
@@ -253,7 +245,6 @@ class AuthService(Handlers):
         return await self._database.write(work)
 
     async def uid(self, request: SetUid, act: Act) -> User:
-        """Handler of `uid`."""
         self._require_free(request.uid)
 
         def work(tx: Transaction) -> User:
@@ -273,11 +264,9 @@ class AuthService(Handlers):
             raise BadRequest(f"uid {uid} belongs to CircleOSD itself; it needs no user")
 
     async def disable(self, request: Disable, act: Act) -> User:
-        """Handler of `disable`."""
         return await self._set_disabled(act, request.name, disabled=True)
 
     async def enable(self, request: Enable, act: Act) -> User:
-        """Handler of `enable`."""
         return await self._set_disabled(act, request.name, disabled=False)
 
     async def _set_disabled(self, act: Act, name: str, *, disabled: bool) -> User:
@@ -294,8 +283,6 @@ class AuthService(Handlers):
         return await self._database.write(work)
 
     async def delete(self, request: Delete, act: Act) -> User:
-        """Handler of `delete`."""
-
         def work(tx: Transaction) -> User:
             account = self._target(tx, act, request.name)
             given = [str(grant) for grant in store.grants(tx, request.name)]
@@ -308,7 +295,6 @@ class AuthService(Handlers):
     # logins and sessions
 
     async def login(self, request: LoginUser, act: Act) -> Login:
-        """Handler of `login`."""
         account = await self._database.read(lambda db: store.account(db, request.name))
         if account is None:  # an unknown name may be a password, typed at the wrong prompt: do not record it
             act.object, act.params = None, {}
@@ -355,7 +341,6 @@ class AuthService(Handlers):
             raise Denied("wrong user name or password; an admin can set a new password: circlectl user passwd NAME")
 
     async def logout(self, request: Logout, act: Act) -> None:
-        """Handler of `logout`."""
         user, session = act.caller.user, act.caller.session
         if user is None or session is None:
             raise Conflict("no session to end: no token was sent")
@@ -376,7 +361,6 @@ class AuthService(Handlers):
         return [self._shown(session) for session in found if self._sessions.in_force(session, now)]
 
     async def revoke(self, request: Revoke, act: Act) -> Sequence[Session]:
-        """Handler of `revoke`."""
         name = _named(act)
 
         def work(tx: Transaction) -> Sequence[Session]:
@@ -403,7 +387,6 @@ class AuthService(Handlers):
     # rules
 
     async def grant(self, request: AddGrant, act: Act) -> Sequence[Rule]:
-        """Handler of `grant`."""
         given = Grant(request.verb, request.object, request.deny)
         rules.require_known(given)
 
@@ -422,7 +405,6 @@ class AuthService(Handlers):
             raise Exists(f"{request.name} already has this rule: {given}") from None
 
     async def ungrant(self, request: RemoveGrant, act: Act) -> Sequence[Rule]:
-        """Handler of `ungrant`."""
         given = Grant(request.verb, request.object, request.deny)
 
         def work(tx: Transaction) -> Sequence[Rule]:
@@ -437,7 +419,6 @@ class AuthService(Handlers):
         return await self._database.write(work)
 
     async def can(self, request: Can, act: Act) -> Answer:
-        """Handler of `can`."""
         contract = rules.action(request.verb)
         account, grants = await self._database.read(
             lambda db: (self._find(db, request.name), store.grants(db, request.name))

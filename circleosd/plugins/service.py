@@ -138,7 +138,6 @@ class PluginService(Handlers):
     # loading
 
     async def load(self, request: Load, act: Act) -> api.Plugin:
-        """Handler of `load`."""
         with given(request, act.files, act.caller) as files:
             async with self._loads, self._loading.candidate(files, request) as candidate:
                 act.object = candidate.manifest.name
@@ -198,12 +197,10 @@ class PluginService(Handlers):
             plugin.health.record = _fresh(before)
 
     async def verify(self, request: Verify, act: Act) -> Verified:
-        """Handler of `verify`."""
         with given(request, act.files, act.caller) as files:
             return await self._loading.verify(files, request, act.caller.bounded)
 
     async def unload(self, request: Unload, act: Act) -> api.Plugin:
-        """Handler of `unload`."""
         async with self._loads:
             await act.renew()  # as long as loads took
             async with self._changing:
@@ -241,11 +238,9 @@ class PluginService(Handlers):
     # looking
 
     async def list(self, request: ListPlugins, act: Act) -> Sequence[api.Plugin]:
-        """Handler of `list`."""
         return [shown(plugin) for _, plugin in sorted(self._plugins.items())]
 
     async def show(self, request: Show, act: Act) -> Details:
-        """Handler of `show`."""
         plugin = self._find(request.id)
         record, loaded, manifest = plugin.health.record, plugin.loaded, plugin.manifest
         return Details(
@@ -267,7 +262,6 @@ class PluginService(Handlers):
     async def events(
         self, request: api.Events, act: Act
     ) -> Sequence[api.PluginEvent] | AsyncGenerator[api.PluginEvent, None]:
-        """Handler of `events`."""
         if request.follow:
             return self._events.follow(request.lines, request.topic)
         return await self._events.last(request.lines, request.topic, act.caller.bounded)
@@ -275,7 +269,6 @@ class PluginService(Handlers):
     # calling
 
     async def invoke(self, request: Invoke, act: Act) -> str:
-        """Handler of `invoke`."""
         while True:
             plugin = self._find(request.id)
             plugin.health.admit(time.monotonic())
@@ -346,7 +339,6 @@ class PluginService(Handlers):
     # setting aside
 
     async def disable(self, request: Disable, act: Act) -> api.Plugin:
-        """Handler of `disable`."""
         async with self._changing:
             plugin = self._find(request.id)
             reason = request.reason or f"by {act.caller}"
@@ -355,7 +347,6 @@ class PluginService(Handlers):
             return shown(plugin)
 
     async def enable(self, request: Enable, act: Act) -> api.Plugin:
-        """Handler of `enable`."""
         async with self._changing:
             plugin = self._find(request.id)
             await self._standing.put_aside(plugin, None, None, act.commit)

@@ -85,7 +85,6 @@ class RegistryService(Handlers):
         return catalog
 
     async def list(self, request: ListServices, act: Act) -> Sequence[Service]:
-        """Handler of `list`."""
         catalog = self._read()
         entries = [*catalog.entries.values()]
         if _sees_workers(act):
@@ -97,7 +96,6 @@ class RegistryService(Handlers):
         return [_service(entry, state) for entry, state in zip(entries, states, strict=True)]
 
     async def status(self, request: Status, act: Act) -> ServiceStatus:
-        """Handler of `status`."""
         entry = self._entry(request.name, act)
         state = await self._units.detail(entry.unit)
         await self._check_worker(entry, state)
@@ -117,7 +115,6 @@ class RegistryService(Handlers):
         )
 
     async def logs(self, request: Logs, act: Act) -> Sequence[LogLine] | AsyncGenerator[LogLine, None]:
-        """Handler of `logs`."""
         entry = self._read().find(request.name)
         with self._reading.held(act.caller.bounded):
             told = request.lines and not request.follow
@@ -146,7 +143,6 @@ class RegistryService(Handlers):
                     yield LogLine(time=line.time, text=line.text)
 
     async def watch(self, request: Watch, act: Act) -> AsyncGenerator[Service, None]:
-        """Handler of `watch`."""
         catalog = self._read()
         if request.name is not None:
             entry = catalog.find(request.name)
