@@ -263,13 +263,10 @@ class AuthService(Handlers):
         if uid in {self._own_uid, *self._services}:
             raise BadRequest(f"uid {uid} belongs to CircleOSD itself; it needs no user")
 
-    async def disable(self, request: Disable, act: Act) -> User:
-        return await self._set_disabled(act, request.name, disabled=True)
+    async def _set_disabled(self, request: Disable | Enable, act: Act) -> User:
+        """Handler of `disable` and `enable`."""
+        name, disabled = request.name, isinstance(request, Disable)
 
-    async def enable(self, request: Enable, act: Act) -> User:
-        return await self._set_disabled(act, request.name, disabled=False)
-
-    async def _set_disabled(self, act: Act, name: str, *, disabled: bool) -> User:
         def work(tx: Transaction) -> User:
             before = self._target(tx, act, name)
             store.set_disabled(tx, name, disabled)
@@ -281,6 +278,8 @@ class AuthService(Handlers):
             return store.shown(self._find(tx, name))
 
         return await self._database.write(work)
+
+    disable = enable = _set_disabled
 
     async def delete(self, request: Delete, act: Act) -> User:
         def work(tx: Transaction) -> User:
