@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from circleosd.steering import STEERING
@@ -44,14 +44,12 @@ def value(name: str, item: Any) -> str:
     if isinstance(item, dict):
         return ", ".join(f"{key}={value(key, part)}" for key, part in item.items()) or "-"
     if isinstance(item, (int, float)):
-        forms: tuple[tuple[set[str], Callable[[float], str]], ...] = (
-            (_TIMES, lambda seconds: time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))),
-            (_SIZES, _size),
-            (_SPANS, _span),
-        )
-        for names, form in forms:
-            if name in names:
-                return form(item)
+        if name in _TIMES:
+            return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item))
+        if name in _SIZES:
+            return _size(item)
+        if name in _SPANS:
+            return _span(item)
     return printable(str(item))
 
 

@@ -55,7 +55,7 @@ def _act(row: dict[str, Any]) -> dict[str, Any]:
     caller = row["params"].get("called_by") if actor.get("plugin") else None
     outcome = row["error"] or ("done" if row["phase"] == "outcome" else row["phase"])
     return {
-        "time": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["time"])),
+        "time": render.value("time", row["time"]),
         "who": f"{who}/{actor['uid']}" + (f", called by {caller}" if caller else ""),
         "service": row["service"],
         "action": row["action"],
