@@ -124,33 +124,28 @@ def shown(account: Account) -> User:
     )
 
 
+_USERS = "SELECT name, password, role, uid, disabled, created, last_login, last_uid FROM users "
+
+
 def _account(row: sqlite3.Row) -> Account:
-    return Account(
-        row["name"],
-        row["password"],
-        role_of(row["role"]),
-        row["uid"],
-        bool(row["disabled"]),
-        row["created"],
-        row["last_login"],
-        row["last_uid"],
-    )
+    name, password, role, uid, disabled, *rest = row
+    return Account(name, password, role_of(role), uid, bool(disabled), *rest)
 
 
 def users(connection: sqlite3.Connection) -> list[User]:
     """All users by name."""
-    return [shown(_account(row)) for row in connection.execute("SELECT * FROM users ORDER BY name")]
+    return [shown(_account(row)) for row in connection.execute(f"{_USERS} ORDER BY name")]
 
 
 def account(connection: sqlite3.Connection | Transaction, name: str) -> Account | None:
     """The user of that name."""
-    row = connection.execute("SELECT * FROM users WHERE name = ?", (name,)).fetchone()
+    row = connection.execute(f"{_USERS} WHERE name = ?", (name,)).fetchone()
     return _account(row) if row else None
 
 
 def account_of_uid(connection: sqlite3.Connection | Transaction, uid: int) -> Account | None:
     """The user that is bound to a Unix uid."""
-    row = connection.execute("SELECT * FROM users WHERE uid = ? AND NOT disabled", (uid,)).fetchone()
+    row = connection.execute(f"{_USERS} WHERE uid = ? AND NOT disabled", (uid,)).fetchone()
     return _account(row) if row else None
 
 
