@@ -75,23 +75,18 @@ class UnitManager(Protocol):
 
         For lists: `since` and the fields after it may be unset.
         """
-        ...
 
     async def detail(self, unit: str) -> UnitState:
         """The state of one unit with all its fields; `load` is not-found for a unit that does not exist."""
-        ...
 
     async def listening(self, unit: str) -> list[str]:
         """The sockets, timers and paths that start `unit` and are active."""
-        ...
 
     async def stale(self, unit: str) -> bool:
         """Whether a file of `unit` has changed on disk since the service manager read it."""
-        ...
 
     async def matching(self, pattern: str) -> list[str]:
         """The names of the units in memory that match a glob."""
-        ...
 
     async def job(self, verb: Verb, unit: str) -> str:
         """Do `verb` to `unit`, wait until the job is finished and return its result: `done`, or why not.
@@ -100,18 +95,15 @@ class UnitManager(Protocol):
         for a unit that does not exist, `Denied` if the service manager refuses, `Conflict` if the unit's state does not
         allow it (masked, cannot reload), `Timeout` if the job takes too long, `Unavailable`.
         """
-        ...
 
     async def switch(self, verb: Switch, unit: str) -> str:
         """Enable or disable `unit`; return the state of its unit file: enabled, disabled, static, ….
 
         Raises like `job`, and `Conflict` for a unit that cannot be enabled.
         """
-        ...
 
     async def enabled(self, unit: str) -> str:
         """The state of a unit file: enabled, disabled, static, … Raises `NotFound` if there is none, and like `job`."""
-        ...
 
     def watch(self, units: Sequence[str], pattern: str = "") -> AsyncGenerator[UnitState, None]:
         """The state of each of `units`, then its new state at every change, until the iterator is closed.
@@ -120,19 +112,15 @@ class UnitManager(Protocol):
         not all fields are set; `since` of the first state may be the time of the query. Raises `Unavailable` when the
         service manager is permanently gone.
         """
-        ...
 
     async def log_tail(self, unit: str, lines: int) -> list[str]:
         """The last lines that the unit's processes have logged since its last start; empty if unknown."""
-        ...
 
     async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:
         """The last `lines` lines about `unit`, oldest first, none older than `since` (seconds since the epoch).
 
         Raises `Denied` when this process may not read the log.
         """
-        ...
 
     def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncGenerator[LogLine, None]:
         """What `logs` gives, then every new line, until the iterator is closed. Raises `Denied`, `Limit`."""
-        ...
