@@ -78,9 +78,7 @@ def is_covered(capability: str, by: Iterable[str]) -> bool:
 
 def needed_capability(call: str, args: dict[str, str]) -> str:
     """The capability needed for a call in `CALLS` with these arguments."""
-    pattern = CALLS[call].capability
-    prefix, brace, name = pattern.partition("{")
-    return prefix + args[name[:-1]] if brace else pattern
+    return CALLS[call].capability.format_map(args)
 
 
 class Call:
