@@ -202,7 +202,7 @@ class ComponentPlugin:
             if self._wasi:
                 output, errors = instance.logs = LineLog(self._host), LineLog(self._host)
                 instance.streams = Streams(output, errors)
-                set_wasi(context, self._load, self._host.environment, b"", instance.streams)
+                set_wasi(context, self._load, self._host.config, b"", instance.streams)
             self._engine.allow(context)
             error = c.wasmtime_component_linker_instantiate(
                 self._linker, context, self._component, byref(instance.component)

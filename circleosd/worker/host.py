@@ -105,21 +105,16 @@ class Host:
         ask: Callable[[int, Buffer], Buffer],
     ) -> None:
         self._granted = load.granted
-        self._config = load.config if is_covered("config", load.granted) else {}
+        self.config = load.config if is_covered("config", load.granted) else {}  # also a WASI program's environment
         self._send = send
         self._ask = ask
         self._current = _Current()
         self._local: dict[str, Callable[[dict[str, str]], Any]] = {
-            "config.get": lambda args: self._config.get(args["key"]),
-            "config.keys": lambda args: sorted(self._config),
+            "config.get": lambda args: self.config.get(args["key"]),
+            "config.keys": lambda args: sorted(self.config),
             "clock.now": lambda args: time.time_ns() // 1_000_000,
             "clock.monotonic": lambda args: time.monotonic_ns(),
         }
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The environment of a WASI program: the configuration, if that is granted."""
-        return self._config
 
     def begin(self, call_id: int) -> None:
         """From now on, this thread acts for that call id."""

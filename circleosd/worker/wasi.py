@@ -223,7 +223,7 @@ class WasiPlugin:
         store, context = self._engine.new_store()
         streams = Streams(output, errors)
         try:
-            set_wasi(context, self._load, self._host.environment, stdin, streams)
+            set_wasi(context, self._load, self._host.config, stdin, streams)
             self._engine.allow(context)
             self._enter(context, errors, start=start)
         finally:

@@ -78,9 +78,9 @@ def test_configuration_is_answered_here_and_only_if_granted() -> None:
     assert granted.call_json(b'{"call":"config.get","args":{"key":"a"}}') == (True, b'"1"')
     assert granted.call_json(b'{"call":"config.get","args":{"key":"c"}}') == (True, b"null")
     assert granted.call_json(b'{"call":"config.keys"}') == (True, b'["a","b"]')
-    assert granted.environment == config
+    assert granted.config == config
     assert not denied.call_json(b'{"call":"config.keys"}')[0]
-    assert denied.environment == {}
+    assert denied.config == {}
     assert manager.asked == []
 
 
