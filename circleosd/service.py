@@ -301,8 +301,9 @@ class Service:
                 log.exception("a stream failed")
             yield wire.failure(told, tag=tag)
 
+    # the actions of every service
+
     async def health(self, request: Health, act: Act) -> Report:
-        """Handler of `health`, the same for every service."""
         with open("/proc/self/statm", encoding="utf-8") as statm:
             pages = int(statm.read().split()[1])
         return Report(
@@ -316,15 +317,12 @@ class Service:
         )
 
     async def history(self, request: History, act: Act) -> list[Event]:
-        """Handler of `history`, the same for every service."""
         return await self._ledger.history(request)
 
     async def follow(self, request: Follow, act: Act) -> AsyncGenerator[Event, None]:
-        """Handler of `follow`, the same for every service."""
         return self._ledger.follow(request)
 
     async def audit(self, request: Audit, act: Act) -> Audited:
-        """Handler of `audit`, the same for every service."""
         return await self._ledger.audit()
 
 
@@ -336,17 +334,13 @@ def _speaker(caller: Caller, params: dict[str, Any]) -> Caller:
     return caller._replace(plugin=plugin[:64]) if isinstance(plugin, str) else caller
 
 
-def _internal() -> Internal:
-    return Internal("an internal error; the service's log has the details")
-
-
 def _error_of(exc: BaseException) -> CircleError:
     """The ledger's name for an exception that ended an act."""
     if isinstance(exc, CircleError):
         return exc
     if isinstance(exc, (TimeoutError, asyncio.CancelledError)):
         return Timeout("not done in the time allowed")
-    return shortage(exc) or _internal()
+    return shortage(exc) or Internal("an internal error; the service's log has the details")
 
 
 def _sentence(contract: type[Request], exc: Any) -> str:
