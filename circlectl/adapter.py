@@ -88,12 +88,10 @@ def parse(command: Command, arguments: Sequence[str]) -> Mapping[str, str]:
 
     made: list[Call] = []  # Fire is untyped: its result is only compared with what was made here
 
-    def method(**given: str) -> Call:
-        made.append(Call({names[word]: value for word, value in given.items() if value is not None}))
-        return made[-1]
-
     def bound(*values: str, **given: str) -> Call:
-        return method(**signature.bind_partial(*values, **given).arguments)
+        passed = signature.bind_partial(*values, **given).arguments
+        made.append(Call({names[word]: value for word, value in passed.items() if value is not None}))
+        return made[-1]
 
     names = {item.word: item.name for item in command.parameters}
     signature = _signature(command)
@@ -123,10 +121,9 @@ def _signature(command: Command) -> inspect.Signature:
     for item in command.parameters:
         if Mark.OPTION in item.marks:
             flags.append(kinds(item.word, kinds.KEYWORD_ONLY, default=None))
-        elif item.required:
-            positional.append(kinds(item.word, kinds.POSITIONAL_OR_KEYWORD))
         else:
-            positional.append(kinds(item.word, kinds.POSITIONAL_OR_KEYWORD, default=None))
+            default = kinds.empty if item.required else None
+            positional.append(kinds(item.word, kinds.POSITIONAL_OR_KEYWORD, default=default))
     return inspect.Signature([*positional, *flags])
 
 
