@@ -8,6 +8,7 @@ if the request had one and `"more":true` on every reply of a stream but the last
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NamedTuple, NoReturn
 
 from circleosd.errors import BadRequest, CircleError, Limit, from_code
@@ -77,9 +78,6 @@ def only_line(data: bytes, limit: int) -> bytes | None:
     return data[:last] if data.find(b"\n") == last and 0 <= last <= limit else None
 
 
-_INFINITY = float("inf")
-
-
 def _refuse_constant(name: str) -> NoReturn:
     raise BadRequest(f"the line is not JSON: {name} is not allowed")
 
@@ -89,7 +87,7 @@ def _float(text: str) -> float:
     JSON.
     """
     number = float(text)
-    if number in (_INFINITY, -_INFINITY):
+    if math.isinf(number):
         raise BadRequest("the line holds a number that is too large")
     return number
 
