@@ -108,6 +108,25 @@ def test_an_artifact_that_cannot_be_opened_is_told_with_the_reason(
         artifacts.open("digest")
 
 
+def test_a_pipe_in_the_place_of_an_artifact_keeps_nobody_waiting_and_no_descriptor(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "digest")
+    artifacts = Artifacts(tmp_path)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(Unavailable, match="not a regular file"):
+        artifacts.open("digest")
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_an_artifact_may_be_as_large_as_the_setting_says_and_no_larger(tmp_path: Path) -> None:
+    (tmp_path / "p.wasm").write_bytes(WASM)
+    artifacts = Artifacts(tmp_path / "store")
+    with (tmp_path / "p.wasm").open("rb") as file:
+        with pytest.raises(Limit, match=r"larger than 7 bytes \(plugins.max_artifact\)"):
+            artifacts.stage(file.fileno(), len(WASM) - 1)
+        assert [*(tmp_path / "store").iterdir()] == []
+        assert artifacts.stage(file.fileno(), len(WASM)).size == len(WASM)
+
+
 @pytest.mark.parametrize(("number", "error"), [(errno.EACCES, BadRequest), (errno.EMFILE, Limit)])
 def test_a_file_that_a_request_names_and_cannot_be_opened_is_told_with_the_reason(
     number: int, error: type[CircleError], monkeypatch: pytest.MonkeyPatch
