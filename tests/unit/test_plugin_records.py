@@ -13,7 +13,7 @@ import pytest
 
 from circleosd.api import plugins as contracts
 from circleosd.api.common import History
-from circleosd.api.plugins import Disable, GrantCapability, RevokeCapability, Unload
+from circleosd.api.plugins import Disable, Enable, GrantCapability, RevokeCapability, Unload
 from circleosd.config import PluginSettings
 from circleosd.database import Database
 from circleosd.errors import NotFound
@@ -71,6 +71,24 @@ def test_a_record_that_is_written_down_during_a_disable_leaves_the_plugin_disabl
     asyncio.run(disabled())
     record = asyncio.run(database.read(store.records))["p"]
     assert (record.aside, record.calls) == ("disabled", 1)
+    database.close()
+
+
+def test_the_failures_of_a_plugin_that_was_enabled_count_no_more_in_the_next_manager_either(tmp_path: Path) -> None:
+    database = Database(tmp_path / "plugins.db", store.MIGRATIONS)
+    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
+
+    async def enabled() -> None:
+        service = await started(tmp_path, database, ledger)
+        record = Record(calls=9, failures=9, aside="quarantined", reason="9 failures", since=1.0, in_a_row=9)
+        service._plugins["p"].health.record = record
+        act = Act(ledger, await identify(ROOT, None), None, Enable, "p", NoFiles(), identify, lambda caller, name: None)
+        await service.enable(Enable(id="p"), act)
+        await service.close()
+        await ledger.close()
+
+    asyncio.run(enabled())
+    assert asyncio.run(database.read(store.records))["p"] == Record(calls=9, failures=9)
     database.close()
 
 
