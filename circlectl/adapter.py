@@ -154,7 +154,7 @@ def _normal(command: Command, arguments: Sequence[str]) -> list[str]:
         if not equals:
             following = "true" if item.type is bool else next(words, None)
             if following is None or following.partition("=")[0] in flags:
-                raise BadRequest(f"{name}: {flag} needs a value; see: circlectl {name} --help")
+                raise BadRequest(f"{name}: {flag} needs a value")
             value = following
         if list[str] not in get_args(item.type):
             given[flag] = []

@@ -105,7 +105,7 @@ def _command(words: Sequence[str], flags: Mapping[str, str]) -> Command | int:
         return _help("of_group", group) if wants_help else _help("of_group", group, out=sys.stderr) or 2
     verb = rest[0]
     if verb not in found:
-        raise BadRequest(f"no command {group} {verb[:64]!r}; available: {', '.join(found)}")
+        raise BadRequest(f"no command {f'{group} {verb[:64]}'!r}; available: {', '.join(found)}")
     return _help("of_command", found[verb]) if wants_help else found[verb]
 
 

@@ -121,15 +121,15 @@ def test_help_is_of_what_stands_behind_it(words: list[str], shows: str, capsys: 
     ("words", "says"),
     [
         (["help", "nonsense"], "no command 'nonsense'; available: user,"),
-        (["help", "service", "nonsense"], "no command service 'nonsense'; available: list,"),
+        (["help", "service", "nonsense"], "no command 'service nonsense'; available: list,"),
         (["start", "nginx"], "no command 'start'; did you mean: service start [bad-request]"),
         (["status"], "no command 'status'; did you mean: service status, system status [bad-request]"),
         (["--lines", "1", "system", "history"], "'--lines' is not a global flag; put the flags of a command after it"),
         (["system", "--lines", "1", "history"], "'--lines' is not a global flag; put the flags of a command after it"),
         ([""], "no command ''; available: user,"),
         (["", "service", "list"], "no command ''; available: user,"),
-        (["service", ""], "no command service ''; available: list,"),
-        (["service", "", "stop"], "no command service ''; available: list,"),
+        (["service", ""], "no command 'service '; available: list,"),
+        (["service", "", "stop"], "no command 'service '; available: list,"),
     ],
 )
 def test_a_word_that_is_empty_or_no_command_is_refused(
@@ -139,6 +139,14 @@ def test_a_word_that_is_empty_or_no_command_is_refused(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert says in err
+
+
+@pytest.mark.parametrize("line", ["service logs nginx --since", "service logs nginx --bogus", "service logs"])
+def test_a_refused_line_ends_with_the_code_and_then_where_its_help_is(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(line.split()) == 2
+    assert capsys.readouterr().err.endswith(" [bad-request]; see: circlectl service logs --help\n")
 
 
 @pytest.mark.parametrize("line", ["-- --interactive", "service -- --interactive", "service list -- --interactive"])
