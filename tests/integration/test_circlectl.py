@@ -460,6 +460,7 @@ def test_status_and_history_cover_all_services(host: EmbeddedHost) -> None:
         "auth-service", "service-registry", "plugin-manager",
     ]  # fmt: skip
     host.ctl("service", "start", "nothing")
+    host.ctl("user", "enable", "nobody")
     rows = json.loads(host.ok("system", "history", "--json", "--lines", "1000"))
     assert [row["time"] for row in rows] == sorted(row["time"] for row in rows)
     assert {"auth-service", "service-registry", "plugin-manager"} == {row["service"] for row in rows}
