@@ -173,8 +173,11 @@ async def _serve(listener: socket.socket, settings: Settings, composed: Composed
     from circleosd.systemd.notify import Notifier
 
     service, database, max_line = composed
+    ahead = {0, *_uids("auth", "registry", "plugins").values()}  # root, and the services, which need one another
     try:
-        server = Server(service, listener, settings.server, max_line=max_line, manager=Notifier(), busy=service.busy)
+        server = Server(
+            service, listener, settings.server, max_line=max_line, manager=Notifier(), busy=service.busy, ahead=ahead
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, server.stop)
         await server.run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from circleosd.errors import Limit
 
@@ -12,14 +12,18 @@ from circleosd.errors import Limit
 class Places:
     """At most `total` of `what` at once, and `each` per uid; for None, only the total applies.
 
-    `setting` is the name of the setting for the total.
+    `setting` is the name of the setting for the total, which does not apply to the uids in `ahead`: others together
+    must not keep these out.
     """
 
-    def __init__(self, what: str, total: int, each: int, setting: str | None = None) -> None:
+    def __init__(
+        self, what: str, total: int, each: int, setting: str | None = None, ahead: Collection[int] = ()
+    ) -> None:
         self._what = what
         self._total = total
         self._each = each
         self._setting = f" ({setting})" if setting else ""
+        self._ahead = ahead
         self._taken: Counter[int | None] = Counter()
 
     @property
@@ -29,7 +33,7 @@ class Places:
 
     def take(self, uid: int | None) -> None:
         """Take a place until `leave`. Raises `Limit` if there is none."""
-        if self.taken >= self._total:
+        if self.taken >= self._total and uid not in self._ahead:
             raise Limit(f"at most {self._total} {self._what} at once{self._setting}; try again later")
         if uid is not None and self._taken[uid] >= self._each:
             raise Limit(f"at most {self._each} {self._what} at once for uid {uid}; try again later")

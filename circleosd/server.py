@@ -10,7 +10,7 @@ import resource
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from circleosd import wire
@@ -48,7 +48,8 @@ class Manager(Protocol):
 class Server:
     """Serves one service on one listening socket until it is idle or told to stop.
 
-    `max_line` is in bytes; while the service is `busy`, it is not idle.
+    `max_line` is in bytes; while the service is `busy`, it is not idle. The total number of connections does not apply
+    to the uids in `ahead`.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Server:
         max_line: int,
         manager: Manager,
         busy: Callable[[], bool] = lambda: False,
+        ahead: Collection[int] = (),
     ) -> None:
         self.service = service
         self.settings = settings
@@ -73,7 +75,7 @@ class Server:
         self._spare: int | None = None
         self._connections: set[Connection] = set()
         most, each = settings.max_connections, settings.max_connections_per_uid
-        self._places = Places("connections", most, each, "server.max_connections")
+        self._places = Places("connections", most, each, "server.max_connections", ahead)
         self._last_busy = time.monotonic()
         self._stop = asyncio.Event()
         service.connections = lambda: len(self._connections)

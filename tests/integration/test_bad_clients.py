@@ -19,8 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.door import acting_as
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import HASTY, SERVICES, EmbeddedHost, read_reply, to_the_end
+from tests.integration.people import ALICE, BOB, STRANGER, ask
 from tests.lingering import lingering
 
 
@@ -130,18 +132,25 @@ def test_a_line_without_its_end_gets_an_error(host: EmbeddedHost) -> None:
     assert "the line is incomplete" in second["message"]
 
 
-def test_the_connection_bounds_hold_and_say_so(new_host: NewHost) -> None:
-    host = new_host({"CIRCLEOSD_SERVER_MAX_CONNECTIONS": "5"})
+@pytest.mark.usefixtures("other_users")
+def test_all_connections_that_people_may_have_are_no_more_than_set_and_leave_room_for_root(new_host: NewHost) -> None:
+    host = new_host({"CIRCLEOSD_SERVER_MAX_CONNECTIONS": "4", "CIRCLEOSD_SERVER_MAX_CONNECTIONS_PER_UID": "2"})
+    host.open_to_everybody()
     with contextlib.ExitStack() as stack:
-        for _ in range(5):
-            sock = stack.enter_context(host.connect("auth-service"))
+        for uid in (ALICE, ALICE, BOB, BOB):
+            with acting_as(uid):
+                sock = stack.enter_context(host.connect("auth-service"))
             sock.sendall(b'{"action":"health"}\n')
-            assert read_reply(sock)["ok"]
-        refused = stack.enter_context(host.connect("auth-service"))
+            assert read_reply(sock)["error"] == "denied"  # but served
+        with acting_as(STRANGER):
+            refused = stack.enter_context(host.connect("auth-service"))
         reply = json.loads(to_the_end(refused))
-        assert (reply["error"], "at most 5 connections" in reply["message"]) == ("limit", True)
-    host.wait_for(lambda: host.call("auth-service", {"action": "health"})["ok"])
+        assert (reply["error"], "at most 4 connections" in reply["message"]) == ("limit", True)
+        assert host.call("auth-service", {"action": "health"})["ok"]
+    host.wait_for(lambda: ask(host, STRANGER, "auth-service", "health")["error"] == "denied")
 
+
+def test_the_connections_of_a_uid_are_no_more_than_set(new_host: NewHost) -> None:
     host = new_host({"CIRCLEOSD_SERVER_MAX_CONNECTIONS_PER_UID": "2"})
     with host.connect("auth-service") as one, host.connect("auth-service") as two:
         for sock in (one, two):

@@ -25,6 +25,15 @@ def test_one_uid_has_but_a_part_and_all_have_no_more_than_there_are() -> None:
         pass
 
 
+def test_those_ahead_get_their_part_though_the_others_have_taken_all() -> None:
+    places = Places("things", 2, 2, ahead={0})
+    with places.held(1), places.held(1), places.held(0), places.held(0):
+        with pytest.raises(Limit, match=r"^at most 2 things at once for uid 0;"):
+            places.take(0)
+        with pytest.raises(Limit, match=r"^at most 2 things at once;"):
+            places.take(2)
+
+
 def test_who_has_no_part_has_all() -> None:
     places = Places("things", 3, 1)
     with places.held(None), places.held(None), places.held(None), pytest.raises(Limit, match="at once; try"):
