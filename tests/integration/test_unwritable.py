@@ -74,7 +74,7 @@ def test_a_database_that_was_removed_is_not_written_to(new_host: NewHost) -> Non
 
 
 def test_history_shows_one_record_also_while_another_service_takes_no_more_clients(new_host: NewHost) -> None:
-    host = new_host({"CIRCLEOSD_SERVER_MAX_CONNECTIONS": "3"})
+    host = new_host({"CIRCLEOSD_SERVER_MAX_CONNECTIONS_PER_UID": "3"})
     host.add_service("web", "[Service]\nExecStart=/bin/sleep 600\n")
     host.ok("service", "start", "web")
     with contextlib.ExitStack() as stack:
