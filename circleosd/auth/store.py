@@ -124,7 +124,7 @@ def shown(account: Account) -> User:
     )
 
 
-_USERS = "SELECT name, password, role, uid, disabled, created, last_login, last_uid FROM users "
+_USERS = "SELECT name, password, role, uid, disabled, created, last_login, last_uid FROM users"
 
 
 def _account(row: sqlite3.Row) -> Account:
