@@ -25,7 +25,7 @@ from circleosd.api.common import Audited, Event, Follow, History
 from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
 from circleosd.errors import BadRequest, CircleError, Conflict, Unavailable
-from circleosd.flood import MEMORY, Counted, Flood
+from circleosd.flood import MEMORY, STRANGERS, Counted, Flood, Who
 from circleosd.policy import Caller, Peer
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ ACTOR = ("uid", "gid", "pid", "exe", "unit", "login", "user", "session", "plugin
 TEXT_SHOWN = 256  # characters of a text parameter that are stored
 _PRUNED = '"action":"prune"'  # in the body of a row about pruning; within a text, the quotes would be escaped
 FOLLOWED_AT_ONCE = 200  # rows that a follower holds in memory
-RECALLED = 2000  # newest rows that are searched for those that count against an allowance (flood.py)
+RECALLED = 2000  # newest rows that are searched for those that count against allowances (flood.py)
 LAST = 2**62  # larger than any row's number; an integer of SQLite may be twice as large
 
 
@@ -123,6 +123,7 @@ class Ledger:
         self._flood: Flood[Entry] = Flood()
         self._timer: asyncio.Task[None] | None = None
         self._opened = time.monotonic()
+        self._recalled = False
         self._followers: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
     # writing
@@ -173,11 +174,12 @@ class Ledger:
 
     async def refuse(self, entry: Entry) -> None:
         """Record a refused attempt: in a row that is on disk on return, or, for repeated ones, soon in a count."""
-        who = entry.caller.plugin or entry.caller.peer.uid
+        caller = entry.caller
+        who = Who(caller.plugin or caller.peer.uid, not (caller.plugin or caller.user or caller.privileged))
         by = entry.params.get("called_by")  # else one row would lay the attempts of several to the last of them
-        kind = (entry.caller.user, entry.action, entry.object, entry.phase, entry.error, by)
-        if not self._flood.knows(who) and time.monotonic() < self._opened + MEMORY:
-            await self._recall(who)
+        kind = (caller.user, entry.action, entry.object, entry.phase, entry.error, by)
+        if not self._recalled and time.monotonic() < self._opened + MEMORY:
+            await self._recall()
         try:
             if self._flood.admit(who, kind, entry, time.monotonic()):
                 await self.record(entry)
@@ -188,20 +190,19 @@ class Ledger:
             if self._timer is None:
                 self._timer = asyncio.create_task(self._count_refusals())
 
-    async def _recall(self, who: str | int) -> None:
-        """Count the rows that the previous process wrote for this uid or plugin: an idle exit must not renew the
-        allowance.
-        """
+    async def _recall(self) -> None:
+        """Count the rows that the previous process wrote: an idle exit must not renew the allowances."""
 
-        def select(connection: sqlite3.Connection) -> list[float]:
+        def select(connection: sqlite3.Connection) -> list[tuple[Who, float]]:
             newest = "seq > (SELECT max(seq) FROM ledger) - ? AND time BETWEEN ? AND ? AND error IS NOT NULL"
             sql, now = f"SELECT seq, body FROM ledger WHERE {newest} ORDER BY time", time.time()
             found = (self._event(*row) for row in connection.execute(sql, (RECALLED, now - MEMORY, now)))
-            return [row["time"] - now for row in found if _refused(row) == who]
+            return [(who, row["time"] - now) for row in found if (who := _refused(row))]
 
         ages = await self._database.read(select)
-        now = time.monotonic()
-        self._flood.recall(who, [now + age for age in ages])
+        if not self._recalled:  # by another refusal meanwhile
+            self._recalled, now = True, time.monotonic()
+            self._flood.recall((who, now + age) for who, age in ages)
 
     async def _count_refusals(self) -> None:
         """Write counts when their windows end, until none are left."""
@@ -419,18 +420,22 @@ def _well_formed(row: dict[str, Any], seq: int) -> bool:
     )
 
 
-def _refused(row: Event) -> str | int | None:
-    """The uid or plugin whose allowance a row with an error counts against; None if it is about an act."""
+def _refused(row: Event) -> Who | None:
+    """Whose allowance a row with an error counts against; None if it is about an act."""
     actor = row["actor"]
-    return actor["plugin"] or actor["uid"] if row["intent"] is None else None
+    if row["intent"] is not None:
+        return None
+    return Who(actor["plugin"] or actor["uid"], not (actor["plugin"] or actor["user"] or actor["uid"] == 0))
 
 
 def _summary(window: Counted[Entry]) -> Entry:
     """The row for counted refusals."""
     if not window.mixed:
         return window.last._replace(attempts=window.count)
-    who = "plugin" if window.last.caller.plugin else "uid"
-    message = f"{window.count} more refused attempts by this {who}, of different kinds; the last: {window.last.message}"
+    by = "this plugin" if window.last.caller.plugin else "this uid"
+    if window.key[0] == STRANGERS:
+        by = "uids without a user"
+    message = f"{window.count} more refused attempts by {by}, of different kinds; the last: {window.last.message}"
     return window.last._replace(attempts=window.count, object=None, params={}, message=message)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from circleosd.flood import ALLOWANCE, MIXED_WINDOW, REFILL, WINDOW, Flood
+from circleosd.flood import ALLOWANCE, MIXED_WINDOW, REFILL, TOGETHER, WINDOW, Flood, Who
 
-UID = 4242
+UID = Who(4242)
 
 
 def test_the_first_is_written_and_equal_ones_are_counted_until_the_window_ends() -> None:
@@ -22,7 +22,7 @@ def test_the_first_is_written_and_equal_ones_are_counted_until_the_window_ends()
 
 def test_kinds_and_uids_do_not_mix() -> None:
     flood: Flood[str] = Flood()
-    assert all(flood.admit(uid, kind, "", 0.0) for uid in (1, 2) for kind in ("stop", "start"))
+    assert all(flood.admit(Who(uid), kind, "", 0.0) for uid in (1, 2) for kind in ("stop", "start"))
 
 
 def test_a_late_look_loses_nothing() -> None:
@@ -37,7 +37,7 @@ def test_beyond_its_allowance_a_uid_gets_one_count_for_everything() -> None:
     flood: Flood[str] = Flood()
     written = sum(flood.admit(UID, f"kind {number}", "", 0.0) for number in range(1000))
     assert written == ALLOWANCE
-    assert flood.admit(UID + 1, "other", "", 0.0), "another uid has its own allowance"
+    assert flood.admit(Who(4243), "other", "", 0.0), "another uid has its own allowance"
     (counted,) = flood.ended(MIXED_WINDOW)
     assert (counted.count, counted.mixed) == (1000 - ALLOWANCE, True)
 
@@ -86,11 +86,30 @@ def test_a_day_of_flooding_is_a_bounded_number_of_rows_that_account_for_every_at
 
 def test_the_figures_are_those_of_the_page_on_accounts() -> None:
     """Ten seconds for equal ones, 60 rows at once, two more a minute, and a count a minute of what goes beyond."""
-    assert (WINDOW, ALLOWANCE, 60 * REFILL, MIXED_WINDOW) == (10, 60, 2, 60)
+    assert (WINDOW, ALLOWANCE, 60 * REFILL, MIXED_WINDOW, TOGETHER) == (10, 60, 2, 60, 10)
 
 
-def test_rows_of_the_process_before_are_recalled_once() -> None:
+def test_strangers_together_get_ten_times_as_much_and_one_count_for_everything_beyond_it() -> None:
     flood: Flood[str] = Flood()
-    for _ in range(2):  # as by two refusals at once
-        flood.recall(UID, [-1.0] * 10)
-    assert sum(flood.admit(UID, f"kind {number}", "", -1.0) for number in range(100)) == ALLOWANCE - 10
+    known, strangers = Who(999), [Who(uid, stranger=True) for uid in range(100_000, 101_000)]
+    for stranger in strangers[:10]:
+        assert sum(flood.admit(stranger, kind, "", 0.0) for kind in range(100)) == ALLOWANCE
+    assert not any(flood.admit(stranger, kind, "", 0.0) for stranger in strangers[10:] for kind in range(2))
+    assert flood.admit(known, "stop", "", 0.0), "a uid with a user is not held to what strangers used up"
+    counted = flood.ended(MIXED_WINDOW)
+    assert sorted(window.count for window in counted) == [40] * 10 + [2 * 990]
+    assert sum(flood.admit(stranger, "again", "", 3 / REFILL / TOGETHER) for stranger in strangers[10:20]) == 3
+
+
+def test_one_stranger_leaves_the_others_their_part() -> None:
+    flood: Flood[str] = Flood()
+    assert sum(flood.admit(Who(1, stranger=True), kind, "", 0.0) for kind in range(10_000)) == ALLOWANCE
+    assert sum(flood.admit(Who(2, stranger=True), kind, "", 0.0) for kind in range(10_000)) == ALLOWANCE
+
+
+def test_rows_of_the_process_before_count() -> None:
+    flood: Flood[str] = Flood()
+    stranger = Who(1, stranger=True)
+    flood.recall([(UID, -1.0)] * 10 + [(Who(uid, stranger=True), -1.0) for uid in range(2, 592)])
+    assert sum(flood.admit(UID, kind, "", -1.0) for kind in range(100)) == ALLOWANCE - 10
+    assert sum(flood.admit(stranger, kind, "", -1.0) for kind in range(100)) == 10

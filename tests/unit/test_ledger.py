@@ -460,6 +460,28 @@ def test_who_waits_until_the_service_has_exited_gets_no_more_rows_for_that(opene
     assert opened.history()[-1]["actor"]["uid"] == 0, "another uid has its own allowance"
 
 
+def test_a_person_with_thousands_of_uids_fills_no_more_rows_than_ten(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circleosd.flood.ALLOWANCE", 6.0)
+
+    async def process() -> None:
+        book = Ledger(opened.database, "a-service", opened.mirrored.append)
+        for number in range(80):
+            caller = Caller(Peer(100_000 + number, 100_000, 1))
+            await book.refuse(Entry("denied", caller, "stop", "nginx", error="denied"))
+        for caller in (Caller(STRANGER, Role.VIEWER, "vera"), Caller(Peer(500, 500, 1), privileged=True), ROOT_CALLER):
+            await book.refuse(Entry("denied", caller, "stop", "nginx", error="denied"))
+        await book.close()
+
+    asyncio.run(process())
+    rows = opened.history(lines=1000)
+    assert len(rows) == 60 + 3 + 1
+    assert "20 more refused attempts by uids without a user, of different kinds" in str(rows[-1]["message"])
+    asyncio.run(process())
+    assert [row["count"] for row in opened.history(lines=1000)[64:]] == [1, 1, 1, 80], "an idle exit renews nothing"
+
+
 def test_counted_refusals_are_written_when_their_time_has_come(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("circleosd.flood.WINDOW", 0.5)
     refusal = Entry("denied", Caller(STRANGER), "stop", "nginx", error="denied")
