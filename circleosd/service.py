@@ -26,6 +26,7 @@ from circleosd.policy import Access, Caller, Peer, authorize, sees
 
 log = logging.getLogger(__name__)
 
+PART = 200  # items of a list that are encoded at once, in some milliseconds
 RECOVERY = 10.0  # seconds that a start waits for the outcome of interrupted acts
 
 
@@ -147,6 +148,8 @@ class Service:
             data = await self._in_time(endpoint, parsed, act)
             if endpoint.contract.stream and isinstance(data, AsyncGenerator):
                 return self._stream(endpoint, act, data, tag)
+            if isinstance(data, list) and len(data) > PART:
+                return wire.success_of_parts(await _in_parts(data), message=act.message, tag=tag)
             return wire.success(data, message=act.message, tag=tag)
         except CircleError as error:
             return wire.failure(error, tag=tag)
@@ -332,6 +335,15 @@ def _speaker(caller: Caller, params: dict[str, Any]) -> Caller:
     if (isinstance(plugin, str) or params.get("called_by") is not None) and not caller.vouches:
         raise Denied(f"only CircleOSD itself may act on behalf of a plugin, not {caller}")
     return caller._replace(plugin=plugin[:64]) if isinstance(plugin, str) else caller
+
+
+async def _in_parts(items: list[Any]) -> list[bytes]:
+    """A long list, encoded so that other requests get a turn."""
+    parts = []
+    for start in range(0, len(items), PART):
+        parts.append(wire.items(items[start : start + PART]))
+        await asyncio.sleep(0)
+    return parts
 
 
 def _error_of(exc: BaseException) -> CircleError:

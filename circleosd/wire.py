@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple, NoReturn
 
 from circleosd.errors import BadRequest, CircleError, Limit, from_code
@@ -226,6 +227,17 @@ def success(data: JSON, *, message: str | None = None, tag: object = ABSENT, mor
     if tag is not ABSENT:
         reply["tag"] = tag
     return encode(reply)
+
+
+def items(data: list[Any]) -> bytes:
+    """A part of a list, without the brackets, for `success_of_parts`."""
+    return encode(data)[1:-2]
+
+
+def success_of_parts(parts: Iterable[bytes], *, message: str | None = None, tag: object = ABSENT) -> bytes:
+    """The reply line of `success` for a list, from its parts."""
+    end = b"" if tag is ABSENT else b',"tag":%b' % encode(tag)[:-1]
+    return b'{"ok":true,"message":%b,"data":[%b]%b}\n' % (encode(message)[:-1], b",".join(parts), end)
 
 
 def failure(error: CircleError, *, tag: object = ABSENT) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from circleosd.api import actions
+from circleosd.api.common import History
 from circleosd.api.contract import Between, completed
 from circleosd.auth import store
 from circleosd.auth.service import AuthService
@@ -82,6 +83,29 @@ def test_a_stranger_is_denied_before_parameters_are_looked_at_and_that_is_record
 def test_a_refused_token_is_recorded_as_a_denial_of_a_mutation(registry: Registry) -> None:
     assert registry.ask({"action": "stop", "name": "nginx", "token": "forged"})["error"] == "denied"
     assert registry.history() == [("denied", "stop", "nginx")]
+
+
+@pytest.mark.parametrize(("number", "parts"), [(0, 0), (1, 0), (200, 0), (201, 2), (1000, 5)])
+def test_others_get_their_turn_while_a_long_reply_is_encoded(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, number: int, parts: int
+) -> None:
+    rows = [{"seq": seq, "message": "é" * 100} for seq in range(number)]
+    turns, tasks = 0, []
+
+    async def history(wanted: History) -> list[dict[str, Any]]:
+        tasks.append(asyncio.create_task(count()))
+        return rows
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(registry.ledger, "history", history)
+    reply = registry.ask({"action": "history", "tag": "t"})
+    assert reply == {"ok": True, "message": None, "data": rows, "tag": "t"}
+    assert turns == parts + 1, "once more as the loop ends"
 
 
 def test_a_denied_look_is_not_recorded(registry: Registry) -> None:
