@@ -58,6 +58,7 @@ class Runner:
         self.voice = Voice(plugin.name)
         self.worker: Worker | None = None
         self.retired = False  # no further calls begin here
+        self.finished = asyncio.Event()  # … and the last has ended
         self.used = time.monotonic()
         self.connecting = asyncio.Lock()
         self.turns = Fair(at_once)
@@ -202,8 +203,10 @@ class Runners:
         finally:
             runner.places.leave(uid)
             # Whoever retired it may have waited for less time than its worker took to start.
-            if runner.retired and not runner.places.taken and runner.worker:
-                runner.worker.close()
+            if runner.retired and not runner.places.taken:
+                runner.finished.set()
+                if runner.worker:
+                    runner.worker.close()
 
     def _of(self, plugin: Plugin) -> Runner:
         """The runner of this version with its current grants."""
@@ -375,10 +378,12 @@ class Runners:
         """Close a runner's connection once its calls have finished, within a limited time: each may have had to wait
         for its instance, which may take as long as a call. Then make sure that the worker ends.
         """
-        deadline = time.monotonic() + 2 * (runner.plugin.bounds.time + GRACE)
         try:
-            while runner.places.taken and time.monotonic() < deadline:
-                await asyncio.sleep(0.01)  # between checks of the running calls
+            if runner.places.taken:
+                async with asyncio.timeout(2 * (runner.plugin.bounds.time + GRACE)):
+                    await runner.finished.wait()
+        except TimeoutError:
+            log.warning("plugin %s: its worker is ended although calls are still running", runner.plugin.name)
         finally:
             if runner.worker:
                 runner.worker.close()
