@@ -7,33 +7,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 
-from circleosd.api.auth import (
-    AddGrant,
-    Answer,
-    Can,
-    Create,
-    Delete,
-    Disable,
-    Enable,
-    Identity,
-    ListUsers,
-    Login,
-    LoginUser,
-    Logout,
-    Passwd,
-    RemoveGrant,
-    Revoke,
-    Rule,
-    Session,
-    SetRole,
-    SetUid,
-    Show,
-    User,
-    UserDetail,
-    Verify,
-    WhoAmI,
-)
-from circleosd.api.auth import Sessions as ListSessions
+from circleosd.api import auth as api
 from circleosd.auth import passwords, rules, store
 from circleosd.auth.logins import Logins
 from circleosd.auth.passwords import Passwords
@@ -116,14 +90,14 @@ class AuthService(Handlers):
         if not caller.privileged:
             act.go_on_as(self._known(tx, caller, act.token)[0])
 
-    async def verify(self, request: Verify, act: Act) -> Identity:
+    async def verify(self, request: api.Verify, act: Act) -> api.Identity:
         peer = act.caller.peer
         uid = peer.uid if request.uid is None else request.uid
         if uid != peer.uid and not (act.caller.privileged or peer.uid in self._services):
             raise Denied("only CircleOSD's own services may ask about another uid")
         return self._identity(*await self._looked_up(Caller(Peer(uid, -1, -1)), request.presented or act.token))
 
-    async def whoami(self, request: WhoAmI, act: Act) -> Identity:
+    async def whoami(self, request: api.WhoAmI, act: Act) -> api.Identity:
         token, uid = act.token, act.caller.peer.uid
         session = await self._database.read(lambda db: self._sessions.find(db, token, uid)) if token else None
         if act.caller.user is None and (name := await self._database.read(lambda db: store.disabled_of_uid(db, uid))):
@@ -131,8 +105,8 @@ class AuthService(Handlers):
             act.message = f"the user {name} (uid {uid}) is disabled; {step}"
         return self._identity(act.caller, session)
 
-    def _identity(self, caller: Caller, session: store.Session | None) -> Identity:
-        return Identity(
+    def _identity(self, caller: Caller, session: store.Session | None) -> api.Identity:
+        return api.Identity(
             user=caller.user,
             role=caller.role,
             uid=caller.peer.uid,
@@ -143,7 +117,7 @@ class AuthService(Handlers):
 
     # users
 
-    async def create(self, request: Create, act: Act) -> User:
+    async def create(self, request: api.Create, act: Act) -> api.User:
         name = request.name
         if name.lower() in RESERVED or name.lower().startswith("circleosd"):
             raise BadRequest(f"the name {name} is reserved; choose another")
@@ -156,7 +130,7 @@ class AuthService(Handlers):
         uid = act.caller.bounded
         hashed = await self._passwords.hash(request.password, uid) if request.password is not None else None
 
-        def work(tx: Transaction) -> User:
+        def work(tx: Transaction) -> api.User:
             self._still(tx, act)
             require_within(act.caller, store.role_of(request.role), ())
             store.insert_user(tx, name, hashed, request.role, request.uid, time.time())
@@ -176,17 +150,17 @@ class AuthService(Handlers):
         except sqlite3.IntegrityError:
             raise Exists(await self._database.read(taken)) from None
 
-    async def list(self, request: ListUsers, act: Act) -> Sequence[User]:
+    async def list(self, request: api.ListUsers, act: Act) -> Sequence[api.User]:
         async with self._listing.turn(act.caller.bounded):
             return await self._database.read(store.users)
 
-    async def show(self, request: Show, act: Act) -> UserDetail:
+    async def show(self, request: api.Show, act: Act) -> api.UserDetail:
         name, now = _named(act), time.time()
 
-        def work(db: sqlite3.Connection) -> UserDetail:
+        def work(db: sqlite3.Connection) -> api.UserDetail:
             account = self._find(db, name)
             open_sessions = store.sessions(db, name, SESSIONS_SHOWN)
-            return UserDetail(
+            return api.UserDetail(
                 **store.shown(account),
                 password=account.password is not None,
                 sessions=sum(self._sessions.in_force(session, now) for session in open_sessions),
@@ -196,7 +170,7 @@ class AuthService(Handlers):
 
         return await self._database.read(work)
 
-    async def passwd(self, request: Passwd, act: Act) -> None:
+    async def passwd(self, request: api.Passwd, act: Act) -> None:
         name, caller = _named(act), act.caller
         confirmed = name == caller.user and not caller.privileged
         present = await self._confirm(name, caller, request.old) if confirmed else None
@@ -234,8 +208,8 @@ class AuthService(Handlers):
         await self._check_password(name, caller, account, old)
         return account.password
 
-    async def role(self, request: SetRole, act: Act) -> User:
-        def work(tx: Transaction) -> User:
+    async def role(self, request: api.SetRole, act: Act) -> api.User:
+        def work(tx: Transaction) -> api.User:
             before = self._target(tx, act, request.name)
             require_within(act.caller, store.role_of(request.role), ())
             store.set_role(tx, request.name, request.role)
@@ -244,10 +218,10 @@ class AuthService(Handlers):
 
         return await self._database.write(work)
 
-    async def uid(self, request: SetUid, act: Act) -> User:
+    async def uid(self, request: api.SetUid, act: Act) -> api.User:
         self._require_free(request.uid)
 
-        def work(tx: Transaction) -> User:
+        def work(tx: Transaction) -> api.User:
             before = self._target(tx, act, request.name)
             store.set_uid(tx, request.name, request.uid)
             act.commit(tx, before={"uid": before.uid}, after={"uid": request.uid})
@@ -263,11 +237,11 @@ class AuthService(Handlers):
         if uid in {self._own_uid, *self._services}:
             raise BadRequest(f"uid {uid} belongs to CircleOSD itself; it needs no user")
 
-    async def _set_disabled(self, request: Disable | Enable, act: Act) -> User:
+    async def _set_disabled(self, request: api.Disable | api.Enable, act: Act) -> api.User:
         """Handler of `disable` and `enable`."""
-        name, disabled = request.name, isinstance(request, Disable)
+        name, disabled = request.name, isinstance(request, api.Disable)
 
-        def work(tx: Transaction) -> User:
+        def work(tx: Transaction) -> api.User:
             before = self._target(tx, act, name)
             store.set_disabled(tx, name, disabled)
             ended = store.close_sessions(tx, name) if disabled else []
@@ -281,8 +255,8 @@ class AuthService(Handlers):
 
     disable = enable = _set_disabled
 
-    async def delete(self, request: Delete, act: Act) -> User:
-        def work(tx: Transaction) -> User:
+    async def delete(self, request: api.Delete, act: Act) -> api.User:
+        def work(tx: Transaction) -> api.User:
             account = self._target(tx, act, request.name)
             given = [str(grant) for grant in store.grants(tx, request.name)]
             store.delete_user(tx, request.name)
@@ -293,7 +267,7 @@ class AuthService(Handlers):
 
     # logins and sessions
 
-    async def login(self, request: LoginUser, act: Act) -> Login:
+    async def login(self, request: api.LoginUser, act: Act) -> api.Login:
         account = await self._database.read(lambda db: store.account(db, request.name))
         if account is None:  # an unknown name may be a password, typed at the wrong prompt: do not record it
             act.object, act.params = None, {}
@@ -309,7 +283,7 @@ class AuthService(Handlers):
         lifetime = min(request.lifetime or self._settings.session_lifetime, self._settings.session_lifetime)
         keys = self._logins.keys(request.name, act.caller, account)
 
-        def work(tx: Transaction) -> Login:
+        def work(tx: Transaction) -> api.Login:
             now = time.time()
             known = store.account(tx, account.name)
             if known is None or known.disabled or known.password != stored:
@@ -321,7 +295,7 @@ class AuthService(Handlers):
             self._sessions.make_room(tx, known.name)
             token, session = store.open_session(tx, known, act.caller.peer.uid, now, expires)
             act.commit(tx, after={"session": session, "expires": expires})
-            return Login(user=known.name, role=store.role_text(known.role), token=token, expires=expires)
+            return api.Login(user=known.name, role=store.role_text(known.role), token=token, expires=expires)
 
         return await self._database.write(work)
 
@@ -339,7 +313,7 @@ class AuthService(Handlers):
         if not right:
             raise Denied("wrong user name or password; an admin can set a new password: circlectl user passwd NAME")
 
-    async def logout(self, request: Logout, act: Act) -> None:
+    async def logout(self, request: api.Logout, act: Act) -> None:
         user, session = act.caller.user, act.caller.session
         if user is None or session is None:
             raise Conflict("no session to end: no token was sent")
@@ -351,7 +325,7 @@ class AuthService(Handlers):
         act.object = user
         await self._database.write(work)
 
-    async def sessions(self, request: ListSessions, act: Act) -> Sequence[Session]:
+    async def sessions(self, request: api.Sessions, act: Act) -> Sequence[api.Session]:
         """Handler of `sessions`; without a name, and for a caller who is not a user, of all users."""
         found = await self._database.read(lambda db: store.sessions(db, act.object, SESSIONS_SHOWN))
         if act.object is not None and not found:
@@ -359,10 +333,10 @@ class AuthService(Handlers):
         now = time.time()
         return [self._shown(session) for session in found if self._sessions.in_force(session, now)]
 
-    async def revoke(self, request: Revoke, act: Act) -> Sequence[Session]:
+    async def revoke(self, request: api.Revoke, act: Act) -> Sequence[api.Session]:
         name = _named(act)
 
-        def work(tx: Transaction) -> Sequence[Session]:
+        def work(tx: Transaction) -> Sequence[api.Session]:
             self._target(tx, act, name)
             ended = [self._shown(session) for session in store.close_sessions(tx, name, only=request.session)]
             if not ended:
@@ -373,8 +347,8 @@ class AuthService(Handlers):
 
         return await self._database.write(work)
 
-    def _shown(self, session: store.Session) -> Session:
-        return Session(
+    def _shown(self, session: store.Session) -> api.Session:
+        return api.Session(
             id=session.id,
             user=session.user,
             uid=session.uid,
@@ -385,11 +359,11 @@ class AuthService(Handlers):
 
     # rules
 
-    async def grant(self, request: AddGrant, act: Act) -> Sequence[Rule]:
+    async def grant(self, request: api.AddGrant, act: Act) -> Sequence[api.Rule]:
         given = Grant(request.verb, request.object, request.deny)
         rules.require_known(given)
 
-        def work(tx: Transaction) -> Sequence[Rule]:
+        def work(tx: Transaction) -> Sequence[api.Rule]:
             self._target(tx, act, request.name)
             require_within(act.caller, None, (given,))
             if len(store.grants(tx, request.name)) >= MAX_RULES:
@@ -403,10 +377,10 @@ class AuthService(Handlers):
         except sqlite3.IntegrityError:
             raise Exists(f"{request.name} already has this rule: {given}") from None
 
-    async def ungrant(self, request: RemoveGrant, act: Act) -> Sequence[Rule]:
+    async def ungrant(self, request: api.RemoveGrant, act: Act) -> Sequence[api.Rule]:
         given = Grant(request.verb, request.object, request.deny)
 
-        def work(tx: Transaction) -> Sequence[Rule]:
+        def work(tx: Transaction) -> Sequence[api.Rule]:
             self._target(tx, act, request.name)
             if given.deny:  # removing a denial gives rights
                 require_within(act.caller, None, (given._replace(deny=False),))
@@ -417,7 +391,7 @@ class AuthService(Handlers):
 
         return await self._database.write(work)
 
-    async def can(self, request: Can, act: Act) -> Answer:
+    async def can(self, request: api.Can, act: Act) -> api.Answer:
         contract = rules.action(request.verb)
         account, grants = await self._database.read(
             lambda db: (self._find(db, request.name), store.grants(db, request.name))

@@ -9,28 +9,13 @@ import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any
 
-from circleosd import ledger
 from circleosd.api import plugins as api
-from circleosd.api.plugins import (
-    Details,
-    Disable,
-    Enable,
-    GrantCapability,
-    Invoke,
-    ListPlugins,
-    Load,
-    RevokeCapability,
-    Show,
-    Unload,
-    Verified,
-    Verify,
-)
 from circleosd.config import PluginSettings
 from circleosd.database import Database, Transaction
 from circleosd.delegation import require_within
 from circleosd.errors import BadRequest, CircleError, Conflict, Denied, NotFound
 from circleosd.handlers import Act, Handlers
-from circleosd.ledger import Ledger
+from circleosd.ledger import Entry, Ledger
 from circleosd.plugins import capabilities, events, keyvalue, store
 from circleosd.plugins.cause import Cause
 from circleosd.plugins.events import Events
@@ -137,13 +122,13 @@ class PluginService(Handlers):
 
     # loading
 
-    async def load(self, request: Load, act: Act) -> api.Plugin:
+    async def load(self, request: api.Load, act: Act) -> api.Plugin:
         with given(request, act.files, act.caller) as files:
             async with self._loads, self._loading.candidate(files, request) as candidate:
                 act.object = candidate.manifest.name
                 return await self._load(request, candidate, act)
 
-    async def _load(self, request: Load, candidate: Candidate, act: Act) -> api.Plugin:
+    async def _load(self, request: api.Load, candidate: Candidate, act: Act) -> api.Plugin:
         manifest, staged = candidate.manifest, candidate.staged
         before = self._plugins.get(manifest.name)
         if request.sha256 not in (None, staged.digest):
@@ -196,11 +181,11 @@ class PluginService(Handlers):
         if before:
             plugin.health.record = _fresh(before)
 
-    async def verify(self, request: Verify, act: Act) -> Verified:
+    async def verify(self, request: api.Verify, act: Act) -> api.Verified:
         with given(request, act.files, act.caller) as files:
             return await self._loading.verify(files, request, act.caller.bounded)
 
-    async def unload(self, request: Unload, act: Act) -> api.Plugin:
+    async def unload(self, request: api.Unload, act: Act) -> api.Plugin:
         async with self._loads:
             await act.renew()  # as long as loads took
             async with self._changing:
@@ -237,13 +222,13 @@ class PluginService(Handlers):
 
     # looking
 
-    async def list(self, request: ListPlugins, act: Act) -> Sequence[api.Plugin]:
+    async def list(self, request: api.ListPlugins, act: Act) -> Sequence[api.Plugin]:
         return [shown(plugin) for _, plugin in sorted(self._plugins.items())]
 
-    async def show(self, request: Show, act: Act) -> Details:
+    async def show(self, request: api.Show, act: Act) -> api.Details:
         plugin = self._find(request.id)
         record, loaded, manifest = plugin.health.record, plugin.loaded, plugin.manifest
-        return Details(
+        return api.Details(
             **shown(plugin),
             reason=record.reason,
             since=record.since,
@@ -268,7 +253,7 @@ class PluginService(Handlers):
 
     # calling
 
-    async def invoke(self, request: Invoke, act: Act) -> str:
+    async def invoke(self, request: api.Invoke, act: Act) -> str:
         while True:
             plugin = self._find(request.id)
             plugin.health.admit(time.monotonic())
@@ -299,9 +284,9 @@ class PluginService(Handlers):
 
     # capabilities
 
-    async def _decide(self, request: GrantCapability | RevokeCapability, act: Act) -> api.Plugin:
+    async def _decide(self, request: api.GrantCapability | api.RevokeCapability, act: Act) -> api.Plugin:
         """Handler of `grant` and `revoke`."""
-        name, capability, granted = request.id, request.capability, isinstance(request, GrantCapability)
+        name, capability, granted = request.id, request.capability, isinstance(request, api.GrantCapability)
         async with self._changing:
             plugin = self._find(name)
             capabilities.check(capability)
@@ -333,12 +318,12 @@ class PluginService(Handlers):
     async def _refused(self, plugin: Plugin, call: str, name: str, error: Denied, cause: Cause) -> None:
         """A plugin tried a privileged act without the capability."""
         caller, params = itself(plugin.name), cause.recorded()
-        entry = ledger.Entry("denied", caller, call, name, params, error=error.code, message=str(error))
+        entry = Entry("denied", caller, call, name, params, error=error.code, message=str(error))
         await self._ledger.refuse(entry)
 
     # setting aside
 
-    async def disable(self, request: Disable, act: Act) -> api.Plugin:
+    async def disable(self, request: api.Disable, act: Act) -> api.Plugin:
         async with self._changing:
             plugin = self._find(request.id)
             reason = request.reason or f"by {act.caller}"
@@ -346,7 +331,7 @@ class PluginService(Handlers):
             self._runners.retire(plugin.name)
             return shown(plugin)
 
-    async def enable(self, request: Enable, act: Act) -> api.Plugin:
+    async def enable(self, request: api.Enable, act: Act) -> api.Plugin:
         async with self._changing:
             plugin = self._find(request.id)
             await self._standing.put_aside(plugin, None, None, act.commit)

@@ -7,10 +7,9 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from circleosd import ledger
 from circleosd.database import Database, Transaction
 from circleosd.errors import CircleError
-from circleosd.ledger import Ledger
+from circleosd.ledger import Entry, Ledger
 from circleosd.plugins import store
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.views import itself, state_of
@@ -56,7 +55,7 @@ class Standing:
 
     async def _quarantine(self, plugin: Plugin) -> None:
         def note(tx: Transaction, *, before: str, after: str) -> None:
-            entry = ledger.Entry("done", itself(plugin.name), "quarantine", plugin.name, before=before, after=after)
+            entry = Entry("done", itself(plugin.name), "quarantine", plugin.name, before=before, after=after)
             self._ledger.append(tx, entry)
 
         async with self._changing:

@@ -11,36 +11,19 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from circleosd import ledger
+from circleosd.api import registry as api
 from circleosd.api.common import Event
-from circleosd.api.registry import (
-    Disable,
-    Enable,
-    Enabled,
-    Job,
-    ListServices,
-    LogLine,
-    Logs,
-    Reload,
-    Restart,
-    Service,
-    ServiceStatus,
-    Start,
-    Status,
-    Stop,
-    Watch,
-)  # fmt: skip
 from circleosd.errors import Conflict, Denied, NotFound, UnitFailed
 from circleosd.handlers import Act, Handlers, Resolution
 from circleosd.places import Places
-from circleosd.registry import units
 from circleosd.registry.catalog import PLUGIN_PREFIX, PLUGIN_UNITS, Catalog, Entry, plugin_entry
 from circleosd.registry.explaining import explain, skipped
-from circleosd.registry.units import Switch, UnitManager, UnitState, Verb
+from circleosd.registry.units import LogLine, Switch, UnitManager, UnitState, Verb
 
 log = logging.getLogger(__name__)
 
 MIGRATIONS = (ledger.SCHEMA,)
-OWN_NAME, MANAGER = "service-registry", "plugin-manager"
+MANAGER = "plugin-manager"
 DOWN: dict[Verb, tuple[str, ...]] = {  # states in which a job that is done has nevertheless failed
     "start": ("failed",),
     "stop": (),
@@ -84,7 +67,7 @@ class RegistryService(Handlers):
                 log.error("cannot use a catalog file: %s", problem)
         return catalog
 
-    async def list(self, request: ListServices, act: Act) -> Sequence[Service]:
+    async def list(self, request: api.ListServices, act: Act) -> Sequence[api.Service]:
         catalog = self._read()
         entries = [*catalog.entries.values()]
         if _sees_workers(act):
@@ -95,12 +78,12 @@ class RegistryService(Handlers):
             act.message = f"cannot use a catalog file{more}: {catalog.problems[0]}"
         return [_service(entry, state) for entry, state in zip(entries, states, strict=True)]
 
-    async def status(self, request: Status, act: Act) -> ServiceStatus:
+    async def status(self, request: api.Status, act: Act) -> api.ServiceStatus:
         entry = self._entry(request.name, act)
         state = await self._units.detail(entry.unit)
         await self._check_worker(entry, state)
         act.message = await self._stale(entry.unit)
-        return ServiceStatus(
+        return api.ServiceStatus(
             **_service(entry, state),
             enabled=state.enabled,
             since=state.since,
@@ -114,7 +97,7 @@ class RegistryService(Handlers):
             listening=state.listening,
         )
 
-    async def logs(self, request: Logs, act: Act) -> Sequence[LogLine] | AsyncGenerator[LogLine, None]:
+    async def logs(self, request: api.Logs, act: Act) -> Sequence[api.LogLine] | AsyncGenerator[api.LogLine, None]:
         entry = self._read().find(request.name)
         with self._reading.held(act.caller.bounded):
             told = request.lines and not request.follow
@@ -123,7 +106,7 @@ class RegistryService(Handlers):
                 await self._check_logged(entry)
         if request.follow:
             return self._lines(self._units.follow(entry.unit, request.lines, request.since), act.caller.bounded)
-        return [LogLine(time=line.time, text=line.text) for line in found]
+        return [api.LogLine(time=line.time, text=line.text) for line in found]
 
     async def _check_logged(self, entry: Entry) -> None:
         """Raises `NotFound` for a unit that neither exists nor has logged anything; a removed unit's log remains."""
@@ -134,15 +117,13 @@ class RegistryService(Handlers):
         if state.load == "not-found":
             raise _no_unit(entry)
 
-    async def _lines(
-        self, lines: AsyncGenerator[units.LogLine, None], uid: int | None
-    ) -> AsyncGenerator[LogLine, None]:
+    async def _lines(self, lines: AsyncGenerator[LogLine, None], uid: int | None) -> AsyncGenerator[api.LogLine, None]:
         with self._followed.held(uid):
             async with aclosing(lines):
                 async for line in lines:
-                    yield LogLine(time=line.time, text=line.text)
+                    yield api.LogLine(time=line.time, text=line.text)
 
-    async def watch(self, request: Watch, act: Act) -> AsyncGenerator[Service, None]:
+    async def watch(self, request: api.Watch, act: Act) -> AsyncGenerator[api.Service, None]:
         catalog = self._read()
         if request.name is not None:
             entry = catalog.find(request.name)
@@ -151,7 +132,7 @@ class RegistryService(Handlers):
             return self._changes([entry])
         return self._changes([*catalog.entries.values()], PLUGIN_UNITS)
 
-    async def _changes(self, entries: Sequence[Entry], workers: str = "") -> AsyncGenerator[Service, None]:
+    async def _changes(self, entries: Sequence[Entry], workers: str = "") -> AsyncGenerator[api.Service, None]:
         """The state of each entry's unit, then each change; also for those units of plugins that match `workers`."""
         named: dict[str, list[Entry]] = {}
         for entry in entries:
@@ -169,7 +150,7 @@ class RegistryService(Handlers):
         if entry.verbs is not None and verb not in entry.verbs:
             allowed = ", ".join(entry.verbs) or "nothing"
             raise Denied(f"the catalog does not allow {verb} for {name}; it allows: {allowed}")
-        if entry.name == OWN_NAME and verb in ("stop", "restart"):
+        if entry.name == api.SERVICE and verb in ("stop", "restart"):
             raise Conflict(f"the registry cannot {verb} itself; it exits when idle")
         if entry.name == MANAGER and act.caller.plugin is not None:
             raise Conflict(f"a plugin cannot {verb} {MANAGER}, which would wait for the call that requests it")
@@ -178,7 +159,7 @@ class RegistryService(Handlers):
         """See `Handlers`."""
         target: _Target = act.found
         unit = target.entry.unit
-        if act.contract in (Enable, Disable):
+        if act.contract in (api.Enable, api.Disable):
             try:
                 act.before = await self._units.enabled(unit)
             except NotFound as exc:
@@ -211,7 +192,7 @@ class RegistryService(Handlers):
         """The entry of `name`, for the caller. Raises `NotFound`."""
         return self._read().find(name, workers=_sees_workers(act))
 
-    async def _job(self, request: Start | Stop | Restart | Reload, act: Act) -> Job:
+    async def _job(self, request: api.Start | api.Stop | api.Restart | api.Reload, act: Act) -> api.Job:
         """Handler of `start`, `stop`, `restart` and `reload`."""
         verb, name = cast(Verb, request.action), request.name
         target: _Target = act.found
@@ -233,7 +214,7 @@ class RegistryService(Handlers):
         if why := await self._failure(verb, entry, result, before, state, began):
             raise UnitFailed("; ".join(filter(None, (why, stale))))
         act.message = "; ".join(filter(None, (await self._word(verb, entry, state, began), stale))) or None
-        return Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub)
+        return api.Job(name=name, unit=entry.unit, result=result, state=state.active, sub=state.sub)
 
     start = stop = restart = reload = _job
 
@@ -285,7 +266,7 @@ class RegistryService(Handlers):
             why = "it is not loaded, or has not been called yet; see: circlectl plugin list"
             raise NotFound(f"no {worker.description}: {why}")
 
-    async def _switch(self, request: Enable | Disable, act: Act) -> Enabled:
+    async def _switch(self, request: api.Enable | api.Disable, act: Act) -> api.Enabled:
         """Handler of `enable` and `disable`."""
         verb = cast(Switch, request.action)
         target: _Target = act.found
@@ -304,7 +285,7 @@ class RegistryService(Handlers):
         if enabled == "not-found":
             step = f"{self._units.systemctl} link"
             act.message = f"{entry.unit} was a link to a file elsewhere, and was removed; create it again with: {step}"
-        return Enabled(name=request.name, unit=entry.unit, enabled=enabled)
+        return api.Enabled(name=request.name, unit=entry.unit, enabled=enabled)
 
     enable = disable = _switch
 
@@ -318,8 +299,8 @@ def _no_unit(entry: Entry) -> NotFound:
     return NotFound(f"the unit {entry.unit} of the service {entry.name} does not exist")
 
 
-def _service(entry: Entry, state: UnitState) -> Service:
-    return Service(
+def _service(entry: Entry, state: UnitState) -> api.Service:
+    return api.Service(
         name=entry.name,
         state=state.active if state.load == "loaded" else state.load,
         sub=state.sub,
