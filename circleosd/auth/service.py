@@ -43,7 +43,6 @@ class AuthService(Handlers):
         self._services = services
 
     async def close(self) -> None:
-        """See `Handlers`."""
         await self._sessions.flush()
 
     # who asks

@@ -97,7 +97,7 @@ class PluginService(Handlers):
             await self._runners.clean({*self._plugins})
 
     def busy(self) -> bool:
-        """See `Handlers`: emitted events are delivered even after the caller has gone."""
+        """Emitted events are delivered even after the caller has gone."""
         return self._events.delivering
 
     async def close(self) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from circleosd import upstream
 from circleosd.errors import Conflict
-from circleosd.registry.units import LogLine, Switch, UnitState, Verb
+from circleosd.registry.units import LogLine, Switch, UnitManager, UnitState, Verb
 
 
-class SupervisedUnits:
+class SupervisedUnits(UnitManager):
     """A `UnitManager` that asks the supervisor listening at `path`; a job may take `timeout` seconds."""
 
     systemctl = "systemctl"  # it has none of these, and there is nothing to do for them
@@ -26,42 +26,34 @@ class SupervisedUnits:
         return await upstream.ask(self._path, {"action": action, **parameters}, timeout=self._timeout)
 
     async def states(self, units: Sequence[str]) -> list[UnitState]:
-        """See `UnitManager`."""
         return [_state(item) for item in await self._ask("states", units=[*units], follow=False)]
 
     async def detail(self, unit: str) -> UnitState:
-        """See `UnitManager`."""
         (state,) = await self.states([unit])
         return state
 
     async def listening(self, unit: str) -> list[str]:
-        """See `UnitManager`."""
         state = await self.detail(unit)
         return [*state.triggered_by] if state.listening else []
 
     async def stale(self, unit: str) -> bool:
-        """See `UnitManager`. The supervisor reads a unit's files at each start of the unit."""
+        """The supervisor reads a unit's files at each start of the unit."""
         return False
 
     async def matching(self, pattern: str) -> list[str]:
-        """See `UnitManager`."""
         return [str(unit) for unit in await self._ask("matching", pattern=pattern)]
 
     async def job(self, verb: Verb, unit: str) -> str:
-        """See `UnitManager`."""
         self._begun[unit] = time.time()
         return str(await self._ask("job", verb=verb, unit=unit))
 
     async def switch(self, verb: Switch, unit: str) -> str:
-        """See `UnitManager`. In the embedded mode there is no boot."""
         raise Conflict(f"cannot {verb} {unit}: the embedded mode starts nothing at boot")
 
     async def enabled(self, unit: str) -> str:
-        """See `UnitManager`."""
         raise Conflict(f"cannot tell whether {unit} is enabled: the embedded mode starts nothing at boot")
 
     async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncGenerator[UnitState, None]:
-        """See `UnitManager`."""
         request = {"action": "states", "units": [*units], "pattern": pattern, "follow": True}
         async with aclosing(upstream.follow(self._path, request)) as replies:
             async for states in replies:
@@ -69,15 +61,12 @@ class SupervisedUnits:
                     yield _state(item)
 
     async def log_tail(self, unit: str, lines: int) -> list[str]:
-        """See `UnitManager`."""
         return [line.text for line in await self.logs(unit, lines, self._begun.get(unit))]
 
     async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:
-        """See `UnitManager`."""
         return _last(await self._ask("logs", units=[unit], follow=False), lines, since)
 
     async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncGenerator[LogLine, None]:
-        """See `UnitManager`."""
         request = {"action": "logs", "units": [unit], "follow": True}
         async with aclosing(upstream.follow(self._path, request)) as replies:
             for line in _last(await anext(replies), lines, since):

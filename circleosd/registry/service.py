@@ -143,7 +143,7 @@ class RegistryService(Handlers):
                     yield _service(entry, state)
 
     def check(self, request: Any, act: Act) -> None:
-        """See `Handlers`. The handlers of these actions need not repeat these checks."""
+        """The handlers of these actions need not repeat these checks."""
         verb, name = act.contract.action, request.name
         entry = self._entry(name, act)
         act.found = _Target(entry)
@@ -156,7 +156,6 @@ class RegistryService(Handlers):
             raise Conflict(f"a plugin cannot {verb} {MANAGER}, which would wait for the call that requests it")
 
     async def look(self, request: Any, act: Act) -> None:
-        """See `Handlers`."""
         target: _Target = act.found
         unit = target.entry.unit
         if act.contract in (api.Enable, api.Disable):
@@ -171,7 +170,7 @@ class RegistryService(Handlers):
             target.before = await self._units.detail(unit)
 
     async def resolve(self, intent: Event) -> Resolution:
-        """See `Handlers`: compares the intended state of a unit with its current state."""
+        """Compare the intended state of a unit with its current state."""
         verb, name = intent["action"], str(intent["object"])
         try:
             entry = self._read().find(name)

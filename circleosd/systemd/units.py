@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from circleosd.errors import BadRequest, CircleError, Conflict, Denied, NotFound, Timeout, Unavailable
-from circleosd.registry.units import LogLine, Scope, Switch, UnitState, Verb
+from circleosd.registry.units import LogLine, Scope, Switch, UnitManager, UnitState, Verb
 from circleosd.systemd.buserrors import ErrorReply, Lost, Unheard, explained
 from circleosd.systemd.names import (
     FROM_SYSTEMD,
@@ -51,7 +51,7 @@ _JOB_REMOVED = f"{FROM_SYSTEMD},interface='{MANAGER[2]}',member='JobRemoved'"
 _GONE = "systemd or the message bus went away"
 
 
-class SystemdUnits:
+class SystemdUnits(UnitManager):
     """A `UnitManager` for the units of `scope`; a job may take `timeout` seconds.
 
     Connects to the bus at the first call, and again after the bus or systemd went away.
@@ -66,9 +66,7 @@ class SystemdUnits:
         self._connection: Connection | None = None
 
     async def states(self, units: Sequence[str]) -> list[UnitState]:
-        """See `UnitManager`.
-
-        One round trip for any number of units, and for many concurrent callers: loading some thousand units that are
+        """One round trip for any number of units, and for many concurrent callers: loading some thousand units that are
         not in memory takes systemd a good part of a second.
         """
         sent = [unit for unit in units if UNIT_NAME.fullmatch(unit)]
@@ -76,7 +74,7 @@ class SystemdUnits:
         return [UnitState(unit, *next(rows)[1:5]) if UNIT_NAME.fullmatch(unit) else absent(unit) for unit in units]
 
     async def detail(self, unit: str) -> UnitState:
-        """See `UnitManager`. One round trip, and another one for the units that trigger it."""
+        """One round trip, and another one for the units that trigger it."""
         if not UNIT_NAME.fullmatch(unit):
             return absent(unit)
         properties = await self._properties(unit)
@@ -85,21 +83,19 @@ class SystemdUnits:
         return replace(state, listening=any(trigger.active == "active" for trigger in triggers))
 
     async def listening(self, unit: str) -> list[str]:
-        """See `UnitManager`. For everything that `detail` returns, systemd needs 2 ms if the unit has just stopped."""
+        """For everything that `detail` returns, systemd needs 2 ms if the unit has just stopped."""
         triggers = await self._property(unit, "TriggeredBy")
         return [trigger.unit for trigger in await self.states(triggers) if trigger.active == "active"]
 
     async def stale(self, unit: str) -> bool:
-        """See `UnitManager`."""
         return bool(UNIT_NAME.fullmatch(unit)) and bool(await self._property(unit, "NeedDaemonReload"))
 
     async def matching(self, pattern: str) -> list[str]:
-        """See `UnitManager`."""
         rows = await self._ask(MANAGER, "ListUnitsByPatterns", "asas", [], [pattern])
         return sorted(row[0] for row in rows)
 
     async def job(self, verb: Verb, unit: str) -> str:
-        """See `UnitManager`. A job that takes too long is not canceled."""
+        """A job that takes too long is not canceled."""
         _check(unit)
         try:
             async with asyncio.timeout(self._timeout):
@@ -151,9 +147,7 @@ class SystemdUnits:
         return "done" if properties["ActiveState"] in wanted else "failed"
 
     async def switch(self, verb: Switch, unit: str) -> str:
-        """See `UnitManager`.
-
-        polkit is not told which unit file a request is about (systemd 252), and the right to enable any unit file is
+        """polkit is not told which unit file a request is about (systemd 252), and the right to enable any unit file is
         equivalent to root. So if we are not root, we start a unit that does just this: `switch_unit`. NixOS has no such
         unit.
         """
@@ -202,12 +196,11 @@ class SystemdUnits:
         raise Unavailable(f"cannot {verb} {unit}: {_GONE}")
 
     async def enabled(self, unit: str) -> str:
-        """See `UnitManager`."""
         _check(unit)
         return str(await self._ask(MANAGER, "GetUnitFileState", "s", unit))
 
     async def watch(self, units: Sequence[str], pattern: str = "") -> AsyncGenerator[UnitState, None]:
-        """See `UnitManager`. Does not poll."""
+        """Does not poll."""
         shown: dict[str, UnitState] = {}
         watched = Watched()
         in_vain = 0  # connections in a row that reported no unit
@@ -228,7 +221,6 @@ class SystemdUnits:
                 watched.missed = True
 
     async def log_tail(self, unit: str, lines: int) -> list[str]:
-        """See `UnitManager`."""
         from circleosd.systemd import logs
 
         properties = await self._properties(unit)
@@ -243,14 +235,12 @@ class SystemdUnits:
         return await asyncio.to_thread(logs.of_run, source, began / 1e6, invocation, lines, ended=ended)
 
     async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:
-        """See `UnitManager`."""
         from circleosd.systemd import logs
 
         _check(unit)
         return await asyncio.to_thread(logs.tail, await self._logged_as(unit), lines, since)
 
     async def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncGenerator[LogLine, None]:
-        """See `UnitManager`."""
         from circleosd.systemd import logs
 
         _check(unit)
