@@ -8,10 +8,11 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TextIO
 
-from circlectl import commands
+from circlectl import commands, helptext
 from circlectl.asking import Asking
 from circlectl.commands import Command
 from circleosd import client, paths
@@ -92,7 +93,8 @@ def _command(words: Sequence[str], flags: Mapping[str, str]) -> Command | int:
     if words[:1] == ["help"]:
         wants_help, words = True, words[1:]
     if not words:
-        return _help("overview")
+        _help(helptext.overview)
+        return 0
     if flag := next((word for word in words[:2] if word.startswith("-") and word != "--"), None):
         raise BadRequest(f"{quoted(flag)} is not a global flag; put the flags of a command after it")
     group, *rest = words
@@ -102,22 +104,23 @@ def _command(words: Sequence[str], flags: Mapping[str, str]) -> Command | int:
         raise BadRequest(f"no command {group[:64]!r}; {offered}")
     found = commands.of_group(group)
     if rest[:1] in ([], ["--"]):
-        return _help("of_group", group) if wants_help else _help("of_group", group, out=sys.stderr) or 2
+        _help(partial(helptext.of_group, group), sys.stdout if wants_help else sys.stderr)
+        return 0 if wants_help else 2
     verb = rest[0]
     if verb not in found:
         raise BadRequest(f"no command {f'{group} {verb[:64]}'!r}; available: {', '.join(found)}")
-    return _help("of_command", found[verb]) if wants_help else found[verb]
+    if wants_help:
+        _help(partial(helptext.of_command, found[verb]))
+        return 0
+    return found[verb]
 
 
-def _help(what: str, *of: Any, out: Any = None) -> int:
+def _help(text: Callable[[int], str], out: TextIO | None = None) -> None:
+    """Print a help text, wrapped if the output is a terminal."""
     import shutil
 
-    from circlectl import helptext
-
     out = out or sys.stdout
-    columns = shutil.get_terminal_size().columns if out.isatty() else 0
-    print(getattr(helptext, what)(*of, columns=columns), end="", file=out)
-    return 0
+    print(text(shutil.get_terminal_size().columns if out.isatty() else 0), end="", file=out)
 
 
 def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, str], runtime: str) -> int:
