@@ -67,7 +67,7 @@ CHUNK = 1024 * 1024
 
 @dataclass(frozen=True)
 class Loaded:
-    """A plugin as stored. `loaded` in seconds since the epoch.
+    """A plugin as stored, in the columns of `plugins` besides its name. `loaded` in seconds since the epoch.
 
     `signer` is the principal in trusted-signers for `key`, the fingerprint of the key that signed it; None without a
     trusted signer. `manifest_digest` is that of the manifest's file, or of the stored manifest if there is no file.
@@ -250,26 +250,18 @@ def digests(connection: sqlite3.Connection) -> dict[str, str]:
 
 def put(tx: Transaction, plugin: Loaded) -> None:
     """Insert or replace a plugin; grants and records under its name are kept."""
+    row = {
+        **vars(plugin),
+        "name": plugin.manifest.name,
+        "manifest": manifests.dump(plugin.manifest),
+        "functions": json.dumps(plugin.functions),
+        "imports": json.dumps(plugin.imports),
+    }
+    changes = ", ".join(f"{column} = excluded.{column}" for column in row)
     tx.execute(
-        "INSERT INTO plugins (name, manifest, digest, abi, functions, imports, description, loaded, signer, key,"
-        " manifest_digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (name) DO UPDATE SET manifest = excluded.manifest, digest = excluded.digest,"
-        " abi = excluded.abi, functions = excluded.functions, imports = excluded.imports,"
-        " description = excluded.description, loaded = excluded.loaded, signer = excluded.signer, key = excluded.key,"
-        " manifest_digest = excluded.manifest_digest",
-        (
-            plugin.manifest.name,
-            manifests.dump(plugin.manifest),
-            plugin.digest,
-            plugin.abi,
-            json.dumps(plugin.functions),
-            json.dumps(plugin.imports),
-            plugin.description,
-            plugin.loaded,
-            plugin.signer,
-            plugin.key,
-            plugin.manifest_digest,
-        ),
+        f"INSERT INTO plugins ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
+        f" ON CONFLICT (name) DO UPDATE SET {changes}",
+        [*row.values()],
     )
 
 
@@ -323,15 +315,6 @@ def _readable(row: sqlite3.Row) -> Loaded:
 
 
 def _of_row(row: sqlite3.Row, manifest: Manifest, functions: tuple[str, ...], imports: tuple[str, ...]) -> Loaded:
-    return Loaded(
-        manifest=manifest,
-        digest=row["digest"],
-        abi=row["abi"],
-        functions=functions,
-        imports=imports,
-        description=row["description"],
-        loaded=row["loaded"],
-        signer=row["signer"],
-        key=row["key"],
-        manifest_digest=row["manifest_digest"],
-    )
+    columns = {**dict(row), "manifest": manifest, "functions": functions, "imports": imports}
+    del columns["name"]
+    return Loaded(**columns)
