@@ -9,13 +9,13 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from circleosd.errors import Unavailable
 from circleosd.threads import Threads
 
 T = TypeVar("T")
-V = TypeVar("V")
 
 log = logging.getLogger(__name__)
 
@@ -69,28 +69,22 @@ class Database:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="database-read")
         self._scanner = Threads(1, thread_name_prefix="database-scan")
         try:
-            self._connection = self._writer.submit(self._connect, self._for_writing, migrations).result()
-            self._reading = self._reader.submit(self._connect, self._for_reading, READ_CACHE).result()
+            self._connection = self._writer.submit(self._connect, self._for_writing).result()
+            self._reading = self._reader.submit(self._connect, partial(_for_reading, cache=READ_CACHE)).result()
             self._file = self._at_path()
         except _FAILURES as exc:
             raise Unavailable(f"cannot open {path}: {self._why_not(exc)}") from exc
 
-    @staticmethod
-    def _for_writing(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
+    def _for_writing(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute(f"PRAGMA cache_size=-{WRITE_CACHE}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(migrations):
+        if version > len(self._migrations):
             raise sqlite3.DatabaseError(f"its schema version {version} is newer than this CircleOSD")
-        for number, script in enumerate(migrations[version:], version + 1):
+        for number, script in enumerate(self._migrations[version:], version + 1):
             connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version={number}; COMMIT")
-
-    @staticmethod
-    def _for_reading(connection: sqlite3.Connection, cache: int) -> None:
-        connection.execute("PRAGMA query_only=ON")
-        connection.execute(f"PRAGMA cache_size=-{cache}")
 
     def _why_not(self, failure: Exception) -> str:
         """Why the file could not be opened; SQLite only says that it could not."""
@@ -120,14 +114,14 @@ class Database:
             name = os.path.basename(self.path)
             raise Unavailable(f"cannot use {name}: it was removed or replaced; the service has to be restarted")
 
-    def _connect(self, set_up: Callable[[sqlite3.Connection, V], None], given: V) -> sqlite3.Connection:
+    def _connect(self, set_up: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
         try:
             connection.row_factory = sqlite3.Row
             # A text that a failing disk has turned into invalid UTF-8 must not hide other rows; a ledger's hashes
             # reveal the change.
             connection.text_factory = lambda data: data.decode("utf-8", "replace")
-            set_up(connection, given)
+            set_up(connection)
         except BaseException:
             connection.close()
             raise
@@ -142,11 +136,8 @@ class Database:
 
         def scanning() -> T:
             self._require_file()
-            connection = self._connect(self._for_reading, SCAN_CACHE)
-            try:
+            with contextlib.closing(self._connect(partial(_for_reading, cache=SCAN_CACHE))) as connection:
                 return _snapshot(connection, work)
-            finally:
-                connection.close()
 
         return await self._run(self._scanner, scanning)
 
@@ -181,7 +172,7 @@ class Database:
                 self._connection.execute("ROLLBACK")
             if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY:
                 # SQLite opens a file read-only if it cannot open it for writing, even if only descriptors were missing.
-                opened, self._connection = self._connection, self._connect(self._for_writing, self._migrations)
+                opened, self._connection = self._connection, self._connect(self._for_writing)
                 opened.close()
             raise
         transaction.committed()
@@ -210,6 +201,11 @@ class Database:
         self._reader.shutdown()
         self._writer.submit(self._connection.close).result()
         self._writer.shutdown()
+
+
+def _for_reading(connection: sqlite3.Connection, cache: int) -> None:
+    connection.execute("PRAGMA query_only=ON")
+    connection.execute(f"PRAGMA cache_size=-{cache}")
 
 
 def _snapshot(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
