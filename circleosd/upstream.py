@@ -22,7 +22,6 @@ MAX_CACHED = 4096
 # Concurrent questions to auth-service. They all come from this service's uid, whose connections it limits
 # (server.max_connections_per_uid): a client that sends many tokens must not keep others from being identified.
 ASKED_AT_ONCE = 16
-_ANYBODY = (None, (), False, False)
 QUEUE_FULL = 0.01  # seconds until a listener with a full queue is tried again
 
 
@@ -124,19 +123,16 @@ class Identities:
         self._auth = auth
         self._timeout = timeout
         self._asking = Fair(ASKED_AT_ONCE)
-        own_uid = os.getuid()
-        # The properties of special uids: role, grants, privileged, vouches.
-        self._uids: dict[int, tuple[Role | None, tuple[Grant, ...], bool, bool]] = {}
-        for uid in (0, own_uid, *(trusted or {})):
-            role, grants = role_of_uid(uid, own_uid), (trusted or {}).get(uid, ())
-            self._uids[uid] = (role, grants, role is not None, bool(grants) or uid == own_uid)
+        self._own_uid = os.getuid()
+        self._trusted = trusted or {}
         self._known: dict[tuple[int, bytes], tuple[float, asyncio.Task[Any]]] = {}
 
     async def identify(self, peer: Peer, token: str | None) -> Caller:
         """The caller of a connection. Raises `Denied` for a token without a valid session."""
-        role, grants, privileged, vouches = self._uids.get(peer.uid, _ANYBODY)
-        caller = Caller(peer, role, None, None, grants, privileged, vouches and token is None)
-        if token is None and (privileged or grants):
+        role, grants = role_of_uid(peer.uid, self._own_uid), self._trusted.get(peer.uid, ())
+        vouches = token is None and (peer.uid == self._own_uid or bool(grants))
+        caller = Caller(peer, role, grants=grants, privileged=role is not None, vouches=vouches)
+        if token is None and (role or grants):
             return caller
         try:
             identity = await self._verified(peer, token)
