@@ -1,9 +1,8 @@
-"""Reference pages, generated from the contracts: `python -m circlectl.reference PAGE`."""
+"""The page docs/access.md, generated from the contracts: `python -m circlectl.reference` prints it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
 
 from circleosd.api import actions
 from circleosd.api.contract import Request
@@ -15,8 +14,8 @@ COLUMNS = ("stranger", "viewer", "operator", "admin", "root", "with a rule", "in
 INTRO = """\
 # Who may do what
 
-Generated from the contracts in `circleosd/api/` by `python -m circlectl.reference access`. One test fails when this
-page is out of date; another checks every cell over the sockets.
+Generated from the contracts in `circleosd/api/` by `python -m circlectl.reference`. One test fails when this page is
+out of date; another checks every cell over the sockets.
 
 The kernel identifies the process at the other end of the socket. The columns are:
 
@@ -36,7 +35,7 @@ something. The right to a stream is checked repeatedly while it is followed.
 
 
 def access() -> str:
-    """The page `docs/access.md`: every action × role."""
+    """The page: every action × role."""
     lines = [INTRO, f"| action | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for verb, contract in actions.BY_VERB.items():
         lines.append(f"| `{verb}` | {' | '.join(cells(contract))} |")
@@ -59,15 +58,5 @@ def cells(contract: type[Request]) -> tuple[str, ...]:
     return of(None), *(of(role) for role in Role), YES, rule, NO
 
 
-PAGES: Mapping[str, Callable[[], str]] = {"access": access}
-
-
-def main() -> None:
-    """Print a page."""
-    if len(sys.argv) != 2 or sys.argv[1] not in PAGES:
-        sys.exit(f"usage: python -m circlectl.reference {{{','.join(PAGES)}}}")
-    sys.stdout.write(PAGES[sys.argv[1]]())
-
-
 if __name__ == "__main__":
-    main()
+    sys.stdout.write(access())

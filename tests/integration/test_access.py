@@ -28,7 +28,7 @@ def test_every_action_allows_whom_the_table_says_and_nobody_else(new_host: NewHo
 
 def test_the_table_is_made_from_the_contracts_as_they_are() -> None:
     written = (PROJECT / "docs/access.md").read_text(encoding="utf-8")
-    assert written == reference.access(), "run: python -m circlectl.reference access > docs/access.md"
+    assert written == reference.access(), "run: python -m circlectl.reference > docs/access.md"
     assert set(table()) == set(actions.BY_VERB)
 
 
