@@ -76,6 +76,8 @@ python3Packages.buildPythonApplication {
       install -Dm444 -t "$out/lib/systemd/$manager" "''${files[@]}"
       sed -i -E "s#^(Exec[A-Za-z]+=[-@:+!]*)circleosd( |\$)#\1$out/bin/circleosd\2#" "$out/lib/systemd/$manager"/*
     done
+    # A user's manager has no multi-user.target, and would warn about that whenever the unit is enabled.
+    sed -i 's/^WantedBy=multi-user.target /WantedBy=/' $out/lib/systemd/user/circleosd.target
     cp -r --no-preserve=mode units/system/*.d "$out/lib/systemd/system"
     if grep -rE '^Exec(Start|Stop|Reload|Condition)[A-Za-z]*=[-@:+!]*[^-@:+!/]' $out/lib/systemd; then
       echo "cannot install the units: the commands above have no absolute path" >&2

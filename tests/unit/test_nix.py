@@ -266,6 +266,7 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
         started = [line for text in installed.values() for line in text.splitlines() if line.startswith("Exec")]
         assert len(started) == len([name for name in installed if name.endswith(".service")])
         assert [line for line in started if not line.startswith(f"ExecStart={out}/bin/circleosd ")] == []
+    assert "WantedBy=default.target" in installed["circleosd.target"].splitlines(), "what a user's manager has"
     dropins = {path.name: [file.name for file in path.iterdir()] for path in (UNITS / "system").iterdir()}
     assert {
         path.name: [file.name for file in path.iterdir()] for path in (out / "lib/systemd/system").glob("*.d")
