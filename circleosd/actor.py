@@ -15,20 +15,22 @@ from circleosd.policy import Caller
 def actor(caller: Caller) -> dict[str, Any]:
     """The actor in the form stored in a row. Fields that /proc no longer has, because the process has ended, are None.
 
-    `unit` is the innermost systemd unit. `login` is the login session of logind (sd_pid_get_session(3)), taken from the
-    outermost unit: the names of the units within it are chosen by the user's own manager.
+    `unit` is the innermost systemd unit, after the outermost one if that is another, as in
+    `user@1000.service/sshd.service`: the names of the units within it are chosen by its owner. `login` is the login
+    session of logind (sd_pid_get_session(3)), taken from the outermost unit.
     """
     peer = caller.peer
     there = _is_of(peer.pid, peer.uid)
     groups = _control_groups(peer.pid) if there else []
-    units = [name for name in groups if name.endswith((".service", ".scope"))]
+    # A process is in the same units in each hierarchy, or only in the outer ones (cgroups(7)).
+    units = [*dict.fromkeys(name for name in groups if name.endswith((".service", ".scope")))]
     login = re.fullmatch(r"session-(\w+)\.scope", units[0]) if units else None
     return {
         "uid": peer.uid,
         "gid": peer.gid,
         "pid": peer.pid,
         "exe": _executable(peer.pid) if there else None,
-        "unit": units[-1] if units else None,
+        "unit": "/".join(dict.fromkeys((units[0], units[-1]))) if units else None,
         "login": login[1] if login else None,
         "user": caller.user,
         "session": caller.session,

@@ -10,6 +10,8 @@ import pytest
 from circleosd.actor import actor
 from circleosd.policy import Caller, Peer
 
+MANAGED = "/user.slice/user-1000.slice/user@1000.service/app.slice"
+
 
 def test_the_actor_is_told_with_program_unit_and_login_session() -> None:
     told = actor(Caller(Peer(os.getuid(), os.getgid(), os.getpid()), user="alice", session="s", plugin="p"))
@@ -27,14 +29,20 @@ def test_the_actor_is_told_with_program_unit_and_login_session() -> None:
         ("0::/system.slice/nginx.service", "nginx.service", None),
         ("0::/system.slice/nginx.service/worker", "nginx.service", None),
         ("0::/user.slice/user-1000.slice/session-3.scope", "session-3.scope", "3"),
-        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/a:b.service", "a:b.service", None),
+        (f"0::{MANAGED}/a:b.service", "user@1000.service/a:b.service", None),
         ("2:cpu:/\n1:name=systemd:/user.slice/user-1000.slice/session-c1.scope", "session-c1.scope", "c1"),
-        # a unit of the user's own manager, named by the user
-        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/session-7.scope", "session-7.scope", None),
-        ("0::/user.slice/user-1000.slice/session-3.scope/session-7.scope", "session-7.scope", "3"),
+        # units of the user's own manager, named by the user
+        (f"0::{MANAGED}/session-7.scope", "user@1000.service/session-7.scope", None),
+        (
+            f"8:memory:/\n1:name=systemd:{MANAGED}/sshd.service\n0::{MANAGED}/sshd.service",
+            "user@1000.service/sshd.service",
+            None,
+        ),
+        (f"0::{MANAGED}/a.scope/b.service", "user@1000.service/b.service", None),
+        ("0::/user.slice/user-1000.slice/session-3.scope/session-7.scope", "session-3.scope/session-7.scope", "3"),
     ],
 )
-def test_the_unit_of_an_actor_is_the_innermost_and_a_login_is_told_by_the_outermost(
+def test_the_unit_of_an_actor_is_told_with_those_around_it_and_a_login_by_the_outermost(
     monkeypatch: pytest.MonkeyPatch, groups: str, unit: str | None, login: str | None
 ) -> None:
     def instead(path: str, **more: object) -> io.StringIO:
