@@ -175,6 +175,9 @@ class Service:
                 act.object = name = act.caller.user
             self._authorize(endpoint, act.caller, name)
         except Denied as error:
+            if contract.access is Access.ANYONE:
+                # A login with an invalid token: nobody has looked up the name, which may be a password.
+                act.object = None
             if contract.effect is not Effect.NONE or contract.access in (Access.OPERATOR, Access.ADMIN):
                 await act.refuse("denied", error)
             raise

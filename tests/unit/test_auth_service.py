@@ -52,6 +52,14 @@ def test_a_login_is_not_done_for_a_user_who_was_changed_while_the_password_was_l
     assert told(accounts, ROOT, "login", **alice) == refused
 
 
+@pytest.mark.parametrize("more", [{"token": "of-no-session"}, {"on_behalf": "plugin"}])
+def test_a_login_that_is_refused_before_its_name_is_looked_up_is_recorded_without_the_name(
+    accounts: Accounts, more: dict[str, str]
+) -> None:
+    assert told(accounts, STRANGER, "login", name="hunter2hunter2", password=OLD, **more).startswith("denied")
+    assert accounts.history() == [("denied", "login", None)]
+
+
 def test_no_user_has_a_uid_of_the_services(tmp_path: Path) -> None:
     database = Database(tmp_path / "a.db", store.MIGRATIONS)
     accounts = Accounts(database, services=frozenset({STRANGER.uid}))
