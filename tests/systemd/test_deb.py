@@ -26,6 +26,7 @@ ENABLED = "circleosd.target circleosd-polkit.path circleosd-polkit.service"
 ENABLEMENT = re.compile(r"^/etc/systemd/system/[^/]+\.wants|^/var/lib/systemd/deb-systemd-helper-enabled")
 SOCKETS = [f"circleosd-{name}.socket" for name in ("auth", "registry", "plugins")]
 SERVICES = [f"circleosd-{name}.service" for name in ("auth", "registry", "plugins")]
+MANUAL = (PROJECT / "man/circleosd.8").read_text(encoding="utf-8").replace("\\-", "-").replace("\\(aq", "'")
 # A client other than circlectl, whose files an upgrade replaces.
 ASK = """
 import socket
@@ -289,8 +290,7 @@ def test_what_the_administrator_disabled_stays_disabled_over_removal_but_not_ove
 
 
 def test_what_the_manual_says_of_a_copy_brings_everything_back_to_a_new_host(machine: Machine, deb: str) -> None:
-    examples = (PROJECT / "man/circleosd.8").read_text(encoding="utf-8").partition("Back up all")[2]
-    lines = examples.replace("\\-", "-").replace("\\(aq", "'").partition("Restore the backup")
+    lines = MANUAL.partition("Back up all")[2].partition("Restore the backup")
     keep, restore = ([line[2:] for line in part.splitlines() if line.startswith("# ")] for part in lines[::2])
     install(machine, deb)
     machine.succeed(
@@ -366,6 +366,17 @@ def test_a_purge_goes_on_where_the_state_is_a_mount_point(machine: Machine, deb:
     assert machine.execute("dpkg --status circleosd 2>&1")[0] == 1
     assert machine.execute("getent passwd | grep circleosd")[0] == 1
     machine.succeed("umount /var/lib/circleosd", "rmdir /var/lib/circleosd")
+
+
+def test_state_behind_a_symbolic_link_is_used_copied_and_purged(machine: Machine, deb: str) -> None:
+    machine.succeed("mkdir /srv/state", "ln -s /srv/state /var/lib/circleosd")
+    install(machine, deb)
+    machine.succeed("circlectl user create kept --uid 4711", "circlectl plugin list", "circlectl service list")
+    (copy,) = re.findall(r"^# (tar -cz.*)$", MANUAL, re.MULTILINE)
+    machine.succeed(f"cd /srv; {copy} 2>&1", "tar -tf /srv/backup.tgz var/lib/circleosd/auth/auth.db")
+    machine.succeed("dpkg --purge circleosd 2>&1")
+    assert machine.succeed("ls -A /srv/state") == ""
+    machine.succeed("[ ! -L /var/lib/circleosd ]", "rm -r /srv/state /srv/backup.tgz")
 
 
 def test_where_no_systemd_runs_it_is_prepared_and_not_started(machine: Machine, deb: str) -> None:
