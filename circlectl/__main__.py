@@ -1,11 +1,15 @@
 """`circlectl`: start, run the command line, end. Everything that costs time at every start is kept out of here."""
 
-import contextlib
+from __future__ import annotations
+
 import gc
 import io
 import os
 import sys
-from typing import Literal, NoReturn, TextIO
+
+TYPE_CHECKING = False  # other imports are left to `main`, which handles an interruption
+if TYPE_CHECKING:
+    from typing import Literal, NoReturn, TextIO
 
 INTERRUPTED = 130  # as a shell counts SIGINT
 
@@ -17,9 +21,11 @@ def main() -> NoReturn:
     """
     gc.disable()
     _prepare_streams()
-    from circlectl.cli import BROKEN_PIPE, run
-
     try:
+        import contextlib
+
+        from circlectl.cli import BROKEN_PIPE, run
+
         status = run(sys.argv[1:])
         with contextlib.suppress(OSError):  # a failure to write does not change what was done
             sys.stderr.flush()

@@ -315,3 +315,20 @@ def test_a_stream_is_shown_also_where_there_can_be_no_more_threads(monkeypatch: 
     with open(os.devnull, "w") as out:
         monkeypatch.setattr(sys, "stdout", out)
         cli._end_with_the_reader()
+
+
+def test_an_interruption_during_the_imports_is_no_traceback() -> None:
+    code = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typing":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from circlectl.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", code, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
