@@ -10,11 +10,18 @@ let
   names = import ./nixos/names.nix;
   toml = pkgs.formats.toml { };
 
+  # What runs while the system is built, perhaps on a machine that cannot run the system's programs.
+  buildPackage =
+    if pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform then
+      cfg.package
+    else
+      pkgs.buildPackages.circleosd or (pkgs.buildPackages.callPackage ./package.nix { });
+
   # A service does not start with a wrong setting, so do not build a system with one.
   configFile =
     pkgs.runCommand "circleosd.toml"
       {
-        nativeBuildInputs = [ cfg.package ];
+        nativeBuildInputs = [ buildPackage ];
         settings = toml.generate "circleosd.toml" (
           lib.filterAttrsRecursive (_: value: value != null) cfg.settings
         );
@@ -33,7 +40,7 @@ let
   };
 
   # On other systems, circleosd-polkit.service does this.
-  polkitRule = pkgs.runCommand "circleosd.rules" { nativeBuildInputs = [ cfg.package ]; } ''
+  polkitRule = pkgs.runCommand "circleosd.rules" { nativeBuildInputs = [ buildPackage ]; } ''
     mkdir services.d
     cp ${catalog} services.d/nixos.toml
     circleosd polkit-rule services.d >$out

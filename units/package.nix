@@ -3,6 +3,7 @@
   installShellFiles,
   openssh,
   python3Packages,
+  wabt,
   withTests ? false,
 }:
 let
@@ -37,7 +38,6 @@ python3Packages.buildPythonApplication {
           ../plugins/example.wat
           (without "so" ../plugins/examples)
           ../plugins/include
-          ../plugins/wat2wasm.py
           ../plugins/wit
           ../pyproject.toml
           ../scripts/user-unit-files
@@ -58,7 +58,10 @@ python3Packages.buildPythonApplication {
     (python3Packages.systemd-python or systemd)
     wasmtime
   ];
-  nativeBuildInputs = [ installShellFiles ];
+  nativeBuildInputs = [
+    installShellFiles
+    wabt
+  ];
 
   # ssh-keygen signs and verifies plugins; `circleosd up` finds the services on PATH.
   makeWrapperArgs = [
@@ -90,7 +93,7 @@ python3Packages.buildPythonApplication {
     for page in *.md docs/*.md plugins/*.md; do
       install -Dm444 "$page" "$out/share/doc/circleosd/$page"
     done
-    python plugins/wat2wasm.py plugins/example.wat plugins/example.wasm
+    wat2wasm --debug-names plugins/example.wat -o plugins/example.wasm
     install -Dm444 -t $out/share/circleosd/plugins plugins/example.{wasm,wat,json}
     cp -r --no-preserve=mode plugins/{examples,include,wit} $out/share/circleosd/plugins
     ln -s ../../../circleosd/plugins/{examples,include,wit} $out/share/doc/circleosd/plugins

@@ -71,6 +71,20 @@ let
       group = "wheel";
     };
   };
+  pkgs = import ./pkgs.nix { inherit lib; };
+  # A system whose programs the machine that builds it cannot run.
+  cross =
+    (import ./evaluate.nix {
+      inherit lib;
+      pkgs = pkgs // {
+        stdenv = pkgs.stdenv // {
+          buildPlatform.canExecute = _: false;
+        };
+        buildPackages.circleosd = pkgs.circleosd // {
+          outPath = "/made/on-the-builder";
+        };
+      };
+    } { services.circleosd.enable = true; }).config;
   settingsOf =
     configuration: configuration.environment.etc."circleosd/config.toml".source.environment.settings;
   start = full.systemd.services.circleosd-declared-plugins.serviceConfig.ExecStart;
@@ -137,6 +151,13 @@ in
     && lib.hasInfix "cp /made/circleosd-services.toml " rule.script
     && rule.environment.nativeBuildInputs == [ plain.services.circleosd.package ]
     && lib.elem rule plain.systemd.services.polkit.restartTriggers;
+  "what runs while a system is built can run there" =
+    let
+      run = file: map toString cross.environment.etc.${file}.source.environment.nativeBuildInputs;
+    in
+    run "circleosd/config.toml" == [ "/made/on-the-builder" ]
+    && run "polkit-1/rules.d/49-circleosd.rules" == [ "/made/on-the-builder" ]
+    && map toString cross.systemd.packages == [ "/made/circleosd" ];
   "a change of what a service reads restarts it" =
     plain.systemd.services.circleosd-auth.restartTriggers != [ ]
     &&

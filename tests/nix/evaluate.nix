@@ -1,7 +1,10 @@
 # Evaluates the NixOS module with nixpkgs' own module system and types. What the module sets elsewhere is declared here,
 # no wider than in NixOS: an option that NixOS does not have, or a value that it does not take, is an error here too.
 # `configuration` is a module; the result has `config` and `options`.
-{ lib }:
+{
+  lib,
+  pkgs ? import ./pkgs.nix { inherit lib; },
+}:
 configuration:
 let
   inherit (lib) mkOption types;
@@ -51,7 +54,7 @@ let
     );
 in
 lib.evalModules {
-  specialArgs.pkgs = import ./pkgs.nix { inherit lib; };
+  specialArgs = { inherit pkgs; };
   modules = [
     ../../units/nixos-module.nix
     configuration

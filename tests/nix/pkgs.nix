@@ -32,7 +32,10 @@ let
       description = "value of a configuration file";
     };
 in
-{
+lib.fix (pkgs: {
+  stdenv.buildPlatform.canExecute = _: true;
+  stdenv.hostPlatform = { };
+  buildPackages = pkgs;
   formats.toml = format (lib.types.attrsOf tree);
   formats.json = format tree;
   runCommand =
@@ -42,4 +45,4 @@ in
   circleosd = made "circleosd" { };
   coreutils = made "coreutils" { };
   jq = made "jq" { };
-}
+})

@@ -77,7 +77,7 @@ FILESET = """{ fileset = {
 def package(attribute: str, python_packages: str = "") -> Any:
     """An attribute of what units/package.nix hands to buildPythonApplication, which needs little of nixpkgs' lib."""
     return evaluated(
-        f"(import {UNITS}/package.nix {{ lib = {FILESET}; installShellFiles = null; openssh = null;"
+        f"(import {UNITS}/package.nix {{ lib = {FILESET}; installShellFiles = null; openssh = null; wabt = null;"
         f" python3Packages = {{ buildPythonApplication = arguments: arguments; {python_packages} }}; }}).{attribute}"
     )
 
@@ -244,8 +244,14 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
         else:
             shutil.copy(part, target)
     assert {"README.md", "circlectl", "circleosd", "pyproject.toml"} <= {path.name for path in source.iterdir()}
-    # The hook installShellFiles, as far as it goes: where a page and a completion are put is its business.
-    hook = 'installManPage() { install -Dm444 -t "$out/man" "$@"; }; installShellCompletion() { ls "$@" >/dev/null; }'
+    # The hook installShellFiles, as far as it goes: where a page and a completion are put is its business. Python has
+    # no packages, as when the package is built for another platform.
+    hook = f"""
+        installManPage() {{ install -Dm444 -t "$out/man" "$@"; }}
+        installShellCompletion() {{ ls "$@" >/dev/null; }}
+        wat2wasm() {{ command python {ROOT}/plugins/wat2wasm.py "$2" "$4"; }}
+        python() {{ command python -S "$@"; }}
+    """
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", f"{hook}\n{package('postInstall')}"],
         cwd=source,

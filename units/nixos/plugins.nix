@@ -18,7 +18,7 @@ let
   bundle =
     name: plugin:
     pkgs.runCommand "circleosd-plugin-${name}" {
-      nativeBuildInputs = [ pkgs.jq ];
+      nativeBuildInputs = [ pkgs.buildPackages.jq ];
       plugin = name;
       artifact = "${plugin.artifact}";
       extension = if lib.hasSuffix ".so" (toString plugin.artifact) then "so" else "wasm";
