@@ -30,9 +30,10 @@ let
     in
     lib.length messages == 1 && lib.hasInfix reason (lib.head messages);
 
+  file = name: builtins.toFile name "";
   plugin = {
-    artifact = "/plugins/reverse.wasm";
-    manifest = "/plugins/reverse.json";
+    artifact = file "reverse.wasm";
+    manifest = file "reverse.json";
   };
   key = "ops@example.org namespaces=\"circleosd-plugin\" ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHOVMfs5L3eb5QE1pBcJ ops";
 
@@ -47,7 +48,7 @@ let
       grant = [ "kv" ];
       sha256 = lib.concatStrings (lib.genList (_: "a") 64);
     };
-    plugins.counter.artifact = "/plugins/counter.so";
+    plugins.counter.artifact = file "counter.so";
     plugins.counter.manifest.version = "1";
     settings.plugins.trust = "warn";
     settings.plugins.time = 10;
@@ -309,8 +310,34 @@ in
     services.web.unit = "nginx.service";
   };
   "a plugin needs artifact and manifest" = refusedBecause "set package, or both" {
-    plugins.reverse.artifact = "/plugins/reverse.wasm";
+    plugins.reverse.artifact = file "reverse.wasm";
   };
+  "a plugin's files can be read when the system is built" =
+    let
+      outside =
+        name:
+        refusedByType {
+          plugins.reverse = plugin // {
+            ${name} = "/var/lib/plugins/reverse";
+          };
+        };
+    in
+    lib.all outside [
+      "artifact"
+      "manifest"
+      "signature"
+    ]
+    && accepted {
+      plugins.reverse.artifact = ../../plugins/examples/reverse/reverse.wasm;
+      plugins.reverse.manifest = ../../plugins/examples/reverse/reverse.json;
+    }
+    && accepted {
+      plugins.reverse.package = derivation {
+        name = "reverse";
+        system = "any";
+        builder = "/bin/sh";
+      };
+    };
   "a plugin's manifest has its name" = refusedBecause "other names" {
     plugins.reverse = plugin // {
       manifest.name = "other";
@@ -338,7 +365,7 @@ in
     && refusedBecause "they have no signature" (signed { manifest = ../../plugins/examples/reverse/reverse.json; })
     && accepted (signed {
       manifest = ../../plugins/examples/reverse/reverse.json;
-      signature = "/plugins/reverse.json.sig";
+      signature = file "reverse.json.sig";
     })
     && accepted (signed { })
     && accepted {
@@ -350,7 +377,7 @@ in
   "a signature is over a file" = refusedBecause "a signature is over a file" {
     plugins.reverse = plugin // {
       manifest.version = "1";
-      signature = "/plugins/reverse.json.sig";
+      signature = file "reverse.json.sig";
     };
   };
 }

@@ -22,6 +22,14 @@ let
       description = "name of a systemd unit that can be started, with its suffix";
     };
 
+  # Nothing else can be read while a system is built.
+  storeFile =
+    types.addCheck types.path (file: lib.isPath file || builtins.hasContext "${file}")
+    // {
+      description = "file as a path or in the Nix store";
+      descriptionClass = "composite";
+    };
+
   signer =
     types.strMatching (
       "[^[:space:]#][^\n]* (ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)"
@@ -89,7 +97,7 @@ let
         };
 
         artifact = mkOption {
-          type = types.nullOr types.path;
+          type = types.nullOr storeFile;
           default =
             if config.package == null then null else "${config.package}/share/circleosd/plugins/${name}.wasm";
           defaultText = lib.literalExpression ''"''${package}/share/circleosd/plugins/''${name}.wasm"'';
@@ -98,7 +106,7 @@ let
         };
 
         manifest = mkOption {
-          type = types.nullOr (types.either types.path (types.attrsOf json.type));
+          type = types.nullOr (types.either storeFile (types.attrsOf json.type));
           default =
             if config.package == null then null else "${config.package}/share/circleosd/plugins/${name}.json";
           defaultText = lib.literalExpression ''"''${package}/share/circleosd/plugins/''${name}.json"'';
@@ -114,7 +122,7 @@ let
         };
 
         signature = mkOption {
-          type = types.nullOr types.path;
+          type = types.nullOr storeFile;
           default = null;
           example = lib.literalExpression "./reverse.json.sig";
           description = ''
