@@ -77,15 +77,16 @@ class Catalog:
     problems: tuple[str, ...]
     unread: bool = False
 
-    def find(self, name: str, *, workers: bool = True) -> Entry:
-        """The entry with that name; with `workers`, `plugin@X` and `plugin@X.socket` are the worker of the plugin X.
+    def find(self, name: str, *, workers: bool = True, sockets: bool = True) -> Entry:
+        """The entry with that name; with `workers`, `plugin@X` is the worker of the plugin X, and with `sockets`,
+        `plugin@X.socket` is its socket.
 
         Raises `NotFound`.
         """
         if entry := self.entries.get(name):
             return entry
         worker = re.fullmatch(rf"{PLUGIN_PREFIX}({PLUGIN_NAME}(?:\.staged)?)(\.socket)?", name)
-        if worker and workers:
+        if worker and workers and (sockets or not worker[2]):
             unit = f"circleosd-plugin@{worker[1]}{worker[2] or '.service'}"
             return Entry(name, unit, f"worker of the plugin {worker[1]}")
         raise NotFound(f"no service {name} in the catalog; see: circlectl service list; to add it, see circleosd(8)")

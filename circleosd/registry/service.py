@@ -98,7 +98,7 @@ class RegistryService(Handlers):
         )
 
     async def logs(self, request: api.Logs, act: Act) -> Sequence[api.LogLine] | AsyncGenerator[api.LogLine, None]:
-        entry = self._read().find(request.name)
+        entry = self._entry(request.name, act)
         with self._reading.held(act.caller.bounded):
             told = request.lines and not request.follow
             found = await self._units.logs(entry.unit, request.lines, request.since) if told else []
@@ -124,13 +124,12 @@ class RegistryService(Handlers):
                     yield api.LogLine(time=line.time, text=line.text)
 
     async def watch(self, request: api.Watch, act: Act) -> AsyncGenerator[api.Service, None]:
-        catalog = self._read()
         if request.name is not None:
-            entry = catalog.find(request.name)
+            entry = self._entry(request.name, act)
             (state,) = await self._units.states([entry.unit])
             await self._check_worker(entry, state)
             return self._changes([entry])
-        return self._changes([*catalog.entries.values()], PLUGIN_UNITS)
+        return self._changes([*self._read().entries.values()], PLUGIN_UNITS)
 
     async def _changes(self, entries: Sequence[Entry], workers: str = "") -> AsyncGenerator[api.Service, None]:
         """The state of each entry's unit, then each change; also for those units of plugins that match `workers`."""
@@ -188,8 +187,13 @@ class RegistryService(Handlers):
         return Resolution(state.active, error, f"the unit {entry.unit} is {state.active} ({state.sub})")
 
     def _entry(self, name: str, act: Act) -> Entry:
-        """The entry of `name`, for the caller. Raises `NotFound`."""
-        return self._read().find(name, workers=_sees_workers(act))
+        """The entry of `name`, for the caller. Raises `NotFound`.
+
+        The sockets of workers are for the plugin manager and root: whoever stops one stops the worker too, which a rule
+        about the worker may deny.
+        """
+        sockets = act.caller.vouches or act.caller.privileged
+        return self._read().find(name, workers=_sees_workers(act), sockets=sockets)
 
     async def _job(self, request: api.Start | api.Stop | api.Restart | api.Reload, act: Act) -> api.Job:
         """Handler of `start`, `stop`, `restart` and `reload`."""

@@ -103,6 +103,8 @@ def test_workers_are_found_by_their_plugin(tmp_path: Path) -> None:
     assert found.find("plugin@json-filter").unit == "circleosd-plugin@json-filter.service"
     with pytest.raises(NotFound):
         found.find("plugin@json-filter", workers=False)
+    with pytest.raises(NotFound):
+        found.find("plugin@x.socket", sockets=False)
     assert found.find("plugin@x.socket").unit == "circleosd-plugin@x.socket"
     assert found.find("plugin@x.staged.socket").unit == "circleosd-plugin@x.staged.socket"
     assert catalog.plugin_entry("circleosd-plugin@x.service").name == "plugin@x"

@@ -157,17 +157,24 @@ def test_a_worker_is_started_where_its_socket_is(registry: Registry) -> None:
         assert "not loaded" in reply["message"]
     assert registry.units.jobs == []
     registry.units.active["circleosd-plugin@echo.socket"] = "inactive"
-    for action in ("start", "restart"):  # a socket for every name that somebody thinks of would be systemd's to keep
-        reply = registry.ask({"action": action, "name": "plugin@echo.socket", "token": "operator"}, STRANGER)
-        assert reply["error"] == "not-found"
-    assert registry.units.jobs == []
     for action in ("status", "watch"):
         assert registry.ask({"action": action, "name": "plugin@echo.socket"})["error"] == "not-found"
     assert registry.ask({"action": "start", "name": "plugin@echo.socket"})["ok"]  # as the plugin manager does
     assert registry.ask({"action": "status", "name": "plugin@echo.socket"})["data"]["state"] == "active"
     assert registry.ask({"action": "status", "name": "plugin@echo"})["data"]["state"] == "inactive"
-    assert registry.ask({"action": "restart", "name": "plugin@echo.socket", "token": "operator"}, STRANGER)["ok"]
     assert registry.ask({"action": "start", "name": "plugin@echo"})["ok"]
+
+
+def test_a_workers_socket_is_for_the_plugin_manager_and_root(registry: Registry) -> None:
+    for unit in ("circleosd-plugin@echo.service", "circleosd-plugin@echo.socket"):
+        registry.units.active[unit] = "active"
+    operator = {"token": "operator"}
+    for action in ("start", "stop", "restart", "status", "watch", "logs"):  # a rule may deny these on the worker
+        refused = registry.ask({"action": action, "name": "plugin@echo.socket", **operator}, STRANGER)
+        assert refused["error"] == "not-found"
+    assert registry.units.jobs == []
+    assert registry.ask({"action": "stop", "name": "plugin@echo", **operator}, STRANGER)["ok"]
+    assert registry.ask({"action": "stop", "name": "plugin@echo.socket"})["ok"]
 
 
 def test_workers_are_no_services_to_plugins(registry: Registry) -> None:
