@@ -18,10 +18,10 @@ RETRY = 1.0  # seconds until a service that went away is asked again
 def follow(
     ask: Asking, query: Mapping[str, Any], rows: Sequence[Any], known: Mapping[str, int], since: float
 ) -> Iterator[Any]:
-    """`rows`, which are known already, then those behind them as they come; never ends.
+    """The known `rows`, then new ones as they come; never ends.
 
-    `known`: the number of each service's last row that is known; 0: only what came after `since`. Raises the error of
-    the first service that refuses.
+    `known`: the number of each service's last known row; 0: only rows since `since`. Raises the error of the first
+    service that refuses.
     """
     yield from rows
     waiting: queue.Queue[Any] = queue.Queue()

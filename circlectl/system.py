@@ -16,8 +16,8 @@ GROUPS = dict(zip(("user", "service", "plugin"), SERVICES, strict=True))
 
 
 class Condition(common.Report, total=False):
-    """A service's `state`: running, or the code of the error that kept it from answering; then there is only the
-    `problem` in words besides.
+    """The state of a service. `state`: running, or the code of the error that kept it from answering; then the only
+    other field is `problem`, the error in words.
     """
 
     state: str
@@ -49,7 +49,7 @@ CONTRACTS: tuple[type[Request], ...] = (Status, History)
 
 
 def status(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | None]:
-    """Each service's report; of one that cannot be asked the error. The first error is returned beside."""
+    """Each service's report, or the error of one that cannot be asked, and the first error."""
     rows: list[dict[str, Any]] = []
     first: CircleError | None = None
     for service in SERVICES:

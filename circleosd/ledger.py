@@ -176,7 +176,7 @@ class Ledger:
         """Record a refused attempt: in a row that is on disk on return, or, for repeated ones, soon in a count."""
         caller = entry.caller
         who = Who(caller.plugin or caller.peer.uid, not (caller.plugin or caller.user or caller.privileged))
-        by = entry.params.get("called_by")  # else one row would lay the attempts of several to the last of them
+        by = entry.params.get("called_by")  # otherwise the last of several callers would be blamed for all
         kind = (caller.user, entry.action, entry.object, entry.phase, entry.error, by)
         if not self._recalled and time.monotonic() < self._opened + MEMORY:
             await self._recall()

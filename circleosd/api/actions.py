@@ -1,4 +1,4 @@
-"""Every action of every service, for what speaks of all of them: rules, their explanation, the reference."""
+"""The actions of all services, by their names in rules."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ NewPassword = Annotated[str, Doc("the new password"), Length(8, 1024), Mark.SECR
 Password = Annotated[str, Doc("the password"), Length(1, 1024), Mark.SECRET]
 RoleName = Literal["none", "viewer", "operator", "admin"]
 ROLE = Doc("what the user may do, in addition to rules")
-# One's own is the default in the dispatcher (`own`).
+# If it is missing, the dispatcher takes the caller's own name (`own`).
 OwnName = Annotated[UserName | None, Doc("the user's name; default: yourself")]
 UID = Doc("the Unix uid that identifies this user without a login")
 UIDS = Between(1, 4294967294)  # no more: (uid_t) -1 means "none", user_namespaces(7)

@@ -1,8 +1,8 @@
 """What a contract is made of: the base class of all requests and the rules for their fields.
 
 Nothing here imports pydantic: `circlectl` builds its command line from contracts, and pydantic's import alone would
-cost it more than everything else it does. The daemons (validation.py) meet the rules by pydantic's protocol,
-`__get_pydantic_core_schema__`.
+cost it more than everything else it does. The services apply the rules through pydantic's protocol,
+`__get_pydantic_core_schema__` (validation.py).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Doc(str):
 
 
 class Flag(str):
-    """The name of a field's option on the command line, where the field itself has to be called otherwise."""
+    """The name of a field's option on the command line, if the field itself must have another name."""
 
     __slots__ = ()
 
@@ -171,8 +171,8 @@ class Request:
     group, None when there is none. reply: the type of `data`. stream: whether several replies may come.
 
     own: a user may do it to the object that bears the user's own name, which is the default for the object. rows: the
-    field of a reply's rows that names an object; one who lacks the role gets the rows of those on which a rule allows
-    something. claimed: the object is only what the caller says it is, so no rule can be about it.
+    field of a reply's rows that names an object; callers without the role see the rows of objects on which a rule
+    allows them something. claimed: the object is only what the caller says it is, so no rule can be about it.
     """
 
     action: ClassVar[str]
@@ -213,7 +213,7 @@ class Request:
         cls.claimed_object = claimed
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Of a class that is not completed yet, whose own takes over from here.
+        # Only until the class is completed: then it has its own.
         completed(type(self)).__init__(self, *args, **kwargs)
 
     @classmethod
@@ -245,9 +245,9 @@ class Request:
 def completed(request: type[Request]) -> type[Request]:
     """The contract as the frozen dataclass that it is declared to be.
 
-    Making one takes as long as importing a small module, and who starts, a service or circlectl, needs few of them.
+    Making one takes as long as importing a small module, and a start of a service or of circlectl needs few of them.
     """
-    from dataclasses import dataclass  # with this the first start, too, does not wait for what it may not need
+    from dataclasses import dataclass  # some starts need none
 
     for cls in reversed(request.__mro__):  # a contract may extend another's fields
         if issubclass(cls, Request) and cls is not Request and "__dataclass_fields__" not in vars(cls):

@@ -397,7 +397,7 @@ class AuthService(Handlers):
         )
         return rules.answer(account, grants, contract, request.verb, request.object)
 
-    # nothing about rules may exceed this
+    # the user that an act is about
 
     def _find(self, db: sqlite3.Connection | Transaction, name: str) -> Account:
         account = store.account(db, name)

@@ -241,7 +241,7 @@ class Worker(asyncio.BufferedProtocol):
             return
         log.warning("plugin %s: its worker did not answer in time", self._name)
         self.heard = not self._unread()
-        self.abort()  # first: who waits for a reply goes on at once when it gets one, and asks whether this is lost
+        self.abort()  # first: whoever waits for a reply continues at once, and checks whether this is lost
         self._fail(f"{self._name} did not answer in time and was ended", Timeout)
 
     def _unread(self) -> bool:

@@ -85,7 +85,7 @@ def inspect_native(data: Data) -> None:
     wanted = {"x86_64": 62, "aarch64": 183}.get(platform.machine())
     if wanted is not None and machine != wanted:
         refuse(f"is for another machine (ELF machine {machine}), not for {platform.machine()}")
-    # Else the worker would end by SIGBUS: dlopen(3) maps what is not there.
+    # Otherwise the worker would end by SIGBUS: dlopen(3) maps what is not there.
     table, entries = int.from_bytes(data[32:40], "little"), int.from_bytes(data[56:58], "little")
     for header in range(table, table + entries * _SEGMENT.size, _SEGMENT.size):
         if header + _SEGMENT.size > len(data):
@@ -212,7 +212,7 @@ def _component(data: Data) -> Artifact:
                     functions.append(name)
     command = "handle" not in functions and any(name.startswith("wasi:cli/run@") for name in exports)
     for name in imports:
-        # Which WASI a command is for is no matter: this one would be refused in any version.
+        # A command is refused below, whatever version of WASI it is for.
         if not command or not name.startswith(WASI_PACKAGES):
             _allowed_interface(name)
     if command:
@@ -233,7 +233,7 @@ def _component_name(section: Reader) -> str:
 
 
 def _extern_type(section: Reader) -> bool:
-    """Whether it is a mere name for a type, which asks nothing of the host."""
+    """Skip a type; return whether it is only a name for one, which requires nothing of the host."""
     kind = section.byte()
     if kind == 0:
         section.byte()
