@@ -33,6 +33,7 @@ def bundled(host: EmbeddedHost, out: Path, name: str, **changes: str) -> subproc
         "manifest": str(EXAMPLES / name / f"{name}.json"),
         "extension": "wasm",
         "signature": "",
+        "trust": "",
         "expected": "",
         "grants": "",
     }
@@ -63,7 +64,7 @@ def test_a_bundle_is_checked(host: EmbeddedHost, tmp_path: Path) -> None:
     other = bundled(host, tmp_path / "other", "reverse", expected=digest[::-1])
     assert (other.returncode, f"its SHA-256 digest is {digest}" in other.stderr) == (1, True)
     strange = bundled(host, tmp_path / "strange", "reverse", manifest=str(EXAMPLES / "counter/counter.json"))
-    assert (strange.returncode, "its manifest has another name" in strange.stderr) == (1, True)
+    assert (strange.returncode, "is not a JSON object with the name reverse" in strange.stderr) == (1, True)
     assert not (tmp_path / "other").exists()
     assert not (tmp_path / "strange").exists()
 
@@ -75,6 +76,22 @@ def test_a_signature_beside_the_manifest_comes_along(host: EmbeddedHost, tmp_pat
     beside = bundle(host, tmp_path / "beside", "reverse", manifest=str(manifest))
     named = bundle(host, tmp_path / "named", "reverse", manifest=str(manifest), signature=str(tmp_path / "named.sig"))
     assert [(out / "reverse.json.sig").read_text() for out in (beside, named)] == ["beside", "named"]
+
+
+@pytest.mark.parametrize(
+    ("extension", "trust", "signed", "bundles"),
+    [("wasm", "warn", False, True), ("wasm", "require", False, False), ("wasm", "require", True, True),
+     ("so", "off", False, False), ("so", "off", True, True)],
+)  # fmt: skip
+def test_a_plugin_that_would_be_refused_without_a_signature_is_not_bundled(
+    host: EmbeddedHost, tmp_path: Path, extension: str, trust: str, signed: bool, bundles: bool
+) -> None:
+    signature = tmp_path / "signature"
+    signature.write_text("signed")
+    given = str(signature) if signed else ""
+    done = bundled(host, tmp_path / "out", "reverse", extension=extension, trust=trust, signature=given)
+    assert (done.returncode == 0, "it has no signature" in done.stderr) == (bundles, not bundles), done.stderr
+    assert (tmp_path / "out").exists() == bundles
 
 
 def test_what_is_declared_is_loaded_and_what_no_longer_is_unloaded(host: EmbeddedHost, tmp_path: Path) -> None:

@@ -350,30 +350,21 @@ in
     )
     && plain.warnings == [ ]
     && (enabled { trustedSigners = [ key ]; }).warnings == [ ];
-  "where signatures are required, no plugin is without one" =
+  "the build of a plugin knows whether signatures are required" =
     let
-      signed =
-        options:
-        {
-          trustedSigners = [ key ];
-        }
-        // {
-          plugins.reverse = plugin // options;
-        };
+      told =
+        (import ./evaluate.nix {
+          inherit lib;
+          pkgs = pkgs // {
+            runCommand = _: environment: _: {
+              type = "derivation";
+              outPath = "/${environment.trust or ""}";
+            };
+          };
+        } { services.circleosd = full.services.circleosd // { settings.plugins.trust = "require"; }; }).config;
     in
-    refusedBecause "they have no signature" (signed { manifest.version = "1"; })
-    && refusedBecause "they have no signature" (signed { manifest = ../../plugins/examples/reverse/reverse.json; })
-    && accepted (signed {
-      manifest = ../../plugins/examples/reverse/reverse.json;
-      signature = file "reverse.json.sig";
-    })
-    && accepted (signed { })
-    && accepted {
-      settings.plugins.trust = "warn";
-      plugins.reverse = plugin // {
-        manifest = ../../plugins/examples/reverse/reverse.json;
-      };
-    };
+    lib.hasSuffix " /require /require"
+      told.systemd.services.circleosd-declared-plugins.serviceConfig.ExecStart;
   "a signature is over a file" = refusedBecause "a signature is over a file" {
     plugins.reverse = plugin // {
       manifest.version = "1";

@@ -127,7 +127,8 @@ let
           example = lib.literalExpression "./reverse.json.sig";
           description = ''
             The manifest's SSH signature, as made by `circlectl plugin sign`. When null, a file of the manifest's name
-            with `.sig` added is taken where a package has one.
+            with `.sig` added is taken where a package has one. Native code needs a signature; other plugins do if
+            {option}`services.circleosd.settings.plugins.trust` is `"require"`.
           '';
         };
 

@@ -10,8 +10,6 @@ let
   names = import ./names.nix;
 
   isValues = manifest: lib.isAttrs manifest && !lib.isStringLike manifest;
-  # Values have no file next to them; nor has a path, since the Nix store gets only that file.
-  comesAlone = plugin: isValues plugin.manifest || lib.isPath plugin.manifest;
   pluginsWhere = condition: lib.attrNames (lib.filterAttrs condition cfg.plugins);
   refuse = import ./refuse.nix lib;
 
@@ -28,6 +26,7 @@ let
         else
           "${plugin.manifest}";
       signature = lib.optionalString (plugin.signature != null) "${plugin.signature}";
+      trust = toString cfg.settings.plugins.trust;
       expected = lib.optionalString (plugin.sha256 != null) plugin.sha256;
       grants = lib.concatMapStrings (capability: capability + "\n") plugin.grant;
     } (builtins.readFile ./plugin-bundle.sh);
@@ -54,16 +53,6 @@ in
       (refuse (pluginsWhere (
         name: plugin: isValues plugin.manifest && plugin.manifest.name or name != name
       )) (quoted: "cannot load the plugins ${quoted}: their manifests have other names."))
-      (refuse
-        (pluginsWhere (
-          _: plugin: cfg.settings.plugins.trust == "require" && plugin.signature == null && comesAlone plugin
-        ))
-        (
-          quoted:
-          "cannot load the plugins ${quoted} under settings.plugins.trust = \"require\": they have no signature. Set"
-          + " signature and give the manifest that was signed as a file, or set settings.plugins.trust to \"warn\"."
-        )
-      )
       (refuse (pluginsWhere (_: plugin: plugin.signature != null && isValues plugin.manifest)) (
         quoted:
         "cannot load the plugins ${quoted}: a signature is over a file. Give the manifest that was signed as one."
