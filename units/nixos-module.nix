@@ -52,6 +52,16 @@ let
   );
   admins = config.users.groups.${cfg.adminGroup}.members ++ map (user: user.name) primaryUsers;
 
+  # When a switch restarts a service, of the system or of a user, its socket keeps listening. A switch must not start
+  # workers: a worker without a connection does not end, and only the plugin manager connects to it.
+  onSwitch =
+    lib.genAttrs names.daemons (_: {
+      stopIfChanged = false;
+    })
+    // {
+      "circleosd-plugin@".restartIfChanged = false;
+    };
+
   refuse = import ./nixos/refuse.nix lib;
   services = lib.attrNames cfg.services;
   units = lib.mapAttrsToList (_: service: service.unit) cfg.services;
@@ -132,14 +142,14 @@ in
       wantedBy = [ "sockets.target" ];
     });
 
-    systemd.services =
-      lib.genAttrs names.daemons (daemon: {
+    systemd.user.services = onSwitch;
+    systemd.services = lib.mkMerge [
+      onSwitch
+      (lib.genAttrs names.daemons (daemon: {
         restartTriggers = [ configFile ] ++ lib.optional (daemon == "circleosd-registry") catalog;
-      })
-      // {
+      }))
+      {
         polkit.restartTriggers = [ polkitRule ];
-        # A worker without a connection does not end: the plugin manager starts workers, and connects to them.
-        "circleosd-plugin@".restartIfChanged = false;
         # journalctl reads this directory and systemd's own, which is in the Nix store. It is a copy because a link would
         # dangle once the module is gone, and fail every later update.
         circleosd-journal-catalog = {
@@ -154,6 +164,7 @@ in
             ];
           };
         };
-      };
+      }
+    ];
   };
 }

@@ -99,6 +99,7 @@ in
     && off.environment.etc == { }
     && off.users.users == { }
     && off.systemd.services == { }
+    && off.systemd.user.services == { }
     && !off.security.polkit.enable;
   "enabling it is enough" = accepted { };
   "NixOS has every option that is set, for such values" =
@@ -167,8 +168,14 @@ in
     &&
       lib.elem full.environment.etc."circleosd/trusted-signers".source
         full.systemd.services.circleosd-declared-plugins.restartTriggers;
-  "no worker is started that nobody connects to" =
-    !plain.systemd.services."circleosd-plugin@".restartIfChanged;
+  "a switch starts no worker that nobody connects to" =
+    !plain.systemd.services."circleosd-plugin@".restartIfChanged
+    && !plain.systemd.user.services."circleosd-plugin@".restartIfChanged;
+  "sockets keep listening while a switch restarts their services" = lib.all (
+    daemon:
+    !plain.systemd.services.${daemon}.stopIfChanged
+    && !plain.systemd.user.services.${daemon}.stopIfChanged
+  ) (import ../../units/nixos/names.nix).daemons;
   "the journal's catalog is put where journalctl looks for it" =
     let
       service = plain.systemd.services.circleosd-journal-catalog;

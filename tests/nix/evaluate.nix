@@ -37,6 +37,12 @@ let
     types.package
   ];
   section = set (types.either value (types.listOf value));
+  service = {
+    environment = set types.str;
+    restartIfChanged = yes;
+    stopIfChanged = yes;
+    serviceConfig = section;
+  };
   units =
     more:
     set (
@@ -89,11 +95,8 @@ lib.evalModules {
             };
             packages = list types.package;
             tmpfiles.packages = list types.package;
-            services = units {
-              environment = set types.str;
-              restartIfChanged = yes;
-              serviceConfig = section;
-            };
+            services = units service;
+            user.services = units service;
             sockets = units { };
             targets = units { };
           };
