@@ -372,6 +372,15 @@ in
     in
     lib.hasSuffix " /require /require"
       told.systemd.services.circleosd-declared-plugins.serviceConfig.ExecStart;
+  "a declared plugin has its grants in one place" =
+    refusedBecause "in settings.plugins.grants" {
+      plugins.reverse = plugin;
+      settings.plugins.grants.reverse = [ "kv" ];
+    }
+    && accepted {
+      plugins.reverse = plugin;
+      settings.plugins.grants.counter = [ "kv" ];
+    };
   "a signature is over a file" = refusedBecause "a signature is over a file" {
     plugins.reverse = plugin // {
       manifest.version = "1";

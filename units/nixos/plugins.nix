@@ -53,6 +53,12 @@ in
       (refuse (pluginsWhere (
         name: plugin: isValues plugin.manifest && plugin.manifest.name or name != name
       )) (quoted: "cannot load the plugins ${quoted}: their manifests have other names."))
+      # What `grant` does not list is revoked.
+      (refuse (pluginsWhere (name: _: cfg.settings.plugins ? grants.${name})) (
+        quoted:
+        "cannot grant capabilities to the plugins ${quoted} in settings.plugins.grants, since they are declared. Use"
+        + " plugins.<name>.grant."
+      ))
       (refuse (pluginsWhere (_: plugin: plugin.signature != null && isValues plugin.manifest)) (
         quoted:
         "cannot load the plugins ${quoted}: a signature is over a file. Give the manifest that was signed as one."
