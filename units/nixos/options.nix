@@ -36,7 +36,7 @@ let
       + "|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\\.com) AAAA[A-Za-z0-9+/]+=*( [^\n]*)?\n?"
     )
     // {
-      description = "line of an allowed_signers file";
+      description = "line of an allowed_signers file, such as alice@example.org ssh-ed25519 AAAA…";
     };
 
   serviceOptions =
