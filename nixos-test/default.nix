@@ -5,13 +5,13 @@ pkgs.testers.runNixOSTest {
   name = "circleosd";
 
   nodes.machine =
-    { lib, pkgs, ... }:
+    {
+      config,
+      lib,
+      pkgs,
+      ...
+    }:
     let
-      examples = pkgs.runCommand "circleosd-example-plugins" { nativeBuildInputs = [ pkgs.wabt ]; } ''
-        cp -r ${../plugins} $out
-        chmod u+w $out
-        wat2wasm $out/example.wat -o $out/example.wasm
-      '';
       hostile = pkgs.runCommandCC "circleosd-hostile-plugins" { nativeBuildInputs = [ pkgs.wabt ]; } ''
         mkdir -p $out tree/nixos-test tree/plugins
         cp -r ${./plugins} tree/nixos-test/plugins
@@ -77,7 +77,8 @@ pkgs.testers.runNixOSTest {
       };
 
       environment.systemPackages = [ pkgs.socat ];
-      environment.etc."circleosd-test/plugins".source = examples;
+      environment.etc."circleosd-test/plugins".source =
+        "${config.services.circleosd.package}/share/circleosd/plugins";
       environment.etc."circleosd-test/hostile".source = hostile;
     };
 
