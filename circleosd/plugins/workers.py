@@ -11,6 +11,7 @@ import fcntl
 import logging
 import socket
 import termios
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -123,6 +124,8 @@ class Worker(asyncio.BufferedProtocol):
         self._in_line = 0
         self._timer: asyncio.TimerHandle | None = None
         self._asked: set[asyncio.Task[None]] = set()
+        self._written = 0  # bytes given to the transport
+        self._unsent: deque[int] = deque()  # where in these bytes each reply to a host call ends
         self._preparation_time = 0.0
         # All preparations together: only the worker knows which calls they follow.
         self._preparing = _Work(0.0, NOBODY)
@@ -180,7 +183,6 @@ class Worker(asyncio.BufferedProtocol):
         """
         if len(self._calls) >= self._concurrency:
             await self._until_room()
-        assert self._transport is not None
         named = self._names.get(name)
         if named is None:
             named = frames.named_body(name, b"")
@@ -194,10 +196,10 @@ class Worker(asyncio.BufferedProtocol):
         waiting = self._expect(number, begins + timeout + GRACE, cause)
         head = HEADER.pack(length, kind, number) + named
         if length <= PIECE:
-            self._transport.write(head + payload)
+            self._write(head + payload)
         else:
-            self._transport.write(head)
-            self._transport.write(payload)
+            self._write(head)
+            self._write(payload)
         answer, body = await self._reply(number, waiting)
         if answer == frames.RESULT:
             return body
@@ -305,7 +307,7 @@ class Worker(asyncio.BufferedProtocol):
             self._voice.say(*frames.parse_log(body), self._loop.time())
         elif kind == frames.HOST_CALL:
             work = call or self._preparation(number)
-            if work is None or len(self._asked) >= self._most_asked:
+            if work is None or self._unanswered() >= self._most_asked:
                 raise FrameError("it made a host call outside a call, or too many at once")
             task = self._loop.create_task(self._answer(number, *frames.parse_host_call(body), work.cause))
             self._asked.add(task)
@@ -346,7 +348,23 @@ class Worker(asyncio.BufferedProtocol):
     async def _answer(self, number: int, call: str, args: dict[str, str], cause: Cause) -> None:
         body = await self._host_calls(call, args, cause)
         if self._transport and not self._transport.is_closing():
-            self._transport.write(frames.encode(frames.HOST_REPLY, number, body))
+            self._write(frames.encode(frames.HOST_REPLY, number, body))
+            self._unsent.append(self._written)
+
+    def _unanswered(self) -> int:
+        """Host calls without a reply, or with one that waits for room in the socket: a worker that is not compromised
+        reads the reply before it asks again.
+        """
+        assert self._transport is not None
+        sent = self._written - self._transport.get_write_buffer_size()
+        while self._unsent and self._unsent[0] <= sent:
+            self._unsent.popleft()
+        return len(self._asked) + len(self._unsent)
+
+    def _write(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(data)
+        self._written += len(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
+from threading import Event, Semaphore
 from typing import Literal, TypeVar
 
 import pytest
@@ -99,7 +99,7 @@ def run(
                 peer(channel)
                 while channel.receive():
                     pass
-            except (BrokenPipeError, ConnectionResetError):
+            except (BrokenPipeError, ConnectionResetError, frames.FrameError):
                 pass  # the manager has had enough
 
     async def managed() -> T:
@@ -231,6 +231,35 @@ def test_a_worker_that_asks_more_at_once_than_its_calls_and_preparations_can_is_
         return await why_lost(worker)
 
     assert "too many at once" in run(tmp_path, peer, manage, never)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_worker_that_asks_without_reading_the_replies_is_ended(tmp_path: Path, reads: bool) -> None:
+    answered = Semaphore(0)
+
+    def peer(channel: Channel) -> None:
+        loaded(channel)
+        number = called(channel)
+        channel.send(HOST_CALL, number, QUESTION)
+        for _ in range(3):
+            answered.acquire()
+            if reads:
+                channel.receive()
+            channel.send(HOST_CALL, number, QUESTION)
+        channel.send(RESULT, number, b"")
+
+    async def answer(call: str, args: dict[str, str], cause: Cause) -> bytes:
+        answered.release()
+        return bytes(1 << 20)  # more than the socket holds
+
+    async def manage(worker: Worker, path: str) -> str:
+        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+        lost = await why_lost(worker)
+        worker.abort()  # nobody reads what is left
+        return lost
+
+    lost = run(tmp_path, peer, manage, answer)
+    assert "too many at once" in lost if not reads else not lost
 
 
 def test_nothing_more_is_taken_from_a_worker_that_has_broken_the_protocol(tmp_path: Path) -> None:
