@@ -129,7 +129,7 @@ class Worker(asyncio.BufferedProtocol):
         self._preparation_time = 0.0
         # All preparations together: only the worker knows which calls they follow.
         self._preparing = _Work(0.0, NOBODY)
-        self._receiver = Receiver(frames.TO_MANAGER)
+        self._receiver: Receiver
         self.lost = False
         self.counted = False  # its end is counted in the plugin's record
         self.heard = True  # false if it had read nothing when it was too late
@@ -149,6 +149,7 @@ class Worker(asyncio.BufferedProtocol):
         refuses the artifact, `Unavailable` if the machine lacks something it needs, `WorkerGone`, `Timeout` after
         `timeout` seconds.
         """
+        self._receiver = Receiver({**frames.TO_MANAGER, frames.RESULT: load.limits.output})
         self._receiver.sink = sink
         if load.plugin_type == "wasm":
             self._preparation_time = load.limits.time + GRACE

@@ -281,6 +281,20 @@ def test_nothing_more_is_taken_from_a_worker_that_has_broken_the_protocol(tmp_pa
     assert asked.causes == []
 
 
+@pytest.mark.parametrize("size", [1000, 1001])
+def test_a_reply_is_held_to_its_plugins_limit_whatever_the_worker_sends(tmp_path: Path, size: int) -> None:
+    def peer(channel: Channel) -> None:
+        loaded(channel)
+        channel.send(RESULT, called(channel), b"x" * size)
+
+    async def manage(worker: Worker, path: str) -> str:
+        await worker.load(path, Load("example", "wasm", Limits(output=1000)), [0], 10, None)
+        return await why_lost(worker)
+
+    lost = run(tmp_path, peer, manage)
+    assert "the bound is 1000" in lost if size > 1000 else not lost
+
+
 @pytest.mark.parametrize(
     ("asked", "abi"),
     [
