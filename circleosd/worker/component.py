@@ -17,9 +17,7 @@ from circleosd.worker.engine import (
     Engine,
     Pointer,
     chars,
-    check,
     delete_store,
-    failure,
     take_error,
 )
 from circleosd.worker.failure import PluginFailure, contained
@@ -178,7 +176,7 @@ class ComponentPlugin:
         last_line = instance.logs[-1].last if instance.logs else ""
         if trouble.exit_status is not None:
             return exit_failure(trouble.exit_status, last_line)
-        return explained(failure(trouble, self._load.limits), last_line)
+        return explained(self._engine.failure(trouble), last_line)
 
     def _index(self, name: str) -> Pointer:
         index = c.wasmtime_component_get_export_index(self._component, None, chars(name), len(name.encode()))
@@ -202,7 +200,7 @@ class ComponentPlugin:
             if self._wasi:
                 output, errors = instance.logs = LineLog(self._host), LineLog(self._host)
                 instance.streams = Streams(output, errors)
-                set_wasi(context, self._load, self._host.config, b"", instance.streams)
+                set_wasi(self._engine, context, self._load.name, self._host.config, b"", instance.streams)
             self._engine.allow(context)
             error = c.wasmtime_component_linker_instantiate(
                 self._linker, context, self._component, byref(instance.component)
@@ -250,7 +248,7 @@ class ComponentPlugin:
     def _link(self, imports: list[str]) -> Pointer:
         linker = c.wasmtime_component_linker_new(self._engine.pointer)
         if self._wasi:
-            check(c.wasmtime_component_linker_add_wasip2(linker), self._load.limits)
+            self._engine.check(c.wasmtime_component_linker_add_wasip2(linker))
         root = c.wasmtime_component_linker_root(linker)
         for name in imports:
             interface = name.removeprefix("circleosd:plugin/").removesuffix(f"@{INTERFACE_VERSION}")
@@ -268,18 +266,16 @@ class ComponentPlugin:
         return _failing(call, kinds, 1, self._host_call(call))
 
     def _define(self, root: Pointer, name: str, functions: dict[str, Callable[..., int]]) -> None:
-        limits = self._load.limits
         interface = POINTER(c.wasmtime_component_linker_instance_t)()
-        check(c.wasmtime_component_linker_instance_add_instance(root, chars(name), len(name), byref(interface)), limits)
+        added = c.wasmtime_component_linker_instance_add_instance(root, chars(name), len(name), byref(interface))
+        self._engine.check(added)
         for function, body in functions.items():
             callback = c.wasmtime_component_func_callback_t(body)
             self._callbacks.append(callback)
-            check(
-                c.wasmtime_component_linker_instance_add_func(
-                    interface, chars(function), len(function), callback, None, NO_FINALIZER
-                ),
-                limits,
+            added = c.wasmtime_component_linker_instance_add_func(
+                interface, chars(function), len(function), callback, None, NO_FINALIZER
             )
+            self._engine.check(added)
         c.wasmtime_component_linker_instance_delete(interface)
 
     def _log(self, arguments: Any, _result: Any) -> None:

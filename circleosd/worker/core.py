@@ -16,15 +16,12 @@ from circleosd.worker.engine import (
     Engine,
     Pointer,
     chars,
-    check,
     delete_store,
-    failure,
     i32_function_type,
     new_trap,
     raw_function,
     take_error,
-    trap_failure,
-    with_memory,
+    take_trap,
 )
 from circleosd.worker.failure import PluginFailure, contained, require_text
 from circleosd.worker.frames import MAX_HOST_CALL, MAX_LOG, Buffer, Load, json_body
@@ -122,7 +119,7 @@ class CorePlugin:
         self.functions = artifact.functions
         self._names = {name: name.encode() for name in artifact.functions}
         self._engine = engine
-        self._limits = load.limits
+        self._output = load.limits.output
         self._host = host
         self._shared = load.instance == "shared"
         self._initialize = "_initialize" in artifact.hooks
@@ -214,9 +211,9 @@ class CorePlugin:
         packed = instance.slot.value & 0xFFFFFFFFFFFFFFFF
         length = packed & 0x7FFFFFFF
         is_error = bool(packed & 0x80000000)
-        if length > self._limits.output:
+        if length > self._output:
             raise PluginFailure(
-                "limit", f"gave a reply of {length} bytes: its limit for output is {self._limits.output} bytes"
+                "limit", f"gave a reply of {length} bytes: its limit for output is {self._output} bytes"
             )
         if length == 0:
             return b"", is_error
@@ -260,11 +257,11 @@ class CorePlugin:
 
     def _failure(self, instance: _Instance, error: Pointer) -> PluginFailure:
         if error:
-            return failure(take_error(error), self._limits)
-        found = trap_failure(ctypes.cast(instance.trap, POINTER(c.wasm_trap_t)), self._limits)
+            return self._engine.failure(take_error(error))
+        found = self._engine.failure(take_trap(ctypes.cast(instance.trap, POINTER(c.wasm_trap_t))))
         instance.trap.value = None
         size = _memory_size(instance.context_at, instance.memory_at) if instance.memory_at else 0
-        return with_memory(found, size, self._limits)
+        return self._engine.with_memory(found, size)
 
 
 def _write(instance: _Instance, payload: Buffer) -> None:
@@ -298,7 +295,7 @@ class _Imports:
         ):
             callback = c.wasmtime_func_unchecked_callback_t(_trapping(function))
             self._callbacks.append(callback)
-            check(
+            engine.check(
                 c.wasmtime_linker_define_func_unchecked(
                     linker,
                     chars("circleosd"),
@@ -309,11 +306,10 @@ class _Imports:
                     callback,
                     None,
                     NO_FINALIZER,
-                ),
-                engine.limits,
+                )
             )
         linked = POINTER(c.wasmtime_instance_pre_t)()
-        check(c.wasmtime_linker_instantiate_pre(linker, module, byref(linked)), engine.limits)
+        engine.check(c.wasmtime_linker_instantiate_pre(linker, module, byref(linked)))
         return linked
 
     def _log(self, caller: Any, arguments: Any) -> None:

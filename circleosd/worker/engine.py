@@ -43,6 +43,9 @@ class Parts(NamedTuple):
 # A component consists of several modules, each with an instance and perhaps its own memory and tables.
 PARTS: Final[dict[Kind, Parts]] = {"module": Parts(1, 1, 8), "component": Parts(256, 16, 24)}
 
+# Wasmtime's words when an instance does not fit its store or its slot.
+_LIMIT_SIGNS: Final = ("exceeds the limit of", "exceeds the per-instance limit", "resource limit exceeded")
+
 NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, c_void_p))
 _I32: Final = 0
 _PAGE: Final = 64 << 10
@@ -90,6 +93,15 @@ def _pool(limits: Limits, kind: Kind) -> Pointer:
     return pool
 
 
+class Trouble(NamedTuple):
+    """A parsed trap or error of Wasmtime: its innermost cause, and all causes, outermost first."""
+
+    cause: str
+    causes: list[str]
+    backtrace: list[str]
+    exit_status: int | None
+
+
 class Engine:
     """One Wasmtime engine with a worker's configuration, which lives as long as the process."""
 
@@ -125,9 +137,39 @@ class Engine:
     def allow(self, context: Pointer) -> None:
         """Lets the store run for a call's time from now on, or, if deterministic, for a call's fuel."""
         if self.deterministic:
-            check(c.wasmtime_context_set_fuel(context, self.fuel), self.limits)
+            self.check(c.wasmtime_context_set_fuel(context, self.fuel))
         else:
             _set_deadline(context, STORE_TICKS)
+
+    def check(self, error: Pointer) -> None:
+        """Raises the `PluginFailure` for a `wasmtime_error_t *`, unless it is NULL."""
+        if error:
+            raise self.failure(take_error(error))
+
+    def failure(self, trouble: Trouble) -> PluginFailure:
+        """The failure for a trap or error: an exceeded limit, or the plugin's own fault."""
+        cause, backtrace, seconds = trouble.cause, trouble.backtrace, self.limits.time
+        if cause == "wasm trap: interrupt":
+            return PluginFailure("timeout", f"took longer than {seconds:g} s", backtrace)
+        if cause.startswith("wasm trap: all fuel consumed"):
+            units = int(seconds * FUEL_PER_SECOND)
+            return PluginFailure("limit", f"used up its fuel of {units} units (time = {seconds:g} s)", backtrace)
+        if any(sign in cause for sign in _LIMIT_SIGNS):
+            figures = re.sub("0x[0-9a-f]+", lambda found: str(int(found[0], 16)), cause)
+            return PluginFailure("limit", f"needs more than its limits allow: {figures}", backtrace)
+        if cause.startswith("wasm trap: "):
+            return PluginFailure("plugin-failed", "trap: " + cause.removeprefix("wasm trap: "), backtrace)
+        # The outermost cause of an error in wasm code is the backtrace as text.
+        return PluginFailure("plugin-failed", cause if backtrace else ": ".join(trouble.causes), backtrace)
+
+    def with_memory(self, found: PluginFailure, size: int) -> PluginFailure:
+        """The failure of an instance with a memory of `size` bytes: attributed to the memory limit if it cannot grow by
+        another page.
+        """
+        if found.code != "plugin-failed" or size + _PAGE <= self.limits.memory:
+            return found
+        text = f"{found.message}; its memory is at its limit of {self.limits.memory} bytes"
+        return PluginFailure("limit", text, found.backtrace)
 
 
 def raw_function(name: str, result: Any, *parameters: Any) -> Any:
@@ -194,7 +236,7 @@ def code_from_bytes(kind: Kind, engine: Engine, data: bytes) -> Pointer:
     """A module or component from its serialized form, which must come from `compile_code`."""
     functions = _KINDS[kind]
     pointer = functions.pointer()
-    check(functions.deserialize(engine.pointer, _bytes_pointer(data), len(data), byref(pointer)), engine.limits)
+    engine.check(functions.deserialize(engine.pointer, _bytes_pointer(data), len(data), byref(pointer)))
     return pointer
 
 
@@ -241,9 +283,6 @@ def i32_function_type(parameters: int, results: int) -> Pointer:
     return c.wasm_functype_new(byref(vectors[0]), byref(vectors[1]))
 
 
-# Wasmtime's words when an instance does not fit its store or its slot.
-_LIMIT_SIGNS: Final = ("exceeds the limit of", "exceeds the per-instance limit", "resource limit exceeded")
-
 FAULT: Final = "internal fault of the worker in a host function"
 
 
@@ -254,57 +293,15 @@ def new_trap(message: str) -> int:
     return ctypes.cast(trap, c_void_p).value or 0
 
 
-class Trouble(NamedTuple):
-    """A parsed trap or error of Wasmtime: its innermost cause, and all causes, outermost first."""
-
-    cause: str
-    causes: list[str]
-    backtrace: list[str]
-    exit_status: int | None
-
-
-def check(error: Pointer, limits: Limits) -> None:
-    """Raises the `PluginFailure` for a `wasmtime_error_t *`, unless it is NULL."""
-    if error:
-        raise failure(take_error(error), limits)
-
-
-def trap_failure(trap: Pointer, limits: Limits) -> PluginFailure:
-    """The failure for a `wasm_trap_t *`; deletes the trap."""
+def take_trap(trap: Pointer) -> Trouble:
+    """Parses a `wasm_trap_t *` and deletes it."""
     message = c.wasm_byte_vec_t()
     c.wasm_trap_message(trap, byref(message))
     frames = c.wasm_frame_vec_t()
     c.wasm_trap_trace(trap, byref(frames))
     trouble = Trouble(*_causes(_take_text(message)), _backtrace(frames), None)
     c.wasm_trap_delete(trap)
-    return failure(trouble, limits)
-
-
-def with_memory(found: PluginFailure, size: int, limits: Limits) -> PluginFailure:
-    """The failure of an instance with a memory of `size` bytes: attributed to the memory limit if it cannot grow by
-    another page.
-    """
-    if found.code != "plugin-failed" or size + _PAGE <= limits.memory:
-        return found
-    text = f"{found.message}; its memory is at its limit of {limits.memory} bytes"
-    return PluginFailure("limit", text, found.backtrace)
-
-
-def failure(trouble: Trouble, limits: Limits) -> PluginFailure:
-    """The failure for a trap or error: an exceeded limit, or the plugin's own fault."""
-    cause, backtrace = trouble.cause, trouble.backtrace
-    if cause == "wasm trap: interrupt":
-        return PluginFailure("timeout", f"took longer than {limits.time:g} s", backtrace)
-    if cause.startswith("wasm trap: all fuel consumed"):
-        units = int(limits.time * FUEL_PER_SECOND)
-        return PluginFailure("limit", f"used up its fuel of {units} units (time = {limits.time:g} s)", backtrace)
-    if any(sign in cause for sign in _LIMIT_SIGNS):
-        figures = re.sub("0x[0-9a-f]+", lambda found: str(int(found[0], 16)), cause)
-        return PluginFailure("limit", f"needs more than its limits allow: {figures}", backtrace)
-    if cause.startswith("wasm trap: "):
-        return PluginFailure("plugin-failed", "trap: " + cause.removeprefix("wasm trap: "), backtrace)
-    # The outermost cause of an error in wasm code is the backtrace as text.
-    return PluginFailure("plugin-failed", cause if backtrace else ": ".join(trouble.causes), backtrace)
+    return trouble
 
 
 def take_error(error: Pointer) -> Trouble:

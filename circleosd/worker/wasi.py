@@ -21,12 +21,9 @@ from circleosd.worker.engine import (
     Pointer,
     Trouble,
     chars,
-    check,
     delete_store,
-    failure,
     take_error,
-    trap_failure,
-    with_memory,
+    take_trap,
 )
 from circleosd.worker.failure import PluginFailure, contained, require_text
 from circleosd.worker.frames import MAX_LOG, Buffer, Load
@@ -129,17 +126,19 @@ class Streams:
         del _sinks[self.output], _sinks[self.errors]
 
 
-def set_wasi(context: Pointer, load: Load, environment: dict[str, str], stdin: bytes, streams: Streams) -> None:
+def set_wasi(
+    engine: Engine, context: Pointer, name: str, environment: dict[str, str], stdin: bytes, streams: Streams
+) -> None:
     """Gives a store its WASI: arguments, environment, stdin, two outputs, and nothing else."""
     config = c.wasi_config_new()
-    c.wasi_config_set_argv(config, 1, _strings([load.name]))
+    c.wasi_config_set_argv(config, 1, _strings([name]))
     c.wasi_config_set_env(config, len(environment), _strings(environment), _strings(environment.values()))
     vector = c.wasm_byte_vec_t()
     c.wasm_byte_vec_new(byref(vector), len(stdin), ctypes.cast(c_char_p(stdin), POINTER(ctypes.c_ubyte)))
     c.wasi_config_set_stdin_bytes(config, byref(vector))
     c.wasi_config_set_stdout_custom(config, _write, streams.output, NO_FINALIZER)
     c.wasi_config_set_stderr_custom(config, _write, streams.errors, NO_FINALIZER)
-    check(c.wasmtime_context_set_wasi(context, config), load.limits)
+    engine.check(c.wasmtime_context_set_wasi(context, config))
 
 
 def _strings(texts: Any) -> Any:
@@ -179,7 +178,7 @@ class WasiPlugin:
         self._host = host
         self._spent: list[tuple[Pointer, Streams]] = []
         linker = c.wasmtime_linker_new(engine.pointer)
-        check(c.wasmtime_linker_define_wasi(linker), load.limits)
+        engine.check(c.wasmtime_linker_define_wasi(linker))
         self._linked = POINTER(c.wasmtime_instance_pre_t)()
         error = c.wasmtime_linker_instantiate_pre(linker, module, byref(self._linked))
         if error:
@@ -223,7 +222,7 @@ class WasiPlugin:
         store, context = self._engine.new_store()
         streams = Streams(output, errors)
         try:
-            set_wasi(context, self._load, self._host.config, stdin, streams)
+            set_wasi(self._engine, context, self._load.name, self._host.config, stdin, streams)
             self._engine.allow(context)
             self._enter(context, errors, start=start)
         finally:
@@ -241,10 +240,10 @@ class WasiPlugin:
             raw = (c.wasmtime_val_raw_t * 1)()
             error = c.wasmtime_func_call_unchecked(context, byref(item.of.func), raw, 0, byref(trap))
         if trap:
-            found = trap_failure(trap, self._load.limits)
+            found = self._engine.failure(take_trap(trap))
             errors.flush()
             size = _memory_size(context, instance) if made else 0
-            raise with_memory(explained(found, errors.last), size, self._load.limits)
+            raise self._engine.with_memory(explained(found, errors.last), size)
         if error:
             self._ended(take_error(error), errors)
 
@@ -256,4 +255,4 @@ class WasiPlugin:
             raise exit_failure(trouble.exit_status, errors.last)
         if trouble.cause.startswith(_OTHER_STATUS):
             raise exit_failure("above 125", errors.last)
-        raise explained(failure(trouble, self._load.limits), errors.last)
+        raise explained(self._engine.failure(trouble), errors.last)
