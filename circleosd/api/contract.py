@@ -11,17 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from types import UnionType
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    NamedTuple,
-    TypeVar,
-    Union,
-    dataclass_transform,
-    get_args,
-    get_origin,
-)
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 from circleosd.errors import BadRequest
 from circleosd.policy import Access

@@ -22,14 +22,7 @@ from circleosd.plugins.events import Events
 from circleosd.plugins.files import given
 from circleosd.plugins.host import Host
 from circleosd.plugins.keyvalue import KeyValue
-from circleosd.plugins.loading import (
-    Candidate,
-    Loading,
-    as_loaded,
-    require_asked,
-    require_granted_growth,
-    to_grant,
-)
+from circleosd.plugins.loading import Candidate, Loading, as_loaded, require_asked, require_granted_growth, to_grant
 from circleosd.plugins.manifest import Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners, Superseded

@@ -11,15 +11,7 @@ from typing import Any, Final, TypeAlias
 from wasmtime import _bindings as c
 
 from circleosd.worker import values
-from circleosd.worker.engine import (
-    FAULT,
-    NO_FINALIZER,
-    Engine,
-    Pointer,
-    chars,
-    delete_store,
-    take_error,
-)
+from circleosd.worker.engine import FAULT, NO_FINALIZER, Engine, Pointer, chars, delete_store, take_error
 from circleosd.worker.failure import PluginFailure, contained
 from circleosd.worker.frames import LEVELS, MAX_DESCRIPTION, MAX_HOST_CALL, MAX_LOG, Buffer, Load
 from circleosd.worker.host import CALLS, TOO_LONG, Answer, Host

@@ -12,23 +12,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from circleosd.worker.frames import (
-    LOG,
-    MAX_HOST_CALL,
-    MAX_LOG,
-    Buffer,
-    FrameError,
-    Load,
-    json_body,
-    log_body,
-    parse_host_reply,
-)
+from circleosd.worker import frames
+from circleosd.worker.frames import Buffer, FrameError, Load
 
 # What one call may log: 32 of the longest messages.
-LOG_BUDGET: Final = 32 * MAX_LOG
+LOG_BUDGET: Final = 32 * frames.MAX_LOG
 LEAST_LOGGED: Final = 128  # minimum size that a message counts as: each is a line in the host's journal
 
-TOO_LONG: Final = f"limit: a host call may have at most {MAX_HOST_CALL} bytes as JSON"
+TOO_LONG: Final = f"limit: a host call may have at most {frames.MAX_HOST_CALL} bytes as JSON"
 
 # (True, the result) or (False, "code: message").
 Answer: TypeAlias = tuple[bool, Any]
@@ -130,11 +121,11 @@ class Host:
         call = call or self._current.call
         if call.budget <= 0:
             return
-        body = log_body(level, text)
+        body = frames.log_body(level, text)
         call.budget -= logged(len(body))
-        self._send(LOG, call.call_id, body)
+        self._send(frames.LOG, call.call_id, body)
         if call.budget <= 0:
-            self._send(LOG, call.call_id, log_body(2, "further log messages of this call were dropped"))
+            self._send(frames.LOG, call.call_id, frames.log_body(2, "further log messages of this call were dropped"))
 
     def call(self, call: str, args: dict[str, str]) -> Answer:
         """One call in `CALLS` with complete arguments."""
@@ -144,18 +135,18 @@ class Host:
         local = self._local.get(call)
         if local is not None:
             return True, local(args)
-        request = json_body({"call": call, "args": args})
-        if len(request) > MAX_HOST_CALL:
+        request = frames.json_body({"call": call, "args": args})
+        if len(request) > frames.MAX_HOST_CALL:
             return False, TOO_LONG
         try:
-            return parse_host_reply(self._ask(self._current.call.call_id, request))
+            return frames.parse_host_reply(self._ask(self._current.call.call_id, request))
         except FrameError as exc:
             return False, f"internal: {exc}"
 
     def call_json(self, request: bytes) -> tuple[bool, bytes]:
         """The same for a JSON request; the answer is the result as JSON, or the error's text."""
         ok, result = self._call_json(request)
-        return ok, json_body(result) if ok else str(result).encode("utf-8", "replace")
+        return ok, frames.json_body(result) if ok else str(result).encode("utf-8", "replace")
 
     def _call_json(self, request: bytes) -> Answer:
         try:

@@ -7,20 +7,11 @@ import os
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
-from circleosd.worker import inspect
+from circleosd.worker import inspect, limits
 from circleosd.worker.channel import Channel
 from circleosd.worker.failure import PluginFailure
 from circleosd.worker.frames import COMPILED, MAX_PAYLOAD, Abi, Buffer, FrameError, Load, Ready
 from circleosd.worker.host import Host
-from circleosd.worker.limits import (
-    bound_mappings,
-    bound_memory,
-    bound_threads,
-    forbid_files,
-    forbid_processes,
-    forbid_timers,
-    share_one_heap,
-)
 from circleosd.worker.sandbox import confine
 from circleosd.worker.watch import SharedWatch, Watch
 
@@ -79,7 +70,7 @@ def _load_wasm(
     # Wasmtime takes 10 MB and 30 ms, which the worker of a native plugin can save.
     from circleosd.worker.engine import Engine, Kind, code_from_bytes, code_from_file
 
-    threads = bound_threads()
+    threads = limits.bound_threads()
     kind: Kind = "component" if artifact.abi == "component" else "module"
     engine = code = None
     if precompiled:
@@ -102,18 +93,18 @@ def _load_wasm(
     # A command that reads and writes piece by piece may have less memory than its payload. The process holds the
     # payload as received and in its streams, like the reply, and the next call's before this one's are deleted.
     carried = parallel * 3 * (MAX_PAYLOAD + load.limits.output)
-    share_one_heap()
-    bound_memory(load.limits.memory * memories + carried + stacks * THREAD_STACK)
+    limits.share_one_heap()
+    limits.bound_memory(load.limits.memory * memories + carried + stacks * THREAD_STACK)
     sandbox = confine()
     watch = _watch(load, parallel, engine.tick())
-    forbid_timers()
+    limits.forbid_timers()
     watch.begin()
     try:
         plugin = plugin_class(engine, code, artifact, load, host)
     finally:
         watch.end()
     # Not earlier: Wasmtime writes a module's initial memory to a memfd for the first instance.
-    forbid_files()
+    limits.forbid_files()
     ready = Ready(artifact.abi, plugin.functions, artifact.imports, plugin.description, sandbox)
     return Loaded(plugin, watch, ready)
 
@@ -135,16 +126,16 @@ def _plugin_class(abi: Abi) -> Callable[[Any, Any, inspect.Artifact, Load, Host]
 def _load_native(load: Load, artifact: int, host: Host, parallel: int) -> Loaded:
     from circleosd.worker.native import NativePlugin
 
-    share_one_heap()
+    limits.share_one_heap()
     extra = load.limits.memory + parallel * THREAD_STACK
-    bound_memory(extra)
-    bound_mappings(extra)  # not for wasm: Wasmtime reserves gigabytes of address space
-    forbid_files()
+    limits.bound_memory(extra)
+    limits.bound_mappings(extra)  # not for wasm: Wasmtime reserves gigabytes of address space
+    limits.forbid_files()
     sandbox = confine(artifact)
     if "seccomp" not in sandbox and parallel == 1:
-        forbid_processes()
+        limits.forbid_processes()
     watch = _watch(load, parallel, None)
-    forbid_timers()
+    limits.forbid_timers()
     watch.begin()
     try:
         plugin = NativePlugin(artifact, load, host)

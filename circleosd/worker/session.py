@@ -11,25 +11,10 @@ import threading
 from collections import deque
 from typing import NoReturn
 
+from circleosd.worker import frames
 from circleosd.worker.channel import Channel
 from circleosd.worker.failure import PluginFailure, require_payload
-from circleosd.worker.frames import (
-    EVENT,
-    FAILED,
-    HOST_CALL,
-    HOST_REPLY,
-    INVOKE,
-    PREPARING,
-    READY,
-    RESULT,
-    Buffer,
-    Frame,
-    FrameError,
-    Load,
-    failed_body,
-    ready_body,
-    split_named,
-)
+from circleosd.worker.frames import Buffer, Frame, FrameError, Load
 from circleosd.worker.host import Host
 from circleosd.worker.limits import NO_MEMORY
 from circleosd.worker.loader import THREAD_STACK, Loaded, load_plugin
@@ -46,12 +31,12 @@ def begin(channel: Channel, load: Load, descriptors: list[int]) -> _Serial | Non
         session.loaded = load_plugin(load, descriptors, channel, session.host, parallel)
         session.prepare()
     except PluginFailure as exc:
-        channel.send(FAILED, 0, failed_body(exc.as_failed()))
+        channel.send(frames.FAILED, 0, frames.failed_body(exc.as_failed()))
         return None
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-    channel.send(READY, 0, ready_body(session.loaded.ready))
+    channel.send(frames.READY, 0, frames.ready_body(session.loaded.ready))
     gc.freeze()
     gc.enable()  # each call leaves reference cycles, made by ctypes.cast
     return session
@@ -80,22 +65,22 @@ class _Serial:
 
     def answer(self, frame: Frame) -> None:
         """Runs one call, sends its result, and prepares for the next, all under the watch."""
-        if frame.kind not in (INVOKE, EVENT):
+        if frame.kind not in (frames.INVOKE, frames.EVENT):
             raise FrameError(f"a frame of kind {frame.kind} came where a call was expected")
-        name, payload = split_named(frame.body)
+        name, payload = frames.split_named(frame.body)
         plugin, watch, _ = self.loaded
         self.host.begin(frame.call_id)
         watch.begin()
         try:
             if not frame.body.isascii():
                 require_payload(payload)
-            reply = plugin.call(name, payload) if frame.kind == INVOKE else plugin.event(name, payload)
+            reply = plugin.call(name, payload) if frame.kind == frames.INVOKE else plugin.event(name, payload)
         except PluginFailure as exc:
-            self.send(FAILED, frame.call_id, failed_body(exc.as_failed()))
+            self.send(frames.FAILED, frame.call_id, frames.failed_body(exc.as_failed()))
         else:
-            self.send(RESULT, frame.call_id, reply)
+            self.send(frames.RESULT, frame.call_id, reply)
         watch.extend()
-        self.host.begin(frame.call_id | PREPARING)
+        self.host.begin(frame.call_id | frames.PREPARING)
         plugin.prepare()
         watch.end()
 
@@ -108,10 +93,10 @@ class _Serial:
 
     def ask(self, call_id: int, body: Buffer) -> Buffer:
         """Sends a host call and waits for its reply; calls that arrive meanwhile wait."""
-        self.send(HOST_CALL, call_id, body)
+        self.send(frames.HOST_CALL, call_id, body)
         try:
             while (frame := self.channel.receive()) is not None:
-                if frame.kind == HOST_REPLY and frame.call_id == call_id:
+                if frame.kind == frames.HOST_REPLY and frame.call_id == call_id:
                     return frame.body
                 self._waiting.append(frame)
         except (OSError, FrameError):
@@ -143,7 +128,7 @@ class _Parallel(_Serial):
         for frame in self._waiting:
             self._tasks.put(frame)
         while (received := self.channel.receive()) is not None:
-            if received.kind != HOST_REPLY:
+            if received.kind != frames.HOST_REPLY:
                 self._tasks.put(received)
             elif (replies := self._replies.get(received.call_id)) is not None:
                 replies.put(received.body)
@@ -164,7 +149,7 @@ class _Parallel(_Serial):
         replies: queue.SimpleQueue[Buffer] = queue.SimpleQueue()
         self._replies[call_id] = replies
         try:
-            self.send(HOST_CALL, call_id, body)
+            self.send(frames.HOST_CALL, call_id, body)
             return replies.get()
         finally:
             del self._replies[call_id]

@@ -15,16 +15,7 @@ from typing import Any, Final, Protocol
 
 from wasmtime import _bindings as c
 
-from circleosd.worker.engine import (
-    NO_FINALIZER,
-    Engine,
-    Pointer,
-    Trouble,
-    chars,
-    delete_store,
-    take_error,
-    take_trap,
-)
+from circleosd.worker.engine import NO_FINALIZER, Engine, Pointer, Trouble, chars, delete_store, take_error, take_trap
 from circleosd.worker.failure import PluginFailure, contained, require_text
 from circleosd.worker.frames import MAX_LOG, Buffer, Load
 from circleosd.worker.host import Host
