@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from circleosd.worker import inspect, limits
 from circleosd.worker.channel import Channel
@@ -14,6 +14,9 @@ from circleosd.worker.frames import COMPILED, MAX_PAYLOAD, Abi, Buffer, FrameErr
 from circleosd.worker.host import Host
 from circleosd.worker.sandbox import confine
 from circleosd.worker.watch import SharedWatch, Watch
+
+if TYPE_CHECKING:
+    from circleosd.worker.engine import Engine, Kind, Pointer
 
 THREAD_STACK: Final = 2 << 20
 
@@ -67,25 +70,9 @@ def _load_wasm(
     host: Host,
     parallel: int,
 ) -> Loaded:
-    # Wasmtime takes 10 MB and 30 ms, which the worker of a native plugin can save.
-    from circleosd.worker.engine import Engine, Kind, code_from_bytes, code_from_file
-
     threads = limits.bound_threads()
     kind: Kind = "component" if artifact.abi == "component" else "module"
-    engine = code = None
-    if precompiled:
-        engine = Engine(kind, load.limits, deterministic=load.deterministic)
-        code = code_from_file(kind, engine, precompiled[0])
-    if engine is None or code is None:
-        from circleosd.worker.compiler import compile_in_child
-
-        compiled = compile_in_child(kind, data, deterministic=load.deterministic)
-        channel.send(COMPILED, 0, compiled)
-        engine = engine or Engine(kind, load.limits, deterministic=load.deterministic)
-        code = code_from_bytes(kind, engine, compiled)
-        del compiled
-    else:
-        channel.send(COMPILED, 0, b"")
+    engine, code = _compiled(kind, load, data, precompiled, channel)
     plugin_class = _plugin_class(artifact.abi)
     stacks = parallel + (0 if artifact.abi == "core" else 2 * threads)
     # A text that crosses a component's boundary may be as large as its memory, and Wasmtime copies it twice.
@@ -107,6 +94,27 @@ def _load_wasm(
     limits.forbid_files()
     ready = Ready(artifact.abi, plugin.functions, artifact.imports, plugin.description, sandbox)
     return Loaded(plugin, watch, ready)
+
+
+def _compiled(
+    kind: Kind, load: Load, data: mmap.mmap, precompiled: list[int], channel: Channel
+) -> tuple[Engine, Pointer]:
+    """An engine and the code for it: the given compilation if it fits, else a new one, which the manager gets."""
+    # Wasmtime takes 10 MB and 30 ms, which the worker of a native plugin can save.
+    from circleosd.worker.engine import Engine, code_from_bytes, code_from_file
+
+    engine = None
+    if precompiled:
+        engine = Engine(kind, load.limits, deterministic=load.deterministic)
+        if (code := code_from_file(kind, engine, precompiled[0])) is not None:
+            channel.send(COMPILED, 0, b"")
+            return engine, code
+    from circleosd.worker.compiler import compile_in_child
+
+    compiled = compile_in_child(kind, data, deterministic=load.deterministic)
+    channel.send(COMPILED, 0, compiled)
+    engine = engine or Engine(kind, load.limits, deterministic=load.deterministic)
+    return engine, code_from_bytes(kind, engine, compiled)
 
 
 def _plugin_class(abi: Abi) -> Callable[[Any, Any, inspect.Artifact, Load, Host], Plugin]:
