@@ -201,7 +201,3 @@ def main() -> NoReturn:
         journal.complain(problem)
     # A path unit does not start its service again for changes while it is running: exit right after the last check.
     os._exit(1 if problems else 0)
-
-
-if __name__ == "__main__":
-    main()
