@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 TARGET = "circleosd.target"
 MOST = 1 << 16  # connections, all of one uid: the registry's, which opens one per question and limits those
+UNMAPPED = 65534  # the uid shown for users that a user namespace does not map, such as root (user_namespaces(7))
 MAX_LINE = 16 << 20  # bytes: the registry asks about all units of the catalog at once, whose files may have 1 MiB each
 
 
@@ -34,12 +36,14 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
     """Supervise until SIGINT, SIGTERM or, unless nohup(1) ignores it, SIGHUP; return the exit status.
 
     Sockets are in `runtime`, persistent files in `state` and `cache`, unit files in `places`. Raises OSError,
-    `BadRequest` for a path that is too long, `Conflict` if another supervisor is running there.
+    `BadRequest` for a path that is too long or that another user could replace, `Conflict` if another supervisor is
+    running there.
     """
     os.umask(0o077)
     control_path, notify_path = socket_path("supervisor", str(runtime)), socket_path("notify", str(runtime))
     for directory in (state, cache):
         directory.mkdir(parents=True, exist_ok=True)
+        _require_own(directory)
     ours = Notifier()
     for key in [key for key in os.environ if key.startswith(("LISTEN_", "WATCHDOG_"))]:
         del os.environ[key]
@@ -92,6 +96,23 @@ def found_with(runtime: str, env: Mapping[str, str]) -> str:
     return f", where circlectl finds it with {how}"
 
 
+def _require_own(directory: Path) -> None:
+    """Raises `BadRequest` if a user other than root could replace a directory or what is in it: that user could pretend
+    to be CircleOSD, or change what it has stored.
+    """
+    whole = directory.absolute()
+    for place in (whole, *whole.parents, whole.resolve(), *whole.resolve().parents):
+        found = place.lstat()
+        shared = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_IWOTH
+        if found.st_uid not in (0, os.getuid(), UNMAPPED):
+            why = f"{place} belongs to uid {found.st_uid}"
+        elif shared and (place == whole or not found.st_mode & stat.S_ISVTX):
+            why = f"everybody may write to {place}"
+        else:
+            continue
+        raise BadRequest(f"cannot run CircleOSD at {directory}: {why}; choose another directory")
+
+
 @contextlib.contextmanager
 def _held(runtime: Path) -> Iterator[None]:
     """Keep other supervisors out of a directory. If it had to be created, it is removed in the end, unless it contains
@@ -102,6 +123,7 @@ def _held(runtime: Path) -> Iterator[None]:
     """
     made = not runtime.exists()
     runtime.mkdir(parents=True, exist_ok=True)
+    _require_own(runtime)
     taken = Conflict(f"CircleOSD is already running at {runtime}")
     lock = os.open(runtime, os.O_RDONLY)
     try:
