@@ -20,7 +20,7 @@ PASSWORD = "a long enough one"
 TRAP = '(func (export "trap") (param i32) (result i64) (unreachable))'
 EXAMPLE = str(PROJECT / "plugins/example.wasm")
 # The state is in a small file system that only this host sees.
-MOUNT = 'mkdir "$4/state" && mount -t tmpfs -o size=3m state "$4/state" && exec "$@"'
+MOUNT = 'mkdir "$4/state" && mount -t tmpfs -o size=3m,mode=700 state "$4/state" && exec "$@"'
 SMALL = ("unshare", "--mount", "sh", "-c", MOUNT, "sh")
 
 
