@@ -200,10 +200,27 @@ async def _composed(name: str, listener: socket.socket) -> tuple[Settings, Compo
     runtime = os.path.dirname(listener.getsockname())
     state = os.environ.get("STATE_DIRECTORY") or f"{paths.state_home(os.environ)}/circleosd/{name}"
     os.makedirs(state, mode=0o700, exist_ok=True)
+    _hold(state)
     compose = {"auth-service": _auth, "service-registry": _registry, "plugin-manager": _plugins}[name]
     composed = await compose(settings, runtime, state)
     await composed[0].start()
     return settings, composed
+
+
+def _hold(directory: str) -> None:
+    """Keep further processes of a service out of its state directory until this one ends: they would take its acts for
+    interrupted ones, and remove the files that it is writing. Raises `Unavailable`.
+    """
+    import fcntl
+
+    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise Unavailable(f"another process uses {directory}; is CircleOSD already running elsewhere?") from None
+    except OSError:  # not every file system locks directories
+        os.close(held)
 
 
 async def _auth(settings: Settings, runtime: str, state: str) -> Composed:

@@ -147,6 +147,24 @@ def test_a_second_supervisor_is_refused(host: EmbeddedHost) -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
+def test_a_service_elsewhere_does_not_share_the_state_directory(host: EmbeddedHost, service: str) -> None:
+    elsewhere = EmbeddedHost({f"XDG_{kind.upper()}_HOME": str(host.directory / kind) for kind in ("state", "cache")})
+    with host.connect(service), subprocess.Popen(
+        [BIN / "circleosd", "up"], env=elsewhere.environment, stderr=subprocess.PIPE, text=True
+    ) as second:  # fmt: skip
+        assert second.stderr is not None
+        assert "listening below" in second.stderr.readline()
+        host.pid(service)
+        reply = elsewhere.call(service, {"action": "health"})
+        second.terminate()
+        second.stderr.read()
+    shutil.rmtree(elsewhere.directory)
+    assert reply["error"] == "unavailable"
+    assert f"{service} cannot start: another process uses {host.directory}/state/circleosd/" in reply["message"]
+    assert second.returncode == 0
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_where_systemd_listens_no_supervisor_takes_its_place(host_to_be: EmbeddedHost, service: str) -> None:
     host_to_be.runtime.mkdir()
     with socket.create_server(str(host_to_be.runtime / f"{service}.sock"), family=socket.AF_UNIX):
