@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import socket
-import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,14 +35,13 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
     """Supervise until SIGINT, SIGTERM or, unless nohup(1) ignores it, SIGHUP; return the exit status.
 
     Sockets are in `runtime`, persistent files in `state` and `cache`, unit files in `places`. Raises OSError,
-    `BadRequest` for a path that is too long or that another user could replace, `Conflict` if another supervisor is
+    `BadRequest` for a path that is too long or in the hands of another user, `Conflict` if another supervisor is
     running there.
     """
     os.umask(0o077)
     control_path, notify_path = socket_path("supervisor", str(runtime)), socket_path("notify", str(runtime))
     for directory in (state, cache):
-        directory.mkdir(parents=True, exist_ok=True)
-        _require_own(directory)
+        _make(directory)
     ours = Notifier()
     for key in [key for key in os.environ if key.startswith(("LISTEN_", "WATCHDOG_"))]:
         del os.environ[key]
@@ -96,21 +94,20 @@ def found_with(runtime: str, env: Mapping[str, str]) -> str:
     return f", where circlectl finds it with {how}"
 
 
-def _require_own(directory: Path) -> None:
-    """Raises `BadRequest` if a user other than root could replace a directory or what is in it: that user could pretend
-    to be CircleOSD, or change what it has stored.
+def _make(directory: Path) -> None:
+    """Make a directory unless it exists.
+
+    Raises `BadRequest` if it, or the one in which it would have to be made, belongs to a user other than root: that
+    user could replace the sockets in it and be told passwords, or change what CircleOSD has stored.
     """
-    whole = directory.absolute()
-    for place in (whole, *whole.parents, whole.resolve(), *whole.resolve().parents):
-        found = place.lstat()
-        shared = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_IWOTH
+    there = directory.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    for found in (there.lstat(), there.stat()):
         if found.st_uid not in (0, os.getuid(), UNMAPPED):
-            why = f"{place} belongs to uid {found.st_uid}"
-        elif shared and (place == whole or not found.st_mode & stat.S_ISVTX):
-            why = f"everybody may write to {place}"
-        else:
-            continue
-        raise BadRequest(f"cannot run CircleOSD at {directory}: {why}; choose another directory")
+            why = f"{there} belongs to uid {found.st_uid}"
+            raise BadRequest(f"cannot run CircleOSD at {directory}: {why}; choose another directory")
+    directory.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -122,8 +119,7 @@ def _held(runtime: Path) -> Iterator[None]:
     if systemd is listening there: its sockets would be replaced, and then gone while their units stay active.
     """
     made = not runtime.exists()
-    runtime.mkdir(parents=True, exist_ok=True)
-    _require_own(runtime)
+    _make(runtime)
     taken = Conflict(f"CircleOSD is already running at {runtime}")
     lock = os.open(runtime, os.O_RDONLY)
     try:

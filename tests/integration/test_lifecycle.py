@@ -392,7 +392,7 @@ def test_a_runtime_directory_is_left_as_it_was_found(host_to_be: EmbeddedHost) -
 
 @pytest.mark.usefixtures("other_users")
 def test_who_has_no_home_is_told_what_to_set_and_then_runs(host_to_be: EmbeddedHost) -> None:
-    host_to_be.directory.chmod(0o1777)
+    host_to_be.directory.chmod(0o777)
     environment = {"PATH": os.environ["PATH"]}
     said = ""
     for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
@@ -437,24 +437,24 @@ def test_a_place_that_does_not_do_is_refused(place: str, status: int, says: str)
 
 @pytest.mark.usefixtures("other_users")
 @pytest.mark.parametrize(
-    ("owner", "mode", "place", "says"),
+    ("place", "says"),
     [
-        (4_000_000, 0o755, "theirs", "theirs belongs to uid 4000000"),
-        (4_000_000, 0o755, "theirs/below", "theirs belongs to uid 4000000"),
-        (4_000_000, 0o755, "link/below", "theirs belongs to uid 4000000"),
-        (0, 0o777, "theirs/below", "everybody may write to "),
-        (0, 0o1777, "theirs", "everybody may write to "),
-        (0, 0o1777, "theirs/below", None),
+        ("theirs", "theirs belongs to uid 4000000"),
+        ("theirs/deep/below", "theirs belongs to uid 4000000"),
+        ("link", "link belongs to uid 4000000"),
+        ("link-to-theirs/below", "link-to-theirs belongs to uid 4000000"),
+        ("theirs/ours/below", None),
     ],
 )
-def test_a_place_that_another_user_could_replace_is_refused(
-    host_to_be: EmbeddedHost, owner: int, mode: int, place: str, says: str | None
+def test_a_place_in_the_hands_of_another_user_is_refused(
+    host_to_be: EmbeddedHost, place: str, says: str | None
 ) -> None:
-    theirs = host_to_be.directory / "theirs"
-    theirs.mkdir()
-    theirs.chmod(mode)
-    os.chown(theirs, owner, owner)
-    (host_to_be.directory / "link").symlink_to(theirs)
+    theirs, link = host_to_be.directory / "theirs", host_to_be.directory / "link"
+    (theirs / "ours").mkdir(parents=True)
+    os.chown(theirs, 4_000_000, 4_000_000)
+    (host_to_be.directory / "link-to-theirs").symlink_to(theirs)
+    link.symlink_to(theirs / "ours")
+    os.chown(link, 4_000_000, 4_000_000, follow_symlinks=False)
     host_to_be.environment["CIRCLEOSD_RUNTIME_DIR"] = str(host_to_be.directory / place)
     with subprocess.Popen(
         [BIN / "circleosd", "up"], env=host_to_be.environment, stderr=subprocess.PIPE, text=True
