@@ -50,7 +50,7 @@ def sign(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | None]
     content = (json.dumps(manifest | {"sha256": digest, "size": size}, ensure_ascii=False, indent=2) + "\n").encode()
     _require_loadable(content, head)
     signature = _signature(content, request["key"])
-    _write(where, content)
+    _write(os.path.realpath(where), content)  # a link is kept, and its target is a manifest
     _write(f"{where}.sig", signature)
     return Signed(manifest=where, signature=f"{where}.sig", digest=digest, size=size), None
 
@@ -119,15 +119,18 @@ def _signature(content: bytes, key: str) -> bytes:
 
 
 def _write(path: str, content: bytes) -> None:
-    """Replace a file, or the target of a link, atomically by a new one with the same mode."""
-    target = os.path.realpath(path)
-    new = f"{target}.{os.getpid()}"
+    """Replace a file atomically by a new one with the same mode. A link is replaced itself: the author of a plugin may
+    have made it.
+    """
+    new = f"{path}.{os.getpid()}"
     try:
-        with open(new, "wb") as file:
+        with contextlib.suppress(FileNotFoundError):  # left behind by an unfinished process with the same pid
+            os.unlink(new)
+        with open(new, "xb") as file:
             file.write(content)
-            if os.path.exists(target):
-                os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode))
-        os.replace(new, target)
+            if os.path.isfile(path) and not os.path.islink(path):
+                os.fchmod(file.fileno(), stat.S_IMODE(os.stat(path).st_mode))
+        os.replace(new, path)
     except OSError as exc:
         with contextlib.suppress(OSError):
             os.unlink(new)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import EmbeddedHost
+from tests.integration.embedded_host import BIN, EmbeddedHost
 from tests.integration.keys import NAMESPACE, new_key, public, sign
 from tests.integration.made import ECHO, core, native, write
 
@@ -99,6 +99,22 @@ def test_signing_keeps_what_the_author_wrote_and_fills_in_the_artifact(signer: S
     signer.manifest.symlink_to("elsewhere")
     signer.sign()
     assert (signer.manifest.is_symlink(), elsewhere.stat().st_mode & 0o777) == (True, 0o640)
+
+
+def test_signing_writes_to_no_other_file_than_manifest_and_signature(signer: Signer, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    signer.signature.unlink()
+    signer.signature.symlink_to(precious)  # as it may come with somebody's plugin
+    command = [str(BIN / "circlectl"), "plugin", "sign", str(signer.path), "--key", str(signer.key)]
+    with subprocess.Popen(["sh", "-c", 'read go; exec "$0" "$@"', *command], stdin=subprocess.PIPE) as signing:
+        for path in (signer.manifest, signer.signature):
+            path.with_name(f"{path.name}.{signing.pid}").symlink_to(precious)
+        signing.communicate(b"\n")
+    assert signing.returncode == 0
+    assert precious.read_text() == "mine"
+    assert not signer.signature.is_symlink()
+    assert "signed by alice@example.org" in signer.host.ok("plugin", "load", str(signer.path))
 
 
 def test_a_changed_artifact_is_refused(signer: Signer) -> None:
