@@ -5,7 +5,10 @@ function __circlectl_candidates
     set -l current (commandline -ct)
     set -l found ($words[1] --complete fish $words[2..] "$current" 2>/dev/null)
     if test $status -eq 10
-        __fish_complete_path "$current"
+        set -l flag (string match --regex -- '^--[^=]*=' "$current")
+        for path in (__fish_complete_path (string replace -- "$flag" '' "$current"))
+            printf '%s\n' "$flag$path"
+        end
     else if set -q found[1]
         printf '%s\n' $found
     end

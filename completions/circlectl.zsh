@@ -6,6 +6,7 @@ _circlectl() {
     local -a names shown
     found=$("${(Q)words[1]}" --complete zsh "${(@Q)words[2,CURRENT-1]}" "$PREFIX" 2>/dev/null) || ret=$?
     if (( ret == 10 )); then
+        compset -P 1 '--*=' # a flag's value
         _files
         return
     fi

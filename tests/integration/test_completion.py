@@ -166,7 +166,8 @@ def test_tab_lists_what_there_is(name: str, host: EmbeddedHost, tmp_path: Path) 
         assert "database" in shell.shown("circlectl service stop \t\t", "web@one.*web@one")
 
 
-def test_paths_are_completed_by_the_shell(shell: Shell, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", ["", "--manifest="])
+def test_paths_are_completed_by_the_shell(shell: Shell, tmp_path: Path, flag: str) -> None:
     (tmp_path / "my plugin.wasm").touch()
-    expected = ["circlectl", "plugin", "load", f"{tmp_path}/my plugin.wasm"]
-    assert shell.words(f"circlectl plugin load {tmp_path}/my\t") == expected
+    expected = ["circlectl", "plugin", "load", f"{flag}{tmp_path}/my plugin.wasm"]
+    assert shell.words(f"circlectl plugin load {flag}{tmp_path}/my\t") == expected
