@@ -399,7 +399,7 @@ class Runners:
             return Timeout(f"{runner.plugin.name} cannot be loaded: took longer than {runner.plugin.bounds.time:g} s")
         if how == EXHAUSTED:
             return Exceeded(f"{runner.plugin.name} cannot be loaded: used up {_memory(runner.plugin)}")
-        return PluginFailed(f"{gone}{how}")
+        return PluginFailed(f"{gone}{how}; see: circlectl service logs plugin@{runner.instance}")
 
 
 def _memory(plugin: Plugin) -> str:

@@ -231,6 +231,25 @@ def test_code_that_does_not_end_while_it_is_loaded_took_too_long(host: EmbeddedH
     assert (reply["error"], reply["message"]) == ("timeout", "endless cannot be loaded: took longer than 0.5 s")
 
 
+@pytest.mark.parametrize("upgrade", [False, True])
+def test_code_that_ends_its_worker_while_it_is_loaded_is_told_with_where_its_words_are(
+    host: EmbeddedHost, tmp_path: Path, upgrade: bool
+) -> None:
+    if upgrade:
+        host.load(write(tmp_path, "torn", handlers(""), plugin_type="native"), trust=True)
+    torn = '__attribute__((constructor)) void begin(void) { fprintf(stderr, "it is torn\\n"); abort(); }'
+    path = write(tmp_path, "torn", handlers(torn), plugin_type="native")
+    reply = host.call("plugin-manager", {"action": "load", "path": str(path), "trust": True})
+    said, step = reply["message"].split("; see: circlectl ")
+    assert (reply["error"], said) == (
+        "plugin-failed",
+        "the worker of torn ended while it loaded the plugin by SIGABRT",
+    )
+    assert "it is torn" in host.ok(*step.split())
+    if upgrade:
+        host.unload("torn")
+
+
 @pytest.mark.parametrize(
     ("payload", "error", "words"),
     [("s", "plugin-failed", "SIGSEGV"), ("e", "plugin-failed", "exit status 12"), ("h", "timeout", "longer than 1 s")],
