@@ -113,7 +113,7 @@ class Service:
             async with asyncio.timeout(RECOVERY):
                 return await self._handlers.resolve(intent)
         except (CircleError, TimeoutError) as error:
-            log.warning("row %d has no outcome yet: cannot find out: %s", intent["seq"], error or "no answer")
+            log.warning("row %d has no outcome yet: cannot find out: %s", intent["seq"], str(error) or "no answer")
             return None
 
     def busy(self) -> bool:

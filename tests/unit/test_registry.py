@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from circleosd import service
 from circleosd.errors import NotFound
 from circleosd.ledger import Entry as Row
 from circleosd.policy import Caller, Peer
@@ -269,6 +270,23 @@ def test_an_act_on_what_is_no_longer_cataloged_is_resolved_too(registry: Registr
 
     asyncio.run(interrupted())
     assert "the catalog has no service forgotten" in registry.ask({"action": "history"})["data"][-1]["message"]
+
+
+def test_a_start_that_gets_no_answer_about_an_act_says_so(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def silent(units: Sequence[str]) -> list[UnitState]:
+        await asyncio.Event().wait()
+        return []
+
+    async def interrupted() -> None:
+        await registry.ledger.record(Row("intent", Caller(ROOT), "stop", "nginx"))
+        await registry.service.start()
+
+    monkeypatch.setattr(service, "RECOVERY", 0.01)
+    monkeypatch.setattr(registry.units, "states", silent)
+    asyncio.run(interrupted())
+    assert caplog.messages == ["row 1 has no outcome yet: cannot find out: no answer"]
 
 
 def test_who_follows_many_logs_leaves_places_for_others(registry: Registry) -> None:
