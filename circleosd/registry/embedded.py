@@ -76,7 +76,7 @@ class SupervisedUnits(UnitManager):
 
 
 def _last(items: list[dict[str, Any]], lines: int, since: float | None) -> list[LogLine]:
-    found = [line for item in items if (line := LogLine(**item)) and (since is None or line.time >= since)]
+    found = [LogLine(**item) for item in items if since is None or item["time"] >= since]
     return found[max(0, len(found) - lines) :]
 
 
