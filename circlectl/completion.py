@@ -122,9 +122,12 @@ class _Line:
         group, verb = (*self.arguments, "", "")[:2]
         return commands.of_group(group).get(verb) if group in commands.GROUPS else None
 
+    @property
+    def _options(self) -> list[Parameter]:
+        return [item for item in self.command.parameters if Mark.OPTION in item.marks] if self.command else []
+
     def _parameter(self, flag: str) -> Parameter | None:
-        options = [item for item in self.command.parameters if Mark.OPTION in item.marks] if self.command else []
-        return next((item for item in options if f"--{item.spelled}" == flag), None)
+        return next((item for item in self._options if f"--{item.spelled}" == flag), None)
 
     def _takes_value(self, flag: str) -> bool:
         parameter = self._parameter(flag)
@@ -132,8 +135,7 @@ class _Line:
 
     def flags(self) -> list[Candidate]:
         """The flags that can still be given."""
-        options = [item for item in self.command.parameters if Mark.OPTION in item.marks] if self.command else []
-        found = [Candidate(f"--{item.spelled}", item.doc) for item in options]
+        found = [Candidate(f"--{item.spelled}", item.doc) for item in self._options]
         found += [Candidate(flag, about) for flag, about in FLAGS.items() if flag.startswith("--") and flag != "--"]
         return [item for item in found if item.word not in self.used]
 
@@ -171,8 +173,9 @@ class _Line:
             return [Candidate(name) for row in rows for name in row["functions"]]
         if parameter.name in ("verb", "action_name"):
             return _actions(with_group=parameter.name == "verb")
-        if group := self._group_named_by(parameter):
-            return [Candidate(row[_name_column(group)], _describe(row)) for row in lookup(self.scope, group)]
+        if (group := self._group_named_by(parameter)) and (listing := _listing(group)):
+            column = listing.contract.row_field or ""
+            return [Candidate(row[column], _describe(row)) for row in lookup(self.scope, group)]
         return []
 
     def _group_named_by(self, parameter: Parameter) -> str | None:
@@ -205,12 +208,6 @@ def _leaves(hint: Any) -> list[Any]:
 @cache
 def _listing(group: str) -> Command | None:
     return commands.of_group(group).get("list")
-
-
-def _name_column(group: str) -> str:
-    """What the names are called in the rows of a group's list."""
-    listing = _listing(group)
-    return (listing and listing.contract.row_field) or ""
 
 
 @cache
