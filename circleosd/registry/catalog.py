@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from circleosd.api.contract import Length, Pattern
 from circleosd.api.plugins import PLUGIN_NAME
 from circleosd.api.registry import ServiceName
-from circleosd.errors import BadRequest, CircleError, NotFound, unreadable
+from circleosd.errors import BadRequest, CircleError, NotFound, shortage, unreadable
 from circleosd.registry.units import Switch, Verb
 
 AnyVerb = Literal[Verb, Switch]
@@ -107,7 +107,7 @@ class Reader:
         self._catalog = Catalog({}, ())
 
     def __call__(self) -> Catalog:
-        """The catalog as currently on disk."""
+        """The catalog as currently on disk. Raises `Limit` as `read` does."""
         files, problems = _files(self._directories)
         # ctime: a change of mode or owner may make a file readable. Size: writes within a few milliseconds may have the
         # same ctime.
@@ -136,7 +136,8 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> 
     """Read the drop-in files, each with `text`; of two entries with the same name, the one in the later directory and
     then in the later file counts.
 
-    A file that cannot be used is skipped and listed in `problems`: one bad file must not disable all services.
+    A file that cannot be used is skipped and listed in `problems`: one bad file must not disable all services. Raises
+    `Limit` if descriptors or memory are lacking: what is in the files is then not known.
     """
     entries, unread = {entry.name: entry for entry in OWN}, False
     files, problems = _files(directories)
@@ -149,6 +150,8 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> 
                     raise BadRequest(f"the unit {entry.unit} belongs to CircleOSD, which catalogs it itself")
                 entries[entry.name] = entry
         except (OSError, ValueError, RecursionError, CircleError) as exc:
+            if lacking := shortage(exc):
+                raise lacking from exc
             unread = unread or isinstance(exc, OSError)
             problems.append(f"{path}: {unreadable(path, exc) if isinstance(exc, OSError) else exc}")
     return Catalog(entries, tuple(problems), unread)
@@ -200,6 +203,8 @@ def _files(directories: Sequence[Path]) -> tuple[list[Path], list[str]]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as exc:
+            if lacking := shortage(exc):
+                raise lacking from exc
             problems.append(f"{directory}: {unreadable(directory, exc)}")
             continue
         # *.toml: files of editors, such as the lock .#a.toml, start with a dot

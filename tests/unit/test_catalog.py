@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from circleosd.errors import BadRequest, NotFound
+from circleosd.errors import BadRequest, Limit, NotFound
 from circleosd.registry import catalog
 
 GOOD = '[[service]]\nname = "nginx"\nunit = "nginx.service"\ndescription = "web"\nverbs = ["restart"]\n'
@@ -147,15 +147,31 @@ def test_a_reader_reads_what_cannot_be_used_again_when_that_has_changed(
 def test_what_kept_a_reader_from_a_file_for_a_moment_does_not_keep_it_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "a.toml").write_text(GOOD)
+    reader = catalog.Reader([tmp_path])
+    with monkeypatch.context() as without:
+        without.setattr(os, "open", broken)
+        assert reader().problems == (f"{tmp_path}/a.toml: Input/output error",)
+    assert reader().problems == ()
+    assert "nginx" in reader().entries
+
+
+@pytest.mark.parametrize("lacking", ["open", "listdir"])
+def test_services_are_not_missing_because_descriptors_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
     def none_left(*_: object) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
     (tmp_path / "a.toml").write_text(GOOD)
     reader = catalog.Reader([tmp_path])
     with monkeypatch.context() as without:
-        without.setattr(os, "open", none_left)
-        assert reader().problems == (f"{tmp_path}/a.toml: Too many open files",)
-    assert reader().problems == ()
+        without.setattr(os, lacking, none_left)
+        with pytest.raises(Limit, match="Too many open files"):
+            reader()
     assert "nginx" in reader().entries
 
 
