@@ -93,8 +93,8 @@ python3Packages.buildPythonApplication {
     for page in *.md docs/*.md plugins/*.md; do
       install -Dm444 "$page" "$out/share/doc/circleosd/$page"
     done
-    wat2wasm --debug-names plugins/example.wat -o plugins/example.wasm
-    install -Dm444 -t $out/share/circleosd/plugins plugins/example.{wasm,wat,json}
+    install -Dm444 -t $out/share/circleosd/plugins plugins/example.{wat,json}
+    wat2wasm --debug-names plugins/example.wat -o $out/share/circleosd/plugins/example.wasm
     cp -r --no-preserve=mode plugins/{examples,include,wit} $out/share/circleosd/plugins
     ln -s ../../../circleosd/plugins/{examples,include,wit} $out/share/doc/circleosd/plugins
 
@@ -117,6 +117,7 @@ python3Packages.buildPythonApplication {
   # The linters are in the development shell; test_nix.py would run Nix within Nix.
   checkPhase = ''
     runHook preCheck
+    python plugins/wat2wasm.py plugins/example.wat plugins/example.wasm
     HOME=$(mktemp -d) python -m pytest -p no:cacheprovider tests/unit \
       --ignore=tests/unit/test_linters.py --ignore=tests/unit/test_nix.py
     runHook postCheck
