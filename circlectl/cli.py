@@ -27,7 +27,6 @@ _NEXT_STEP = {
     "denied": "log in as a user who may: circlectl user login NAME; see: circlectl user whoami",
     "unavailable": _LOG,
     "internal": _LOG,
-    "timeout": "see: circlectl system status",
 }
 BROKEN_PIPE = 141  # as a shell counts SIGPIPE
 _SWITCHES = ("--json", "--help", "-h", "--version", "--password-stdin")

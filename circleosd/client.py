@@ -49,7 +49,7 @@ def call(
                 _wait_for_a_reader(sock)
             yield from _replies(sock, name, said, streaming=stream)
     except (TimeoutError, BlockingIOError) as exc:
-        raise Timeout(f"no reply from {name} in time") from exc
+        raise Timeout(f"no reply from {name} in time; see: circlectl system status") from exc
     except (FileNotFoundError, ConnectionRefusedError) as exc:
         raise NotListening(f"{name} is not listening at {path}") from exc
     except PermissionError as exc:

@@ -40,7 +40,7 @@ async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
             finally:
                 writer.close()
     except TimeoutError as exc:
-        raise Timeout(f"{name} did not answer within {timeout:g} s") from exc
+        raise Timeout(f"{name} did not answer within {timeout:g} s; see: circlectl system status") from exc
     except OSError as exc:
         raise _unreachable(name, path, exc) from exc
     except ValueError as exc:
@@ -175,6 +175,6 @@ class Identities:
                 identity = await ask(self._auth, request, timeout=self._timeout)
                 return {**identity, "grants": [Grant(**rule) for rule in identity["grants"]]}
         except TimeoutError:
-            return Timeout(f"auth-service did not answer within {self._timeout:g} s")
+            return Timeout(f"auth-service did not answer within {self._timeout:g} s; see: circlectl system status")
         except CircleError as error:
             return error

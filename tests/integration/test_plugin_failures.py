@@ -200,6 +200,7 @@ def test_a_native_plugin_that_hangs_while_it_is_loaded_keeps_nobody_waiting_for_
     began = time.monotonic()
     refused = host.ctl("plugin", "load", str(path), "--trust")
     assert refused.returncode == 9, refused.stderr
+    assert refused.stderr.endswith(" s [timeout]\n"), "the next step is none for what is the plugin's fault"
     assert time.monotonic() - began < 30
 
 

@@ -106,7 +106,7 @@ def test_circlectl_does_not_wait_for_ever_where_nobody_reads_what_it_asks(
     monkeypatch.setattr(client, "CONNECT", 0.1)
     with listener(tmp_path / "s.sock"):
         ask = Asking(str(tmp_path), None, ())
-        with pytest.raises(Timeout, match="no reply from s in time"):
+        with pytest.raises(Timeout, match="no reply from s in time; see: circlectl system status"):
             ask.once("s", {"action": "x"})
     with listener(tmp_path / "t.sock"), pytest.raises(Timeout, match="no reply from t in time"):
         next(ask.stream("t", {"action": "x", "text": "long" * 1_000_000}))
