@@ -15,7 +15,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, cast
 
@@ -121,6 +121,7 @@ class Ledger:
         self._mirror = mirror
         self._settings = settings or LedgerSettings()
         self._flood: Flood[Entry] = Flood()
+        self._late: list[Entry] = []  # outcomes that could not be written
         self._timer: asyncio.Task[None] | None = None
         self._opened = time.monotonic()
         self._recalled = False
@@ -169,8 +170,22 @@ class Ledger:
         return seq
 
     async def record(self, entry: Entry) -> int:
-        """Add a row in its own transaction; return its number once it is on disk."""
-        return await self._database.write(lambda tx: self.append(tx, entry))
+        """Add a row in its own transaction; return its number once it is on disk.
+
+        An outcome that cannot be written now is written with a later row: the next start could only guess it.
+        """
+        return (await self._write([entry]))[0]
+
+    async def _write(self, entries: Sequence[Entry]) -> list[int]:
+        """Add rows, and the outcomes that could not be written before; return the numbers of the former."""
+        late, self._late = self._late, []
+        try:
+            seqs = await self._database.write(lambda tx: [self.append(tx, entry) for entry in (*late, *entries)])
+        except BaseException as exc:
+            outcomes = [entry for entry in entries if entry.intent is not None and isinstance(exc, Unavailable)]
+            self._late = [*late, *self._late, *outcomes]
+            raise
+        return seqs[len(late) :]
 
     async def refuse(self, entry: Entry) -> None:
         """Record a refused attempt: in a row that is on disk on return, or, for repeated ones, soon in a count."""
@@ -220,15 +235,16 @@ class Ledger:
 
     async def _write_counts(self, now: float) -> None:
         counted = self._flood.ended(now)
-        if entries := [_summary(window) for window in counted]:
+        entries = [_summary(window) for window in counted]
+        if entries or self._late:
             try:
-                await self._database.write(lambda tx: [self.append(tx, entry) for entry in entries])
+                await self._write(entries)
             except BaseException:
                 self._flood.put_back(counted, time.monotonic())
                 raise
 
     async def close(self) -> None:
-        """Write the remaining counts."""
+        """Write what could not be written before, and the remaining counts."""
         timer, self._timer = self._timer, None
         if timer:
             timer.cancel()

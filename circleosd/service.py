@@ -252,12 +252,13 @@ class Service:
         except BaseException as exc:
             if effect is not Effect.NONE and not act.done and not self._given_up(exc):
                 error = _error_of(exc)
-                phase: Phase = "outcome" if intent else "denied" if isinstance(error, Denied) else "failed"
-                await asyncio.shield(act.record(phase, error, intent) if intent else act.refuse(phase, error))
+                phase: Phase = "denied" if isinstance(error, Denied) else "failed"
+                await asyncio.shield(_conclude(act, intent, error) if intent else act.refuse(phase, error))
             raise
         if effect is Effect.EXTERNAL:
             act.done = True
-            await act.record("outcome", intent=intent)
+            assert intent is not None
+            await _conclude(act, intent)
         elif effect is Effect.STATE and not act.done:
             raise AssertionError(f"{endpoint.verb} changed state without a row in the ledger")
         if endpoint.contract.row_field and not isinstance(result, AsyncGenerator):
@@ -347,6 +348,15 @@ async def _in_parts(items: list[Any]) -> list[bytes]:
         parts.append(wire.items(items[start : start + PART]))
         await asyncio.sleep(0)
     return parts
+
+
+async def _conclude(act: Act, intent: int, error: CircleError | None = None) -> None:
+    """Record how an act outside the database ended. Raises the error of writing, which then also tells that."""
+    try:
+        await act.record("outcome", error, intent)
+    except CircleError as exc:
+        how = f"it was attempted and failed: {error}" if error else "it was carried out"
+        raise type(exc)(f"{how}, but that is not on record yet: {exc}") from exc
 
 
 def _error_of(exc: BaseException) -> CircleError:

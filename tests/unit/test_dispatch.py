@@ -253,6 +253,38 @@ def test_a_change_that_the_disk_did_not_take_has_failed_on_record(
     assert (row["error"], row["after"]) == ("unavailable", None)
 
 
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [("done", "it was carried out, "), ("failed", "it was attempted and failed: cannot start nginx (nginx.service): ")],
+)
+@pytest.mark.parametrize("then", ["another act", "the end"])
+def test_an_outcome_that_the_disk_did_not_take_is_told_and_written_later(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, result: str, says: str, then: str
+) -> None:
+    commit, commits = registry.database._commit, iter(range(9))
+
+    def fail_once() -> None:
+        if next(commits) == 1:
+            raise sqlite3.OperationalError("disk I/O error")
+        commit()
+
+    monkeypatch.setattr(registry.database, "_commit", fail_once)
+    registry.units.result = result
+    reply = registry.ask({"action": "start", "name": "nginx"})
+    assert reply["error"] == "unavailable"
+    assert reply["message"].startswith(says)
+    assert reply["message"].endswith(", but that is not on record yet: cannot use r.db: disk I/O error")
+    assert registry.history() == [("intent", "start", "nginx")]
+    if then == "the end":
+        asyncio.run(registry.service.close())
+    else:
+        registry.ask({"action": "stop", "name": "readonly"})
+    _, outcome, *later = registry.ask({"action": "history"})["data"]
+    assert (outcome["phase"], outcome["intent"], outcome["error"] is None) == ("outcome", 1, result == "done")
+    assert [row["phase"] for row in later] == (["denied"] if then == "another act" else [])
+    assert asyncio.run(registry.ledger.unfinished()) == []
+
+
 def test_a_change_of_which_no_row_was_written_is_not_told_as_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
