@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from circlectl import render
 from circlectl.commands import Command
+from circleosd.steering import word
 
 
 def of(command: Command, data: Any, *, terminal: bool) -> str | None:
@@ -59,7 +60,7 @@ def _act(row: dict[str, Any]) -> dict[str, Any]:
         "who": f"{who}/{actor['uid']}" + (f", called by {caller}" if caller else ""),
         "service": row["service"],
         "action": row["action"],
-        "object": render.value("", row["object"]),
+        "object": render.value("", row["object"] and word(row["object"])),
         "outcome": f"{outcome} ×{row['count']}" if row["count"] > 1 else outcome,
         "change_or_reason": "; ".join(filter(None, (_change(row["before"], row["after"]), row["message"]))) or "-",
     }

@@ -12,3 +12,10 @@ _REPLACED = dict.fromkeys(map(ord, STEERING - {"\t"}), "\N{REPLACEMENT CHARACTER
 def plain(text: str) -> str:
     """`text` on one line: each of these characters except the tab is replaced."""
     return text.translate(_REPLACED)
+
+
+def word(text: str) -> str:
+    """`text` as a single word: in quotes, and escaped, if it has blanks. No object has them in its name, but a refused
+    request may: what follows its name in a line could be pretended.
+    """
+    return text if text.split() == [text] else repr(text)

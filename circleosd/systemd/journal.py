@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from circleosd.api.common import Event
-from circleosd.steering import plain
+from circleosd.steering import plain, word
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def _fields(event: Event) -> dict[str, str]:
     if actor["plugin"]:
         called = event["params"].get("called_by")
         who = f"plugin {actor['plugin']}, by {who}" + (f", called by {called}" if called else "")
-    what = " ".join(filter(None, (event["action"], event["object"])))
+    what = " ".join(filter(None, (event["action"], event["object"] and word(event["object"]))))
     before, after = event["before"], event["after"]
     change = None if before is None and after is None else f"{_text(before)} → {_text(after)}"
     how = ": ".join(filter(None, (event["phase"], "; ".join(filter(None, (change, event["message"]))))))

@@ -81,7 +81,7 @@ def test_a_row_is_an_entry_of_the_journals_own_protocol(journald: socket.socket,
         with open(descriptor, "rb") as file:
             entry += os.pread(file.fileno(), 1 << 24, 0)  # the offset is the sender's too
     assert bool(descriptors) == (size > 10)
-    message = f"uid 0: create two lines: failed: {event['message']}".encode()
+    message = f"uid 0: create 'two\\nlines': failed: {event['message']}".encode()
     assert entry.startswith(b"MESSAGE=" + message + b"\nMESSAGE_ID=ac14")
     given = b"CIRCLEOSD_OBJECT\n" + (9).to_bytes(8, "little") + b"two\nlines\n"
     assert b"\nPRIORITY=4\nSYSLOG_IDENTIFIER=circleosd-auth-service\nCIRCLEOSD_ACTION=create\n" + given in entry
@@ -106,6 +106,12 @@ def test_the_message_of_a_row_tells_what_was_changed(
     Mirror()(Event(**{**row(None), "before": before, "after": after}))
     message = journald.recv(1 << 16).partition(b"\n")[0].decode().replace("\N{REPLACEMENT CHARACTER}", "?")
     assert message == f"MESSAGE=uid 0: create alice: {told}"
+
+
+def test_no_object_of_a_refused_request_passes_for_an_outcome(journald: socket.socket) -> None:
+    Mirror()(Event(**{**row("no role"), "object": "web: done: inactive → active"}))
+    message = journald.recv(1 << 16).partition(b"\n")[0].decode()
+    assert message == "MESSAGE=uid 0: create 'web: done: inactive → active': failed: no role"
 
 
 def test_a_journald_that_takes_nothing_is_waited_for_a_bounded_time(

@@ -28,6 +28,16 @@ def test_a_followed_row_of_an_altered_record_steers_no_terminal() -> None:
     assert r"a\x1b[31mb/0" in shown
 
 
+def test_no_object_of_a_refused_request_passes_for_an_outcome() -> None:
+    row: dict[str, Any] = {
+        "time": 0.0, "service": "service-registry", "seq": 1, "actor": {"user": None, "uid": 7}, "action": "stop",
+        "object": "web  done\u2003active → inactive", "phase": "denied", "error": "denied", "before": None,
+        "after": None, "intent": None, "count": 1, "message": "no role",
+    }  # fmt: skip
+    shown = str(views.of(commands.of_group("system")["history"], row, terminal=False))
+    assert shown.endswith(r"  stop  'web  done\u2003active → inactive'  denied  no role")
+
+
 @pytest.mark.parametrize(
     ("outcome", "shown"),
     [
