@@ -179,21 +179,16 @@ class SystemdUnits(UnitManager):
         return state
 
     async def _switch(self, verb: Switch, unit: str) -> None:
-        """Enable or disable a unit file and make systemd reload, as systemctl(1) does; lost calls are repeated."""
-        for _ in range(TRIES):
-            connection = await self._connected()
-            try:
-                if verb == "enable":
-                    await connection.call(MANAGER, "EnableUnitFiles", "asbb", [[unit], False, False])
-                else:
-                    await connection.call(MANAGER, "DisableUnitFiles", "asb", [[unit], False])
-                await connection.call(MANAGER, "Reload")
-                return
-            except ErrorReply as error:
-                raise explained(f"{verb} {unit}", error) from error
-            except Lost:
-                continue
-        raise Unavailable(f"cannot {verb} {unit}: {_GONE}")
+        """Enable or disable a unit file and make systemd reload, as systemctl(1) does."""
+
+        async def work(connection: Connection) -> None:
+            if verb == "enable":
+                await connection.call(MANAGER, "EnableUnitFiles", "asbb", [[unit], False, False])
+            else:
+                await connection.call(MANAGER, "DisableUnitFiles", "asb", [[unit], False])
+            await connection.call(MANAGER, "Reload")
+
+        await self._repeated(f"{verb} {unit}", work)
 
     async def enabled(self, unit: str) -> str:
         _check(unit)
@@ -271,21 +266,22 @@ class SystemdUnits(UnitManager):
                 return await connection.call(MANAGER, "ListUnitsByNames", "as", [units])
             return (await connection.list_units(units))[1]
 
-        return await self._answer(ask)
+        return (await self._repeated("ask systemd", ask)).body[0]
 
     async def _ask(self, target: tuple[str, str, str], member: str, signature: str, *body: Any) -> Any:
-        return await self._answer(lambda connection: connection.call(target, member, signature, body))
+        reply = await self._repeated("ask systemd", lambda connection: connection.call(target, member, signature, body))
+        return reply.body[0]
 
-    async def _answer(self, ask: Callable[[Connection], Awaitable[Message]]) -> Any:
-        """The reply to a call without side effects, which is repeated if the connection is lost."""
+    async def _repeated(self, doing: str, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """The result of `work`, which is repeated if the connection is lost: it may be done twice."""
         for _ in range(TRIES):
             try:
-                return (await ask(await self._connected())).body[0]
+                return await work(await self._connected())
             except ErrorReply as error:
-                raise explained("ask systemd", error) from error
+                raise explained(doing, error) from error
             except Lost:
                 continue
-        raise Unavailable(f"cannot ask systemd: {_GONE}")
+        raise Unavailable(f"cannot {doing}: {_GONE}")
 
     async def _explained(self, verb: Verb, unit: str, error: ErrorReply) -> CircleError:
         meaning = explained(f"{verb} {unit}", error)
