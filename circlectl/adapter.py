@@ -66,9 +66,7 @@ _STAND_INS: dict[str, dict[str, Any]] = {
 
 @contextlib.contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Stand-ins, while Fire is imported, for modules that every command would wait for. The real asyncio can still be
-    imported.
-    """
+    """Replace, while Fire is imported, modules that are not needed here. The real asyncio can still be imported."""
     absent = [name for name in _STAND_INS if name not in sys.modules]
     for name in absent:
         sys.modules[name] = types.ModuleType(name)
@@ -113,9 +111,7 @@ def parse(command: Command, arguments: Sequence[str]) -> Mapping[str, str]:
 
 
 def _signature(command: Command) -> inspect.Signature:
-    """Required parameters are positional; so are optional ones, unless they are marked as options. All others are
-    flags.
-    """
+    """Parameters are positional, unless they are marked as options: then they are flags."""
     kinds = inspect.Parameter
     positional, flags = [], []
     for item in command.parameters:

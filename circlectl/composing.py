@@ -19,8 +19,7 @@ MAX_INPUT = 16 << 20  # bytes of standard input: a worker's limit, and more than
 
 
 def request(command: Command, words: Sequence[str], ask: Asking, *, stdin: bool) -> tuple[dict[str, Any], list[int]]:
-    """The request for a command with the arguments `words`, and descriptors to pass along. With `stdin`, passwords are
-    read from standard input.
+    """The request for a command, and descriptors to pass along. With `stdin`, passwords come from standard input.
 
     Raises `BadRequest` for invalid arguments, `NotFound` for a file that does not exist.
     """
@@ -169,9 +168,7 @@ def _resumed(prompt: str) -> None:
 
 
 def _open_files(command: Command, request: dict[str, Any]) -> list[int]:
-    """Open files with the caller's rights, so that the service needs none; note in `files` which descriptors are
-    passed.
-    """
+    """Open files with the caller's rights, so that the service needs none; name them in `files`, in order."""
     named = {
         item.name: request[item.name] for item in command.parameters if item.name in request and Mark.FILE in item.marks
     }

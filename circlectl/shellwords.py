@@ -10,8 +10,7 @@ _ESCAPED_IN_DOUBLE_QUOTES = '$`"\\'
 
 
 class Typed(NamedTuple):
-    """A line up to the cursor. `before` are the words before the one at the cursor, which is `word`, all without
-    quotes.
+    """A line up to the cursor. `before` are the words before the one at the cursor, `word`, all without quotes.
 
     Readline keeps the first `kept` characters of `word` and replaces the rest; `quote` is the quote that is open at the
     cursor, or "". `settled`: the word has a part in closed quotes, in which readline looks for the start of the word.
@@ -24,9 +23,7 @@ class Typed(NamedTuple):
     settled: bool
 
     def replacement(self, whole: str) -> str:
-        """The replacement for the part that readline replaces, to complete the word to `whole`; "" if that is
-        impossible.
-        """
+        """What readline has to insert to complete the word to `whole`; "" if that is impossible."""
         if self.settled or not whole.startswith(self.word[: self.kept]):
             return ""
         text = whole[self.kept :]

@@ -141,9 +141,7 @@ def _newest(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 
 def _verify(ask: Asking) -> tuple[Any, CircleError | None]:
-    """What each service reports. The error of a service that cannot be asked is returned as well, unless a record is
-    broken.
-    """
+    """What each service reports, and an error: of a broken record, or else of a service that cannot be asked."""
     found: list[Any] = []
     problem: CircleError | None = None
     for service in SERVICES:

@@ -98,8 +98,7 @@ def run(argv: list[str]) -> int:
 
 
 def _environment_of_services() -> dict[str, str]:
-    """The variables that determine which settings are read. If there are system users for the services, root becomes
-    one.
+    """The variables that determine which settings are read. Root becomes a user of the services, if there is one.
 
     Root can read files that the services cannot, and may have some at home that they do not look for. If a directory is
     given explicitly, it is read as root: it may be a draft.
@@ -156,9 +155,7 @@ def serve(name: str) -> int:
 
 
 def _import_asyncio() -> None:
-    """Import asyncio without OpenSSL: nothing here speaks TLS, and OpenSSL would take a tenth of the start and the
-    memory.
-    """
+    """Import asyncio without OpenSSL, which nothing here needs: a tenth of the start and of the memory."""
     sys.modules["ssl"] = None  # type: ignore[assignment]  # how the import system is told that there is none
     import asyncio  # noqa: F401
 

@@ -29,8 +29,7 @@ def call(
     stream: bool = False,
     said: Callable[[str], None] = lambda message: None,
 ) -> Iterator[Any]:
-    """Send `request` to the service that listens at `path`; yield the `data` of each reply (only one unless it is a
-    stream).
+    """Send `request` to the service at `path`; yield the `data` of each reply (only one unless it is a stream).
 
     `files` are descriptors to pass along. `timeout` is how many seconds a reply may take (None: no limit once the
     request was read, since the service itself limits the time). `stream` says that the reply is a stream. `said` is

@@ -231,9 +231,7 @@ class Connection(asyncio.Protocol):
             self._task.cancel()
 
     def _hung_up(self) -> bool:
-        """Whether the peer has closed both directions, rather than only announced that it sends no more (poll(2),
-        POLLHUP).
-        """
+        """Whether the peer has closed both directions, not only announced that it sends no more (poll(2), POLLHUP)."""
         poll = select.poll()
         poll.register(self._transport.get_extra_info("socket").fileno(), 0)
         return any(event & select.POLLHUP for _, event in poll.poll(0))

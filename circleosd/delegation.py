@@ -41,8 +41,7 @@ def overlaps(one: str, other: str) -> bool:
 
 
 class _Glob(NamedTuple):
-    """The positions of a glob as bits: its start, those that take a character, those that take any, the stars, and the
-    end.
+    """The positions of a glob as bits: the start, those that take a character, or any, the stars, and the end.
 
     A star may match nothing: a position at a star includes the position after it.
     """
@@ -54,9 +53,7 @@ class _Glob(NamedTuple):
     end: int
 
     def after(self, places: int, taking: int) -> int:
-        """The possible positions after a character that only the positions `taking` take, starting from any of
-        `places`.
-        """
+        """The possible positions after a character that only the positions `taking` take."""
         places = (places & taking) << 1 | places & self.stars
         return places | (places & self.stars) << 1
 

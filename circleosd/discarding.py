@@ -20,8 +20,7 @@ _lock = Lock()
 
 
 def discard(descriptors: Iterable[int], uid: int) -> None:
-    """Close descriptors passed by `uid`; those whose close(2) may block are closed one after the other in a thread per
-    uid.
+    """Close descriptors passed by `uid`; if close(2) may block, one after the other in a thread of that uid.
 
     Closing the last descriptor of a TCP socket may wait for its peer (SO_LINGER, socket(7)), of a Unix socket for
     what was sent over it, and of a file on a user's own file system for the program that serves it (fuse(4)).

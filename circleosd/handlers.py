@@ -45,9 +45,7 @@ class Handlers:
 
 
 class Resolution(NamedTuple):
-    """How an interrupted act ended: the state now, an error code unless the state is the intended one, and what was
-    found.
-    """
+    """How an interrupted act ended: the state now, an error code unless that is as intended, and what was found."""
 
     after: Any
     error: str | None

@@ -349,9 +349,7 @@ class Ledger:
             loop.call_soon_threadsafe(woken.set)
 
     async def unfinished(self) -> list[Event]:
-        """The intents without an outcome. When a service starts, these are acts interrupted by the end of the last
-        process.
-        """
+        """The intents without an outcome: at a service's start, acts that the end of its last process interrupted."""
 
         def select(connection: sqlite3.Connection) -> list[sqlite3.Row]:
             sql = "SELECT seq, body FROM ledger JOIN ledger_open USING (seq) ORDER BY seq"
@@ -382,9 +380,7 @@ class Ledger:
         )
 
     def _event(self, seq: int, body: str) -> Event:
-        """A row for display. A row that CircleOSD cannot have written is marked as such, so that the others can be
-        read.
-        """
+        """A row for display. One that CircleOSD cannot have written is marked, so that the others can be read."""
         try:
             row = wire.decode_shallow(body.encode())  # a row that could be read but not shown is also invalid
         except (CircleError, AttributeError):

@@ -39,9 +39,7 @@ class Descriptors:
         return len(self._waiting)
 
     def add(self, descriptors: list[int], *, cut: bool) -> None:
-        """Add the descriptors that came with some bytes. `cut`: the kernel has closed others, because this process may
-        not have more open (MSG_CTRUNC, recvmsg(2)).
-        """
+        """Add the descriptors that came with some bytes. `cut`: there were more, but no room for them (MSG_CTRUNC)."""
         self._missed = self._missed or cut
         room = self._most - len(self._waiting)
         self._waiting.extend((descriptor, self.received) for descriptor in descriptors[:room])
@@ -55,9 +53,7 @@ class Descriptors:
         self.close()
 
     def take(self) -> int:
-        """The next descriptor; the caller closes it. Raises `BadRequest` if there is none, `Limit` if it could not be
-        received.
-        """
+        """The next descriptor; the caller closes it. Raises `BadRequest` if there is none, `Limit` if it was lost."""
         if not self._waiting:
             if self._missed:
                 raise Limit("too many open files here to receive the descriptor; try again later")

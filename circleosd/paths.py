@@ -103,8 +103,7 @@ def socket_path(service: str, runtime: str) -> str:
 
 @contextlib.contextmanager
 def address(path: str) -> Iterator[str]:
-    """The address to bind or connect a socket at `path`: if the path is too long, it goes through a descriptor of its
-    directory.
+    """The address of a socket at `path`; if that is too long, it goes through a descriptor of its directory.
 
     Only for sockets that nobody but CircleOSD connects to; others could not. Raises OSError.
     """

@@ -40,9 +40,7 @@ class Endpoint:
 
     @cached_property
     def secrets(self) -> frozenset[str]:
-        """The parameters that must not be stored in rows. Determined for the first row: starts of the service need not
-        wait.
-        """
+        """The parameters that must not be stored in rows. Determined for the first row, not at the start."""
         return frozenset(item.name for item in parameters(self.contract) if Mark.SECRET in item.marks)
 
 
@@ -266,9 +264,7 @@ class Service:
         return result
 
     async def _intend(self, parsed: Any, act: Act) -> tuple[int, asyncio.Task[None]]:
-        """Record the intent of an act outside the database; return the row's number. The previous state is determined
-        meanwhile.
-        """
+        """Record an intent; return its row's number, and the task that determines the previous state meanwhile."""
         try:
             self._handlers.check(parsed, act)
         except CircleError as refusal:  # floods of denials are counted, whereas an intent always has its row

@@ -13,9 +13,7 @@ T = TypeVar("T")
 
 
 class Threads(ThreadPoolExecutor):
-    """Unlike its base class, it does not keep refused work for later: nobody waits for that, and there may be a lot of
-    it.
-    """
+    """Unlike its base class, it does not keep refused work for later: nobody waits for it, and there may be much."""
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """See `concurrent.futures.Executor`. Raises RuntimeError if a thread would have to be started and cannot be."""

@@ -84,9 +84,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _float(text: str) -> float:
-    """A number with a fraction or an exponent. One too large for a float would be echoed as Infinity, which is not
-    JSON.
-    """
+    """A number with a fraction or an exponent. One too large would be echoed as Infinity, which is not JSON."""
     number = float(text)
     if math.isinf(number):
         raise BadRequest("the line holds a number that is too large")
@@ -211,9 +209,7 @@ def _text(text: str) -> bytes:
 
 
 def encode(value: JSON) -> bytes:
-    """One line: compact JSON and its newline. Text that UTF-8 cannot represent, half a character, becomes a question
-    mark.
-    """
+    """One line: compact JSON and its newline. Half a surrogate pair, which UTF-8 lacks, becomes a question mark."""
     return _print(value).encode("utf-8", "replace") + b"\n"
 
 

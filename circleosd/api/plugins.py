@@ -37,9 +37,7 @@ CapabilityName = Annotated[str, Doc("a capability that it requests, such as kv o
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a manifest, for `json.loads`. Raises `BadRequest` if a name appears twice: a human reader could not
-    tell which one counts.
-    """
+    """A JSON object of a manifest. Raises `BadRequest` for a name that appears twice: which one counts is unclear."""
     members = dict(pairs)
     if len(members) < len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)

@@ -194,8 +194,7 @@ class AuthService(Handlers):
             act.message = f"the other sessions of {name} have ended: {ended}"
 
     async def _confirm(self, name: str, caller: Caller, old: str | None) -> str | None:
-        """Users who change their own password must know it: a session that was left open is not enough. Raises
-        `Denied`.
+        """Users who change their own password must know it: a session may have been left open. Raises `Denied`.
 
         Returns the stored form of the confirmed password.
         """
@@ -299,9 +298,7 @@ class AuthService(Handlers):
         return await self._database.write(work)
 
     async def _check_password(self, name: str, caller: Caller, account: Account | None, password: str) -> None:
-        """Return if this is the account's password. Raises `Denied`, which counts as a failure, and `Limit` during a
-        wait.
-        """
+        """Return if this is the password. Raises `Denied`, which counts as a failure, and `Limit` during a wait."""
         keys = self._logins.keys(name, caller, account)
         found = await self._database.read(lambda db: [store.failures(db, *key) for key in keys])
         with self._logins.attempt(keys, found, time.time()):

@@ -1,6 +1,4 @@
-"""Users, sessions, rules and failed logins in SQLite: functions of a connection or transaction, without waiting or
-policy.
-"""
+"""Users, sessions, rules and failed logins in SQLite: functions of a connection or transaction, without policy."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The main process of a service: starts it according to the unit file, reads its output line by line, and waits for its
-end.
-"""
+"""The main process of a service: its start according to the unit file, its output by lines, and its end."""
 
 from __future__ import annotations
 

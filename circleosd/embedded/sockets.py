@@ -14,9 +14,7 @@ from circleosd.paths import address
 
 @contextlib.contextmanager
 def bound(name: str, kind: socket.SocketKind, mode: int = 0o600) -> Iterator[socket.socket]:
-    """A Unix socket at the path `name`, until the end of the block. Afterwards, a file that somebody else put there is
-    kept.
-    """
+    """A Unix socket at the path `name` during the block. A file that somebody else put there is kept."""
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)

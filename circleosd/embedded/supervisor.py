@@ -212,9 +212,7 @@ class Unit:
 
 
 class Supervisor:
-    """All units by name. `specifiers`: the values of systemd.unit(5)'s specifiers shared by all units; `places`:
-    directories of files.
-    """
+    """All units by name. `specifiers`: values of systemd.unit(5)'s specifiers; `places`: directories of files."""
 
     def __init__(self, specifiers: Mapping[str, str], places: Sequence[Path]) -> None:
         self.specifiers, self._places = specifiers, places

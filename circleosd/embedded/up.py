@@ -112,8 +112,7 @@ def _make(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _held(runtime: Path) -> Iterator[None]:
-    """Keep other supervisors out of a directory. If it had to be created, it is removed in the end, unless it contains
-    files.
+    """Keep other supervisors out of a directory, which is removed in the end if it was created here and is empty.
 
     Otherwise, a remaining /run/circleosd would be taken for the system's (`paths.runtime_dir`). Raises `Conflict`, also
     if systemd is listening there: its sockets would be replaced, and then gone while their units stay active.

@@ -99,8 +99,7 @@ def effective(asked: Iterable[str], decided: Mapping[str, bool], configured: Ite
 
 
 def inherited(asked: Collection[str], decided: Mapping[str, bool]) -> dict[str, bool]:
-    """The decisions about a version that apply to the next one, which requests `asked`: those about a `*` apply to each
-    name.
+    """The decisions about a version that apply to the next, which requests `asked`. A `*` stands for each name.
 
     A `*` that would bring back a revoked name is not granted unless that was decided.
     """

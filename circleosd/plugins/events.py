@@ -86,9 +86,7 @@ class Events:
         self._readings = Places("readings of events", READINGS, READINGS_BY_ONE)
 
     async def emit(self, plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
-        """Store an event and pass it to every other plugin with the capability for its topic. `cause`: what led to it.
-        Raises `Limit`.
-        """
+        """Store an event that `cause` led to; pass it to every other plugin that may receive it. Raises `Limit`."""
         if len(payload.encode()) > MAX_PAYLOAD:
             raise Limit(f"an event may have at most {MAX_PAYLOAD} bytes")
         if cause.depth >= DEEPEST:

@@ -107,9 +107,7 @@ def _open(field: str, path: str, directory: str) -> int:
 
 
 def _require_file(fd: int, field: str, path: str) -> None:
-    """Raises `BadRequest` unless it is a regular file with contents: a pipe, a device or a file in proc(5), all of size
-    0, could be read forever.
-    """
+    """Raises `BadRequest` unless it is a regular file with contents: a pipe or a file in proc(5) may never end."""
     try:
         found = os.fstat(fd)
     except OSError as exc:  # possible on a user's own file system, fuse(8)

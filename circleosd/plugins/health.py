@@ -27,9 +27,7 @@ class Health:
         self._quarantine_after = settings.quarantine_after
 
     def admit(self, now: float) -> None:
-        """Return if the plugin may be called now. Raises `Conflict` if it is set aside, `PluginFailed` during a
-        back-off.
-        """
+        """Return if it may be called. Raises `Conflict` for a plugin set aside, `PluginFailed` during a back-off."""
         record = self.record
         if record.aside is not None:
             raise Conflict(

@@ -12,9 +12,7 @@ from circleosd.plugins.store import Loaded, Record
 
 
 class Plugin:
-    """One version of one plugin. It is `loading` until it is recorded; until then, it cannot change anything
-    permanently.
-    """
+    """One version of one plugin. Until it is recorded, it is `loading` and cannot change anything permanently."""
 
     def __init__(
         self, manifest: Manifest, digest: str, record: Record, decided: Mapping[str, bool], settings: PluginSettings

@@ -1,6 +1,4 @@
-"""One worker process per plugin: started on the first call through the registry, stopped when idle, replaced when
-broken.
-"""
+"""One worker process per plugin: started by the first call, stopped when idle, replaced when broken."""
 
 from __future__ import annotations
 
@@ -109,9 +107,7 @@ class Runners:
         self.failing: Callable[[Plugin], Awaitable[None]]
 
     async def probe(self, plugin: Plugin, artifact: int, *, upgrade: bool) -> tuple[Runner, frames.Ready]:
-        """Have a worker load an artifact that is not in the store yet. Raises `BadRequest` with the reason if it
-        cannot.
-        """
+        """Have a worker load an artifact that is not in the store yet. Raises `BadRequest` if it cannot."""
         runner = Runner(plugin.name + (STAGED if upgrade else ""), plugin, self._settings.queue)
         try:
             return runner, await self._connect(runner, artifact, NOBODY)
@@ -217,9 +213,7 @@ class Runners:
         return runner
 
     async def _blame(self, runner: Runner, worker: Worker, error: CircleError, took: float) -> CircleError:
-        """The error for the caller of a failed call that took so many seconds; if it is the plugin's fault, it is
-        recorded too.
-        """
+        """The error for the caller of a call that failed after so many seconds; the plugin's own fault is recorded."""
         plugin = runner.plugin
         runner.used = time.monotonic()
         if not is_fault(error):

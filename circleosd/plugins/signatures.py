@@ -88,9 +88,7 @@ class _Ran(NamedTuple):
 
 
 class Signatures:
-    """Verifies and judges signatures. `directories` contain trusted-signers and revoked-signers; the last one that has
-    a file counts.
-    """
+    """Verifies and judges signatures, by the last trusted-signers and revoked-signers in `directories`."""
 
     def __init__(self, directories: Sequence[Path], policy: TrustPolicy, environment: Mapping[str, str]) -> None:
         self._directories = directories
@@ -195,9 +193,7 @@ class Signatures:
         raise BadSignature(Problem.MALFORMED, f"the signature cannot be read: {_last_line(ran.err)}; get it again")
 
     async def _not_revoked(self, manifest: bytes, signature: str, key: str) -> None:
-        """Raises `BadSignature` for a revoked key, whether it is in trusted-signers or not, and `Unavailable` if
-        revoked-signers cannot be read.
-        """
+        """Raises `BadSignature` for a revoked key, trusted or not, `Unavailable` if revoked-signers cannot be read."""
         revoked = self._found(REVOKED)
         if revoked is None:
             return
@@ -259,8 +255,7 @@ class Signatures:
         )
 
     def _found(self, name: str) -> str | None:
-        """The file of that name in the most important directory that has it, even if it is a dangling link, whose
-        reader then reports it.
+        """The file of that name that counts, even if it is a dangling link: its reader reports that.
 
         Raises `Unavailable` if that cannot be determined.
         """
@@ -302,9 +297,7 @@ class Signatures:
 
 @contextlib.contextmanager
 def _in_memory(content: bytes) -> Iterator[str]:
-    """A path to a file that contains `content` and exists only in memory (memfd_create(2)), for a child that inherits
-    it.
-    """
+    """A path to a file with `content` that exists only in memory (memfd_create(2)), for a child that inherits it."""
     descriptor = os.memfd_create("signature", os.MFD_CLOEXEC)
     try:
         os.write(descriptor, content)

@@ -197,9 +197,7 @@ class Artifacts:
         return fd
 
     def sweep(self, used: set[str]) -> None:
-        """Remove artifacts that no row names, and those staged when a manager died. Files that cannot be removed are
-        kept.
-        """
+        """Remove artifacts that no row names, and those staged when a manager died, as far as that is possible."""
         try:
             found = [path for path in self._directory.iterdir() if path.name not in used]
         except OSError as exc:

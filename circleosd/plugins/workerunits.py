@@ -44,8 +44,7 @@ class WorkerUnits:
         await self.stop(instance)
 
     async def held_back(self, instance: str) -> Unavailable | None:
-        """The error to raise if no worker was started: systemd gave up its socket because it had to start workers too
-        often, or resources for a process were missing.
+        """The error if no worker was started: its socket gave up after too many starts, or the host lacks resources.
 
         This is not a failure of the plugin, none of whose code ran.
         """

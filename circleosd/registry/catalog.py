@@ -69,9 +69,7 @@ OWN_UNITS = frozenset(re.sub(r"service$", kind, entry.unit) for entry in OWN for
 
 @dataclass(frozen=True)
 class Catalog:
-    """Names and their entries. `problems` says which files could not be used and why, `unread` whether one of them
-    could not even be read.
-    """
+    """Names and their entries. `problems`: why files could not be used; `unread`: one could not even be read."""
 
     entries: dict[str, Entry]
     problems: tuple[str, ...]
@@ -133,8 +131,7 @@ def text_of(path: Path, check: Callable[[os.stat_result], None] = lambda found: 
 
 
 def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> Catalog:
-    """Read the drop-in files, each with `text`; of two entries with the same name, the one in the later directory and
-    then in the later file counts.
+    """Read the drop-in files, each with `text`. Of two entries with the same name, the later one counts.
 
     A file that cannot be used is skipped and listed in `problems`: one bad file must not disable all services. Raises
     `Limit` if descriptors or memory are lacking: what is in the files is then not known.

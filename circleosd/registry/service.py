@@ -261,9 +261,7 @@ class RegistryService(Handlers):
             await self._check_loaded(entry)
 
     async def _check_loaded(self, worker: Entry) -> None:
-        """Raises `NotFound` if the worker has no socket: the templates have units for every name, even without a
-        plugin.
-        """
+        """Raises `NotFound` if the worker has no socket: the templates have units for every name."""
         (socket,) = await self._units.states([f"{worker.unit.rpartition('.')[0]}.socket"])
         if socket.active == "inactive":
             why = "it is not loaded, or has not been called yet; see: circlectl plugin list"

@@ -76,8 +76,7 @@ class Connection:
         return answer
 
     async def list_units(self, units: Sequence[str]) -> tuple[float, Message]:
-        """As `call`, of ListUnitsByNames: callers who ask for the same list while a query is in progress share the next
-        one.
+        """As `call`, of ListUnitsByNames; callers who ask for the same list during a query share the next one.
 
         Also returns the time of the query in seconds since the epoch, which is after the caller's call.
         """
@@ -197,9 +196,7 @@ class Connection:
             self._subscribed = True
 
     async def _add_match(self, rule: str) -> None:
-        """Have the bus forward matching signals. A second caller waits for that too, or asks if the first one has given
-        up.
-        """
+        """Have the bus forward matching signals. A second caller waits for that, or asks if the first one gave up."""
         async with self._preparing:
             self._matches[rule] += 1
             if self._matches[rule] > 1:

@@ -180,8 +180,7 @@ def _readable() -> bool:
 
 
 def _reader(namespace: str = "") -> Any:
-    """A reader of this machine's whole journal: part of the log of a service that runs as a normal user is in that
-    user's journal.
+    """A reader of this machine's whole journal: a user's journal has lines of services that run as that user.
 
     With a `namespace`, also of that one, which lacks the manager's messages about its units.
     """

@@ -1,6 +1,4 @@
-"""The registry's service manager based on systemd: the system's or the user's, over D-Bus
-(org.freedesktop.systemd1(5)).
-"""
+"""The registry's service manager: the system's or the user's systemd, over D-Bus (org.freedesktop.systemd1(5))."""
 
 from __future__ import annotations
 

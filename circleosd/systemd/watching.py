@@ -41,9 +41,7 @@ class Watched:
         self._names.clear()
 
     async def look(self, connection: Connection, units: Sequence[str]) -> list[UnitState]:
-        """Watch these too. One round trip for any number of units, shared by all watches that query at the same time,
-        as they do whenever unit files were reloaded.
-        """
+        """Watch these too. One round trip, shared by watches that query at once, as after unit files were reloaded."""
         self._looking = True
         try:
             began, reply = await connection.list_units(units)
@@ -98,9 +96,7 @@ class Watched:
 async def changes(
     connection: Connection, watched: Watched, units: Sequence[str], pattern: str
 ) -> AsyncGenerator[UnitState, None]:
-    """The states of `units` and of those that match `pattern`, and again after signals about them, even if a state
-    stayed the same.
-    """
+    """The states of `units` and of those that match `pattern`, and after signals about them, even if unchanged."""
 
     def wanted(signal: Message) -> bool:
         if signal.member == "UnitNew":

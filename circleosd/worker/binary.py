@@ -1,5 +1,4 @@
-"""Reads the parts of a WebAssembly binary that identify it; nothing is run. Follows the binary format of WebAssembly
-2.0.
+"""Reads the parts of a binary that identify it, in the format of WebAssembly 2.0; nothing is run.
 
 Compilation validates the parts that are skipped here. The input may be anything: damage raises IndexError, or
 `PluginFailure` (`bad-request`) with the reason.

@@ -218,9 +218,7 @@ class ComponentPlugin:
         return values.function_type(self._find(instance, name), instance.context)
 
     def _callable(self, instance: _Instance, names: list[str]) -> list[str]:
-        """The exports that can be invoked. Raises `PluginFailure` if `handle` is not one of them, or if there are too
-        many.
-        """
+        """The exports that can be invoked. Raises `PluginFailure` unless `handle` is one, or if there are too many."""
         found = [name for name in names if self._is(instance, name, "handle")]
         if "handle" not in found:
             given = self._type(instance, "handle")

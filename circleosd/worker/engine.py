@@ -163,9 +163,7 @@ class Engine:
         return PluginFailure("plugin-failed", cause if backtrace else ": ".join(trouble.causes), backtrace)
 
     def with_memory(self, found: PluginFailure, size: int) -> PluginFailure:
-        """The failure of an instance with a memory of `size` bytes: attributed to the memory limit if it cannot grow by
-        another page.
-        """
+        """The failure of an instance: by the memory limit if its memory of `size` bytes cannot grow by a page."""
         if found.code != "plugin-failed" or size + _PAGE <= self.limits.memory:
             return found
         text = f"{found.message}; its memory is at its limit of {self.limits.memory} bytes"

@@ -18,8 +18,7 @@ class Sink(Protocol):
 
 
 class Receiver:
-    """Says where to put the next received bytes, and which frames are complete with them. `bounds` are the limits of
-    their kinds.
+    """Says where to put the next bytes, and which frames are complete with them. `bounds`: limits of their kinds.
 
     One compilation may arrive while there is a `sink` for it, which is then released.
     """

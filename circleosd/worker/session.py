@@ -21,9 +21,7 @@ from circleosd.worker.loader import THREAD_STACK, Loaded, load_plugin
 
 
 def begin(channel: Channel, load: Load, descriptors: list[int]) -> _Serial | None:
-    """Loads the plugin and reports READY, or reports FAILED and returns None. Raises OSError if the machine lacks
-    something.
-    """
+    """Loads the plugin and reports READY; None after FAILED. Raises OSError if the machine lacks something."""
     # A shared instance admits one call at a time.
     parallel = 1 if load.plugin_type == "wasm" and load.instance == "shared" else load.limits.concurrency
     session = _Parallel(channel, load, parallel) if parallel > 1 else _Serial(channel, load)

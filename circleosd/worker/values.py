@@ -37,9 +37,7 @@ _SERVICE: Final = ("name", "state", "description")
 
 
 def borrow_text(target: Any, data: Buffer) -> object:
-    """Makes `target` a string that uses `data`'s own bytes, which must be UTF-8; keep the returned object until it was
-    used.
-    """
+    """Makes `target` a string of `data`'s own bytes, which must be UTF-8; keep the returned object until it is used."""
     target.kind = STRING
     string = target.of.string
     string.size = len(data)
