@@ -54,8 +54,7 @@ def load(runtime: str) -> str | None:
 def _kept(runtime: str) -> tuple[str, float] | None:
     """The saved token and its expiry, if it is valid for this uid.
 
-    Root, running with the HOME of another user who has a session, acts as root: services refuse a token from another
-    uid.
+    Root with the HOME of another user who has a session acts as root: services refuse a token of another uid.
     """
     try:
         with open(_path(runtime), encoding="utf-8") as file:

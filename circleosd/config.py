@@ -69,8 +69,7 @@ class AuthSettings(Table):
     login_lockout: float = 900.0
     hashing: int = 2
     login_queue: int = 128
-    # 19 MiB is OWASP's minimum for argon2id; with eight passes, one hash takes about 100 ms on a server core of the
-    # 2020s.
+    # 19 MiB is OWASP's minimum for argon2id; with eight passes, one hash takes some 100 ms on a server core.
     hash_memory: int = 19 * 1024
     hash_passes: int = 8
 

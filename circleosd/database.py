@@ -118,8 +118,7 @@ class Database:
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
         try:
             connection.row_factory = sqlite3.Row
-            # A text that a failing disk has turned into invalid UTF-8 must not hide other rows; a ledger's hashes
-            # reveal the change.
+            # Text that a failing disk made invalid UTF-8 must not hide other rows; a ledger's hashes reveal it.
             connection.text_factory = lambda data: data.decode("utf-8", "replace")
             set_up(connection)
         except BaseException:

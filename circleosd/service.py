@@ -74,8 +74,7 @@ class Service:
         for contract in contracts:
             handler = getattr(self if contract in EVERYWHERE else handlers, contract.action)
             self._endpoints[contract.action] = Endpoint(contract, handler, f"{group}:{contract.action}")
-        # Actions that a rule about one object can be about; a rule about any of these makes that object visible in
-        # listings.
+        # Actions that a rule can allow on one object; a rule about any of these shows the object in listings.
         self._object_verbs = frozenset(item.verb for item in self._endpoints.values() if item.contract.takes_rules())
         self.connections: Callable[[], int] = lambda: 0
         self._started = time.monotonic()
@@ -204,11 +203,7 @@ class Service:
         return sees(caller, endpoint.contract.access, endpoint.verb, row[field], among=self._object_verbs)
 
     def _validate(self, contract: type[Request], params: dict[str, Any]) -> Any:
-        """The request as its contract.
-
-        The validators are imported for the first request that has parameters, to make a start for one without any
-        faster.
-        """
+        """The request as its contract. A start for one without parameters need not wait for the validators."""
         if not params and not contract.has_fields():
             return contract.__new__(contract)
         validate = self._validators.get(contract.action)

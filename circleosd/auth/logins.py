@@ -58,8 +58,7 @@ class Logins:
     def attempt(self, keys: Sequence[Key], found: Sequence[Failures], now: float) -> Iterator[None]:
         """One attempt, while it is checked. `found`: the failures under each of `keys`. Raises `Limit`.
 
-        Once there was a failure, concurrent attempts count as failures too, so that their passwords need not be
-        checked.
+        After a failure, concurrent attempts count as failures too, so that their passwords need not be checked.
         """
         for key, failures in zip(keys, found, strict=True):
             count = backoff.in_force(failures, now, self._lockout)

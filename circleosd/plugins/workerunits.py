@@ -90,8 +90,7 @@ class WorkerUnits:
             state = await self._state(instance)
             if state is None or state["state"] not in ("active", "deactivating"):
                 break
-            # The connection breaks just before the process is reaped, and an out-of-memory kill is reported before
-            # that.
+            # The connection breaks before the process is reaped, and an out-of-memory kill is reported even earlier.
             await asyncio.sleep(LOOK)
         return state
 

@@ -107,8 +107,7 @@ class Reader:
     def __call__(self) -> Catalog:
         """The catalog as currently on disk. Raises `Limit` as `read` does."""
         files, problems = _files(self._directories)
-        # ctime: a change of mode or owner may make a file readable. Size: writes within a few milliseconds may have the
-        # same ctime.
+        # ctime: a change of mode or owner may make a file readable. Size: two quick writes may have the same ctime.
         found = [(path, _stat(path)) for path in files]
         seen = (problems, [(path, now and (now.st_ctime_ns, now.st_ino, now.st_size)) for path, now in found])
         if seen != self._seen or self._catalog.unread:  # the cause of a problem need not be in the files

@@ -58,8 +58,7 @@ def state_of(unit: str, properties: Mapping[str, Any]) -> UnitState:
 def listed(row: Sequence[Any], began: float) -> dict[str, Any]:
     """The properties in a row of ListUnitsByNames.
 
-    Such a row lacks the time at which the unit entered its state, so `began`, in seconds since the epoch, is used
-    instead.
+    It lacks the time at which the unit entered its state: `began`, in seconds since the epoch, takes its place.
     """
     _name, description, load, active, sub = row[:5]
     return {

@@ -14,8 +14,7 @@ from circleosd.worker.failure import PluginFailure
 
 Data: TypeAlias = bytes | bytearray | mmap.mmap
 
-# A million entries, which Wasmtime would accept, take a second to read here; compiled languages stay below a tenth of
-# this.
+# Wasmtime would accept a million, which take a second to read here; compiled languages stay below a tenth of this.
 MAX_ENTRIES: Final = 200_000
 
 I32: Final = 0x7F
