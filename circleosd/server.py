@@ -66,9 +66,9 @@ class Server:
         self.service = service
         self.settings = settings
         self.max_line = max_line
-        self.loop: asyncio.AbstractEventLoop
+        self.loop = asyncio.get_running_loop()
         self.booked: Counter[int] = Counter()
-        self.turns: Turns
+        self.turns = Turns(self.loop)
         self._listener = listener
         self._manager = manager
         self._busy = busy
@@ -96,19 +96,17 @@ class Server:
         An idle exit loses no request: a connection counts from its accept(2), and one that was not accepted stays in
         the queue of the socket, which the service manager holds and listens on again.
         """
-        self.loop = loop = asyncio.get_running_loop()
-        self.turns = Turns(loop)
         _raise_descriptor_limit()
         self._listener.setblocking(False)
         self._listen()
         self._manager.ready("listening")
-        timers = [loop.create_task(self._sweep())]
+        timers = [self.loop.create_task(self._sweep())]
         if self._manager.watchdog_interval:
-            timers.append(loop.create_task(self._feed_watchdog(self._manager.watchdog_interval)))
+            timers.append(self.loop.create_task(self._feed_watchdog(self._manager.watchdog_interval)))
         try:
             await self._stop.wait()
         finally:
-            loop.remove_reader(self._listener)
+            self.loop.remove_reader(self._listener)
             self._manager.stopping()
             await self._finish()
             for timer in timers:
@@ -162,7 +160,7 @@ class Server:
             return True
         connection = Connection(self, peer, sock.descriptors)
         self._connections.add(connection)
-        asyncio.get_running_loop().create_task(self._open(connection, sock))
+        self.loop.create_task(self._open(connection, sock))
         return True
 
     def _turn_away(self, exc: OSError) -> bool:
@@ -183,7 +181,7 @@ class Server:
 
     async def _open(self, connection: Connection, sock: socket.socket) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
+            await self.loop.connect_accepted_socket(lambda: connection, sock)
         except OSError as exc:
             log.warning("cannot serve a connection: %s", exc)
             sock.close()
