@@ -54,7 +54,7 @@ class Loading:
 
         Raises `NotFound`, `BadRequest`, `Limit` for files that cannot be read or do not match.
         """
-        given, content, signature = await asyncio.to_thread(_texts, files, request)
+        given, signature = await asyncio.to_thread(_texts, files, request)
         staging = asyncio.create_task(asyncio.to_thread(self._stage, files, request.path))
         try:
             staged = await asyncio.shield(staging)
@@ -65,7 +65,7 @@ class Loading:
             manifest = manifests.parse(given) if given is not None else manifests.derive(request.path, staged.head)
             manifests.check(manifest, staged.head, self._settings)
             _require_own(manifest, staged, signed=signature is not None)
-            yield Candidate(manifest, staged, content, signature)
+            yield Candidate(manifest, staged, given if isinstance(given, bytes) else None, signature)
         finally:
             self._artifacts.discard(staged)
 
@@ -129,10 +129,10 @@ class Loading:
             )  # fmt: skip
 
 
-def _texts(files: Given, request: Load | Verify) -> tuple[bytes | dict[str, Any] | None, bytes | None, bytes | None]:
+def _texts(files: Given, request: Load | Verify) -> tuple[bytes | dict[str, Any] | None, bytes | None]:
     """The manifest as given, as bytes if it is a file, and its signature."""
     if isinstance(request.manifest, dict):
-        return request.manifest, None, None
+        return request.manifest, None
     if request.manifest is not None:
         name = request.manifest
         content: bytes | None = files.read("manifest", name, MAX_MANIFEST)
@@ -140,10 +140,10 @@ def _texts(files: Given, request: Load | Verify) -> tuple[bytes | dict[str, Any]
         name = os.path.splitext(request.path)[0] + ".json"
         content = files.beside("manifest", name, MAX_MANIFEST)
     if content is None:
-        return None, None, None
+        return None, None
     if request.signature is not None:
-        return content, content, files.read("signature", request.signature, MAX_SIGNATURE)
-    return content, content, files.beside("signature", name + ".sig", MAX_SIGNATURE)
+        return content, files.read("signature", request.signature, MAX_SIGNATURE)
+    return content, files.beside("signature", name + ".sig", MAX_SIGNATURE)
 
 
 def _require_own(manifest: Manifest, staged: Staged, *, signed: bool) -> None:
