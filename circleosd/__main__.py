@@ -369,7 +369,8 @@ def up(directory: str | None) -> int:
     else:
         runtime, state, cache = (Path(directory).absolute() / name for name in ("run", "state", "cache"))
     try:
-        return threads.run(supervise(runtime, state, cache, _unit_directories()))
+        with threads.runner() as runner:
+            return runner.run(supervise(runtime, state, cache, _unit_directories()))
     except OSError as exc:
         raise Unavailable(f"cannot run CircleOSD at {runtime}: {exc.strerror or exc}") from exc
 

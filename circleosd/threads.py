@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,14 +29,8 @@ def _do(work: list[Callable[[], T]]) -> T:
     return work.pop()()
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """As `asyncio.run`, with `Threads` as the default executor."""
-    with runner() as one:
-        return one.run(main)
-
-
 def runner() -> asyncio.Runner:
-    """Runs several coroutines one after the other like `run`, in a single event loop."""
+    """Runs coroutines one after the other in one event loop, with `Threads` as its default executor."""
     return asyncio.Runner(loop_factory=_Loop)
 
 

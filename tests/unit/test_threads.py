@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import pytest
 
-from circleosd.threads import Threads, run
+from circleosd.threads import Threads, runner
 
 
 def fail(thread: threading.Thread) -> NoReturn:
@@ -34,4 +34,5 @@ def test_what_has_used_threads_ends_without_another_one(monkeypatch: pytest.Monk
         monkeypatch.setattr(threading.Thread, "start", fail)
         return done
 
-    assert run(main()) == 7
+    with runner() as one:
+        assert one.run(main()) == 7
