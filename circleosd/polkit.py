@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from circleosd.api.plugins import PLUGIN_NAME
-from circleosd.errors import BadRequest, Denied, NotFound
+from circleosd.errors import BadRequest, CircleError, Denied, NotFound
 from circleosd.registry import catalog
 from circleosd.registry.catalog import ALL_VERBS, Catalog, Entry
 from circleosd.systemd import journal
@@ -197,6 +197,8 @@ def main() -> NoReturn:
         problems = generate()
     except OSError as exc:
         problems = (f"cannot update the polkit rule: {exc.filename}: {exc.strerror}",)
+    except CircleError as error:
+        problems = (f"cannot update the polkit rule: {error}",)
     for problem in problems:
         journal.complain(problem)
     # A path unit does not start its service again for changes while it is running: exit right after the last check.

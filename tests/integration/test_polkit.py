@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -358,6 +359,26 @@ def test_why_the_rule_cannot_be_written_is_said_without_the_name_of_a_temporary_
     with pytest.raises(SystemExit, match="1"):
         polkit.main()
     assert complaints == [f"cannot update the polkit rule: {target}: No such file or directory"]
+
+
+def test_a_catalog_that_cannot_be_read_for_want_of_descriptors_takes_no_rights_away(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    complaints = list[str]()
+    generate(places)
+    with monkeypatch.context() as without:
+        without.setattr(polkit, "generate", partial(polkit.generate, *places, owner=os.getuid()))
+        without.setattr(journal, "complain", complaints.append)
+        without.setattr(os, "_exit", sys.exit)
+        without.setattr(os, "open", none_left)
+        with pytest.raises(SystemExit, match="1"):
+            polkit.main()
+    assert len(complaints) == 1
+    assert complaints[0].startswith("cannot update the polkit rule: ")
+    assert "nginx" in places[1].read_text()
 
 
 def test_the_rule_for_a_catalog_of_ones_own_is_printed(places: tuple[Path, Path]) -> None:
