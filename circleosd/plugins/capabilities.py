@@ -29,8 +29,11 @@ ALWAYS = "log"
 ALL = "all"  # in a grant, stands for everything that the plugin requests
 _NAMED = {
     # names of services as in the registry, and topics of the same form without a colon
-    "services:restart:": r"\*|[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}",
-    "events:": r"\*|[a-zA-Z0-9][a-zA-Z0-9_.@-]{0,127}",
+    "services:restart:": (r"\*|[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}", "the name of a service"),
+    "events:": (
+        r"\*|[a-zA-Z0-9][a-zA-Z0-9_.@-]{0,127}",
+        "a topic: at most 128 ASCII letters, digits, _ . @ or -, beginning with a letter or digit",
+    ),
 }
 
 # Rights that people need for what a plugin may do with a capability of that kind; the object is its name, or any.
@@ -55,9 +58,11 @@ def check(capability: str) -> None:
     """Raises `BadRequest` unless `capability` is one that this host has."""
     if capability in KINDS and not capability.endswith(":"):
         return
-    for kind, names in _NAMED.items():
-        if capability.startswith(kind) and re.fullmatch(names, capability.removeprefix(kind)):
-            return
+    for kind, (names, what) in _NAMED.items():
+        if capability.startswith(kind):
+            if re.fullmatch(names, capability.removeprefix(kind)):
+                return
+            raise BadRequest(f"no capability {capability[:200]!r}; after {kind} comes *, or {what}")
     known = ", ".join(kind + "NAME" if kind.endswith(":") else kind for kind in KINDS)
     raise BadRequest(f"no capability {capability[:200]!r}; available: {known}")
 
@@ -78,8 +83,9 @@ def check_configured(settings: Settings) -> None:
 
 def check_topic(topic: str) -> None:
     """Raises `BadRequest` unless this is a valid topic."""
-    if topic == "*" or not re.fullmatch(_NAMED["events:"], topic):
-        raise BadRequest(f"{topic[:200]!r} is not a topic: at most 128 ASCII letters, digits, _ . @ or -")
+    names, what = _NAMED["events:"]
+    if topic == "*" or not re.fullmatch(names, topic):
+        raise BadRequest(f"{topic[:200]!r} is not {what}")
 
 
 def holds(granted: Iterable[str], capability: str) -> bool:
