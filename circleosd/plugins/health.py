@@ -36,7 +36,7 @@ class Health:
         if held := self.held_for(now):
             raise PluginFailed(
                 f"{self.name} failed {record.in_a_row} times in a row and is held back for "
-                f"{held:.1f} s; the last failure: {record.last_error}"
+                f"{max(held, 0.1):.1f} s; the last failure: {record.last_error}"
             )
 
     def held_for(self, now: float) -> float:

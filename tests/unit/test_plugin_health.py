@@ -70,12 +70,13 @@ def test_failures_in_a_row_hold_a_plugin_back_longer_and_longer() -> None:
     assert delays == [0, 0, 0.5, 1.0, 2.0]
 
 
-def test_a_plugin_that_is_held_back_says_why() -> None:
+@pytest.mark.parametrize(("now", "left"), [(0.0, "0.5 s"), (0.499, "0.1 s")])
+def test_a_plugin_that_is_held_back_says_for_how_long_and_why(now: float, left: str) -> None:
     health = make()
     for _ in range(3):
         health.failed("trap: unreachable", 0.0, 0.0)
-    with pytest.raises(PluginFailed, match="trap: unreachable"):
-        health.admit(0.0)
+    with pytest.raises(PluginFailed, match=f"held back for {left}; the last failure: trap: unreachable"):
+        health.admit(now)
 
 
 def test_a_call_that_ends_well_beside_the_failures_ends_the_back_off() -> None:
