@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import importlib
 import json
 import os
 import sys
@@ -154,8 +153,8 @@ def _replies(command: Command, request: dict[str, Any], ask: Asking) -> Iterator
     """The data to show. Raises the error that occurred, possibly after yielding data."""
     from circlectl import sessions
 
-    if command.service is None:
-        data, problem = importlib.import_module(command.module).COMMANDS[command.verb](ask, request)
+    if command.local:
+        data, problem = command.local(ask, request)
         yield from data if isinstance(data, Iterator) else (data,)
         if problem:
             raise problem

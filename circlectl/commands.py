@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from circleosd.api.contract import Mark, Parameter, parameters
 
 if TYPE_CHECKING:
+    from circlectl.asking import Asking
     from circleosd.api.contract import Request
+    from circleosd.errors import CircleError
+
+    Local = Callable[[Asking, dict[str, Any]], tuple[Any, CircleError | None]]
 
 GROUPS = {
     "user": "users, logins, sessions",
@@ -27,13 +31,13 @@ _LOCAL = {"plugin": "circlectl.signing"}  # additional commands of a group, carr
 
 
 class Command(NamedTuple):
-    """One command. `service` carries it out; None if the module of circlectl that contains the command does."""
+    """One command, which `service` carries out, or `local` in circlectl itself: it returns the data, and the error."""
 
     group: str
     verb: str
     contract: type[Request]
-    service: str | None
-    module: str
+    service: str
+    local: Local | None
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -60,8 +64,8 @@ def of_group(group: str) -> Mapping[str, Command]:
     found = {}
     for name in filter(None, (_MODULES[group], _LOCAL.get(group))):
         module = importlib.import_module(name)
-        service = getattr(module, "SERVICE", None)
+        service, local = getattr(module, "SERVICE", ""), getattr(module, "COMMANDS", {})
         for contract in module.CONTRACTS:
-            if contract.command:
-                found[contract.command] = Command(group, contract.command, contract, service, name)
+            if verb := contract.command:
+                found[verb] = Command(group, verb, contract, service, local.get(verb))
     return found

@@ -237,7 +237,7 @@ def _names_of(scope: str | None, group: str) -> Rows:
     from circlectl import sessions
 
     listing = _listing(group)
-    if listing is None or listing.service is None:
+    if listing is None:
         return []
     runtime = paths.runtime_dir(os.environ, scope)
     rows = Asking(runtime, sessions.load(runtime)).once(listing.service, {"action": "list"}, timeout=PATIENCE)
