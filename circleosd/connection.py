@@ -267,15 +267,7 @@ class Connection(asyncio.Protocol):
                 if not self._writable.is_set():
                     await self._writable.wait()
             elif not self._transport.is_closing():  # a stream that starts after the peer has gone would never end
-                self._streaming = True
-                async with contextlib.aclosing(reply):
-                    async for part in reply:
-                        if self._transport.is_closing():  # asyncio logs every write to a peer that is gone
-                            break
-                        self._transport.write(part)
-                        await self._writable.wait()
-                        await asyncio.sleep(0)  # give other connections a turn, see below
-                self._streaming = False
+                await self._pass_on(reply)
             line = self._next_line()
             if line is not None:
                 await asyncio.sleep(0)  # give other connections a turn: a request may be answered without ever waiting
@@ -286,6 +278,18 @@ class Connection(asyncio.Protocol):
             self._end()
         else:
             self._resume_reading()
+
+    async def _pass_on(self, stream: AsyncGenerator[bytes, None]) -> None:
+        """Send a stream as fast as the peer reads it."""
+        self._streaming = True
+        async with contextlib.aclosing(stream):
+            async for part in stream:
+                if self._transport.is_closing():  # asyncio logs every write to a peer that is gone
+                    break
+                self._transport.write(part)
+                await self._writable.wait()
+                await asyncio.sleep(0)  # give other connections a turn, as above
+        self._streaming = False
 
     def _affordable(self, reply: bytes) -> bytes:
         """The reply, if it may be held until the peer reads it; otherwise an error in its place."""
