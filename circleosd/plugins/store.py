@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from circleosd import ledger
 from circleosd.database import Transaction
@@ -134,10 +134,8 @@ class Artifacts:
         Raises `Limit` if it is larger than `most` bytes, `BadRequest` if it cannot be read, `Unavailable` if the copy
         cannot be written.
         """
-        import hashlib  # see chain.linked
-        import tempfile  # also imported by that
+        import tempfile  # with it comes OpenSSL, see chain.linked
 
-        digest, size, head = hashlib.sha256(), 0, b""
         with self._writing():
             fd, name = tempfile.mkstemp(prefix=".staged-", dir=self._directory)
             try:
@@ -145,19 +143,13 @@ class Artifacts:
                     # A worker, running as another user, opens the file again through its descriptor (dlopen(3)). The
                     # directory keeps everybody else away.
                     os.fchmod(fd, 0o444)
-                    while chunk := _read(source, size):
-                        head = head or chunk[:16]
-                        size += len(chunk)
-                        if size > most:
-                            raise Limit(f"the artifact is larger than {most} bytes (plugins.max_artifact)")
-                        digest.update(chunk)
-                        out.write(chunk)
+                    copied = _copy(source, out, most)
                     out.flush()
                     os.fsync(out.fileno())
             except BaseException:
                 os.unlink(name)
                 raise
-        return Staged(Path(name), digest.hexdigest(), size, head)
+        return Staged(Path(name), *copied)
 
     def keep(self, staged: Staged) -> None:
         """Give a staged artifact its final name, durably. Raises `Unavailable`."""
@@ -212,6 +204,21 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as exc:
         log.warning("cannot remove an unused artifact: %s", exc)
+
+
+def _copy(source: int, out: BinaryIO, most: int) -> tuple[str, int, bytes]:
+    """Copy a file; return its sha256, its size and its first bytes. Raises `Limit`, `BadRequest`."""
+    import hashlib  # see chain.linked
+
+    digest, size, head = hashlib.sha256(), 0, b""
+    while chunk := _read(source, size):
+        head = head or chunk[:16]
+        size += len(chunk)
+        if size > most:
+            raise Limit(f"the artifact is larger than {most} bytes (plugins.max_artifact)")
+        digest.update(chunk)
+        out.write(chunk)
+    return digest.hexdigest(), size, head
 
 
 def _read(source: int, offset: int) -> bytes:
