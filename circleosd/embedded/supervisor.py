@@ -169,17 +169,7 @@ class Unit:
         reading = asyncio.create_task(self._read(process))
         self.state = replace(self.state, pid=process.pid)
         try:
-            while not process.ended.done() and result == "success":
-                span = start if self.state.sub == "start" else self._watchdog
-                try:
-                    async with asyncio.timeout(span) as self._deadline:
-                        if not notifies:
-                            self.notified("READY=1")
-                        await asyncio.shield(process.ended)
-                except TimeoutError:
-                    # Late: messages sent while this process was stopped, for example by Ctrl-Z, are not read yet.
-                    if time.monotonic() - (self._deadline.when() or 0.0) < LATE:
-                        result = "timeout" if self.state.sub == "start" else "watchdog"
+            result = await self._in_time(process, start, notifies=notifies)
         except asyncio.CancelledError:
             self._enter("deactivating", "stop-sigterm")
             process.signal(ending)
@@ -196,6 +186,20 @@ class Unit:
                 result = "signal" if killed else "exit-code"
             self.state = replace(self.state, result=result, exit_status=status, signal=killed)
         return (notifies and self.state.sub == "running") or time.monotonic() - begun > LONGEST_DELAY
+
+    async def _in_time(self, process: Process, start: float, *, notifies: bool) -> str:
+        """Wait for the end of the process; return `success`, or the result if a deadline passes before."""
+        while not process.ended.done():
+            try:
+                async with asyncio.timeout(start if self.state.sub == "start" else self._watchdog) as self._deadline:
+                    if not notifies:
+                        self.notified("READY=1")
+                    await asyncio.shield(process.ended)
+            except TimeoutError:
+                # Late: messages sent while this process was stopped, for example by Ctrl-Z, are not read yet.
+                if time.monotonic() - (self._deadline.when() or 0.0) < LATE:
+                    return "timeout" if self.state.sub == "start" else "watchdog"
+        return "success"
 
     async def _read(self, process: Process) -> None:
         async for line in process.lines():
