@@ -279,11 +279,28 @@ in
       sha256 = lib.concatStrings (lib.genList (_: "A") 64);
     };
   };
-  "a malformed capability is refused" = refusedByType {
-    plugins.reverse = plugin // {
-      grant = [ "kv; rm" ];
-    };
-  };
+  "only capabilities that there are can be granted" =
+    let
+      granting =
+        capability:
+        force (enabled {
+          plugins.reverse = plugin // {
+            grant = [ capability ];
+          };
+        });
+      refused = capability: !(builtins.tryEval (granting capability)).success;
+    in
+    lib.all granting [
+      "all"
+      "services:restart:*"
+      "services:restart:site:web"
+    ]
+    && lib.all refused [
+      "kvv"
+      "kv; rm"
+      "services:restart:"
+      "events:a:b"
+    ];
   "an unknown trust policy is refused" = refusedByType { settings.plugins.trust = "maybe"; };
   "a signer that is no key is refused" = refusedByType { trustedSigners = [ "ops@example.org" ]; };
   "two signers in one line are refused" = refusedByType { trustedSigners = [ (key + "\n" + key) ]; };
@@ -368,7 +385,11 @@ in
               outPath = "/${environment.trust or ""}";
             };
           };
-        } { services.circleosd = full.services.circleosd // { settings.plugins.trust = "require"; }; }).config;
+        } {
+          services.circleosd = full.services.circleosd // {
+            settings.plugins.trust = "require";
+          };
+        }).config;
     in
     lib.hasSuffix " /require /require"
       told.systemd.services.circleosd-declared-plugins.serviceConfig.ExecStart;

@@ -20,6 +20,8 @@ import pytest
 from circleosd.api.contract import Pattern
 from circleosd.api.plugins import PLUGIN_NAME
 from circleosd.api.registry import ServiceName
+from circleosd.errors import BadRequest
+from circleosd.plugins.capabilities import ALL, KINDS, check
 from circleosd.registry.catalog import ALL_VERBS, OWN, PLUGIN_PREFIX
 
 ROOT = Path(__file__).parents[2]
@@ -188,6 +190,22 @@ def test_the_module_and_the_services_agree_on_names(names: Any) -> None:
     assert names["serviceRule"] in [mark.regex for mark in get_args(ServiceName) if isinstance(mark, Pattern)]
     assert names["workerPrefix"] == PLUGIN_PREFIX
     assert set(names["defaultVerbs"]) <= set(ALL_VERBS)
+
+
+@nix
+def test_the_module_and_the_plugin_manager_agree_on_capabilities(names: Any) -> None:
+    def exists(capability: str) -> bool:
+        try:
+            check(capability)
+        except BadRequest:
+            return False
+        return True
+
+    names_after = ("", "*", "a", "a*", "a:b", "a.b@c-d_e", "-a", "a/b", "a" * 128, "a" * 129)
+    tried = [f"{kind}{name}" for kind in KINDS for name in names_after]
+    accepted = [capability for capability in tried if re.fullmatch(names["grantRule"], capability)]
+    assert accepted == [capability for capability in tried if exists(capability)]
+    assert re.fullmatch(names["grantRule"], ALL)
 
 
 @nix

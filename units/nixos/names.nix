@@ -1,4 +1,5 @@
-# Names and rules that the services use too: circleosd/api/plugins.py, circleosd/registry/catalog.py, units/.
+# Names and rules that the services use too: circleosd/api/plugins.py, circleosd/plugins/capabilities.py,
+# circleosd/registry/catalog.py, units/.
 rec {
   daemons = [
     "circleosd-auth"
@@ -23,6 +24,9 @@ rec {
 
   serviceRule = "[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}";
   pluginRule = "[a-z0-9][a-z0-9_-]{0,47}";
+  grantRule =
+    "all|log|kv|config|clock|services:read|services:restart:(\\*|${serviceRule})"
+    + "|events:(\\*|[a-zA-Z0-9][a-zA-Z0-9_.@-]{0,127})";
 
   startVerbs = [
     "start"

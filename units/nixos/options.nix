@@ -133,7 +133,7 @@ let
         };
 
         grant = mkOption {
-          type = types.listOf (types.strMatching "[a-z][a-z0-9-]*(:[A-Za-z0-9_.@*-]+)*");
+          type = types.listOf (types.strMatching names.grantRule);
           default = [ ];
           example = [
             "kv"
