@@ -21,6 +21,7 @@ from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.workers import GRACE, Exceeded, HostCalls, Voice, Worker, WorkerGone, is_fault
 from circleosd.plugins.workerunits import WorkerUnits
+from circleosd.upstream import CACHED
 from circleosd.worker import frames
 from circleosd.worker.cachekey import cache_key
 from circleosd.worker.limits import NO_MEMORY, hard_deadline
@@ -155,14 +156,21 @@ class Runners:
         return runner.places.taken if runner else 0
 
     async def call(
-        self, plugin: Plugin, function: str, payload: str, uid: int | None = None, cause: Cause = NOBODY
+        self,
+        plugin: Plugin,
+        function: str,
+        payload: str,
+        uid: int | None = None,
+        cause: Cause = NOBODY,
+        renew: Callable[[], Awaitable[None]] | None = None,
     ) -> str:
         """Call a function with a text and return its reply; the queue is limited per `uid`.
 
+        `renew` is awaited before a call that has waited long, and raises an error if the caller may not call any more.
         Raises `PluginFailed`, `Timeout`, `Limit` according to the plugin's failure, `Limit` also if too many calls are
         waiting, `Superseded` if the caller has to check again whether the plugin may be called.
         """
-        reply = await self._serve(plugin, frames.INVOKE, function, payload.encode(), cause, uid)
+        reply = await self._serve(plugin, frames.INVOKE, function, payload.encode(), cause, uid, renew)
         try:
             return reply.decode()
         except UnicodeDecodeError as exc:
@@ -173,10 +181,17 @@ class Runners:
         await self._serve(plugin, frames.EVENT, topic, payload.encode(), cause, None)
 
     async def _serve(
-        self, plugin: Plugin, kind: int, name: str, payload: bytes, cause: Cause, uid: int | None
+        self,
+        plugin: Plugin,
+        kind: int,
+        name: str,
+        payload: bytes,
+        cause: Cause,
+        uid: int | None,
+        renew: Callable[[], Awaitable[None]] | None = None,
     ) -> bytes | bytearray:
         """Carry out a call or event when its turn comes, and update the plugin's record."""
-        runner = self._of(plugin)
+        runner, asked = self._of(plugin), time.monotonic()
         runner.places.take(uid)
         try:
             await runner.turns.begin(uid)
@@ -187,6 +202,11 @@ class Runners:
                 if worker is None or worker.lost:
                     worker = await self._ready(runner, cause)
                 began = time.monotonic()
+                if renew and began - asked > CACHED:
+                    await renew()
+                    if runner.retired or worker.lost:
+                        raise Superseded
+                    began = time.monotonic()
                 try:
                     reply = await worker.call(kind, name, payload, plugin.bounds.time, cause)
                 except CircleError as error:

@@ -254,8 +254,8 @@ class PluginService(Handlers):
                 has = ", ".join(plugin.loaded.functions)
                 raise NotFound(f"{request.id} has no function {request.func[:64]!r}; it has: {has}")
             try:
-                cause = Cause(caller=str(act.caller))
-                return await self._runners.call(plugin, request.func, request.payload, act.caller.bounded, cause)
+                cause, uid = Cause(caller=str(act.caller)), act.caller.bounded
+                return await self._runners.call(plugin, request.func, request.payload, uid, cause, act.renew)
             except Superseded:
                 continue
 

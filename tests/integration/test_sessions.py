@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from circleosd import wire
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import CHEAP, EmbeddedHost
+from tests.integration.embedded_host import CHEAP, EmbeddedHost, read_reply
+from tests.integration.made import core, write
 from tests.integration.people import (
     ALICE,
     AUTH,
@@ -70,6 +72,24 @@ def test_a_revocation_ends_one_session_or_all_and_says_where_there_is_none(host:
         reply = host.call(AUTH, {"action": "revoke", "name": "revoked", **more})
         says = f"revoked has no session{which}; see: circlectl user sessions revoked"
         assert (reply["error"], reply["message"]) == ("not-found", says)
+
+
+def test_a_call_that_waits_is_not_made_once_its_session_was_revoked(host: EmbeddedHost, tmp_path: Path) -> None:
+    endless = write(
+        tmp_path, "endless", core('(func (export "f") (param i32) (result i64) (loop (br 0)) (unreachable))')
+    )
+    host.load(endless, manifest={"name": "endless", "plugin_type": "wasm", "limits": {"time": 4}})
+    create(host, "caller", role="operator")
+    call = {"action": "invoke", "id": "endless", "func": "f"}
+    with host.connect(PLUGINS) as first, host.connect(PLUGINS) as second:
+        first.sendall(wire.encode(call))
+        second.sendall(wire.encode({**call, "token": login(host, "caller", os.getuid())}))
+        host.wait_for(lambda: host.data(PLUGINS, "show", id="endless")["waiting"] == 2)
+        host.data(AUTH, "revoke", name="caller")
+        assert read_reply(first)["error"] == "timeout"
+        assert read_reply(second)["error"] == "denied"
+    assert host.data(PLUGINS, "show", id="endless")["calls"] == 1
+    host.unload("endless")
 
 
 def test_a_logout_ends_the_own_session_and_a_new_password_all_others(host: EmbeddedHost) -> None:

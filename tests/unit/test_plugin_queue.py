@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from circleosd.config import PluginSettings
-from circleosd.errors import Limit
+from circleosd.errors import Denied, Limit
+from circleosd.plugins import runner
 from tests.unit.fakes import SlowWorker, with_worker
 
 
@@ -56,6 +59,33 @@ def test_a_place_that_comes_to_a_call_just_given_up_goes_to_the_next(tmp_path: P
             return await runners.call(plugin, "f", "third")
 
     assert asyncio.run(third()) == "third"
+
+
+def test_a_call_that_has_waited_long_is_not_made_for_who_may_not_call_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewed: list[str] = []
+
+    async def called() -> list[BaseException | str]:
+        runners, plugin = with_worker(tmp_path, SlowWorker(0.01))
+
+        async def call(payload: str) -> str:
+            async def renew() -> None:
+                renewed.append(payload)
+                if payload == "revoked":
+                    raise Denied("the session was revoked")
+
+            return await runners.call(plugin, "f", payload, renew=renew)
+
+        calls = (call(payload) for payload in ("first", "revoked", "third"))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    assert asyncio.run(called()) == ["first", "revoked", "third"]
+    assert renewed == [], "none has waited for long"
+    monkeypatch.setattr(runner, "CACHED", 0.005)
+    first, refused, third = asyncio.run(called())
+    assert (first, str(refused), third) == ("first", "the session was revoked", "third")
+    assert renewed[-2:] == ["revoked", "third"]
 
 
 def test_who_calls_once_does_not_wait_for_all_the_calls_of_another(tmp_path: Path) -> None:
