@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import platform
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, NoReturn
 
 from circleosd.worker.binary import FUNC, GLOBAL, I32, I64, MEMORY, Data, Module, Reader, read_module, refuse, sections
@@ -190,26 +190,13 @@ def _refuse_import(what: str, only: str, source: str, name: str) -> NoReturn:
 
 def _component(data: Data) -> Artifact:
     imports: list[str] = []
-    functions: list[str] = []
-    exports: list[str] = []
+    exports: dict[str, int] = {}
     for kind, section in sections(data):
         if kind == 10:
-            for _ in range(section.count("imports")):
-                name = _component_name(section)
-                if not _extern_type(section):
-                    imports.append(name)
+            imports += _component_imports(section)
         elif kind == 11:
-            for _ in range(section.count("exports")):
-                name = _component_name(section)
-                sort = section.byte()
-                if sort == 0:
-                    section.byte()
-                section.leb()
-                if section.byte() == 1:
-                    _extern_type(section)
-                exports.append(name)
-                if sort == 1 and len(name.encode()) <= MAX_NAME:
-                    functions.append(name)
+            exports |= _component_exports(section)
+    functions = [name for name, sort in exports.items() if sort == 1 and len(name.encode()) <= MAX_NAME]
     command = "handle" not in functions and any(name.startswith("wasi:cli/run@") for name in exports)
     for name in imports:
         # A command is refused below, whatever version of WASI it is for.
@@ -226,6 +213,26 @@ def _component(data: Data) -> Artifact:
     return Artifact("component", [name for name in functions if name not in hooks], imports, hooks)
 
 
+def _component_imports(section: Reader) -> Iterator[str]:
+    """The names of imports, except those of types that are only named, which require nothing of the host."""
+    for _ in range(section.count("imports")):
+        name = _component_name(section)
+        if not _extern_type(section):
+            yield name
+
+
+def _component_exports(section: Reader) -> Iterator[tuple[str, int]]:
+    """The names of exports, and their sorts; 1 is a function."""
+    for _ in range(section.count("exports")):
+        name, sort = _component_name(section), section.byte()
+        if sort == 0:
+            section.byte()
+        section.leb()
+        if section.byte() == 1:
+            _extern_type(section)
+        yield name, sort
+
+
 def _component_name(section: Reader) -> str:
     if section.byte() > 1:
         refuse("is a component of a newer format: its names cannot be read")
@@ -233,7 +240,7 @@ def _component_name(section: Reader) -> str:
 
 
 def _extern_type(section: Reader) -> bool:
-    """Skip a type; return whether it is only a name for one, which requires nothing of the host."""
+    """Skip a type; return whether it is only a name for one."""
     kind = section.byte()
     if kind == 0:
         section.byte()
