@@ -16,15 +16,7 @@ from circleosd.policy import Grant
 from circleosd.worker.host import covers as covers
 from circleosd.worker.host import is_covered as is_covered
 
-KINDS = {
-    "log": "writes to the host's log; every plugin may",
-    "kv": "stores texts of its own in the host's database",
-    "config": "reads its configuration",
-    "clock": "reads the clocks",
-    "services:read": "sees the services of the catalog and their states",
-    "services:restart:": "restarts the service of that name",
-    "events:": "emits and receives the events of that topic",
-}
+KINDS = ("log", "kv", "config", "clock", "services:read", "services:restart:", "events:")
 ALWAYS = "log"
 ALL = "all"  # in a grant, stands for everything that the plugin requests
 _NAMED = {
