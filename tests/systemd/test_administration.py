@@ -313,6 +313,15 @@ def test_a_service_that_is_started_by_hand_has_its_socket_and_ends_with_it(machi
     machine.succeed(f"systemctl start circleosd-{name}.socket")
 
 
+@pytest.mark.parametrize("name", ["auth", "registry", "plugins", "polkit"])
+def test_however_often_a_service_is_started_systemd_does_not_refuse(machine: Machine, name: str) -> None:
+    """By default it does from the 6th start within 10 s on, here from the second; the service's socket is then lost."""
+    drop_in = f"/etc/systemd/system/circleosd-{name}.service.d/once.conf"
+    write(machine, drop_in, "[Unit]\nStartLimitBurst=1\n")
+    machine.succeed("systemctl daemon-reload", *[f"systemctl restart circleosd-{name}.service"] * 3)
+    machine.succeed(f"rm {drop_in}", "systemctl daemon-reload")
+
+
 def test_a_stranger_is_told_which_group_to_join(machine: Machine) -> None:
     for command in ("service list", "user whoami", "plugin list"):
         said = refused(machine, command, 12, "mallory")
