@@ -466,3 +466,14 @@ def test_a_stranger_on_the_message_bus_is_not_heard_by_the_registry(machine: Mac
     most = machine.succeed(f"grep VmHWM /proc/{before}/status").split()[1]
     assert int(most) < 100_000  # KiB; all that was sent would take twice as much
     machine.succeed("systemctl stop ct-watching.service; rm /etc/dbus-1/system.d/ct-call.conf")
+
+
+def test_a_watch_goes_on_when_systemd_is_executed_anew(machine: Machine) -> None:
+    """As by an upgrade of systemd; the registry hears of it if the bus may tell it (units/circleosd.dbus.conf)."""
+    machine.succeed("circlectl service stop calm")
+    machine.succeed("systemd-run --quiet --unit=ct-watcher circlectl service watch calm")
+    shown = "journalctl --quiet --unit ct-watcher.service | grep 'calm: {}'"
+    machine.wait_until_succeeds(shown.format("inactive"), timeout=60)
+    machine.succeed("systemctl daemon-reexec", "systemctl start ct-calm.service")
+    machine.wait_until_succeeds(shown.format("active"), timeout=60)
+    machine.succeed("systemctl stop ct-watcher.service")
