@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from circlectl import commands, manual
+from circlectl.helptext import FLAGS, needed
 from circleosd.config import Settings
 from circleosd.errors import BY_CODE
 from tests.integration.embedded_host import PROJECT
@@ -46,13 +47,20 @@ def test_circlectls_page_has_every_command_parameter_and_exit_status() -> None:
         for command in commands.of_group(group).values():
             start = page.index(f".It Ic {command.group} {command.verb}")
             entry = page[start : page.find("\n.It Ic ", start + 1)]
+            plain = " ".join(entry.replace("\\", "").split())
+            for said in (command.contract.summary(), needed(command.contract)):
+                assert said in plain, f"{group} {command.verb} {said}"
             for item in (*command.parameters, *command.secrets):
                 assert item.word.replace("_", "-") in entry, f"{group} {command.verb} {item.name}"
             reply = command.contract.reply
             for field in get_type_hints(next(iter(get_args(reply)), reply)) if reply not in (None, str) else ():
                 assert rf"\%{field}" in entry, f"{group} {command.verb} {field}"
+    for about in FLAGS.values():
+        assert f"\n{about[:1].upper()}{about[1:]}.\n" in page.replace("\\-", "-")
+    statuses = page.partition("\n.Sh EXIT STATUS\n")[2]
+    assert "exits with 0 on success" in statuses
     for code, error in BY_CODE.items():
-        assert f".It {error.exit_status} Ta Li {code} " in page
+        assert f".It {error.exit_status} Ta Li {code} " in statuses
     assert "exits with 130 when it is interrupted" in page
     assert "\n141 when nobody reads" in page
     assert "and for root always on a host booted with systemd; otherwise" in page  # as test_config.py has it
