@@ -184,10 +184,13 @@ def test_a_member_of_the_group_may_connect_and_a_stranger_may_not(installed: Mac
 
 
 def test_manual_completion_and_the_journals_catalog_are_where_they_are_looked_for(installed: Machine) -> None:
-    installed.succeed("man --where 1 circlectl", "man --where 8 circleosd", "man --where 5 circleosd.toml")
+    for section, page in (1, "circlectl"), (8, "circleosd"), (5, "circleosd.toml"):
+        installed.succeed(f"zgrep --quiet '^.Sh SEE ALSO' $(man --where {section} {page})")
     assert "A change was made through CircleOSD" in installed.succeed(
         "journalctl --dump-catalog d97d231a40db4ad483bd3886e5099d0d"
     )
+    bash = "/usr/share/bash-completion/completions/circlectl"
+    assert "_circlectl circlectl" in installed.succeed(f"bash -c '. {bash}; complete -p circlectl'")
     if installed.execute("command -v zsh")[0] == 0:
         shown = installed.succeed("""zsh -fc 'autoload -Uz compinit; compinit -D -u; print $_comps[circlectl]'""")
         assert shown == "_circlectl\n"
