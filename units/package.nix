@@ -99,7 +99,8 @@ python3Packages.buildPythonApplication {
     ln -s ../../../circleosd/plugins/{examples,include,wit} $out/share/doc/circleosd/plugins
 
     python -m circlectl.manual >circlectl.1
-    installManPage circlectl.1 man/*
+    sed "s#/usr/share/doc#$out/share/doc#" man/circleosd.8 >circleosd.8
+    installManPage circlectl.1 circleosd.8 man/*.5
     installShellCompletion completions/circlectl.{bash,fish,zsh}
   '';
 

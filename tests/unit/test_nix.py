@@ -302,7 +302,10 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
         assert [link for link in links if not (directory / link).exists()] == [], document
     assert (out / "share/circleosd/plugins/include/circleosd_plugin.h").is_file()
     assert (out / "share/circleosd/plugins/example.wasm").is_file()
-    assert {path.name for path in (out / "man").iterdir()} == {"circlectl.1", "circleosd.8", "circleosd.toml.5"}
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (out / "man").iterdir()}
+    assert set(pages) == {"circlectl.1", "circleosd.8", "circleosd.toml.5"}
+    named = [word for page in pages.values() for word in page.split() if "/share/" in word]
+    assert named == [f"{out}/share/doc/circleosd"], "what the pages name is where the package has it"
     left = {path.name for path in UNITS.iterdir() if path.is_file() and path.suffix != ".nix"} - NOT_ON_NIXOS
     assert left == set(installed) | {"circleosd.catalog", "circleosd.dbus.conf", "circleosd.tmpfiles.conf"}
     assert (out / "lib/systemd/catalog/circleosd.catalog").is_file()
