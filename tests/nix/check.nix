@@ -4,7 +4,7 @@ let
   cases = import ./cases.nix { inherit lib; };
   broken = lib.attrNames (lib.filterAttrs (_: kept: !kept) cases);
   inherit (import ./evaluate.nix { inherit lib; } { }) options;
-  manual = pkgs.nixosOptionsDoc { options = { inherit (options) services; }; };
+  manual = pkgs.nixosOptionsDoc { options.services = { inherit (options.services) circleosd; }; };
 in
 pkgs.runCommand "circleosd-module" { } (
   if broken == [ ] then

@@ -115,6 +115,21 @@ def test_the_module_keeps_each_promise(nixpkgs_lib: str) -> None:
 
 
 @nix
+def test_the_check_of_the_flake_documents_options_that_all_have_a_description(nixpkgs_lib: str) -> None:
+    # For others, nixpkgs' nixosOptionsDoc fails.
+    made = evaluated(f"""
+        let lib = import {nixpkgs_lib}; in import {ROOT}/tests/nix/check.nix {{
+          inherit lib;
+          pkgs.runCommand = _: _: script: script;
+          pkgs.nixosOptionsDoc = given: let
+            refused = option: option.visible && !option.internal && option.description == null;
+            names = map (option: option.name) (lib.filter refused (lib.optionAttrSetToDocList given.options));
+          in {{ optionsCommonMark = toString names; }};
+        }}""")
+    assert made == "ln -s  $out"
+
+
+@nix
 def test_a_nixos_system_takes_the_module(nixpkgs_lib: str) -> None:
     nixpkgs = Path(nixpkgs_lib).parent
     if not (nixpkgs / "nixos/lib/eval-config.nix").is_file():
