@@ -121,11 +121,16 @@ def _module(data: Data) -> Artifact:
 
 def _refuse_foreign(module: Module) -> NoReturn:
     sources = dict.fromkeys(source for source, *_ in module.imports)
+    if "cabi_realloc" in module.exports or any(source.startswith("circleosd:plugin/") for source in sources):
+        step = ": the core of a component is not a plugin, make the component with wasm-tools component new"
+    elif _WASI in sources:
+        step = ": a WASI library (reactor) is not a plugin, build a command instead"
+    else:
+        step = ""
     # No semicolon in this: behind one, circlectl takes the next step to be named.
     refuse(
         "exports neither circleosd_abi (a core plugin) nor _start (a wasi command), "
-        f"but exports {_few(module.exports)}, and imports {f'from {_few(sources)}' if sources else 'nothing'}"
-        + (": a WASI library (reactor) is not a plugin, build a command instead" if _WASI in sources else "")
+        f"but exports {_few(module.exports)}, and imports {f'from {_few(sources)}' if sources else 'nothing'}{step}"
     )
 
 

@@ -112,11 +112,20 @@ def test_a_module_that_is_no_plugin_is_refused_with_what_is_missing(body: str, r
             "wasi_snapshot_preview1",
             "from env, wasi_snapshot_preview1: a WASI library (reactor) is not a plugin, build a command instead",
         ),
+        (
+            "circleosd:plugin/kv@0.1.0",
+            "the core of a component is not a plugin, make the component with wasm-tools component new",
+        ),
     ],
 )
 def test_a_module_for_another_host_is_told_what_it_is_made_for(source: str, reason: str) -> None:
     imports = "".join(f'(import "{module}" "call" (func))' for module in ("env", source, source))
     assert reason in refusal(wat(f"(module {imports} {MEMORY})"))
+
+
+def test_the_core_of_a_component_without_imports_is_known_by_what_it_exports() -> None:
+    allocator = '(func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 0))'
+    assert "the core of a component is not a plugin" in refusal(wat(f"(module {MEMORY} {allocator})"))
 
 
 def variable(address: int, *segments: str) -> bytes:
