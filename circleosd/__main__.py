@@ -59,13 +59,13 @@ def run(argv: list[str]) -> int:
             from circleosd.worker.main import main as worker
 
             take_short_turns()
-            return worker(name)
+            worker(name)
         case ["auth-service" | "service-registry" | "plugin-manager" as service]:
-            return serve(service)
+            serve(service)
         case ["polkit-rule"]:
-            from circleosd.polkit import main as polkit_rule
+            from circleosd import polkit
 
-            return polkit_rule()
+            polkit.main()
         case ["polkit-rule", directory] if _is_name(directory):
             from pathlib import Path
 
@@ -77,17 +77,14 @@ def run(argv: list[str]) -> int:
             from circleosd.plugins import capabilities
 
             config.load(_environment_of_services(), capabilities.check_configured)
-            return 0
         case ["up"]:
-            return up(None)
+            up(None)
         case ["up", "--dir", directory] if _is_name(directory):
-            return up(directory)
+            up(directory)
         case ["--version"]:
             print(f"circleosd {__version__}")
-            return 0
         case [*_, "--help" | "-h"]:
             print(USAGE, end="")
-            return 0
         case _:
             import shlex
 
@@ -95,6 +92,7 @@ def run(argv: list[str]) -> int:
             if argv:
                 print(f"circleosd: invalid command line: circleosd {shlex.join(argv)}", file=sys.stderr)
             return 2
+    return 0
 
 
 def _environment_of_services() -> dict[str, str]:
@@ -122,7 +120,7 @@ def _is_name(word: str) -> bool:
     return word != "" and not word.startswith("-")
 
 
-def serve(name: str) -> int:
+def serve(name: str) -> None:
     """Run one of the three services on the passed socket. A service that cannot start tells waiting clients why."""
     from circleosd.refusal import refuse
 
@@ -151,7 +149,6 @@ def serve(name: str) -> int:
         gc.freeze()
         gc.enable()
         runner.run(_serve(listener, settings, composed))
-    return 0
 
 
 def _import_asyncio() -> None:
@@ -349,7 +346,7 @@ def _uids(*services: str) -> dict[str, int]:
     return uids
 
 
-def up(directory: str | None) -> int:
+def up(directory: str | None) -> None:
     """Run the embedded mode in the foreground, below `directory` if that is given."""
     _import_asyncio()
     import logging
@@ -370,7 +367,7 @@ def up(directory: str | None) -> int:
         runtime, state, cache = (Path(directory).absolute() / name for name in ("run", "state", "cache"))
     try:
         with threads.runner() as runner:
-            return runner.run(supervise(runtime, state, cache, _unit_directories()))
+            runner.run(supervise(runtime, state, cache, _unit_directories()))
     except OSError as exc:
         raise Unavailable(f"cannot run CircleOSD at {runtime}: {exc.strerror or exc}") from exc
 

@@ -31,8 +31,8 @@ UNMAPPED = 65534  # the uid shown for users that a user namespace does not map, 
 MAX_LINE = 16 << 20  # bytes: the registry asks about all units of the catalog at once, whose files may have 1 MiB each
 
 
-async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -> int:
-    """Supervise until SIGINT, SIGTERM or, unless nohup(1) ignores it, SIGHUP; return the exit status.
+async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -> None:
+    """Supervise until SIGINT, SIGTERM or, unless nohup(1) ignores it, SIGHUP.
 
     Sockets are in `runtime`, persistent files in `state` and `cache`, unit files in `places`. Raises OSError,
     `BadRequest` for a path that is too long or in the hands of another user, `Conflict` if another supervisor is
@@ -80,7 +80,6 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
             server.stop()
             await serving
             loop.remove_reader(notify)
-    return 0
 
 
 def found_with(runtime: str, env: Mapping[str, str]) -> str:
