@@ -26,7 +26,7 @@ REVOKED = "revoked-signers"
 
 MAX_SIGNATURE = 16 * 1024  # bytes; one of the largest RSA keys with a certificate has 10 KiB
 MAX_SIGNERS = 256 * 1024
-MAX_SAID = 64 * 1024  # bytes of ssh-keygen's output that are read
+MAX_SAID = 64 * 1024  # bytes of ssh-keygen's output that are looked at
 SECONDS = 10.0  # for one signature; a run of ssh-keygen takes some 10 ms
 MAX_LINES = 16  # lines of trusted-signers that are tried for one key; each takes two runs
 
@@ -279,7 +279,6 @@ class Signatures:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                limit=MAX_SAID,
                 pass_fds=files,
                 env=self._environment,
             )
