@@ -180,7 +180,7 @@ def _open_files(command: Command, request: dict[str, Any]) -> list[int]:
     opened = []
     for name, path in named.items():
         try:
-            opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+            opened.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         except FileNotFoundError:
             raise NotFound(f"no such file: {path or quoted(path)}") from None
         except (OSError, ValueError) as exc:

@@ -72,7 +72,7 @@ def save(runtime: str, login: dict[str, Any]) -> None:
     with contextlib.suppress(FileNotFoundError):  # left behind by an unfinished process with the same pid
         os.unlink(new)
     try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             kept = {"user": login["user"], "token": login["token"], "expires": login["expires"], "uid": os.getuid()}
             json.dump(kept, file)

@@ -92,7 +92,7 @@ class Database:
             return "no space is left on its disk"
         if getattr(failure, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
             try:
-                os.close(os.open(self.path, os.O_RDWR | os.O_CLOEXEC))
+                os.close(os.open(self.path, os.O_RDWR))
             except OSError as exc:
                 return exc.strerror or str(exc)
         return _told(failure)

@@ -111,7 +111,7 @@ def address(path: str) -> Iterator[str]:
         yield path
         return
     directory, name = os.path.split(path)
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{fd}/{name}"
     finally:

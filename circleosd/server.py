@@ -233,7 +233,7 @@ class Server:
 def _spare() -> int | None:
     """A descriptor to close when no others are left; None if there is none."""
     with contextlib.suppress(OSError):
-        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(os.devnull, os.O_RDONLY)
     return None
 
 

@@ -86,7 +86,7 @@ class Compiled:
         """A descriptor of a compilation, for reading; None if there is no usable one."""
         path = self._directory / key
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
         except OSError as exc:

@@ -92,7 +92,7 @@ def _require_passed(request: Load | Verify, taken: Container[str]) -> None:
 def _open(field: str, path: str, directory: str) -> int:
     try:
         # O_NONBLOCK: opening a FIFO must not wait for its writer.
-        fd = os.open(os.path.join(directory, path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(os.path.join(directory, path), os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise NotFound(f"no such file: {path}") from None
     except (OSError, ValueError) as exc:

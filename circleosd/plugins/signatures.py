@@ -297,7 +297,7 @@ class Signatures:
 @contextlib.contextmanager
 def _in_memory(content: bytes) -> Iterator[str]:
     """A path to a file with `content` that exists only in memory (memfd_create(2)), for a child that inherits it."""
-    descriptor = os.memfd_create("signature", os.MFD_CLOEXEC)
+    descriptor = os.memfd_create("signature")
     try:
         os.write(descriptor, content)
         yield f"/proc/self/fd/{descriptor}"

@@ -178,7 +178,7 @@ class Artifacts:
         Raises `Unavailable` if it is missing, `Limit` if no more files can be opened.
         """
         try:
-            fd = os.open(self._directory / digest, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = os.open(self._directory / digest, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as exc:
             raise shortage(exc) or Unavailable(
                 f"cannot read the artifact {digest} in {self._directory}: {exc.strerror or exc}; load the plugin again"

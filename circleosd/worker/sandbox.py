@@ -211,7 +211,7 @@ def _landlock(libc: ctypes.CDLL, version: int, readable: int | None) -> None:
     try:
         for path in _readable_paths():
             try:
-                descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                descriptor = os.open(path, os.O_PATH)
             except OSError:
                 continue
             try:
