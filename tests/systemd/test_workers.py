@@ -128,6 +128,11 @@ def test_a_native_plugin_is_refused_with_the_reason_where_files_cannot_be_run(ma
     machine.succeed("circlectl plugin load /root/plain.so --trust", "circlectl plugin unload plain")
 
 
+def test_a_worker_that_is_stopped_has_not_failed(machine: Machine) -> None:
+    machine.succeed("circlectl plugin invoke often upper hi", "systemctl stop circleosd-plugin@often.service")
+    assert machine.get_unit_property("circleosd-plugin@often.service", "ActiveState") == "inactive"
+
+
 def test_a_worker_that_died_is_a_failed_unit_only_while_its_plugin_is_loaded(machine: Machine, tmp_path: Path) -> None:
     failed = "systemctl list-units --failed --no-legend 'circleosd-plugin@*'"
     (tmp_path / "torn.so").write_bytes(shared_object("__attribute__((constructor)) void begin(void) { abort(); }"))
