@@ -156,6 +156,8 @@ def test_after_installation_the_sockets_listen_and_nothing_runs(machine: Machine
     assert installed.succeed(f"systemctl is-enabled {ENABLED}").split() == ["enabled"] * 3
     modes = installed.succeed("stat --format='%a %U %G' /run/circleosd/*.sock")
     assert modes.splitlines() == ["660 root circleosd"] * 3
+    others_may = r"find /run/circleosd /etc/circleosd ! -type s \( -perm /022 -o ! -user root \)"
+    assert installed.succeed(others_may) == ""
     assert "polkit.addRule" in installed.succeed("cat /etc/polkit-1/rules.d/49-circleosd.rules")
     assert installed.succeed("systemctl --failed --no-legend").strip() == ""
     assert installed.succeed("dpkg --verify circleosd") == ""
