@@ -49,6 +49,8 @@ def main() -> NoReturn:
 
         journal.complain(f"circleosd: {error}")
         sys.exit(error.exit_status)
+    except KeyboardInterrupt:  # while it starts; later, `up` ends in order
+        sys.exit(130)  # as a shell counts SIGINT
 
 
 def run(argv: list[str]) -> int:

@@ -77,3 +77,14 @@ def test_a_service_that_can_open_no_more_files_goes_on_without_short_turns(monke
     with monkeypatch.context() as while_it_tries:
         while_it_tries.setattr(builtins, "__import__", no_file)
         program._take_short_turns()
+
+
+def test_an_interruption_while_it_starts_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def up(directory: str | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "up", up)
+    monkeypatch.setattr("sys.argv", ["circleosd", "up"])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 130
