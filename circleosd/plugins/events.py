@@ -154,7 +154,7 @@ class Events:
             waiting.append(event)
             return
         self._waiting[plugin] = deque([event])
-        task = asyncio.get_running_loop().create_task(self._drain(plugin))
+        task = asyncio.create_task(self._drain(plugin))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

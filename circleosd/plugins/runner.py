@@ -374,7 +374,7 @@ class Runners:
 
     def _end(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """End a worker of the plugin with `work`; until that is done, the plugin gets no other."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
+        task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -348,7 +348,7 @@ class PluginService(Handlers):
                 log.error("cannot save the state of the plugins: %s", error)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 

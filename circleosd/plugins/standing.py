@@ -48,7 +48,7 @@ class Standing:
 
     async def quarantine(self, plugin: Plugin) -> None:
         """Quarantine a plugin that has failed too often in a row. Cancelling only means not waiting for it."""
-        task = asyncio.get_running_loop().create_task(self._quarantine(plugin))
+        task = asyncio.create_task(self._quarantine(plugin))
         self._quarantines.add(task)
         task.add_done_callback(self._quarantines.discard)
         await asyncio.shield(task)
