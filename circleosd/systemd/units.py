@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -114,7 +113,7 @@ class SystemdUnits(UnitManager):
             except ErrorReply as error:
                 if not error.refusal or self._scope == "user" or os.geteuid() == 0:
                     raise
-                with contextlib.suppress(ErrorReply, Lost, Unheard):  # there is none where the rule is made otherwise
+                with suppress(ErrorReply, Lost, Unheard):  # there is none where the rule is made otherwise
                     await _job(await self._connected(), METHODS["start"], RULE_MAKER)
                 await asyncio.sleep(again)
         return await self._whole_job(verb, unit)
@@ -161,7 +160,7 @@ class SystemdUnits(UnitManager):
                 ) from exc
             if result != "done":
                 said = " | ".join(await self.log_tail(switch, 3)) or f"the result of {switch} is {result}"
-                with contextlib.suppress(ErrorReply, Lost, CircleError):  # otherwise the host's state would be degraded
+                with suppress(ErrorReply, Lost, CircleError):  # otherwise the host's state would be degraded
                     await (await self._connected()).call(MANAGER, "ResetFailedUnit", "s", [switch])
                 raise Conflict(f"cannot {verb} {unit}: {said}")
         else:
