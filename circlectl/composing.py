@@ -102,7 +102,7 @@ def _read_text(name: str) -> str:
 
 def _require_oneself(ask: Asking, command: Command) -> None:
     """Raises `BadRequest` unless the caller is a user, before prompting for passwords in vain."""
-    if ask.once("auth-service", {"action": "whoami"})["user"] is None:
+    if ask.once(command.service, {"action": "whoami"})["user"] is None:
         raise BadRequest(f"{command.group} {command.verb} needs NAME: you are not a CircleOSD user")
 
 
