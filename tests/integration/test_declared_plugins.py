@@ -65,8 +65,13 @@ def test_a_bundle_is_checked(host: EmbeddedHost, tmp_path: Path) -> None:
     assert (other.returncode, f"its SHA-256 digest is {digest}" in other.stderr) == (1, True)
     strange = bundled(host, tmp_path / "strange", "reverse", manifest=str(EXAMPLES / "counter/counter.json"))
     assert (strange.returncode, "is not a JSON object with the name reverse" in strange.stderr) == (1, True)
-    assert not (tmp_path / "other").exists()
-    assert not (tmp_path / "strange").exists()
+    stale = tmp_path / "stale.json"
+    stale.write_text(json.dumps({"name": "reverse", "sha256": "0" * 64}))
+    old = bundled(host, tmp_path / "old", "reverse", manifest=str(stale))
+    assert (old.returncode, "its manifest is for another artifact" in old.stderr) == (1, True)
+    stale.write_text(json.dumps({"name": "reverse", "sha256": digest}))
+    bundle(host, tmp_path / "new", "reverse", manifest=str(stale))
+    assert [name for name in ("other", "strange", "old") if (tmp_path / name).exists()] == []
 
 
 def test_a_signature_beside_the_manifest_comes_along(host: EmbeddedHost, tmp_path: Path) -> None:

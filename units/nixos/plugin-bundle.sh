@@ -11,6 +11,11 @@ if ! jq --exit-status --arg name "$plugin" '.name == $name' "$manifest" >/dev/nu
     echo "cannot use the plugin $plugin: its manifest is not a JSON object with the name $plugin" >&2
     exit 1
 fi
+stated=$(jq --raw-output '.sha256 // empty' "$manifest")
+if [[ -n $stated && $stated != "$digest" ]]; then
+    echo "cannot use the plugin $plugin: its manifest is for another artifact, with the SHA-256 digest $stated" >&2
+    exit 1
+fi
 if [[ -z $signature && -e $manifest.sig ]]; then
     signature=$manifest.sig
 fi
