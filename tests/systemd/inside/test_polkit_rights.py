@@ -51,7 +51,7 @@ def generator(machine: None) -> Iterator[None]:
     names = [f"circleosd-{name}" for name in ("polkit.service", "polkit.path", "enable@.service", "disable@.service")]
     for name in names:
         text = (PROJECT / "units" / name).read_text()
-        ours = f"Environment=PYTHONPATH={':'.join(sys.path)}\nExecStart={sys.executable} -m circleosd.polkit"
+        ours = f"Environment=PYTHONPATH={':'.join(sys.path)}\nExecStart={sys.executable} -m circleosd polkit-rule"
         text = text.replace("ExecStart=circleosd polkit-rule", ours)
         (UNIT_FILES / name).write_text(text)
     run("systemctl", "daemon-reload")
