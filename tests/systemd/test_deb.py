@@ -59,14 +59,15 @@ def install(machine: Machine, deb: str) -> None:
 
 
 def newer(machine: Machine, deb: str) -> str:
-    """The package with the version 99 and newer files of units, on the machine."""
+    """The package with the version 99, another polkit rule and newer files of units, on the machine."""
     directory = "/tmp/circleosd-newer"
-    version = f"{directory}/usr/lib/circleosd/lib/python3*/site-packages/circleosd/__init__.py"
+    code = f"{directory}/usr/lib/circleosd/lib/python3*/site-packages/circleosd"
     machine.succeed(
         f"rm -rf {directory}",
         f"dpkg-deb --raw-extract {deb} {directory}",
         f"sed -i 's/^Version: .*/Version: 99/' {directory}/DEBIAN/control",
-        f"sed -i 's/^__version__ = .*/__version__ = \"99\"/' {version}",
+        f"sed -i 's/^__version__ = .*/__version__ = \"99\"/' {code}/__init__.py",
+        f"sed -i 's/^polkit.addRule/\\/\\/ of version 99\\n&/' {code}/polkit.py",
         f"touch {directory}/usr/lib/systemd/*/circleosd*",
         f"dpkg-deb --build -Znone {directory} {directory}.deb",
     )
@@ -253,6 +254,7 @@ def test_an_upgrade_starts_the_new_version_keeps_settings_and_loses_no_connectio
     install(machine, newer(machine, deb))
     reports = json.loads(machine.succeed("circlectl system status --json"))
     assert {report["version"] for report in reports} == {"99"}
+    machine.wait_until_succeeds("grep 'of version 99' /etc/polkit-1/rules.d/49-circleosd.rules", timeout=20)
     assert machine.get_unit_property("circleosd.target", "NeedDaemonReload") == "no"
     machine.succeed("kill $(cat /tmp/asking)")
     assert set(machine.succeed("cat /tmp/asked").splitlines()) == {"answered"}
