@@ -354,6 +354,14 @@ def test_a_removal_that_fails_leaves_the_sockets_listening(machine: Machine, deb
     machine.succeed(f"sed -i '$d' {prerm}")
 
 
+def test_after_a_removal_none_of_its_units_is_shown_as_failed(machine: Machine, deb: str) -> None:
+    install(machine, deb)
+    machine.succeed("echo wrong >/etc/circleosd/services.d/wrong.toml")
+    machine.wait_until_succeeds("systemctl is-failed circleosd-polkit.service", timeout=60)
+    machine.succeed("dpkg --remove circleosd 2>&1")
+    assert machine.succeed("systemctl list-units --all --failed --no-legend 'circleosd*'") == ""
+
+
 def test_purge_says_which_users_and_groups_it_could_not_remove(machine: Machine, deb: str) -> None:
     install(machine, deb)
     machine.succeed("useradd --gid circleosd primary", "systemd-run --unit=busy --uid=circleosd-auth sleep infinity")
