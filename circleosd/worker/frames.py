@@ -37,6 +37,8 @@ LAST_ID: Final = PREPARING - 1
 # payload never reaches this limit first.
 MAX_PAYLOAD: Final = 16 << 20
 MAX_HOST_CALL: Final = 1 << 20
+MAX_ARGUMENTS: Final = 2
+AROUND_ARGUMENTS: Final = 128  # bytes of a HOST_CALL besides its arguments' values: at most some 60 with today's names
 MAX_LOG: Final = 8 << 10
 MAX_NAME: Final = 128
 # What a plugin may say about itself in READY, which is shown in listings.
@@ -267,6 +269,10 @@ def parse_host_call(body: Buffer) -> tuple[str, dict[str, str]]:
         raise FrameError("cannot read HOST_CALL: call or args is not allowed")
     if not all(isinstance(item, str) for item in args.values()):
         raise FrameError("cannot read HOST_CALL: an argument is not text")
+    # A compromised worker could send a megabyte of small values, or of members that are dropped, again and again: it
+    # takes up to 50 times as long to read as a megabyte of text. A character takes at most 6 bytes.
+    if len(args) > MAX_ARGUMENTS or len(body) > AROUND_ARGUMENTS + 6 * sum(map(len, args.values())):
+        raise FrameError("cannot read HOST_CALL: it has more than a call and its arguments")
     return call, args
 
 

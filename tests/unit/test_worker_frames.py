@@ -8,6 +8,7 @@ import pytest
 
 from circleosd.worker import frames
 from circleosd.worker.frames import Failed, FrameError, Limits, Load, Ready
+from circleosd.worker.host import CALLS
 
 LOAD = Load(
     name="example",
@@ -148,6 +149,30 @@ def test_a_log_message_of_no_level_is_refused(body: bytes) -> None:
 def test_a_host_calls_answer_survives_the_wire() -> None:
     assert frames.parse_host_reply(frames.host_reply_body({"a": ["ä"]})) == (True, {"a": ["ä"]})
     assert frames.parse_host_reply(frames.host_error_body("denied", "no")) == (False, "denied: no")
+
+
+@pytest.mark.parametrize("text", ["", "a", "\0", '"', "\\", "ü", "😀", "\u2028", "\x7f"])
+@pytest.mark.parametrize("call", list(CALLS))
+def test_every_host_call_with_any_text_survives_the_wire(call: str, text: str) -> None:
+    for count in (1, 100_000):
+        args = dict.fromkeys(CALLS[call].arguments, text * count)
+        assert frames.parse_host_call(frames.json_body({"call": call, "args": args})) == (call, args)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"call":"kv.get","args":{' + ",".join(f'"{number}":"a long value"' for number in range(1000)) + "}}",
+        '{"call":"kv.get","args":{' + ",".join(['"key":"a"'] * 1000) + "}}",
+        '{"call":"kv.get","args":{"key":"a"},"more":[' + ",".join(["[]"] * 1000) + "]}",
+        '{"call":"kv.get","args":{"key":"a"}' + " " * 1000 + "}",
+        '{"call":"' + "x" * 1000 + '","args":{}}',
+    ],
+    ids=["arguments", "duplicates", "members", "spaces", "name"],
+)
+def test_a_host_call_with_more_than_a_call_and_its_arguments_is_refused(body: str) -> None:
+    with pytest.raises(FrameError, match="more than a call and its arguments"):
+        frames.parse_host_call(body.encode())
 
 
 def test_a_host_call_with_other_than_text_arguments_is_refused() -> None:
