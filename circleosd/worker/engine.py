@@ -152,8 +152,7 @@ class Engine:
         if cause == "wasm trap: interrupt":
             return PluginFailure("timeout", f"took longer than {seconds:g} s", backtrace)
         if cause.startswith("wasm trap: all fuel consumed"):
-            units = int(seconds * FUEL_PER_SECOND)
-            return PluginFailure("limit", f"used up its fuel of {units} units (time = {seconds:g} s)", backtrace)
+            return PluginFailure("limit", f"used up its fuel of {self.fuel} units (time = {seconds:g} s)", backtrace)
         if any(sign in cause for sign in _LIMIT_SIGNS):
             figures = re.sub("0x[0-9a-f]+", lambda found: str(int(found[0], 16)), cause)
             return PluginFailure("limit", f"needs more than its limits allow: {figures}", backtrace)
