@@ -140,6 +140,8 @@ def shell(
         ("circlectl user create --role ope\t", ["circlectl", "user", "create", "--role", "operator"]),
         ("circlectl user create --rol\t ope\t", ["circlectl", "user", "create", "--role", "operator"]),
         ("circlectl --scope sys\tservice", ["circlectl", "--scope", "system", "service"]),
+        # With the cursor back at the end of the verb (Ctrl-B).
+        ("circlectl service sto nginx" + "\x02" * 6 + "\t", ["circlectl", "service", "stop", "nginx"]),
         ("circlectl nonsense xyz\t", ["circlectl", "nonsense", "xyz"]),
     ],
 )
