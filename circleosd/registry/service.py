@@ -14,6 +14,7 @@ from circleosd import ledger
 from circleosd.api import registry as api
 from circleosd.api.common import Event
 from circleosd.errors import Conflict, Denied, NotFound, UnitFailed
+from circleosd.fair import Fair
 from circleosd.handlers import Act, Handlers, Resolution
 from circleosd.places import Places
 from circleosd.registry.catalog import PLUGIN_PREFIX, PLUGIN_UNITS, Catalog, Entry, plugin_entry
@@ -38,7 +39,8 @@ ON_ITS_WAY: dict[str, tuple[str, ...]] = {  # states in which an act whose end n
 }
 FOLLOWED = 32  # followed logs; each uses a thread and an inotify instance, of which a user may have 128 by default
 FOLLOWED_BY_ONE = 16  # uid
-READ, READ_BY_ONE = 128, 16  # logs being read but not followed: a few threads read them for everybody
+READ, READ_BY_ONE = 128, 16  # logs to be read but not followed
+READERS = 2  # logs being read at once: their threads compete with all other requests for the interpreter
 
 
 @dataclass
@@ -58,6 +60,7 @@ class RegistryService(Handlers):
         self._reported: tuple[str, ...] = ()
         self._followed = Places("followed logs", FOLLOWED, FOLLOWED_BY_ONE)
         self._reading = Places("logs to be read", READ, READ_BY_ONE)
+        self._turns = Fair(READERS)
 
     def _read(self) -> Catalog:
         catalog = self._catalog()
@@ -99,13 +102,16 @@ class RegistryService(Handlers):
 
     async def logs(self, request: api.Logs, act: Act) -> Sequence[api.LogLine] | AsyncGenerator[api.LogLine, None]:
         entry = self._entry(request.name, act)
-        with self._reading.held(act.caller.bounded):
-            told = request.lines and not request.follow
-            found = await self._units.logs(entry.unit, request.lines, request.since) if told else []
-            if not found:
-                await self._check_logged(entry)
+        uid = act.caller.bounded
+        with self._reading.held(uid):
+            async with self._turns.turn(uid):
+                await act.renew()
+                told = request.lines and not request.follow
+                found = await self._units.logs(entry.unit, request.lines, request.since) if told else []
+                if not found:
+                    await self._check_logged(entry)
         if request.follow:
-            return self._lines(self._units.follow(entry.unit, request.lines, request.since), act.caller.bounded)
+            return self._lines(self._units.follow(entry.unit, request.lines, request.since), uid)
         return [api.LogLine(time=line.time, text=line.text) for line in found]
 
     async def _check_logged(self, entry: Entry) -> None:

@@ -12,7 +12,7 @@ import pytest
 from circleosd import service
 from circleosd.errors import NotFound
 from circleosd.ledger import Entry as Row
-from circleosd.policy import Caller, Peer
+from circleosd.policy import Caller, Peer, Role
 from circleosd.registry.catalog import Catalog, Entry
 from circleosd.registry.service import RegistryService
 from circleosd.registry.units import LogLine, UnitState
@@ -332,3 +332,40 @@ def test_who_reads_many_logs_at_once_leaves_places_for_others(
 
     refused = "at most 16 logs to be read at once for uid 4242; try again later"
     assert asyncio.run(scenario()) == [refused, *[""] * 16, refused, ""]
+
+
+def test_few_logs_are_read_at_once_and_the_uids_take_turns(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, at_once, reading = list[str](), list[int](), set[object]()
+
+    async def slow(unit: str, lines: int, since: float | None = None) -> list[LogLine]:
+        begun.append(unit)
+        reading.add(asyncio.current_task())
+        at_once.append(len(reading))
+        await asyncio.sleep(0)
+        reading.discard(asyncio.current_task())
+        return [LogLine(1.0, "one")]
+
+    async def scenario() -> None:
+        asked = [
+            reply_to(registry.service, request.replace(b"NAME", name), Peer(uid, uid, 1))
+            for name, uid in [(b"nginx", 4242)] * 6 + [(b"ghost", 4243)]
+        ]
+        await asyncio.gather(*asked)
+
+    monkeypatch.setattr(registry.units, "logs", slow)
+    request = b'{"action":"logs","name":"NAME","token":"operator"}'
+    asyncio.run(scenario())
+    assert begun == ["nginx.service"] * 3 + ["ghost.service"] + ["nginx.service"] * 3
+    assert max(at_once) == 2
+
+
+def test_who_may_no_longer_read_a_log_when_it_is_their_turn_does_not(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identities = [Caller(STRANGER, Role.OPERATOR), Caller(STRANGER)]
+
+    async def identify(peer: Peer, token: str | None) -> Caller:
+        return identities.pop(0)
+
+    monkeypatch.setattr(registry.service, "_identify", identify)
+    assert registry.ask({"action": "logs", "name": "nginx"}, STRANGER)["error"] == "denied"
