@@ -283,6 +283,14 @@ def test_what_the_administrator_disabled_stays_disabled_over_an_upgrade(machine:
     assert states(machine, [*SOCKETS, *SERVICES, "circleosd-polkit.path"]) == {"inactive"}
 
 
+def test_an_upgrade_brings_the_new_polkit_rule_where_what_runs_is_disabled(machine: Machine, deb: str) -> None:
+    install(machine, deb)
+    machine.succeed("systemctl disable circleosd.target 2>&1")
+    install(machine, newer(machine, deb))
+    machine.wait_until_succeeds("grep 'of version 99' /etc/polkit-1/rules.d/49-circleosd.rules", timeout=20)
+    assert machine.execute("systemctl is-enabled circleosd.target")[1].strip() == "disabled"
+
+
 def test_what_the_administrator_disabled_stays_disabled_over_removal_but_not_over_purge(
     machine: Machine, deb: str
 ) -> None:
