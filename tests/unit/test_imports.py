@@ -51,7 +51,9 @@ ALLOWED = {
         "api", "config", "database", "delegation", "errors", "fair", "handlers", "ledger", "places", "policy",
         "threads",
     },
-    "registry": {"api", "database", "errors", "handlers", "ledger", "places", "policy", "upstream", "validation"},
+    "registry": {
+        "api", "database", "errors", "fair", "handlers", "ledger", "places", "policy", "upstream", "validation",
+    },
     "plugins": {
         "api", "config", "database", "delegation", "discarding", "errors", "fair", "handlers", "handoff", "ledger",
         "places", "policy", "upstream", "validation", "worker.cachekey", "worker.frames", "worker.host",
