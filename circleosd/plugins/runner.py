@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,7 @@ class Runners:
         self._host = host
         self._settings = settings
         self._runners: dict[str, Runner] = {}
+        self._reported = False  # what this host lacks to confine workers
         self._tasks: set[asyncio.Task[None]] = set()  # tasks that end workers, by plugin name
         # Awaited before the reply to the call that was one failure in a row too many.
         self.failing: Callable[[Plugin], Awaitable[None]]
@@ -370,7 +371,15 @@ class Runners:
                 raise
         runner.worker = worker
         runner.used = time.monotonic()
+        self._report_lacking(ready.sandbox)
         return ready
+
+    def _report_lacking(self, sandbox: Sequence[str]) -> None:
+        """Log once what this host lacks to confine workers as circleosd/worker/sandbox.py describes."""
+        used = {item.partition("-")[0] for item in sandbox}
+        if not self._reported and (lacking := {"landlock", "seccomp"} - used):
+            self._reported = True
+            log.warning("workers run without %s, which this host lacks", " and ".join(sorted(lacking)))
 
     def _end(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """End a worker of the plugin with `work`; until that is done, the plugin gets no other."""

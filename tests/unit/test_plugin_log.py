@@ -1,12 +1,19 @@
-"""What plugins say in the log."""
+"""What is in the log about plugins."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from circleosd.plugins import runner, workers
+from circleosd.plugins.cause import NOBODY
 from circleosd.plugins.workers import MOST_SAID, SAID_WITHIN, Voice
+from circleosd.worker.frames import Ready
+from tests.unit.fakes import with_worker
 
 
 def test_a_plugin_says_as_much_as_a_service_may_and_then_it_is_said_once_that_the_rest_is_dropped(
@@ -22,3 +29,32 @@ def test_a_plugin_says_as_much_as_a_service_may_and_then_it_is_said_once_that_th
     other.say(0, "not loud", 20.0)
     loud.say(3, "again", 5.0 + SAID_WITHIN)
     assert caplog.messages[len(said) :] == ["plugin other: not loud", "plugin loud: again"]
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "told"),
+    [
+        (["landlock-2", "seccomp"], []),
+        (["seccomp"], ["workers run without landlock, which this host lacks"]),
+        ([], ["workers run without landlock and seccomp, which this host lacks"]),
+    ],
+)
+def test_what_a_host_lacks_to_confine_workers_is_told_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    sandbox: list[str],
+    told: list[str],
+) -> None:
+    async def load(*_: Any) -> Ready:
+        return Ready("core", [], [], "", sandbox)
+
+    async def twice() -> None:
+        runners, plugin = with_worker(tmp_path, None)
+        monkeypatch.setattr(runners, "_host", lambda plugin: None)
+        for _ in range(2):
+            await runners._loaded(runner.Runner("p", plugin, 1), [], None, NOBODY)
+
+    monkeypatch.setattr(workers.Worker, "load", load)
+    asyncio.run(twice())
+    assert caplog.messages == told
