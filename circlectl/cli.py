@@ -115,10 +115,17 @@ def _command(words: Sequence[str], flags: Mapping[str, str]) -> Command | int:
 
 def _help(text: Callable[[int], str], out: TextIO | None = None) -> None:
     """Print a help text, wrapped if the output is a terminal."""
+    out = out or sys.stdout
+    print(text(_columns(out) or 0), end="", file=out)
+
+
+def _columns(out: TextIO) -> int | None:
+    """The width of a terminal; None for anything else."""
+    if not out.isatty():
+        return None
     import shutil
 
-    out = out or sys.stdout
-    print(text(shutil.get_terminal_size().columns if out.isatty() else 0), end="", file=out)
+    return shutil.get_terminal_size().columns
 
 
 def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, str], runtime: str) -> int:
@@ -176,7 +183,7 @@ def _show(command: Command, data: Any, *, as_json: bool) -> None:
         return
     from circlectl import views
 
-    text = views.of(command, data, terminal=sys.stdout.isatty())
+    text = views.of(command, data, room=_columns(sys.stdout))
     if text is not None:
         print(text)
 

@@ -46,6 +46,7 @@ These flags apply to all commands:
 """
 _JSON = r"""
 .Pp
+Long cells of a table are cut, shorter on a narrow terminal, except in the first and the last column.
 With
 .Fl -json ,
 a reply is printed on one line, or indented if the output is a terminal; with

@@ -12,18 +12,26 @@ from circleosd.steering import STEERING
 _TIMES = {"created", "last_login", "last_used", "locked_until", "expires", "since", "loaded", "time", "last_failed"}
 _SIZES = {"memory", "size", "stored"}
 _SPANS = {"uptime", "duration"}
-_WIDE = 64  # columns after which a table cell is cut
+_WIDE = 64  # columns of a terminal after which a table cell is cut …
+_NARROW = 10  # … and that it keeps in a narrow table
 
 
-def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    """Rows under a header, with columns as wide as needed. The last column is never cut."""
+def table(rows: Sequence[dict[str, Any]], columns: Sequence[str], room: int | None = None) -> str:
+    """Rows under a header, with columns as wide as needed. The last column is never cut.
+
+    `room`: into how many columns of a terminal all is to fit, if that is possible by cutting longer cells between the
+    first column, which has the names, and the last.
+    """
     if not rows:
         return "none"
     cells = [[column.upper().replace("_", " ") for column in columns]]
     for row in rows:
         *others, last = (value(column, row.get(column)) for column in columns)
-        cells.append([*map(_cut, others), last])
+        cells.append([*(_cut(cell, _WIDE) for cell in others), last])
     widths = [max(_width(row[index]) for row in cells) for index in range(len(columns))]
+    if room:
+        widths = _fitting(widths, [max(_NARROW, len(column)) for column in columns], room)
+        cells = [[*map(_cut, row, widths)] for row in cells]
     return "\n".join("  ".join(_pad(*pair) for pair in zip(row, widths, strict=True)).rstrip() for row in cells)
 
 
@@ -85,10 +93,23 @@ def _pad(text: str, width: int) -> str:
     return text + " " * (width - _width(text))
 
 
-def _cut(text: str) -> str:
-    if _width(text) <= _WIDE:
+def _fitting(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """The widths of columns, with those between the first and the last reduced, but not below `least`, until a line
+    fits; unchanged if it cannot.
+    """
+    fitting, between = [*widths], range(1, len(widths) - 1)
+    while sum(fitting) + 2 * (len(widths) - 1) > room:
+        wide = [index for index in between if fitting[index] > least[index]]
+        if not wide:
+            return [*widths]
+        fitting[max(wide, key=fitting.__getitem__)] -= 1
+    return fitting
+
+
+def _cut(text: str, width: int) -> str:
+    if _width(text) <= width:
         return text
-    text = text[: _WIDE - 1]
-    while _width(text) >= _WIDE:
+    text = text[: width - 1]
+    while _width(text) >= width:
         text = text[:-1]
     return text + "…"

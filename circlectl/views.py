@@ -11,16 +11,19 @@ from circlectl.commands import Command
 from circleosd.steering import word
 
 
-def of(command: Command, data: Any, *, terminal: bool) -> str | None:
-    """The text to print for a reply; None for nothing. On a terminal, control characters are made visible."""
+def of(command: Command, data: Any, *, room: int | None = None) -> str | None:
+    """The text to print for a reply; None for nothing.
+
+    `room` is the number of columns of a terminal, for which tables are made narrower and control characters visible.
+    """
     if special := _SPECIAL.get((command.group, command.verb)):
         return special(data)
     if isinstance(data, str):
-        return data if not terminal else "\n".join(map(render.printable, data.split("\n")))
+        return data if room is None else "\n".join(map(render.printable, data.split("\n")))
     if isinstance(data, list):
         row_type = get_args(command.contract.reply)[0]
         hidden = _HIDDEN.get((command.group, command.verb), ())
-        return render.table(data, [name for name in row_type.__annotations__ if name not in hidden])
+        return render.table(data, [name for name in row_type.__annotations__ if name not in hidden], room)
     if isinstance(data, dict):
         return render.fields(data)
     return None
@@ -36,7 +39,7 @@ def _job(data: dict[str, Any]) -> str:
 
 
 def _status(rows: list[dict[str, Any]]) -> str:
-    return render.table(rows, ("service", "state", "version", "pid", "uptime", "memory", "connections", "requests"))
+    return render.table(rows, ("service", "state", "version", "pid", "uptime", "memory", "requests"))
 
 
 def _history(data: Any) -> str:

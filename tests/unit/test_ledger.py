@@ -231,7 +231,7 @@ def test_a_row_of_no_time_that_could_be_told_hides_no_other(opened: Open, moment
     asyncio.run(opened.database.write(lambda tx: tx.execute(altered)))
     rows = wire.decode_reply(wire.success(opened.history()))["data"]
     assert [row["action"] for row in rows] == ["act0", "?", "act2"]
-    assert "?" in str(views.of(commands.of_group("system")["history"], rows, terminal=False))
+    assert "?" in str(views.of(commands.of_group("system")["history"], rows))
 
 
 def test_a_row_of_very_many_values_is_shown_as_it_was_written(opened: Open) -> None:

@@ -22,7 +22,7 @@ def test_a_followed_row_of_an_altered_record_steers_no_terminal() -> None:
         "object": "o\x07", "phase": "done", "error": None, "before": None, "after": None, "intent": None, "count": 1,
         "message": "m\x9b",
     }  # fmt: skip
-    shown = views.of(commands.of_group("system")["history"], row, terminal=True)
+    shown = views.of(commands.of_group("system")["history"], row, room=80)
     assert shown is not None
     assert shown.isprintable()
     assert r"a\x1b[31mb/0" in shown
@@ -34,7 +34,7 @@ def test_no_object_of_a_refused_request_passes_for_an_outcome() -> None:
         "object": "web  done\u2003active → inactive", "phase": "denied", "error": "denied", "before": None,
         "after": None, "intent": None, "count": 1, "message": "no role",
     }  # fmt: skip
-    shown = str(views.of(commands.of_group("system")["history"], row, terminal=False))
+    shown = str(views.of(commands.of_group("system")["history"], row))
     assert shown.endswith(r"  stop  'web  done\u2003active → inactive'  denied  no role")
 
 
@@ -54,13 +54,13 @@ def test_the_record_is_shown_with_the_reasons_of_what_failed(outcome: tuple[Any,
         "object": "o", "phase": "outcome", "intent": None, "count": 1,
         **dict(zip(("error", "before", "after", "message"), outcome, strict=True)),
     }  # fmt: skip
-    table = str(views.of(commands.of_group("system")["history"], [row], terminal=False))
+    table = str(views.of(commands.of_group("system")["history"], [row]))
     assert table.splitlines()[1].endswith(f"  {shown}")
 
 
 def test_the_limits_of_a_plugin_have_units() -> None:
     limits = {"memory": 1 << 20, "time": 5.0, "output": 1024, "concurrency": 2, "storage": 0}
-    shown = views.of(commands.of_group("plugin")["show"], {"limits": limits, "capabilities": []}, terminal=False)
+    shown = views.of(commands.of_group("plugin")["show"], {"limits": limits, "capabilities": []})
     assert shown is not None
     assert "memory=1.0 MiB, time=5.0 s, output=1.0 KiB, concurrency=2, storage=0 B" in shown
 
@@ -85,3 +85,20 @@ def test_a_long_cell_of_a_table_is_cut_to_as_many_columns_whatever_its_character
     assert render.table([{"name": "y", "is": text} for text in cut], ("name", "is")).split("\n")[1:] == [
         f"y     {text}" for text in cut
     ]
+
+
+def test_a_table_is_cut_to_fit_a_terminal_if_that_is_possible() -> None:
+    rows = [
+        {"name": "web", "functions": "one, two, three, four", "description": "counts what there is", "state": "active"},
+        {"name": "db", "functions": "one", "description": "東京都港区北青山にある", "state": "inactive"},
+    ]
+    columns = ("name", "functions", "description", "state")
+    whole = render.table(rows, columns)
+    assert render.table(rows, columns, 61) == render.table(rows, columns, 0) == whole
+    assert render.table(rows, columns, 50).split("\n") == [
+        "NAME  FUNCTIONS         DESCRIPTION       STATE",
+        "web   one, two, three…  counts what the…  active",
+        "db    one               東京都港区北青…   inactive",
+    ]
+    assert max(map(render._width, render.table(rows, columns, 39).split("\n"))) == 39
+    assert render.table(rows, columns, 38) == whole, "it would not fit in any case"
