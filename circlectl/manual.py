@@ -46,7 +46,7 @@ These flags apply to all commands:
 """
 _JSON = r"""
 .Pp
-Long cells of a table are cut, shorter on a narrow terminal, except in the first and the last column.
+Long cells of a table are cut, shorter on a narrow terminal, except times and the first and the last column.
 With
 .Fl -json ,
 a reply is printed on one line, or indented if the output is a terminal; with

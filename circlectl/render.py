@@ -19,8 +19,8 @@ _NARROW = 10  # … and that it keeps in a narrow table
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str], room: int | None = None) -> str:
     """Rows under a header, with columns as wide as needed. The last column is never cut.
 
-    `room`: into how many columns of a terminal all is to fit, if that is possible by cutting longer cells between the
-    first column, which has the names, and the last.
+    `room`: into how many columns of a terminal all is to fit, if that is possible by cutting longer cells, other than
+    times, between the first column, which has the names, and the last.
     """
     if not rows:
         return "none"
@@ -30,7 +30,8 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str], room: int | No
         cells.append([*(_cut(cell, _WIDE) for cell in others), last])
     widths = [max(_width(row[index]) for row in cells) for index in range(len(columns))]
     if room:
-        widths = _fitting(widths, [max(_NARROW, len(column)) for column in columns], room)
+        least = [widths[index] if name in _TIMES else max(_NARROW, len(name)) for index, name in enumerate(columns)]
+        widths = _fitting(widths, least, room)
         cells = [[*map(_cut, row, widths)] for row in cells]
     return "\n".join("  ".join(_pad(*pair) for pair in zip(row, widths, strict=True)).rstrip() for row in cells)
 

@@ -102,3 +102,10 @@ def test_a_table_is_cut_to_fit_a_terminal_if_that_is_possible() -> None:
     ]
     assert max(map(render._width, render.table(rows, columns, 39).split("\n"))) == 39
     assert render.table(rows, columns, 38) == whole, "it would not fit in any case"
+
+
+def test_no_time_is_cut_to_fit_a_terminal() -> None:
+    row = {"name": "web", "description": "counts what there is", "created": 1.6e9, "state": "active"}
+    shown = render.table([row], [*row], 46)
+    assert shown.split("\n")[1] == f"web   counts wha…  {render.value('created', 1.6e9)}  active"
+    assert render.table([row], [*row], 45) == render.table([row], [*row])
