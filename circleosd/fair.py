@@ -15,11 +15,11 @@ class Fair:
         self._free = free
         self._waiting: dict[int | None, deque[asyncio.Future[None]]] = {}  # in the order of their next turns
 
-    async def begin(self, uid: int | None) -> None:
-        """Wait for a place, which is occupied until `end`."""
+    async def begin(self, uid: int | None) -> bool:
+        """Wait for a place, which is occupied until `end`; return whether none was free."""
         if self._free:
             self._free -= 1
-            return
+            return False
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(uid, deque()).append(turn)
         try:
@@ -28,6 +28,7 @@ class Fair:
             if turn.done() and not turn.cancelled():
                 self.end()  # the place was assigned, but nobody takes it
             raise
+        return True
 
     def end(self) -> None:
         """Leave a place to the next in line."""

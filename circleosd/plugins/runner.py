@@ -21,7 +21,6 @@ from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.workers import GRACE, Exceeded, HostCalls, Voice, Worker, WorkerGone, is_fault
 from circleosd.plugins.workerunits import WorkerUnits
-from circleosd.upstream import CACHED
 from circleosd.worker import frames
 from circleosd.worker.cachekey import cache_key
 from circleosd.worker.limits import NO_MEMORY, hard_deadline
@@ -167,7 +166,7 @@ class Runners:
     ) -> str:
         """Call a function with a text and return its reply; the queue is limited per `uid`.
 
-        `renew` is awaited before a call that has waited long, and raises an error if the caller may not call any more.
+        `renew` is awaited before a call that has waited, and raises an error if the caller may not call any more.
         Raises `PluginFailed`, `Timeout`, `Limit` according to the plugin's failure, `Limit` also if too many calls are
         waiting, `Superseded` if the caller has to check again whether the plugin may be called.
         """
@@ -192,22 +191,21 @@ class Runners:
         renew: Callable[[], Awaitable[None]] | None = None,
     ) -> bytes | bytearray:
         """Carry out a call or event when its turn comes, and update the plugin's record."""
-        runner, asked = self._of(plugin), time.monotonic()
+        runner = self._of(plugin)
         runner.places.take(uid)
         try:
-            await runner.turns.begin(uid)
+            waited = await runner.turns.begin(uid)
             try:
                 if runner.retired or plugin.health.held_for(time.monotonic()):
                     raise Superseded
                 worker = runner.worker
                 if worker is None or worker.lost:
-                    worker = await self._ready(runner, cause)
-                began = time.monotonic()
-                if renew and began - asked > CACHED:
+                    worker, waited = await self._ready(runner, cause), True
+                if renew and waited:
                     await renew()
                     if runner.retired or worker.lost:
                         raise Superseded
-                    began = time.monotonic()
+                began = time.monotonic()
                 try:
                     reply = await worker.call(kind, name, payload, plugin.bounds.time, cause)
                 except CircleError as error:

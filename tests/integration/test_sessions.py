@@ -74,11 +74,17 @@ def test_a_revocation_ends_one_session_or_all_and_says_where_there_is_none(host:
         assert (reply["error"], reply["message"]) == ("not-found", says)
 
 
-def test_a_call_that_waits_is_not_made_once_its_session_was_revoked(host: EmbeddedHost, tmp_path: Path) -> None:
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_call_that_waits_is_not_made_once_its_session_was_revoked(
+    host: EmbeddedHost, tmp_path: Path, replaced: bool
+) -> None:
     endless = write(
         tmp_path, "endless", core('(func (export "f") (param i32) (result i64) (loop (br 0)) (unreachable))')
     )
-    host.load(endless, manifest={"name": "endless", "plugin_type": "wasm", "limits": {"time": 4}})
+    asked = [{"name": "clock", "reason": "none"}]
+    host.load(
+        endless, manifest={"name": "endless", "plugin_type": "wasm", "limits": {"time": 4}, "capabilities": asked}
+    )
     create(host, "caller", role="operator")
     call = {"action": "invoke", "id": "endless", "func": "f"}
     with host.connect(PLUGINS) as first, host.connect(PLUGINS) as second:
@@ -86,10 +92,13 @@ def test_a_call_that_waits_is_not_made_once_its_session_was_revoked(host: Embedd
         second.sendall(wire.encode({**call, "token": login(host, "caller", os.getuid())}))
         host.wait_for(lambda: host.data(PLUGINS, "show", id="endless")["waiting"] == 2)
         host.data(AUTH, "revoke", name="caller")
+        if replaced:  # the call then goes to a new worker
+            host.data(PLUGINS, "grant", id="endless", capability="clock")
         assert read_reply(first)["error"] == "timeout"
         assert read_reply(second)["error"] == "denied"
     assert host.data(PLUGINS, "show", id="endless")["calls"] == 1
     host.unload("endless")
+    host.data(AUTH, "delete", name="caller")
 
 
 def test_a_logout_ends_the_own_session_and_a_new_password_all_others(host: EmbeddedHost) -> None:
