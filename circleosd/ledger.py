@@ -26,7 +26,7 @@ from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
 from circleosd.errors import BadRequest, CircleError, Conflict, Unavailable
 from circleosd.flood import MEMORY, STRANGERS, Counted, Flood, Who
-from circleosd.policy import Caller, Peer
+from circleosd.policy import Caller, Peer, role_of_uid
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ class Ledger:
     async def refuse(self, entry: Entry) -> None:
         """Record a refused attempt: in a row that is on disk on return, or, for repeated ones, soon in a count."""
         caller = entry.caller
-        who = Who(caller.plugin or caller.peer.uid, not (caller.plugin or caller.user or caller.privileged))
+        who = _whose(caller.peer.uid, caller.user, caller.plugin)
         by = entry.params.get("called_by")  # otherwise the last of several callers would be blamed for all
         kind = (caller.user, entry.action, entry.object, entry.phase, entry.error, by)
         if not self._recalled and time.monotonic() < self._opened + MEMORY:
@@ -437,7 +437,12 @@ def _refused(row: Event) -> Who | None:
     actor = row["actor"]
     if row["intent"] is not None:
         return None
-    return Who(actor["plugin"] or actor["uid"], not (actor["plugin"] or actor["user"] or actor["uid"] == 0))
+    return _whose(actor["uid"], actor["user"], actor["plugin"])
+
+
+def _whose(uid: int, user: str | None, plugin: str | None) -> Who:
+    """Whose allowance counts. Root and the service's own uid are no strangers, even if a token of theirs is refused."""
+    return Who(plugin or uid, not (plugin or user or role_of_uid(uid, os.getuid())))
 
 
 def _summary(window: Counted[Entry]) -> Entry:

@@ -464,13 +464,14 @@ def test_a_person_with_thousands_of_uids_fills_no_more_rows_than_ten(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("circleosd.flood.ALLOWANCE", 6.0)
+    monkeypatch.setattr(os, "getuid", lambda: 500)
 
     async def process() -> None:
         book = Ledger(opened.database, "a-service", opened.mirrored.append)
         for number in range(80):
             caller = Caller(Peer(100_000 + number, 100_000, 1))
             await book.refuse(Entry("denied", caller, "stop", "nginx", error="denied"))
-        for caller in (Caller(STRANGER, Role.VIEWER, "vera"), Caller(Peer(500, 500, 1), privileged=True), ROOT_CALLER):
+        for caller in (Caller(STRANGER, Role.VIEWER, "vera"), Caller(Peer(500, 500, 1)), Caller(ROOT)):
             await book.refuse(Entry("denied", caller, "stop", "nginx", error="denied"))
         await book.close()
 
