@@ -33,6 +33,9 @@ _NOT_STARTED = "be02cf6855d2428ba40df7e9d022f03d"
 _ENDED = ("d9b373ed55a64feb8242e02dbe79a49c", "7ad2d189f7e94e70a38c781354912448")
 _INVOCATION: dict[Scope, str] = {"system": "INVOCATION_ID", "user": "USER_INVOCATION_ID"}  # in messages of the manager
 _FILES = (Path("/var/log/journal"), Path("/run/log/journal"))
+# Rows of a ledger come by another transport (_TRANSPORT=journal), and may be very many: there, they are not even read.
+_WITH_LEDGER = ("circleosd-auth.service", "circleosd-registry.service", "circleosd-plugins.service")
+_NOT_ROWS = ("_TRANSPORT=stdout", "_TRANSPORT=syslog", "_TRANSPORT=audit")
 _WITH_DEFAULT = 1 << 6  # SD_JOURNAL_INCLUDE_DEFAULT_NAMESPACE, sd_journal_open(3), which systemd-python does not define
 
 
@@ -201,12 +204,13 @@ def _about(source: Source) -> Any:
     if scope == "system" and not _readable():
         raise Denied("this service may not read the journal; add its user to the group systemd-journal")
     reader = _reader(namespace)
+    said = _NOT_ROWS if unit in _WITH_LEDGER else ()
     if scope == "system":
-        reader.add_match(_SYSTEMD_UNIT=unit)
+        reader.add_match(*said, _SYSTEMD_UNIT=unit)
         reader.add_disjunction()
         reader.add_match(_UID=0, UNIT=unit)  # from PID 1, and from its children that could not become the unit
     else:
-        reader.add_match(_SYSTEMD_USER_UNIT=unit, _UID=os.getuid())
+        reader.add_match(*said, _SYSTEMD_USER_UNIT=unit, _UID=os.getuid())
         reader.add_disjunction()
         reader.add_match(USER_UNIT=unit, _UID=os.getuid())
     return reader

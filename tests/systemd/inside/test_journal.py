@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from circleosd.api.registry import MAX_LINES
+from circleosd.registry import catalog
 from circleosd.registry.units import LogLine
 from circleosd.systemd import logs
+from circleosd.systemd.journal import ROW
 from circleosd.systemd.units import SystemdUnits
 from tests.systemd.inside.conftest import on_systemd, python_as, run
 from tests.waiting import until, wait_until
@@ -26,9 +28,9 @@ pytestmark = pytest.mark.usefixtures("machine")
 NEXT = iter(range(10**6))
 
 
-def say(script: str, user: str = "root") -> str:
+def say(script: str, user: str = "root", unit: str = "") -> str:
     """Run a shell script in a transient unit; return the unit's name. Its lines are in the journal then."""
-    unit = f"ct-say-{os.getpid()}-{next(NEXT)}.service"
+    unit = unit or f"ct-say-{os.getpid()}-{next(NEXT)}.service"
     run("systemd-run", "--quiet", "--wait", f"--uid={user}", f"--unit={unit}", "sh", "-c", script)
     run("journalctl", "--sync")
     return unit
@@ -90,7 +92,8 @@ def test_whatever_is_logged_becomes_plain_text() -> None:
     assert rest == ["nul", "byte"]  # journald ends a line there
 
 
-def test_rows_of_the_ledger_are_not_among_the_lines() -> None:
+@pytest.mark.parametrize("own", ["", *(entry.unit for entry in catalog.OWN)])
+def test_rows_of_the_ledger_are_not_among_the_lines(own: str) -> None:
     script = """
 import subprocess
 from circleosd.systemd.journal import Mirror
@@ -101,9 +104,14 @@ mirror({**row, "message": None, "phase": "done", "service": "s", "seq": 1})
 print("not a row", flush=True)
 subprocess.run(["journalctl", "--sync"], check=True)  # while this process can still be told from others
 """
-    unit = say(f"PYTHONPATH={':'.join(sys.path)} {shlex.join([sys.executable, '-c', script])}")
+    unit = say(f"PYTHONPATH={':'.join(sys.path)} {shlex.join([sys.executable, '-c', script])}", unit=own)
     assert "grant alice: done" in run("journalctl", "--output=cat", f"--unit={unit}")
-    assert texts(tail(unit, 10)) == ["not a row"]
+    found = tail(unit, 10)
+    assert [text for text in texts(found) if unit not in text] == ["not a row"]
+    assert any("Deactivated successfully" in line.text for line in found)
+    if own:  # there may be very many of them
+        with logs._about(logs.Source(unit, "system")) as reader:
+            assert [entry for entry in logs._backwards(reader, None) if ROW in entry] == []
 
 
 def test_a_message_of_several_lines_becomes_several_lines() -> None:
