@@ -16,14 +16,8 @@ NewHost = Callable[[Mapping[str, str]], EmbeddedHost]
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[EmbeddedHost]:
-    """One running CircleOSD for the tests of a module."""
-    yield from running({})
-
-
-@pytest.fixture(scope="module")
-def cheap_host() -> Iterator[EmbeddedHost]:
-    """Like `host`, with passwords that cost little, and open to processes of other uids."""
-    for host in running(CHEAP):
+    """One running CircleOSD for the tests of a module, open to processes of every uid."""
+    for host in running({}):
         host.open_to_everybody()
         yield host
 
@@ -60,8 +54,8 @@ def new_host() -> Iterator[NewHost]:
 
 
 def running(settings: Mapping[str, str], wrapper: Sequence[str] = ()) -> Iterator[EmbeddedHost]:
-    """A host that runs while it is in use, and must have left nothing behind when it ends."""
-    host = EmbeddedHost(settings, wrapper)
+    """A host whose passwords cost little: it runs while it is in use, and must have left nothing behind then."""
+    host = EmbeddedHost({**CHEAP, **settings}, wrapper)
     try:
         host.start()
         yield host

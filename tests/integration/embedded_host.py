@@ -15,10 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from circleosd.config import AuthSettings
+
 PROJECT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 SERVICES = ["auth-service", "service-registry", "plugin-manager"]
-CHEAP = {"CIRCLEOSD_AUTH_HASH_MEMORY": "64", "CIRCLEOSD_AUTH_HASH_PASSES": "1"}  # for tests with many logins
+CHEAP = {"CIRCLEOSD_AUTH_HASH_MEMORY": "64", "CIRCLEOSD_AUTH_HASH_PASSES": "1"}  # passwords; what a test's host has
+COSTLY = {  # passwords, as built in
+    "CIRCLEOSD_AUTH_HASH_MEMORY": str(AuthSettings.hash_memory),
+    "CIRCLEOSD_AUTH_HASH_PASSES": str(AuthSettings.hash_passes),
+}
 HASTY = {
     "CIRCLEOSD_SERVER_READ_TIMEOUT": "0.5",
     "CIRCLEOSD_SERVER_WRITE_TIMEOUT": "0.5",

@@ -12,12 +12,11 @@ from circleosd.api import actions
 from tests.access import PROJECT, Walk, table
 from tests.door import Asked, answer
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import CHEAP
 
 
 @pytest.mark.usefixtures("other_users")
 def test_every_action_allows_whom_the_table_says_and_nobody_else(new_host: NewHost) -> None:
-    host = new_host(CHEAP)
+    host = new_host({})
     host.open_to_everybody()
 
     def ask(requests: Sequence[Asked]) -> list[dict[str, Any]]:

@@ -18,13 +18,8 @@ from circleosd.auth.passwords import Passwords
 from circleosd.config import AuthSettings
 from tests.door import acting_as
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import CHEAP, EmbeddedHost, read_reply
+from tests.integration.embedded_host import COSTLY, EmbeddedHost, read_reply
 from tests.integration.people import ALICE, AUTH, PASSWORD, ask, create, login, ok
-
-
-@pytest.fixture
-def host(cheap_host: EmbeddedHost) -> EmbeddedHost:
-    return cheap_host
 
 
 def stored(host: EmbeddedHost, name: str) -> str:
@@ -177,7 +172,7 @@ def test_a_password_has_8_to_1024_characters(host: EmbeddedHost) -> None:
 
 @pytest.mark.usefixtures("other_users")
 def test_a_present_password_counts_once_however_many_changes_it_confirms(new_host: NewHost) -> None:
-    host = new_host({})  # with hashes that take their time
+    host = new_host(COSTLY)
     host.open_to_everybody()
     create(host, "twice", uid=ALICE)
     with contextlib.ExitStack() as stack:
@@ -195,7 +190,7 @@ def test_a_present_password_counts_once_however_many_changes_it_confirms(new_hos
 @pytest.mark.usefixtures("other_users")
 @pytest.mark.parametrize("taken", ["delete", "disable", "role", "revoke"])
 def test_what_waits_for_a_hash_is_not_done_for_who_lost_the_right_meanwhile(new_host: NewHost, taken: str) -> None:
-    host = new_host({})  # with hashes that take their time
+    host = new_host(COSTLY)
     host.open_to_everybody()
     create(host, "adam", role="admin")
     token = login(host, "adam", ALICE)
@@ -225,7 +220,7 @@ def _is_read(sock: socket.socket) -> bool:
 
 
 def test_what_was_begun_in_time_is_told_as_it_ends(new_host: NewHost) -> None:
-    host = new_host({**CHEAP, "CIRCLEOSD_SERVER_REQUEST_TIMEOUT": "1"})
+    host = new_host({"CIRCLEOSD_SERVER_REQUEST_TIMEOUT": "1"})
     create(host, "early")
     with contextlib.closing(sqlite3.connect(host.directory / "state/circleosd/auth/auth.db")) as slow:
         slow.execute("BEGIN IMMEDIATE")  # as a disk that takes its time
@@ -238,7 +233,7 @@ def test_what_was_begun_in_time_is_told_as_it_ends(new_host: NewHost) -> None:
 
 
 def test_new_parameters_are_applied_at_the_next_login(new_host: NewHost) -> None:
-    host = new_host(CHEAP)
+    host = new_host({})
     create(host, "alice")
     assert stored(host, "alice").startswith("$argon2id$v=19$m=64,t=1,p=1$")
     host.stop()

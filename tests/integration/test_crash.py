@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import CHEAP, PROJECT, EmbeddedHost
+from tests.integration.embedded_host import PROJECT, EmbeddedHost
 
 pytestmark = pytest.mark.timeout(300)  # dozens of starts of a service in each test
 
@@ -31,7 +31,7 @@ class Crashing:
 
     def __init__(self, new_host: NewHost, service: str) -> None:
         self.service = service
-        self.host: EmbeddedHost = new_host(CHEAP if service == "auth-service" else {})
+        self.host: EmbeddedHost = new_host({})
         self.plan = self.host.directory / "plan"
         unit = (PROJECT / "units" / f"{UNITS[service]}.service").read_text(encoding="utf-8")
         command = f"ExecStart={sys.executable} -m tests.crashing {service}\n"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.door import acting_as
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import CHEAP, EmbeddedHost, read_reply
+from tests.integration.embedded_host import EmbeddedHost, read_reply
 from tests.integration.people import (
     ALICE,
     AUTH,
@@ -26,18 +26,13 @@ from tests.integration.people import (
 )
 
 
-@pytest.fixture
-def host(cheap_host: EmbeddedHost) -> EmbeddedHost:
-    return cheap_host
-
-
 def wrong(host: EmbeddedHost, uid: int, name: str) -> dict[str, Any]:
     return ask(host, uid, AUTH, "login", name=name, password="certainly wrong")
 
 
 @pytest.mark.usefixtures("other_users")
 def test_failed_logins_make_a_peer_wait_and_the_wait_ends(new_host: NewHost) -> None:
-    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_LOGIN_TRIES": "3"})
+    host = new_host({"CIRCLEOSD_AUTH_LOGIN_TRIES": "3"})
     host.open_to_everybody()
     create(host, "target")
     create(host, "other")
@@ -56,7 +51,7 @@ def test_failed_logins_make_a_peer_wait_and_the_wait_ends(new_host: NewHost) -> 
 
 @pytest.mark.usefixtures("other_users")
 def test_a_success_begins_anew(new_host: NewHost) -> None:
-    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_LOGIN_TRIES": "3"})
+    host = new_host({"CIRCLEOSD_AUTH_LOGIN_TRIES": "3"})
     host.open_to_everybody()
     create(host, "target")
     for _ in range(3):
@@ -68,7 +63,7 @@ def test_a_success_begins_anew(new_host: NewHost) -> None:
 @pytest.mark.usefixtures("other_users")
 @pytest.mark.parametrize("success", ["login", "passwd"])
 def test_a_success_of_ones_own_forgives_no_guess_at_others(new_host: NewHost, success: str) -> None:
-    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_LOGIN_TRIES": "3"})
+    host = new_host({"CIRCLEOSD_AUTH_LOGIN_TRIES": "3"})
     host.open_to_everybody()
     create(host, "guesser", uid=STRANGER)
     create(host, "guessed")
@@ -85,7 +80,7 @@ def test_a_success_of_ones_own_forgives_no_guess_at_others(new_host: NewHost, su
 
 @pytest.mark.usefixtures("other_users")
 def test_guesses_at_once_are_not_more_than_one_after_another(new_host: NewHost) -> None:
-    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_LOGIN_TRIES": "5"})
+    host = new_host({"CIRCLEOSD_AUTH_LOGIN_TRIES": "5"})
     host.open_to_everybody()
     create(host, "guessed")
     with contextlib.ExitStack() as stack:
@@ -102,7 +97,7 @@ def test_guesses_at_once_are_not_more_than_one_after_another(new_host: NewHost) 
 
 @pytest.mark.usefixtures("other_users")
 def test_a_stranger_locks_a_user_out_only_where_the_user_has_not_been(new_host: NewHost) -> None:
-    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_LOGIN_TRIES": "2", "CIRCLEOSD_AUTH_LOGIN_LOCKOUT": "600"})
+    host = new_host({"CIRCLEOSD_AUTH_LOGIN_TRIES": "2", "CIRCLEOSD_AUTH_LOGIN_LOCKOUT": "600"})
     host.open_to_everybody()
     create(host, "Ada", role="admin")
     login(host, "Ada", ALICE)
@@ -120,7 +115,7 @@ def test_a_stranger_locks_a_user_out_only_where_the_user_has_not_been(new_host: 
 
 @pytest.mark.usefixtures("other_users")
 def test_an_administrator_ends_the_wait_of_who_failed_at_home(new_host: NewHost) -> None:
-    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_LOGIN_TRIES": "2"})
+    host = new_host({"CIRCLEOSD_AUTH_LOGIN_TRIES": "2"})
     host.open_to_everybody()
     create(host, "ada")
     login(host, "ada", ALICE)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import running
-from tests.integration.embedded_host import CHEAP, PROJECT, EmbeddedHost
+from tests.integration.embedded_host import PROJECT, EmbeddedHost
 from tests.integration.made import core, write
 
 SERVICES = ("auth-service", "service-registry", "plugin-manager")
@@ -61,7 +61,7 @@ class SmallHost:
 def small() -> Iterator[SmallHost]:
     if os.geteuid() != 0:
         pytest.skip("needs root: it mounts a file system")
-    for host in running({**CHEAP, "CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "1"}, SMALL):
+    for host in running({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "1"}, SMALL):
         yield SmallHost(host)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import BIN, CHEAP, PROJECT, SERVICES, EmbeddedHost, read_reply
+from tests.integration.embedded_host import BIN, PROJECT, SERVICES, EmbeddedHost, read_reply
 
 TICKER = "[Service]\nType=exec\nExecStart=/bin/sh -c 'echo up; while sleep 1; do :; done'\n"
 
@@ -85,7 +85,7 @@ def test_after_sigkill_in_the_middle_of_work_the_next_request_is_answered(host: 
 
 
 def test_what_was_acknowledged_before_a_sigkill_is_there_after_it(new_host: NewHost) -> None:
-    host = new_host(CHEAP)
+    host = new_host({})
     acknowledged: list[str] = []
     stop = threading.Event()
 

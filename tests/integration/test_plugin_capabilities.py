@@ -318,8 +318,7 @@ def test_a_plugin_restarts_the_service_that_it_may_and_the_ledger_names_it(host:
     host.ok("service", "stop", "web")
 
 
-def test_whose_call_made_a_plugin_restart_a_service_is_on_record(cheap_host: EmbeddedHost, tmp_path: Path) -> None:
-    host = cheap_host
+def test_whose_call_made_a_plugin_restart_a_service_is_on_record(host: EmbeddedHost, tmp_path: Path) -> None:
     host.add_service("web", SLEEPER)
     host.data("auth-service", "create", name="alice", password="long enough", role="operator")
     token = host.data("auth-service", "login", name="alice", password="long enough")["token"]
@@ -540,8 +539,7 @@ def test_the_counter_of_the_examples_counts(new_host: NewHost) -> None:
 
 
 @pytest.mark.usefixtures("other_users")
-def test_nobody_grants_a_plugin_more_than_ones_own_rights(cheap_host: EmbeddedHost, tmp_path: Path) -> None:
-    host = cheap_host
+def test_nobody_grants_a_plugin_more_than_ones_own_rights(host: EmbeddedHost, tmp_path: Path) -> None:
     for name in ("web", "db"):
         host.add_service(name, SLEEPER)
     create(host, "helper", role="operator")
@@ -577,10 +575,7 @@ def test_nobody_grants_a_plugin_more_than_ones_own_rights(cheap_host: EmbeddedHo
 
 
 @pytest.mark.usefixtures("other_users")
-def test_nobody_loads_what_is_granted_more_than_ones_own_rights_meanwhile(
-    cheap_host: EmbeddedHost, tmp_path: Path
-) -> None:
-    host = cheap_host
+def test_nobody_loads_what_is_granted_more_than_ones_own_rights_meanwhile(host: EmbeddedHost, tmp_path: Path) -> None:
     create(host, "bound", role="admin")
     host.data(AUTH, "grant", name="bound", verb="service:restart", object="db", deny=True)
     asks: dict[str, Any] = {"plugin_type": "native", "capabilities": ["services:restart:*"], "limits": {"time": 20}}

@@ -139,16 +139,16 @@ def test_a_file_that_is_passed_is_read_from_its_beginning(host: EmbeddedHost, tm
 
 
 def test_nobody_reads_files_with_the_rights_of_the_service(
-    cheap_host: EmbeddedHost, tmp_path: Path, other_users: None
+    host: EmbeddedHost, tmp_path: Path, other_users: None
 ) -> None:
     path = write(tmp_path, "secret", core(ECHO))
-    create(cheap_host, "alice", role="admin")
-    token = login(cheap_host, "alice", ALICE)
+    create(host, "alice", role="admin")
+    token = login(host, "alice", ALICE)
     messages = set()
     for name in (path, tmp_path / "nothing.wasm", tmp_path):
         for action, manifest in (("verify", str(path.with_suffix(".json"))), ("load", {"name": "secret"})):
             for more in ({}, {"manifest": manifest}):
-                reply = ask(cheap_host, ALICE, PLUGINS, action, path=str(name), token=token, **more)
+                reply = ask(host, ALICE, PLUGINS, action, path=str(name), token=token, **more)
                 assert reply["error"] == "bad-request", reply
                 messages.add(reply["message"])
     assert messages == {"path names a file that this service does not open for you: pass its descriptor"}
@@ -156,13 +156,13 @@ def test_nobody_reads_files_with_the_rights_of_the_service(
     def passing(**more: Any) -> dict[str, Any]:
         request: dict[str, Any] = {"action": "load", "path": str(path), "files": ["path"], "token": token, **more}
         with acting_as(ALICE):
-            sock = cheap_host.connect(PLUGINS)
+            sock = host.connect(PLUGINS)
         with sock, path.open("rb") as file:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [file.fileno()] * len(request["files"])))
             sock.sendmsg([json.dumps(request).encode() + b"\n"], [rights])
             return read_reply(sock)
 
-    descriptors = Path(f"/proc/{cheap_host.pid(PLUGINS)}/fd")
+    descriptors = Path(f"/proc/{host.pid(PLUGINS)}/fd")
     before = len([*descriptors.iterdir()])
     for _ in range(5):
         assert "manifest names a file" in passing(manifest=str(path.with_suffix(".json")))["message"]
@@ -171,4 +171,4 @@ def test_nobody_reads_files_with_the_rights_of_the_service(
     assert passing(manifest={"name": "secret"})["ok"]
     assert json.loads(path.with_suffix(".json").read_text())["version"] == "1"
     assert passing()["data"]["version"] == "0"  # what is beside the path that was passed is not looked at
-    cheap_host.unload("secret")
+    host.unload("secret")

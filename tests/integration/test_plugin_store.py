@@ -22,7 +22,7 @@ import pytest
 from tests.door import acting_as
 from tests.integration.conftest import NewHost
 from tests.integration.crashing_manager import STEPS
-from tests.integration.embedded_host import CHEAP, EmbeddedHost, read_reply
+from tests.integration.embedded_host import EmbeddedHost, read_reply
 from tests.integration.made import ECHO, caller, core, write
 from tests.integration.people import ALICE, ask, create, login
 from tests.native_source import native
@@ -212,7 +212,7 @@ def test_a_plugin_whose_load_died_with_the_manager_is_loaded_at_once(new_host: N
 def test_who_lost_the_right_while_a_plugin_is_loaded_loads_none_and_unloads_none(
     new_host: NewHost, tmp_path: Path
 ) -> None:
-    host = new_host(CHEAP)
+    host = new_host({})
     host.open_to_everybody()
     host.load(write(tmp_path, "there", core(ECHO)))
     create(host, "adam", role="admin")

@@ -14,15 +14,10 @@ import pytest
 
 from tests.door import answer
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import BIN, CHEAP, EmbeddedHost
+from tests.integration.embedded_host import BIN, EmbeddedHost
 
 PASSWORD = "a long enough one"
 SLEEPER = "[Service]\nType=exec\nExecStart=/bin/sleep 600\n"
-
-
-@pytest.fixture
-def host(cheap_host: EmbeddedHost) -> EmbeddedHost:
-    return cheap_host
 
 
 def history(host: EmbeddedHost, *flags: str) -> list[dict[str, Any]]:
@@ -109,7 +104,7 @@ def test_history_is_filtered_over_all_services_in_one_order(host: EmbeddedHost) 
 
 @pytest.mark.usefixtures("other_users")
 def test_a_flood_of_denied_attempts_leaves_few_rows_that_count_them_all(new_host: NewHost) -> None:
-    host = new_host(CHEAP)
+    host = new_host({})
     host.open_to_everybody()
     pid = host.pid("service-registry")
     size = ledger(host, "service-registry").parent
@@ -127,7 +122,7 @@ def test_a_flood_of_denied_attempts_leaves_few_rows_that_count_them_all(new_host
 
 
 def test_verify_finds_what_was_done_to_the_file(new_host: NewHost) -> None:
-    host = new_host(CHEAP)
+    host = new_host({})
     for number in range(4):
         host.ctl("service", "start", f"missing{number}")
     host.ok("user", "create", "vera", "--password-stdin", stdin=f"{PASSWORD}\n")
@@ -150,7 +145,7 @@ def test_verify_finds_what_was_done_to_the_file(new_host: NewHost) -> None:
 
 
 def test_retention_is_configured_and_a_pruned_ledger_verifies(new_host: NewHost) -> None:
-    host = new_host({**CHEAP, "CIRCLEOSD_LEDGER_KEEP_ROWS": "20"})
+    host = new_host({"CIRCLEOSD_LEDGER_KEEP_ROWS": "20"})
     for number in range(30):
         host.call("service-registry", {"action": "start", "name": f"missing{number}"})
     rows = history(host, "--lines", "1000")
@@ -180,7 +175,7 @@ class Follower:
 
 
 def test_follow_goes_on_with_what_is_done_also_when_a_service_starts_anew(new_host: NewHost) -> None:
-    host = new_host(CHEAP)
+    host = new_host({})
     host.call("service-registry", {"action": "start", "name": "before"})
     follower = Follower(host, "--failed")
     try:
@@ -199,7 +194,7 @@ def test_follow_goes_on_with_what_is_done_also_when_a_service_starts_anew(new_ho
 
 
 def test_who_follows_without_a_line_of_before_sees_only_what_comes(new_host: NewHost) -> None:
-    host = new_host(CHEAP)
+    host = new_host({})
     host.call("service-registry", {"action": "start", "name": "before"})
     assert history(host, "--lines", "0") == []
     follower = Follower(host, "--lines", "0")
@@ -216,7 +211,7 @@ def test_who_follows_without_a_line_of_before_sees_only_what_comes(new_host: New
 
 
 def test_who_follows_is_told_of_a_service_that_cannot_be_asked_and_sees_what_the_others_do(new_host: NewHost) -> None:
-    host = new_host(CHEAP)
+    host = new_host({})
     host.call("service-registry", {"action": "start", "name": "before"})
     (host.runtime / "plugin-manager.sock").rename(host.runtime / "elsewhere.sock")
     follower = Follower(host)

@@ -11,11 +11,6 @@ from tests.integration.embedded_host import EmbeddedHost
 from tests.integration.people import ALICE, AUTH, BOB, PASSWORD, REGISTRY, ask, create, login, ok
 
 
-@pytest.fixture
-def host(cheap_host: EmbeddedHost) -> EmbeddedHost:
-    return cheap_host
-
-
 @pytest.mark.usefixtures("other_users")
 def test_alice_may_restart_only_nginx(host: EmbeddedHost) -> None:
     for name in ("nginx", "apache"):

@@ -10,7 +10,7 @@ import pytest
 
 from circleosd import wire
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import CHEAP, EmbeddedHost, read_reply
+from tests.integration.embedded_host import EmbeddedHost, read_reply
 from tests.integration.made import core, write
 from tests.integration.people import (
     ALICE,
@@ -26,11 +26,6 @@ from tests.integration.people import (
     login,
     ok,
 )
-
-
-@pytest.fixture
-def host(cheap_host: EmbeddedHost) -> EmbeddedHost:
-    return cheap_host
 
 
 def test_only_hashes_of_tokens_are_stored(host: EmbeddedHost) -> None:
@@ -126,7 +121,7 @@ def test_an_identity_costs_a_service_one_question_a_second(host: EmbeddedHost) -
 
 
 def test_a_session_ends_when_it_is_not_used(new_host: NewHost) -> None:
-    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_SESSION_IDLE": "600"})
+    host = new_host({"CIRCLEOSD_AUTH_SESSION_IDLE": "600"})
     create(host, "idle")
     uid = os.getuid()
     used, unused = login(host, "idle", uid), login(host, "idle", uid)
@@ -141,7 +136,7 @@ def test_a_session_ends_when_it_is_not_used(new_host: NewHost) -> None:
 
 
 def test_a_session_ends_however_much_it_is_used(new_host: NewHost) -> None:
-    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_SESSION_LIFETIME": "1.5"})
+    host = new_host({"CIRCLEOSD_AUTH_SESSION_LIFETIME": "1.5"})
     create(host, "busy")
     begun = time.monotonic()
     token = login(host, "busy", os.getuid())
@@ -169,7 +164,7 @@ def test_who_is_no_user_has_to_say_whose_sessions_are_to_end(host: EmbeddedHost)
 
 
 def test_a_session_of_a_clock_that_was_far_ahead_has_ended_when_that_is_set_back(new_host: NewHost) -> None:
-    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_SESSION_IDLE": "600"})
+    host = new_host({"CIRCLEOSD_AUTH_SESSION_IDLE": "600"})
     create(host, "early")
     uid = os.getuid()
     token = login(host, "early", uid)
@@ -189,7 +184,7 @@ def test_who_is_admin_and_no_user_is_shown_the_sessions_of_all_and_the_help_says
 
 
 def test_verifying_does_not_write_to_the_disk(new_host: NewHost) -> None:
-    host = new_host(CHEAP)  # where nothing that others did is written later
+    host = new_host({})  # where nothing that others did is written later
     create(host, "verified")
     token = login(host, "verified", os.getuid())
     ok(host, os.getuid(), AUTH, "verify", token=token)
@@ -203,7 +198,7 @@ def test_verifying_does_not_write_to_the_disk(new_host: NewHost) -> None:
 
 
 def test_when_a_session_was_used_outlives_the_service(new_host: NewHost) -> None:
-    host = new_host(CHEAP)
+    host = new_host({})
     create(host, "lasting")
     token = login(host, "lasting", os.getuid())
     ok(host, os.getuid(), AUTH, "whoami", token=token)
@@ -215,7 +210,7 @@ def test_when_a_session_was_used_outlives_the_service(new_host: NewHost) -> None
 
 
 def test_a_user_has_a_bounded_number_of_sessions(new_host: NewHost) -> None:
-    host = new_host({**CHEAP, "CIRCLEOSD_AUTH_MAX_SESSIONS": "3"})
+    host = new_host({"CIRCLEOSD_AUTH_MAX_SESSIONS": "3"})
     create(host, "many")
     tokens = [login(host, "many", os.getuid()) for _ in range(5)]
     assert len(host.data(AUTH, "sessions", name="many")) == 3
@@ -245,7 +240,7 @@ def test_a_user_bound_to_a_uid_needs_no_login_at_any_service(host: EmbeddedHost)
 
 @pytest.mark.usefixtures("other_users")
 def test_who_is_known_by_the_uid_is_not_denied_because_auth_service_cannot_start(new_host: NewHost) -> None:
-    host = new_host(CHEAP)
+    host = new_host({})
     host.open_to_everybody()
     create(host, "una", uid=61200, role="operator", password=None)
     host.data(REGISTRY, "stop", name="auth-service")

@@ -31,7 +31,8 @@ while True:
 """
 
 
-def test_nobody_else_gets_at_what_ones_own_circleosd_has(host: EmbeddedHost) -> None:
+def test_nobody_else_gets_at_what_ones_own_circleosd_has(new_host: NewHost) -> None:
+    host = new_host({})
     host.load("plugins/example.wasm")
     host.data("auth-service", "list")
     places = [host.runtime, host.directory / "state", host.directory / "cache"]
@@ -54,11 +55,11 @@ def test_nobody_else_gets_at_what_ones_own_circleosd_has(host: EmbeddedHost) -> 
         ("logs", {"units": ["wanted.service"], "follow": True}),
     ],
 )
-def test_the_supervisor_answers_nobody_else(cheap_host: EmbeddedHost, action: str, parameters: dict[str, Any]) -> None:
-    cheap_host.add_service("wanted", "[Service]\nExecStart=/bin/sleep 100\n")
-    reply = ask(cheap_host, ALICE, "supervisor", action, **parameters)
+def test_the_supervisor_answers_nobody_else(host: EmbeddedHost, action: str, parameters: dict[str, Any]) -> None:
+    host.add_service("wanted", "[Service]\nExecStart=/bin/sleep 100\n")
+    reply = ask(host, ALICE, "supervisor", action, **parameters)
     assert (reply["ok"], reply["error"]) == (False, "denied")
-    assert cheap_host.data("service-registry", "status", name="wanted")["state"] == "inactive"
+    assert host.data("service-registry", "status", name="wanted")["state"] == "inactive"
 
 
 def test_a_service_is_ready_when_its_own_process_says_so(host: EmbeddedHost) -> None:

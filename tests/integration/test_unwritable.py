@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import CHEAP, EmbeddedHost, read_reply
+from tests.integration.embedded_host import EmbeddedHost, read_reply
 
 PASSWORD = "a long enough one"
 
@@ -26,7 +26,7 @@ def let_write(host: EmbeddedHost, service: str, *, anything: bool) -> None:
 
 
 def test_what_cannot_be_written_is_refused_with_the_reason_and_works_again(new_host: NewHost) -> None:
-    host = new_host(CHEAP)
+    host = new_host({})
     host.ok("user", "create", "alice", "--uid", "4242")
     pid = host.pid("auth-service")
     let_write(host, "auth-service", anything=False)
@@ -43,7 +43,7 @@ def test_what_cannot_be_written_is_refused_with_the_reason_and_works_again(new_h
 
 
 def test_what_cannot_be_written_at_the_end_is_no_failure_of_the_service(new_host: NewHost) -> None:
-    host = new_host({**CHEAP, "CIRCLEOSD_SERVER_IDLE_EXIT": "1"})
+    host = new_host({"CIRCLEOSD_SERVER_IDLE_EXIT": "1"})
     host.ok("user", "create", "alice", "--password-stdin", stdin=f"{PASSWORD}\n")
     host.ok("user", "login", "alice", "--password-stdin", stdin=f"{PASSWORD}\n")
     host.ok("user", "whoami")  # a use of the session that is in memory only
@@ -54,7 +54,7 @@ def test_what_cannot_be_written_at_the_end_is_no_failure_of_the_service(new_host
 
 
 def test_a_database_that_was_removed_is_not_written_to(new_host: NewHost) -> None:
-    host = new_host({**CHEAP, "CIRCLEOSD_SERVER_IDLE_EXIT": "1"})
+    host = new_host({"CIRCLEOSD_SERVER_IDLE_EXIT": "1"})
     database = host.directory / "state/circleosd/auth/auth.db"
     aside = database.with_suffix(".aside")
     with host.connect("auth-service"):  # until then it is not idle, however long this takes

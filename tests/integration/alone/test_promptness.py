@@ -17,11 +17,6 @@ from tests.integration.people import ALICE, AUTH, PASSWORD, PLUGINS, REGISTRY, a
 from tests.worker_driver import SPIN, core, fails, start, still_works
 
 
-@pytest.fixture
-def host(cheap_host: EmbeddedHost) -> EmbeddedHost:
-    return cheap_host
-
-
 @pytest.mark.usefixtures("other_users")
 def test_what_ends_or_changes_sessions_counts_at_every_service_within_a_second(host: EmbeddedHost) -> None:
     sessions = {}

@@ -7,14 +7,14 @@ import pytest
 from bench import verify
 from circleosd.config import AuthSettings
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import EmbeddedHost
+from tests.integration.embedded_host import COSTLY, EmbeddedHost
 
 MIB = 2**20
 
 
 @pytest.fixture
 def host(new_host: NewHost) -> EmbeddedHost:
-    host = new_host({})
+    host = new_host(COSTLY)
     host.data(verify.AUTH, "create", name="storm", password=verify.PASSWORD)
     return host
 
