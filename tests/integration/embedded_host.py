@@ -19,7 +19,6 @@ from circleosd.config import AuthSettings
 
 PROJECT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
-SERVICES = ["auth-service", "service-registry", "plugin-manager"]
 CHEAP = {"CIRCLEOSD_AUTH_HASH_MEMORY": "64", "CIRCLEOSD_AUTH_HASH_PASSES": "1"}  # passwords; what a test's host has
 COSTLY = {  # passwords, as built in
     "CIRCLEOSD_AUTH_HASH_MEMORY": str(AuthSettings.hash_memory),

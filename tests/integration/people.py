@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 from tests.door import answer
@@ -30,6 +31,14 @@ def create(host: EmbeddedHost, name: str, **more: Any) -> None:
 
 def login(host: EmbeddedHost, name: str, uid: int, **more: Any) -> str:
     return str(ok(host, uid, AUTH, "login", name=name, password=PASSWORD, **more)["token"])
+
+
+def log_circlectl_in(host: EmbeddedHost, name: str, *, password: str = PASSWORD, **more: Any) -> Path:
+    """Create a user as whom circlectl acts from now on; return the file of the session."""
+    create(host, name, password=password, **more)
+    host.ok("user", "login", name, "--password-stdin", stdin=f"{password}\n")
+    (session,) = (Path(host.environment["XDG_STATE_HOME"]) / "circleosd/sessions").iterdir()
+    return session
 
 
 def let_pass(host: EmbeddedHost, seconds: float) -> None:

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from circleosd.paths import SERVICES
 from tests.door import acting_as
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import HASTY, SERVICES, EmbeddedHost, read_reply, to_the_end
+from tests.integration.embedded_host import HASTY, EmbeddedHost, read_reply, to_the_end
 from tests.integration.people import ALICE, BOB, STRANGER, ask
 from tests.lingering import lingering
 

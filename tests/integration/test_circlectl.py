@@ -17,6 +17,7 @@ import pytest
 from circlectl import sessions
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import BIN, PROJECT, EmbeddedHost
+from tests.integration.people import PASSWORD, log_circlectl_in
 
 TEXTS = [
     "None",
@@ -143,9 +144,7 @@ def test_a_login_counts_on_its_own_host_where_others_share_the_home(
 
 
 def test_a_token_that_is_no_session_is_refused_with_the_next_step(host: EmbeddedHost) -> None:
-    host.ok("user", "create", "bob", "--password-stdin", stdin="correct horse\n")
-    host.ok("user", "login", "bob", "--password-stdin", stdin="correct horse\n")
-    (session,) = (Path(host.environment["XDG_STATE_HOME"]) / "circleosd/sessions").iterdir()
+    session = log_circlectl_in(host, "bob")
     kept = json.loads(session.read_text())
     session.write_text(json.dumps({**kept, "token": "x" * 43}))
     done = host.ctl("service", "list")
@@ -157,22 +156,18 @@ def test_a_token_that_is_no_session_is_refused_with_the_next_step(host: Embedded
 
 
 def test_a_session_that_is_over_or_unknown_stands_in_nobodys_way(host: EmbeddedHost) -> None:
-    host.ok("user", "create", "otto", "--password-stdin", stdin="correct horse\n")
-    host.ok("user", "login", "otto", "--password-stdin", stdin="correct horse\n")
-    (session,) = (Path(host.environment["XDG_STATE_HOME"]) / "circleosd/sessions").iterdir()
+    session = log_circlectl_in(host, "otto")
     kept = json.loads(session.read_text())
     session.write_text(json.dumps({**kept, "token": "x" * 43, "expires": time.time() - 1}))
     assert json.loads(host.ok("user", "whoami", "--json"))["user"] is None
     session.write_text(json.dumps({**kept, "token": "x" * 43}))
-    host.ok("user", "login", "otto", "--password-stdin", stdin="correct horse\n")
+    host.ok("user", "login", "otto", "--password-stdin", stdin=f"{PASSWORD}\n")
     assert json.loads(host.ok("user", "whoami", "--json"))["user"] == "otto"
     host.ok("user", "logout")
 
 
 def test_a_logout_from_a_session_that_is_over_does_what_was_asked(host: EmbeddedHost) -> None:
-    host.ok("user", "create", "ines", "--password-stdin", stdin="correct horse\n")
-    host.ok("user", "login", "ines", "--password-stdin", stdin="correct horse\n")
-    (session,) = (Path(host.environment["XDG_STATE_HOME"]) / "circleosd/sessions").iterdir()
+    session = log_circlectl_in(host, "ines")
     session.write_text(json.dumps({**json.loads(session.read_text()), "expires": time.time() - 1}))
     host.ok("user", "logout")
     assert not session.exists()
@@ -180,9 +175,7 @@ def test_a_logout_from_a_session_that_is_over_does_what_was_asked(host: Embedded
 
 
 def test_a_session_of_another_uid_is_neither_sent_nor_forgotten(host: EmbeddedHost) -> None:
-    host.ok("user", "create", "nora", "--password-stdin", stdin="correct horse\n")
-    host.ok("user", "login", "nora", "--password-stdin", stdin="correct horse\n")
-    (session,) = (Path(host.environment["XDG_STATE_HOME"]) / "circleosd/sessions").iterdir()
+    session = log_circlectl_in(host, "nora")
     kept = json.loads(session.read_text())
     session.write_text(json.dumps({**kept, "uid": os.getuid() + 1}))  # as root finds it with the HOME of that user
     assert json.loads(host.ok("user", "whoami", "--json"))["user"] is None
@@ -194,8 +187,7 @@ def test_a_session_of_another_uid_is_neither_sent_nor_forgotten(host: EmbeddedHo
 
 def test_a_session_is_of_one_circleosd(host: EmbeddedHost, new_host: NewHost) -> None:
     other = new_host({"XDG_STATE_HOME": host.environment["XDG_STATE_HOME"]})
-    host.ok("user", "create", "olga", "--password-stdin", stdin="correct horse\n")
-    host.ok("user", "login", "olga", "--password-stdin", stdin="correct horse\n")
+    log_circlectl_in(host, "olga")
     assert json.loads(other.ok("user", "whoami", "--json"))["user"] is None
     assert json.loads(host.ok("user", "whoami", "--json"))["user"] == "olga"
     host.ok("user", "logout")
@@ -255,11 +247,7 @@ def test_a_session_for_which_there_is_no_room_is_ended_and_leaves_nothing(host: 
 
 def test_passwords_are_nowhere(host: EmbeddedHost) -> None:
     secret = "Tr0ub4dor&3-secret"
-    host.ok("user", "create", "carol", "--password-stdin", stdin=f"{secret}\n")
-    host.ok("user", "login", "carol", "--password-stdin", stdin=f"{secret}\n")
-    token = json.loads(next((Path(host.environment["XDG_STATE_HOME"]) / "circleosd/sessions").iterdir()).read_text())[
-        "token"
-    ]
+    token = json.loads(log_circlectl_in(host, "carol", password=secret).read_text())["token"]
     host.ok("user", "logout")
     for path in host.directory.rglob("*"):
         if path.is_file():

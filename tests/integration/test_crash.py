@@ -13,10 +13,11 @@ import pytest
 
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import PROJECT, EmbeddedHost
+from tests.integration.people import PASSWORD
 
 pytestmark = pytest.mark.timeout(300)  # dozens of starts of a service in each test
 
-PASSWORD, OTHER = "a long enough one", "another long one"
+OTHER = "another long one"
 UNITS = {
     "auth-service": "circleosd-auth",
     "service-registry": "circleosd-registry",

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from circleosd.paths import SERVICES
 from tests.integration.conftest import running
 from tests.integration.embedded_host import PROJECT, EmbeddedHost
 from tests.integration.made import core, write
+from tests.integration.people import PASSWORD, create
 
-SERVICES = ("auth-service", "service-registry", "plugin-manager")
-PASSWORD = "a long enough one"
 TRAP = '(func (export "trap") (param i32) (result i64) (unreachable))'
-EXAMPLE = str(PROJECT / "plugins/example.wasm")
+EXAMPLE = "plugins/example.wasm"
 # The state is in a small file system that only this host sees.
 MOUNT = 'mkdir "$4/state" && mount -t tmpfs -o size=3m,mode=700 state "$4/state" && exec "$@"'
 SMALL = ("unshare", "--mount", "sh", "-c", MOUNT, "sh")
@@ -47,9 +47,6 @@ class SmallHost:
         assert reply["error"] == "unavailable", reply
         return str(reply["message"])
 
-    def create(self, name: str) -> Any:
-        return self.host.data("auth-service", "create", name=name, password=PASSWORD)
-
     def users(self) -> list[str]:
         return [user["name"] for user in self.host.data("auth-service", "list")]
 
@@ -66,8 +63,8 @@ def small() -> Iterator[SmallHost]:
 
 
 def test_without_room_nothing_is_lost_and_what_needs_none_goes_on(small: SmallHost) -> None:
-    small.create("alice")
-    small.host.data("plugin-manager", "load", path=EXAMPLE)
+    create(small.host, "alice")
+    small.host.load(EXAMPLE)
     small.fill()
     full = "database or disk is full"
     for _ in range(2):
@@ -75,7 +72,7 @@ def test_without_room_nothing_is_lost_and_what_needs_none_goes_on(small: SmallHo
         assert full in small.refusal("auth-service", "login", name="alice", password=PASSWORD)
         assert full in small.refusal("service-registry", "restart", name="auth-service")
         assert full in small.refusal("plugin-manager", "unload", id="example")
-        assert small.refusal("plugin-manager", "load", path=EXAMPLE)
+        assert small.refusal("plugin-manager", "load", path=str(PROJECT / EXAMPLE))
         assert small.users() == ["alice"]
         assert small.invoke() == "3610a686"
     said = small.host.ctl("plugin", "unload", "example").stderr
@@ -89,15 +86,15 @@ def test_without_room_nothing_is_lost_and_what_needs_none_goes_on(small: SmallHo
     assert small.users() == ["alice"]
     assert small.invoke() == "3610a686"
     small.make_room()
-    small.create("bob")
+    create(small.host, "bob")
     assert small.users() == ["alice", "bob"]
-    small.host.data("plugin-manager", "unload", id="example")
+    small.host.unload("example")
     for service in SERVICES:
         assert small.host.data(service, "audit")["problems"] == []
 
 
 def test_how_a_plugin_did_is_written_down_when_there_is_room_again(small: SmallHost) -> None:
-    small.host.data("plugin-manager", "load", path=EXAMPLE)
+    small.host.load(EXAMPLE)
     small.fill()
     small.invoke()
     small.host.wait_for(lambda: "cannot save the state of the plugins" in small.host.log)
@@ -126,4 +123,4 @@ def test_an_artifact_that_does_not_fit_is_refused_as_that(small: SmallHost, tmp_
     large = tmp_path / "large.wasm"
     large.write_bytes(bytes(4 << 20))
     assert small.refusal("plugin-manager", "load", path=str(large)).endswith("No space left on device")
-    small.host.data("plugin-manager", "load", path=EXAMPLE)
+    small.host.load(EXAMPLE)

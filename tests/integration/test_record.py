@@ -15,8 +15,8 @@ import pytest
 from tests.door import answer
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import BIN, EmbeddedHost
+from tests.integration.people import create, log_circlectl_in
 
-PASSWORD = "a long enough one"
 SLEEPER = "[Service]\nType=exec\nExecStart=/bin/sleep 600\n"
 
 
@@ -32,8 +32,7 @@ def ledger(host: EmbeddedHost, service: str) -> Path:
 
 def test_who_stopped_this_and_when(host: EmbeddedHost) -> None:
     host.add_service("web", SLEEPER)
-    host.ok("user", "create", "olga", "--role", "operator", "--password-stdin", stdin=f"{PASSWORD}\n")
-    host.ok("user", "login", "olga", "--password-stdin", stdin=f"{PASSWORD}\n")
+    log_circlectl_in(host, "olga", role="operator")
     session = json.loads(host.ok("user", "whoami", "--json"))["session"]
     host.ok("service", "start", "web")
     since = time.time()
@@ -125,7 +124,7 @@ def test_verify_finds_what_was_done_to_the_file(new_host: NewHost) -> None:
     host = new_host({})
     for number in range(4):
         host.ctl("service", "start", f"missing{number}")
-    host.ok("user", "create", "vera", "--password-stdin", stdin=f"{PASSWORD}\n")
+    create(host, "vera")
     whole = host.ok("system", "history", "--verify")
     assert host.data("auth-service", "audit")["hash"] in whole, "the hash is there to be kept elsewhere"
     assert whole.count("intact") == 3

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from circleosd.paths import SERVICES
 from tests.integration import made
 from tests.integration.conftest import NewHost, running
-from tests.integration.embedded_host import SERVICES, EmbeddedHost, read_reply
+from tests.integration.embedded_host import EmbeddedHost, read_reply
 
 THREADS = "no more threads can be started in this service; try again later"
 LARGE = 7 << 20  # bytes of a line

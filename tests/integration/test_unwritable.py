@@ -15,8 +15,7 @@ import pytest
 
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost, read_reply
-
-PASSWORD = "a long enough one"
+from tests.integration.people import log_circlectl_in
 
 
 def let_write(host: EmbeddedHost, service: str, *, anything: bool) -> None:
@@ -44,8 +43,7 @@ def test_what_cannot_be_written_is_refused_with_the_reason_and_works_again(new_h
 
 def test_what_cannot_be_written_at_the_end_is_no_failure_of_the_service(new_host: NewHost) -> None:
     host = new_host({"CIRCLEOSD_SERVER_IDLE_EXIT": "1"})
-    host.ok("user", "create", "alice", "--password-stdin", stdin=f"{PASSWORD}\n")
-    host.ok("user", "login", "alice", "--password-stdin", stdin=f"{PASSWORD}\n")
+    log_circlectl_in(host, "alice")
     host.ok("user", "whoami")  # a use of the session that is in memory only
     let_write(host, "auth-service", anything=False)
     host.wait_for(lambda: "data that was only in memory is lost" in host.log)

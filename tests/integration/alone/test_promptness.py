@@ -11,8 +11,9 @@ import time
 
 import pytest
 
+from circleosd.paths import SERVICES
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import HASTY, SERVICES, EmbeddedHost, read_reply, to_the_end
+from tests.integration.embedded_host import HASTY, EmbeddedHost, read_reply, to_the_end
 from tests.integration.people import ALICE, AUTH, PASSWORD, PLUGINS, REGISTRY, ask, create, login
 from tests.worker_driver import SPIN, core, fails, start, still_works
 
