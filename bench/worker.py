@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable
 
 from circleosd.worker import frames
+from tests import PROJECT
 from tests.component_text import component
 from tests.native_source import native
 from tests.wasi_text import ECHO, command
-from tests.worker_driver import ROOT, Worker, core, start
+from tests.worker_driver import Worker, core, start
 
 SIZES = {"64 B": 64, "4 KiB": 4096, "1 MiB": 1 << 20}
 # The floor: whole frames back, by the same means as the worker's, and nothing else.
@@ -68,7 +69,7 @@ def starts(rounds: int) -> None:
 
 def run(code: str) -> None:
     """One interpreter, start to end."""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
 
 
 def ready(worker: Worker) -> None:
@@ -91,7 +92,7 @@ def calls(rounds: int) -> None:
         "native": (start(shared_object, plugin_type="native", forked=False), "echo"),
     }
     ours, theirs = socket.socketpair()
-    bare = subprocess.Popen([sys.executable, "-c", BARE, str(theirs.fileno())], cwd=ROOT, pass_fds=[theirs.fileno()])
+    bare = subprocess.Popen([sys.executable, "-c", BARE, str(theirs.fileno())], cwd=PROJECT, pass_fds=[theirs.fileno()])
     theirs.close()
     peers = {"bare framed echo": (ours, "echo")}
     for name, (worker, function) in workers.items():

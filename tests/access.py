@@ -9,17 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from circleosd.api import actions
 from circleosd.api.contract import Request, parameters
 from circleosd.policy import Access
+from tests import PROJECT
 from tests.door import Asked
 
 Ask = Callable[[Sequence[Asked]], list[dict[str, Any]]]
 
-PROJECT = Path(__file__).parent.parent
 SERVICES = {module.GROUP: module.SERVICE for module in actions.MODULES}
 PASSWORD = "a long enough one"
 ABSENT = "absent"  # begins the names of services and plugins that do not exist, and of a user who is in nobody's way

@@ -7,7 +7,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from tests.worker_driver import ROOT
+from tests import PROJECT
 
 _HEAD = """
 #define _GNU_SOURCE
@@ -40,7 +40,7 @@ def shared_object(source: str, *compiler: str) -> bytes:
     """A shared object of exactly that source and the usual includes, by default from C."""
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "plugin.so"
-        options = ["-shared", "-fPIC", "-O1", "-w", f"-I{ROOT}/plugins/include", "-", "-o", str(output)]
+        options = ["-shared", "-fPIC", "-O1", "-w", f"-I{PROJECT}/plugins/include", "-", "-o", str(output)]
         subprocess.run([*(compiler or ("gcc", "-xc")), *options], input=(_HEAD + source).encode(), check=True)
         return output.read_bytes()
 

@@ -23,8 +23,8 @@ import wasmtime
 
 from circleosd.worker import frames
 from circleosd.worker.frames import Failed, Frame, Load, Ready
+from tests import PROJECT
 
-ROOT: Final = Path(__file__).resolve().parent.parent
 SPIN = '(func $spin (export "spin") (param i32) (result i64) (loop $l (br $l)) unreachable)'
 
 # What systemd or the supervisor does before it starts a worker: the socket as descriptor 3, its own id.
@@ -41,6 +41,7 @@ sys.exit(main(sys.argv[2]))
 _TEMPLATE: Final = """
 import os, signal, socket, sys
 from circleosd.worker import compiler, component, core, engine, loader, main, native, session, wasi
+
 control = socket.socket(fileno=int(sys.argv[1]))
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 while True:
@@ -118,7 +119,7 @@ class _Forked:
 def _template() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, "-c", _TEMPLATE, str(theirs.fileno())]
-    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT)
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=PROJECT)
     theirs.close()
 
     def end() -> None:
@@ -279,7 +280,7 @@ def _spawn(name: str, listener: socket.socket, errors: int) -> Process:
     return subprocess.Popen(
         [sys.executable, "-c", _START, str(listener.fileno()), name],
         pass_fds=[listener.fileno()],
-        cwd=ROOT,
+        cwd=PROJECT,
         stderr=errors,
     )
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from circleosd.config import AuthSettings
+from tests import PROJECT
 
-PROJECT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 CHEAP = {"CIRCLEOSD_AUTH_HASH_MEMORY": "64", "CIRCLEOSD_AUTH_HASH_PASSES": "1"}  # passwords; what a test's host has
 COSTLY = {  # passwords, as built in

@@ -9,7 +9,7 @@ from typing import Any
 
 import wasmtime
 
-from tests.integration.embedded_host import PROJECT
+from tests import PROJECT
 
 # What every core module has: memory, a buffer at 1024 with room for 1 MiB, and the version of the ABI.
 CORE = """

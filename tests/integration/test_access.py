@@ -9,7 +9,8 @@ import pytest
 
 from circlectl import reference
 from circleosd.api import actions
-from tests.access import PROJECT, Walk, table
+from tests import PROJECT
+from tests.access import Walk, table
 from tests.door import Asked, answer
 from tests.integration.conftest import NewHost
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from circlectl import sessions
+from tests import PROJECT
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import BIN, PROJECT, EmbeddedHost
+from tests.integration.embedded_host import BIN, EmbeddedHost
 from tests.integration.people import PASSWORD, log_circlectl_in
 
 TEXTS = [

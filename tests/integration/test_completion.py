@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.embedded_host import BIN, PROJECT, EmbeddedHost
+from tests import PROJECT
+from tests.integration.embedded_host import BIN, EmbeddedHost
 
 PROMPT = "READY>"
 SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[()].|[=>])")  # console_codes(4)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests import PROJECT
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import PROJECT, EmbeddedHost
+from tests.integration.embedded_host import EmbeddedHost
 from tests.integration.people import PASSWORD
 
 pytestmark = pytest.mark.timeout(300)  # dozens of starts of a service in each test

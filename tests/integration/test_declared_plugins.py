@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.embedded_host import BIN, PROJECT, EmbeddedHost
+from tests import PROJECT
+from tests.integration.embedded_host import BIN, EmbeddedHost
 
 SCRIPTS = PROJECT / "units/nixos"
 EXAMPLES = PROJECT / "plugins/examples"

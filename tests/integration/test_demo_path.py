@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.embedded_host import BIN, PROJECT, EmbeddedHost
+from tests import PROJECT
+from tests.integration.embedded_host import BIN, EmbeddedHost
 from tests.worker_driver import wat
 
 

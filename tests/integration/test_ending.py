@@ -8,8 +8,9 @@ import signal
 import sys
 from pathlib import Path
 
+from tests import PROJECT
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import PROJECT, read_reply
+from tests.integration.embedded_host import read_reply
 
 HASTY = Path(__file__).with_name("hasty_service.py")
 NEVER_READY = "[Service]\nType=notify\nExecStart=/bin/sleep 600\nTimeoutStartSec=60\n"

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from circleosd.paths import SERVICES
+from tests import PROJECT
 from tests.integration.conftest import running
-from tests.integration.embedded_host import PROJECT, EmbeddedHost
+from tests.integration.embedded_host import EmbeddedHost
 from tests.integration.made import core, write
 from tests.integration.people import PASSWORD, create
 

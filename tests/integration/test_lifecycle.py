@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from circleosd.paths import SERVICES
+from tests import PROJECT
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import BIN, PROJECT, EmbeddedHost, read_reply
+from tests.integration.embedded_host import BIN, EmbeddedHost, read_reply
 
 TICKER = "[Service]\nType=exec\nExecStart=/bin/sh -c 'echo up; while sleep 1; do :; done'\n"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.embedded_host import PROJECT, EmbeddedHost
+from tests import PROJECT
+from tests.integration.embedded_host import EmbeddedHost
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parents[2]
+from tests import PROJECT
+
 APT = """\
 #!/bin/sh
 [ "$1" = update ] || { echo "apt-get $*"; exit 1; }

@@ -13,7 +13,8 @@ from circleosd.worker import frames
 from circleosd.worker.component import ComponentPlugin
 from circleosd.worker.core import CorePlugin
 from circleosd.worker.wasi import WasiPlugin
-from tests.worker_driver import ROOT, CallFailed, core, start, wat
+from tests import PROJECT
+from tests.worker_driver import CallFailed, core, start, wat
 
 COUNTER = """
   (global $count (mut i32) (i32.const 0))
@@ -44,7 +45,7 @@ def reply(address: str, length: str, error: str = "0") -> str:
 
 
 def test_the_smallest_plugin_of_the_reference_works() -> None:
-    text = (ROOT / "plugins" / "ABI.md").read_text()
+    text = (PROJECT / "plugins" / "ABI.md").read_text()
     found = re.search(r"### The smallest plugin\n\n((?:    .*\n)+)", text)
     assert found is not None
     with start(wat(found[1])) as worker:

@@ -13,10 +13,11 @@ import time
 import pytest
 
 from circleosd.worker import frames
+from tests import PROJECT
 from tests.component_text import component
 from tests.wasi_text import ECHO, command
 from tests.wasm_binary import leb128
-from tests.worker_driver import ROOT, SPIN, CallFailed, WorkerEnded, core, fails, start, still_works, wat
+from tests.worker_driver import SPIN, CallFailed, WorkerEnded, core, fails, start, still_works, wat
 
 PAGE = 65536
 
@@ -292,7 +293,7 @@ def test_a_module_that_is_hard_to_compile_is_refused_by_its_limits(settings: dic
         script = textwrap.dedent(COMPILE.format(settings=settings))
         process = subprocess.run(
             [sys.executable, "-c", script, str(descriptor)],
-            cwd=ROOT, pass_fds=[descriptor], capture_output=True, text=True, check=False, timeout=60,
+            cwd=PROJECT, pass_fds=[descriptor], capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
     finally:
         os.close(descriptor)

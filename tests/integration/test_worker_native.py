@@ -13,8 +13,9 @@ import pytest
 
 from circleosd.worker import frames
 from circleosd.worker.limits import hard_deadline
+from tests import PROJECT
 from tests.native_source import native, shared_object
-from tests.worker_driver import ROOT, CallFailed, WorkerEnded, start
+from tests.worker_driver import CallFailed, WorkerEnded, start
 
 CALL = """
 static int count;
@@ -42,7 +43,7 @@ def plugin() -> bytes:
 def test_the_example_in_the_header_works(compiler: str) -> None:
     if not shutil.which(compiler.split()[0]):
         pytest.skip("needs clang")
-    header = (Path(__file__).parent.parent.parent / "plugins/include/circleosd_plugin.h").read_text()
+    header = (PROJECT / "plugins/include/circleosd_plugin.h").read_text()
     example = header.partition("#include <circleosd_plugin.h>\n")[2].partition(" *     cc -shared")[0]
     source = "\n".join(line.removeprefix(" *") for line in example.splitlines())
     with start(shared_object(source, *compiler.split()), plugin_type="native") as worker:
@@ -234,7 +235,7 @@ HANDLER(run) { UNUSED; pthread_t threads[40]; int count = 0; pthread_attr_t attr
         worker.ready()
         assert worker.invoke("run", "256") == "40"
         assert 8 <= int(worker.invoke("run", "8192")) < 40
-    assert "threads, whose stacks count for `memory`" in (ROOT / "plugins" / "ABI.md").read_text()
+    assert "threads, whose stacks count for `memory`" in (PROJECT / "plugins" / "ABI.md").read_text()
 
 
 ENDS = {

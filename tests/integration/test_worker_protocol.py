@@ -17,10 +17,11 @@ import pytest
 
 from circleosd.worker import frames
 from circleosd.worker.frames import Load
+from tests import PROJECT
 from tests.component_text import component
 from tests.native_source import native
 from tests.wasi_text import ECHO, command
-from tests.worker_driver import ROOT, CallFailed, Worker, WorkerEnded, core, start
+from tests.worker_driver import CallFailed, Worker, WorkerEnded, core, start
 
 MOST: Final[dict[str, Any]] = {"time": 1e9, "memory": 2**48, "concurrency": 64, "output": frames.MAX_PAYLOAD}
 
@@ -181,7 +182,7 @@ def test_a_peer_that_does_not_begin_with_a_load_request_is_left(sent: bytes) -> 
             f"serve(Channel(socket.socket(fileno={theirs.fileno()})))"
         )
         process = subprocess.Popen(
-            [sys.executable, "-c", script], cwd=ROOT, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE
+            [sys.executable, "-c", script], cwd=PROJECT, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE
         )
         theirs.close()
         ours.sendall(sent)
@@ -203,7 +204,7 @@ def test_a_load_request_without_its_descriptor_ends_the_worker() -> None:
             f"serve(Channel(socket.socket(fileno={theirs.fileno()})))"
         )
         process = subprocess.run(
-            [sys.executable, "-c", script], cwd=ROOT, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, check=False
+            [sys.executable, "-c", script], cwd=PROJECT, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, check=False
         )
     assert process.returncode == 1
     assert b"1 descriptors came with the load request, not 2" in process.stderr
@@ -213,7 +214,7 @@ def test_a_load_request_without_its_descriptor_ends_the_worker() -> None:
 def test_a_worker_that_was_passed_no_socket_says_so(environment: dict[str, str]) -> None:
     script = "import sys; from circleosd.worker.main import main; sys.exit(main('example'))"
     process = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, check=False
+        [sys.executable, "-c", script], cwd=PROJECT, env=environment, capture_output=True, check=False
     )
     assert process.returncode == 1
     assert process.stderr.decode().startswith("cannot serve the plugin example: no socket was passed")

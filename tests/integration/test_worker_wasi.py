@@ -12,7 +12,7 @@ import pytest
 
 from circleosd.worker import frames
 from circleosd.worker.limits import MOST_THREADS
-from tests import worker_driver
+from tests import PROJECT, worker_driver
 from tests.wasi_text import ECHO, SLEEP, command
 from tests.worker_driver import CallFailed, WorkerEnded, start, wat
 
@@ -275,5 +275,5 @@ def test_on_a_host_of_many_cpus_wasmtime_takes_no_more_threads_than_the_unit_of_
         assert MOST_THREADS <= len(os.listdir(f"/proc/{worker.process.pid}/task")) <= 2 * MOST_THREADS
     compiling = [sys.executable, "-c", COMPILING]
     module = command(ECHO).hex()
-    done = subprocess.run(compiling, cwd=worker_driver.ROOT, input=module, capture_output=True, text=True, check=True)
+    done = subprocess.run(compiling, cwd=PROJECT, input=module, capture_output=True, text=True, check=True)
     assert int(done.stdout) == 1 + MOST_THREADS

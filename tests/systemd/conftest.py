@@ -11,11 +11,11 @@ from typing import NoReturn
 
 import pytest
 
+from tests import PROJECT
 from tests.systemd.container import Container, leftovers, systemd_version, why_not
 from tests.systemd.installed import install
 from tests.systemd.machine import Machine
 
-PROJECT = Path(__file__).parents[2]
 PROJECT_INSIDE = "/src"
 
 

@@ -7,9 +7,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests import PROJECT
 from tests.systemd.machine import Machine
 
-PROJECT = Path(__file__).parents[2]
 USERS = {"alice": 1000, "bob": 1001, "mallory": 1002}
 CATALOG = """\
 [[service]]

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.systemd.conftest import PROJECT
+from tests import PROJECT
 from tests.systemd.installed import write
 from tests.systemd.machine import Machine
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import PROJECT
 from tests.systemd import cgroups
 from tests.systemd.container import BOOTED, BootError, Container, leftovers
 from tests.systemd.machine import Machine, MachineError
@@ -19,7 +20,6 @@ from tests.waiting import wait_until
 
 TRANSIENT = "systemd-run --wait --quiet --pipe"
 PYTEST = ("-m", "pytest", "-q", "-p", "tests.systemd.conftest", "-p", "no:cacheprovider")
-PROJECT = Path(__file__).parents[2]
 
 
 def named(name: str) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.systemd.conftest import PROJECT, build_package
+from tests import PROJECT
+from tests.systemd.conftest import build_package
 from tests.systemd.machine import Machine
 
 DIRECTORIES = "/etc /home /root /run /srv /usr /var"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.systemd.conftest import PROJECT, PROJECT_INSIDE, give_up
+from tests import PROJECT
+from tests.systemd.conftest import PROJECT_INSIDE, give_up
 from tests.systemd.machine import Machine
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.systemd.installed import PROJECT
+from tests import PROJECT
 from tests.systemd.machine import Machine
 from tests.systemd.scenario_runner import run_scenario
 

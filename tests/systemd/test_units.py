@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-UNITS = Path(__file__).parents[2] / "units"
+from tests import PROJECT
+
+UNITS = PROJECT / "units"
 # The most exposure that systemd-analyze security may find, in its tenths …
 THRESHOLDS = {"auth": 6, "registry": 15, "plugins": 15, "plugin@": 15, "polkit": 15, "enable@": 15, "disable@": 15}
 # … and what of a sandbox it finds open. In the root directory are the programs; /dev/null and the like may be opened;

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from circleosd.plugins.workers import MOST_SAID
+from tests import PROJECT
 from tests.integration.made import core
 from tests.native_source import native, shared_object
 from tests.systemd.installed import write
 from tests.systemd.machine import Machine
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 BROKEN = "/etc/systemd/system/circleosd-plugin@.service.d/99-broken.conf"
 UNHURRIED = "/etc/systemd/system/circleosd-plugin@.socket.d/99-unhurried.conf"
 SHOW = "circlectl plugin show often --json"
@@ -68,7 +68,7 @@ def test_a_plugin_that_takes_too_much_memory_to_compile_is_refused_for_that(mach
 def test_the_slice_that_the_page_on_settings_bounds_is_that_of_all_workers(machine: Machine) -> None:
     machine.succeed("circlectl plugin invoke often upper hi")
     slice_of_it = machine.succeed("systemctl show --value --property=Slice circleosd-plugin@often.service").strip()
-    page = (ROOT / "man" / "circleosd.toml.5").read_text(encoding="utf-8")
+    page = (PROJECT / "man" / "circleosd.toml.5").read_text(encoding="utf-8")
     assert f"systemctl set-property '{slice_of_it}' MemoryMax=2G" in page.replace(r"\e", "\\")
 
 

@@ -22,10 +22,11 @@ import pytest
 from circleosd.config import PluginSettings
 from circleosd.plugins import manifest as manifests
 from circleosd.worker import frames
+from tests import PROJECT
 from tests.plugin_tools import ENVIRONMENT, SEARCH
 from tests.worker_driver import CallFailed, Worker, start
 
-PLUGINS: Final = Path(__file__).resolve().parent.parent.parent / "plugins"
+PLUGINS: Final = PROJECT / "plugins"
 EXAMPLES: Final = PLUGINS / "examples"
 NAMES: Final = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())
 

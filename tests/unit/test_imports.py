@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.embedded_host import PROJECT
+from tests import PROJECT
 
 # What each part may import of CircleOSD, besides itself. A part is a module or a package.
 ALLOWED = {

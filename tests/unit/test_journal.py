@@ -19,7 +19,7 @@ from circleosd.api.common import Event
 from circleosd.ledger import ACTOR, Phase
 from circleosd.systemd import journal
 from circleosd.systemd.journal import Mirror, _OneLine, _Prefixed
-from tests.integration.embedded_host import PROJECT
+from tests import PROJECT
 
 
 @pytest.mark.parametrize(("form", "begins"), [(_OneLine(), ""), (_Prefixed(), "<3>")])

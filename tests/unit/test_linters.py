@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.embedded_host import PROJECT
+from tests import PROJECT
 
 BIN = Path(sys.executable).parent
 

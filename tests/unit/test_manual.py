@@ -17,7 +17,7 @@ from circlectl import commands, manual
 from circlectl.helptext import FLAGS, needed
 from circleosd.config import Settings
 from circleosd.errors import BY_CODE
-from tests.integration.embedded_host import PROJECT
+from tests import PROJECT
 
 PAGES: dict[str, Callable[[], str]] = {
     "circlectl.1": lambda: manual.page({"SOURCE_DATE_EPOCH": "0"}),

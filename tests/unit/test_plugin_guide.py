@@ -16,11 +16,11 @@ from circleosd.config import PluginSettings
 from circleosd.plugins.manifest import Limits, Manifest, parse
 from circleosd.worker import frames
 from circleosd.worker.host import CALLS
+from tests import PROJECT
 from tests.plugin_tools import ENVIRONMENT, SEARCH
 from tests.worker_driver import CallFailed, start
 
-ROOT: Final = Path(__file__).resolve().parent.parent.parent
-GUIDE: Final = (ROOT / "plugins" / "README.md").read_text(encoding="utf-8")
+GUIDE: Final = (PROJECT / "plugins" / "README.md").read_text(encoding="utf-8")
 SECTIONS: Final = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", GUIDE, re.M | re.S))
 WAYS: Final = [title for title, body in SECTIONS.items() if "```sh" in body]
 
@@ -88,7 +88,7 @@ def test_following_the_guide_leads_to_a_plugin_that_greets(way: str, tmp_path: P
     result = subprocess.run(
         ["/bin/sh", "-euc", "\n".join(build)],
         cwd=tmp_path,
-        env={**ENVIRONMENT, "CIRCLEOSD": str(ROOT)},
+        env={**ENVIRONMENT, "CIRCLEOSD": str(PROJECT)},
         capture_output=True,
         text=True,
         check=False,
@@ -152,7 +152,7 @@ def test_guide_says_how_the_offset_of_a_trap_leads_to_its_line(tmp_path: Path) -
     crash = "CIRCLEOSD_HANDLER(handle) {\n    *(volatile int *)-16 = 0;\n    return 0;\n}\n"
     source = f"#include <circleosd_core.h>\n{crash}"
     (tmp_path / "hello.c").write_text(source, encoding="utf-8")
-    include, target = f"-I{ROOT / 'plugins' / 'include'}", "--target=wasm32"
+    include, target = f"-I{PROJECT / 'plugins' / 'include'}", "--target=wasm32"
     compiled = ["clang", target, "-g", "-O2", "-ffreestanding", "-mbulk-memory", include, "-c", "hello.c"]
     linked = ["clang", target, "-nostdlib", "-o", "hello.wasm", "hello.o"]
     for command in (compiled, [*linked, "-Wl,--no-entry", "-Wl,--export=circleosd_abi"]):

@@ -11,11 +11,12 @@ from typing import Final
 import pytest
 
 from circleosd.worker import frames
+from tests import PROJECT
 from tests.plugin_tools import ENVIRONMENT
 from tests.worker_driver import CallFailed, Worker, start
 
 SOURCES: Final = Path(__file__).parent / "plugin_headers"
-PLUGINS: Final = Path(__file__).resolve().parent.parent.parent / "plugins"
+PLUGINS: Final = PROJECT / "plugins"
 GRANTED: Final = ("kv", "config", "clock", "services:read", "services:restart:name", "events:topic")
 
 SSH: Final = {"name": "ssh", "state": "active", "description": "the shell"}

@@ -17,7 +17,7 @@ from circleosd import threads
 from circleosd.errors import Unavailable
 from circleosd.refusal import refuse
 from circleosd.systemd import journal
-from tests.integration.embedded_host import PROJECT
+from tests import PROJECT
 from tests.unit.serving import connected
 
 

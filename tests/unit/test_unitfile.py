@@ -11,7 +11,7 @@ from circleosd.passing import MAX_FILES
 from circleosd.registry.service import FOLLOWED
 from circleosd.server import GIVEN_UP, SHUTDOWN
 from circleosd.worker.limits import COMPILE_MEMORY, MAX_DESCRIPTORS, MOST_THREADS
-from tests.integration.embedded_host import PROJECT
+from tests import PROJECT
 
 TEXT = r"""
 # a comment

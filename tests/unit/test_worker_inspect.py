@@ -7,13 +7,13 @@ import random
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from circleosd.worker.binary import MAX_ENTRIES
 from circleosd.worker.failure import PluginFailure
 from circleosd.worker.inspect import inspect, inspect_native
+from tests import PROJECT
 from tests.component_text import another, component
 from tests.wasi_text import ECHO, command
 from tests.worker_driver import core, wat
@@ -303,5 +303,4 @@ def test_a_native_artifact_that_is_truncated_is_refused_before_it_is_mapped(leng
 def test_what_the_manager_imports_does_not_load_wasmtime() -> None:
     modules = "circleosd.worker.frames, circleosd.worker.inspect, circleosd.worker.cachekey"
     script = f"import sys, {modules}; sys.exit(any(name in sys.modules for name in ('wasmtime', 'asyncio')))"
-    root = Path(__file__).parent.parent.parent
-    assert subprocess.run([sys.executable, "-c", script], check=False, cwd=root).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], check=False, cwd=PROJECT).returncode == 0

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import PROJECT
 from tests.systemd.inside.conftest import UNIT_FILES, python_as, run
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("unit_files", "generator")
 
-PROJECT = Path(__file__).parents[3]
 CATALOG = Path("/etc/circleosd/services.d")
 USER = "circleosd-registry"
 SWITCH_USER = "circleosd-switch"
