@@ -7,12 +7,14 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from circleosd.api import plugins as contracts
 from circleosd.api.common import History
+from circleosd.api.contract import Request
 from circleosd.api.plugins import Disable, Enable, GrantCapability, RevokeCapability, Unload
 from circleosd.config import PluginSettings
 from circleosd.database import Database
@@ -30,6 +32,24 @@ from circleosd.plugins.signatures import Signatures
 from circleosd.plugins.store import Artifacts, Loaded, Record
 from tests.unit.fakes import ROOT, LateNews, NoFiles, identify
 from tests.waiting import until
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[LateNews]:
+    database = LateNews(tmp_path / "plugins.db", store.MIGRATIONS)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    return Ledger(database, contracts.SERVICE, lambda event: None)
+
+
+async def by_root(ledger: Ledger, contract: type[Request]) -> Act:
+    """Root's request about the plugin p."""
+    caller = await identify(ROOT, None)
+    return Act(ledger, caller, None, contract, "p", NoFiles(), identify, lambda caller, name: None)
 
 
 async def started(directory: Path, database: Database, ledger: Ledger) -> PluginService:
@@ -50,54 +70,44 @@ async def opened(directory: Path, database: Database, ledger: Ledger) -> PluginS
 
 
 def test_a_record_that_is_written_down_during_a_disable_leaves_the_plugin_disabled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, database: LateNews, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plugin_service, "WRITE_DOWN", 0.01)
-    database = LateNews(tmp_path / "plugins.db", store.MIGRATIONS)
-    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
 
     async def disabled() -> None:
         service = await started(tmp_path, database, ledger)
         health = service._plugins["p"].health
         database.meanwhile = health.succeeded  # and so it is to be written down
-        act = Act(
-            ledger, await identify(ROOT, None), None, Disable, "p", NoFiles(), identify, lambda caller, name: None
-        )
+        act = await by_root(ledger, Disable)
         assert (await service.disable(Disable(id="p"), act))["state"] == "disabled"
         await until(lambda: not health.changed)
         await service.close()
-        await ledger.close()
 
     asyncio.run(disabled())
     record = asyncio.run(database.read(store.records))["p"]
     assert (record.aside, record.calls) == ("disabled", 1)
-    database.close()
 
 
-def test_the_failures_of_a_plugin_that_was_enabled_count_no_more_in_the_next_manager_either(tmp_path: Path) -> None:
-    database = Database(tmp_path / "plugins.db", store.MIGRATIONS)
-    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
+def test_the_failures_of_a_plugin_that_was_enabled_count_no_more_in_the_next_manager_either(
+    tmp_path: Path, database: LateNews, ledger: Ledger
+) -> None:
 
     async def enabled() -> None:
         service = await started(tmp_path, database, ledger)
         record = Record(calls=9, failures=9, aside="quarantined", reason="9 failures", since=1.0, in_a_row=9)
         service._plugins["p"].health.record = record
-        act = Act(ledger, await identify(ROOT, None), None, Enable, "p", NoFiles(), identify, lambda caller, name: None)
+        act = await by_root(ledger, Enable)
         await service.enable(Enable(id="p"), act)
         await service.close()
-        await ledger.close()
 
     asyncio.run(enabled())
     assert asyncio.run(database.read(store.records))["p"] == Record(calls=9, failures=9)
-    database.close()
 
 
 def test_a_manager_ends_also_while_a_record_is_being_written_down(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, database: LateNews, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plugin_service, "WRITE_DOWN", 0.01)
-    database = Database(tmp_path / "plugins.db", store.MIGRATIONS)
-    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
     begun, commit = threading.Event(), database._commit
 
     def slow_commit() -> None:
@@ -115,13 +125,12 @@ def test_a_manager_ends_also_while_a_record_is_being_written_down(
 
     asyncio.run(ended())
     assert asyncio.run(database.read(store.records))["p"].calls == 1
-    database.close()
 
 
-def test_a_record_that_could_not_be_written_down_is_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_could_not_be_written_down_is_later(
+    tmp_path: Path, database: LateNews, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(plugin_service, "WRITE_DOWN", 0.01)
-    database = Database(tmp_path / "plugins.db", store.MIGRATIONS)
-    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
     failed, commit = threading.Event(), database._commit
 
     def commit_the_second_time() -> None:
@@ -142,12 +151,11 @@ def test_a_record_that_could_not_be_written_down_is_later(tmp_path: Path, monkey
 
     asyncio.run(written())
     assert asyncio.run(database.read(store.records))["p"].calls == 1
-    database.close()
 
 
-def test_a_plugin_that_is_gone_when_it_is_to_be_quarantined_is_not(tmp_path: Path) -> None:
-    database = LateNews(tmp_path / "plugins.db", store.MIGRATIONS)
-    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
+def test_a_plugin_that_is_gone_when_it_is_to_be_quarantined_is_not(
+    tmp_path: Path, database: LateNews, ledger: Ledger
+) -> None:
     quarantines = []
 
     async def unloaded() -> list[str]:
@@ -160,22 +168,20 @@ def test_a_plugin_that_is_gone_when_it_is_to_be_quarantined_is_not(tmp_path: Pat
             quarantines.append(asyncio.create_task(service._set_aside(plugin)))
 
         database.meanwhile = fail_again
-        act = Act(ledger, await identify(ROOT, None), None, Unload, "p", NoFiles(), identify, lambda caller, name: None)
+        act = await by_root(ledger, Unload)
         await service.unload(Unload(id="p"), act)
         await asyncio.gather(*quarantines)
         rows = await ledger.history(History())
         await service.close()
-        await ledger.close()
         return [row["action"] for row in rows]
 
     assert asyncio.run(unloaded()) == ["unload"]
     assert quarantines
-    database.close()
 
 
-def test_what_a_plugin_keeps_survives_a_version_that_cannot_read_its_manifest(tmp_path: Path) -> None:
-    database = Database(tmp_path / "plugins.db", store.MIGRATIONS)
-    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
+def test_what_a_plugin_keeps_survives_a_version_that_cannot_read_its_manifest(
+    tmp_path: Path, database: LateNews, ledger: Ledger
+) -> None:
 
     async def kept() -> int:
         service = await started(tmp_path, database, ledger)
@@ -191,15 +197,14 @@ def test_what_a_plugin_keeps_survives_a_version_that_cannot_read_its_manifest(tm
         return found
 
     assert asyncio.run(kept()) == len("keyvalue")
-    database.close()
 
 
 @pytest.mark.parametrize(
     "damage", ["""manifest = '{"newer": true}'""", "manifest = 'null'", "functions = '['", "imports = '1'"]
 )
-def test_a_plugin_that_cannot_be_read_can_be_unloaded(tmp_path: Path, damage: str) -> None:
-    database = Database(tmp_path / "plugins.db", store.MIGRATIONS)
-    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
+def test_a_plugin_that_cannot_be_read_can_be_unloaded(
+    tmp_path: Path, database: LateNews, ledger: Ledger, damage: str
+) -> None:
 
     async def unloaded() -> list[object]:
         service = await started(tmp_path, database, ledger)
@@ -207,19 +212,17 @@ def test_a_plugin_that_cannot_be_read_can_be_unloaded(tmp_path: Path, damage: st
         await service.close()
         await database.write(lambda tx: tx.execute(f"UPDATE plugins SET {damage}"))
         service = await opened(tmp_path, database, ledger)
-        act = Act(ledger, await identify(ROOT, None), None, Unload, "p", NoFiles(), identify, lambda caller, name: None)
+        act = await by_root(ledger, Unload)
         assert (await service.unload(Unload(id="p"), act))["version"] == "unknown"
         assert await service._kv.used("p") == 0
         with pytest.raises(NotFound, match="no plugin p is loaded"):
             await service.unload(Unload(id="p"), act)
         rows = await ledger.history(History())
         await service.close()
-        await ledger.close()
         return [(row["action"], row["before"]) for row in rows]
 
     assert asyncio.run(unloaded()) == [("unload", {"version": "unknown", "digest": "0" * 64})]
     assert asyncio.run(database.read(store.digests)) == {}
-    database.close()
 
 
 @pytest.mark.parametrize(
@@ -232,13 +235,13 @@ def test_a_plugin_that_cannot_be_read_can_be_unloaded(tmp_path: Path, damage: st
 )
 def test_calls_of_the_version_before_an_upgrade_lose_what_is_revoked_and_get_nothing_that_is_granted(
     tmp_path: Path,
+    database: LateNews,
+    ledger: Ledger,
     before: str,
     now: str,
     decision: type[GrantCapability | RevokeCapability],
     left: tuple[str, ...],
 ) -> None:
-    database = Database(tmp_path / "plugins.db", store.MIGRATIONS)
-    ledger = Ledger(database, contracts.SERVICE, lambda event: None)
     revoked = decision is RevokeCapability
 
     async def decided() -> tuple[str, ...]:
@@ -248,15 +251,11 @@ def test_calls_of_the_version_before_an_upgrade_lose_what_is_revoked_and_get_not
         new.adopt(service._plugins["p"].loaded)
         new.before = old
         service._plugins["p"] = new
-        act = Act(
-            ledger, await identify(ROOT, None), None, decision, "p", NoFiles(), identify, lambda caller, name: None
-        )
+        act = await by_root(ledger, decision)
         handler = service.revoke if revoked else service.grant
         await handler(decision(id="p", capability=now), act)
         assert new.holds(now) is not revoked
         await service.close()
-        await ledger.close()
         return old.granted
 
     assert asyncio.run(decided()) == left
-    database.close()
