@@ -473,20 +473,8 @@ def test_json_filter_agrees_with_python_about_what_is_json(plugin: Starter) -> N
     assert min(accepted, refused) > 500
 
 
-def test_json_filter_stays_within_its_memory_whatever_it_is_sent(tmp_path: Path) -> None:
-    """The plugin's own source, compiled for this machine under AddressSanitizer, with any bytes as its payload."""
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("gcc is not here")
-    program = tmp_path / "fuzz"
-    subprocess.run(
-        [
-            *(compiler, "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-            *("-I", str(Path(__file__).parent / "plugin_headers" / "native")),
-            *("-o", str(program), str(EXAMPLES / "json-filter" / "json-filter.c")),
-        ],
-        check=True,
-    )
+def any_calls() -> bytes:
+    """Payloads for json-filter of any bytes, each after its length."""
     source = random.Random(6)
     paths = [
         *[b"."] * 8,
@@ -506,9 +494,26 @@ def test_json_filter_stays_within_its_memory_whatever_it_is_sent(tmp_path: Path)
         if source.randrange(4) == 0:
             del payload[source.randrange(1, len(payload) + 1) :]
         calls += len(payload).to_bytes(4, sys.byteorder) + payload
+    return bytes(calls)
+
+
+def test_json_filter_stays_within_its_memory_whatever_it_is_sent(tmp_path: Path) -> None:
+    """The plugin's own source, compiled for this machine under AddressSanitizer, with any bytes as its payload."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("gcc is not here")
+    program = tmp_path / "fuzz"
+    subprocess.run(
+        [
+            *(compiler, "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+            *("-I", str(Path(__file__).parent / "plugin_headers" / "native")),
+            *("-o", str(program), str(EXAMPLES / "json-filter" / "json-filter.c")),
+        ],
+        check=True,
+    )
     result = subprocess.run(
         [program],
-        input=bytes(calls),
+        input=any_calls(),
         capture_output=True,
         env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
         check=False,

@@ -26,6 +26,7 @@ from circleosd.registry.catalog import ALL_VERBS, OWN, PLUGIN_PREFIX
 from tests import PROJECT
 
 UNITS = PROJECT / "units"
+STARTED = (".target", ".socket", ".service", ".path")  # by systemd
 NIX_FILES = [
     PROJECT / "flake.nix",
     *(path for name in ("units", "units/nixos", "nixos-test", "tests/nix") for path in (PROJECT / name).glob("*.nix")),
@@ -265,10 +266,11 @@ def test_the_scenario_passes_the_checks_of_the_test_driver(tmp_path: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@nix
-def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the package installs beside its Python code."""
+    directory = tmp_path_factory.mktemp("package")
+    out, source = directory / "out", directory / "source"
     built = shutil.ignore_patterns("__pycache__", "node_modules", "example.wasm")
     for part in map(Path, package("src")):
         target = source / part.relative_to(PROJECT)
@@ -295,13 +297,16 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
         timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@nix
+def test_the_package_installs_units_that_systemd_can_start_from_the_store(out: Path) -> None:
     for manager in ("system", "user"):
         found = [path for path in (out / "lib/systemd" / manager).iterdir() if path.is_file()]
         installed = {path.name: path.read_text(encoding="utf-8") for path in found}
         assert set(installed) == {
-            path.name
-            for path in UNITS.iterdir()
-            if path.suffix in (".target", ".socket", ".service", ".path") and path.name not in NOT_ON_NIXOS
+            path.name for path in UNITS.iterdir() if path.suffix in STARTED and path.name not in NOT_ON_NIXOS
         }
         started = [line for text in installed.values() for line in text.splitlines() if line.startswith("Exec")]
         assert len(started) == len([name for name in installed if name.endswith(".service")])
@@ -311,22 +316,38 @@ def test_the_package_installs_units_that_systemd_can_start_from_the_store(tmp_pa
     assert {
         path.name: [file.name for file in path.iterdir()] for path in (out / "lib/systemd/system").glob("*.d")
     } == dropins
+
+
+@nix
+def test_the_package_installs_every_other_file_of_the_units_where_it_is_looked_for(out: Path) -> None:
+    left = {path.name for path in UNITS.iterdir() if path.is_file() and path.suffix not in (".nix", *STARTED)}
+    assert left - NOT_ON_NIXOS == {"circleosd.catalog", "circleosd.dbus.conf", "circleosd.tmpfiles.conf"}
+    assert (out / "lib/systemd/catalog/circleosd.catalog").is_file()
+    assert (out / "lib/tmpfiles.d/circleosd.conf").is_file()
+    assert (out / "share/dbus-1/system.d/circleosd.conf").is_file()
+
+
+@nix
+def test_what_the_documents_of_the_package_link_to_is_in_it(out: Path) -> None:
     for document in ("README.md", "plugins/README.md"):
         links = re.findall(r"\]\((?!https?:)([^)#]+)", (PROJECT / document).read_text(encoding="utf-8"))
         directory = (out / "share/doc/circleosd" / document).parent
         assert links, document
         assert [link for link in links if not (directory / link).exists()] == [], document
+
+
+@nix
+def test_the_package_installs_what_plugins_are_made_with(out: Path) -> None:
     assert (out / "share/circleosd/plugins/include/circleosd_plugin.h").is_file()
     assert (out / "share/circleosd/plugins/example.wasm").is_file()
+
+
+@nix
+def test_the_package_installs_pages_that_name_its_own_documents(out: Path) -> None:
     pages = {path.name: path.read_text(encoding="utf-8") for path in (out / "man").iterdir()}
     assert set(pages) == {"circlectl.1", "circleosd.8", "circleosd.toml.5"}
     named = [word for page in pages.values() for word in page.split() if "/share/" in word]
     assert named == [f"{out}/share/doc/circleosd"], "what the pages name is where the package has it"
-    left = {path.name for path in UNITS.iterdir() if path.is_file() and path.suffix != ".nix"} - NOT_ON_NIXOS
-    assert left == set(installed) | {"circleosd.catalog", "circleosd.dbus.conf", "circleosd.tmpfiles.conf"}
-    assert (out / "lib/systemd/catalog/circleosd.catalog").is_file()
-    assert (out / "lib/tmpfiles.d/circleosd.conf").is_file()
-    assert (out / "share/dbus-1/system.d/circleosd.conf").is_file()
 
 
 @pytest.mark.parametrize("path", NIX_FILES, ids=lambda path: str(path.relative_to(PROJECT)))

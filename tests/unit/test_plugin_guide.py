@@ -66,19 +66,24 @@ def test_guide_says_where_to_install_before_it_says_what() -> None:
     assert "(`pip install" not in before
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_following_the_guide_leads_to_a_plugin_that_greets(way: str, tmp_path: Path) -> None:
-    missing = [tool for tool in TOOLS[way] if shutil.which(tool, path=SEARCH) is None]
-    if way == "WASI program" and not missing:
+def missing(way: str) -> list[str]:
+    """The tools that a way to write plugins needs and that are not here."""
+    tools = [tool for tool in TOOLS[way] if shutil.which(tool, path=SEARCH) is None]
+    if way == "WASI program" and not tools:
         probe = subprocess.run(
             ["clang", "--target=wasm32-wasi", "-x", "c", "-o", os.devnull, "-"],
             input=b"#include <stdio.h>\nint main(void) { return 0; }",
             capture_output=True,
             check=False,
         )
-        missing = ["wasi-libc"] if probe.returncode else []
-    if missing:
-        pytest.skip(f"not here: {', '.join(missing)}")
+        return ["wasi-libc"] if probe.returncode else []
+    return tools
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_following_the_guide_leads_to_a_plugin_that_greets(way: str, tmp_path: Path) -> None:
+    if tools := missing(way):
+        pytest.skip(f"not here: {', '.join(tools)}")
     for name, content in files(SECTIONS[way]).items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
