@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,6 @@ class Runners:
         self._host = host
         self._settings = settings
         self._runners: dict[str, Runner] = {}
-        self._reported = False  # what this host lacks to confine workers
         self._tasks: set[asyncio.Task[None]] = set()  # tasks that end workers, by plugin name
         # Awaited before the reply to the call that was one failure in a row too many.
         self.failing: Callable[[Plugin], Awaitable[None]]
@@ -111,7 +110,11 @@ class Runners:
         """Have a worker load an artifact that is not in the store yet. Raises `BadRequest` if it cannot."""
         runner = Runner(plugin.name + (STAGED if upgrade else ""), plugin, self._settings.queue)
         try:
-            return runner, await self._connect(runner, artifact, NOBODY)
+            ready = await self._connect(runner, artifact, NOBODY)
+            if lacking := {"landlock", "seccomp"} - {item.partition("-")[0] for item in ready.sandbox}:
+                missing = " and ".join(sorted(lacking))
+                log.warning("plugin %s: its worker runs without %s, which this host lacks", plugin.name, missing)
+            return runner, ready
         except BaseException as exc:
             error = await self._why_gone(runner, exc) if isinstance(exc, WorkerGone) else None
             await self.discard(runner)
@@ -369,15 +372,7 @@ class Runners:
                 raise
         runner.worker = worker
         runner.used = time.monotonic()
-        self._report_lacking(ready.sandbox)
         return ready
-
-    def _report_lacking(self, sandbox: Sequence[str]) -> None:
-        """Log once what this host lacks to confine workers as circleosd/worker/sandbox.py describes."""
-        used = {item.partition("-")[0] for item in sandbox}
-        if not self._reported and (lacking := {"landlock", "seccomp"} - used):
-            self._reported = True
-            log.warning("workers run without %s, which this host lacks", " and ".join(sorted(lacking)))
 
     def _end(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """End a worker of the plugin with `work`; until that is done, the plugin gets no other."""

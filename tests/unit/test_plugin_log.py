@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from circleosd.plugins import runner, workers
-from circleosd.plugins.cause import NOBODY
+from circleosd.plugins import workers
 from circleosd.plugins.workers import MOST_SAID, SAID_WITHIN, Voice
 from circleosd.worker.frames import Ready
 from tests.unit.fakes import with_worker
@@ -35,11 +34,11 @@ def test_a_plugin_says_as_much_as_a_service_may_and_then_it_is_said_once_that_th
     ("sandbox", "told"),
     [
         (["landlock-2", "seccomp"], []),
-        (["seccomp"], ["workers run without landlock, which this host lacks"]),
-        ([], ["workers run without landlock and seccomp, which this host lacks"]),
+        (["seccomp"], ["plugin p: its worker runs without landlock, which this host lacks"]),
+        ([], ["plugin p: its worker runs without landlock and seccomp, which this host lacks"]),
     ],
 )
-def test_what_a_host_lacks_to_confine_workers_is_told_once(
+def test_what_a_host_lacks_to_confine_workers_is_told_for_each_load(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -53,8 +52,8 @@ def test_what_a_host_lacks_to_confine_workers_is_told_once(
         runners, plugin = with_worker(tmp_path, None)
         monkeypatch.setattr(runners, "_host", lambda plugin: None)
         for _ in range(2):
-            await runners._loaded(runner.Runner("p", plugin, 1), [], None, NOBODY)
+            await runners.probe(plugin, -1, upgrade=False)
 
     monkeypatch.setattr(workers.Worker, "load", load)
     asyncio.run(twice())
-    assert caplog.messages == told
+    assert caplog.messages == 2 * told
