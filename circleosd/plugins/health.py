@@ -6,6 +6,8 @@ the process. An error that the plugin reports is an answer, not a failure.
 
 from __future__ import annotations
 
+import math
+
 from circleosd.config import PluginSettings
 from circleosd.errors import Conflict, PluginFailed
 from circleosd.plugins.store import Record
@@ -36,7 +38,7 @@ class Health:
         if held := self.held_for(now):
             raise PluginFailed(
                 f"{self.name} failed {record.in_a_row} times in a row and is held back for "
-                f"{max(held, 0.1):.1f} s; the last failure: {record.last_error}"
+                f"{math.ceil(held * 10) / 10:.1f} s; the last failure: {record.last_error}"
             )
 
     def held_for(self, now: float) -> float:

@@ -70,7 +70,7 @@ def test_failures_in_a_row_hold_a_plugin_back_longer_and_longer() -> None:
     assert delays == [0, 0, 0.5, 1.0, 2.0]
 
 
-@pytest.mark.parametrize(("now", "left"), [(0.0, "0.5 s"), (0.499, "0.1 s")])
+@pytest.mark.parametrize(("now", "left"), [(0.0, "0.5 s"), (0.36, "0.2 s"), (0.499, "0.1 s")])
 def test_a_plugin_that_is_held_back_says_for_how_long_and_why(now: float, left: str) -> None:
     health = make()
     for _ in range(3):
