@@ -214,7 +214,7 @@ def _hold(directory: str) -> None:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(held)
-        raise Unavailable(f"another process uses {directory}; is CircleOSD already running elsewhere?") from None
+        raise Unavailable(f"another process uses {directory}, perhaps a CircleOSD that is running elsewhere") from None
     except OSError:  # not every file system locks directories
         os.close(held)
 
