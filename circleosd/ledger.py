@@ -182,8 +182,9 @@ class Ledger:
         try:
             seqs = await self._database.write(lambda tx: [self.append(tx, entry) for entry in (*late, *entries)])
         except BaseException as exc:
-            outcomes = [entry for entry in entries if entry.intent is not None and isinstance(exc, Unavailable)]
-            self._late = [*late, *self._late, *outcomes]
+            if isinstance(exc, (Unavailable, asyncio.CancelledError)):  # cancelled as the service ends: `close` follows
+                late += [entry for entry in entries if entry.intent is not None]
+            self._late = [*late, *self._late]
             raise
         return seqs[len(late) :]
 

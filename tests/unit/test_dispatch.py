@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import sqlite3
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -22,10 +23,11 @@ from circleosd.deadlines import Deadlines
 from circleosd.ledger import TEXT_SHOWN
 from circleosd.ledger import Entry as Row
 from circleosd.policy import Caller, Role
-from circleosd.registry.units import UnitState
+from circleosd.registry.units import UnitState, Verb
 from circleosd.validation import ValidationError, validator
 from tests.unit.dispatching import Accounts, Registry, reply_to
 from tests.unit.fakes import ROOT, STRANGER, USERS, NoFiles
+from tests.waiting import until
 
 
 def test_a_start_is_intended_carried_out_and_recorded(registry: Registry) -> None:
@@ -282,6 +284,34 @@ def test_an_outcome_that_the_disk_did_not_take_is_told_and_written_later(
     _, outcome, *later = registry.ask({"action": "history"})["data"]
     assert (outcome["phase"], outcome["intent"], outcome["error"] is None) == ("outcome", 1, result == "done")
     assert [row["phase"] for row in later] == (["denied"] if then == "another act" else [])
+    assert asyncio.run(registry.ledger.unfinished()) == []
+
+
+def test_the_outcome_of_an_act_that_the_end_of_the_service_cuts_off_is_written_if_it_is_known(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, writer = registry.units.job, registry.database._writer
+    busy, free = threading.Event(), threading.Event()
+
+    def be_busy() -> None:
+        busy.set()
+        free.wait()
+
+    async def job_and_busy_disk(verb: Verb, unit: str) -> str:
+        writer.submit(be_busy)
+        return await job(verb, unit)
+
+    async def scenario() -> None:
+        acting = asyncio.create_task(reply_to(registry.service, b'{"action":"start","name":"nginx"}', ROOT))
+        await until(lambda: busy.is_set() and writer._work_queue.qsize())
+        acting.cancel()
+        await asyncio.wait([acting])
+        free.set()
+        await registry.service.close()
+
+    monkeypatch.setattr(registry.units, "job", job_and_busy_disk)
+    asyncio.run(scenario())
+    assert registry.history() == [("intent", "start", "nginx"), ("outcome", "start", "nginx")]
     assert asyncio.run(registry.ledger.unfinished()) == []
 
 
