@@ -19,8 +19,8 @@ _NARROW = 10  # … and that it keeps in a narrow table
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str], room: int | None = None) -> str:
     """Rows under a header, with columns as wide as needed. The last column is never cut.
 
-    `room`: into how many columns of a terminal all is to fit, if that is possible by cutting longer cells, other than
-    times, between the first column, which has the names, and the last.
+    `room`: the width of a terminal. If that makes most rows fit into it, longer cells are cut between the first column,
+    which has the names, and the last, but no times.
     """
     if not rows:
         return "none"
@@ -31,8 +31,8 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str], room: int | No
     widths = [max(_width(row[index]) for row in cells) for index in range(len(columns))]
     if room:
         least = [widths[index] if name in _TIMES else max(_NARROW, len(name)) for index, name in enumerate(columns)]
-        widths = _fitting(widths, least, room)
-        cells = [[*map(_cut, row, widths)] for row in cells]
+        widths = _fitting(widths, least, [max(_width(row[-1]), len(columns[-1])) for row in cells[1:]], room)
+        cells = [[*map(_cut, row[:-1], widths), row[-1]] for row in cells]
     return "\n".join("  ".join(_pad(*pair) for pair in zip(row, widths, strict=True)).rstrip() for row in cells)
 
 
@@ -94,16 +94,17 @@ def _pad(text: str, width: int) -> str:
     return text + " " * (width - _width(text))
 
 
-def _fitting(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
-    """The widths of columns, with those between the first and the last reduced, but not below `least`, until a line
-    fits; unchanged if it cannot.
+def _fitting(widths: Sequence[int], least: Sequence[int], ends: Sequence[int], room: int) -> list[int]:
+    """The widths of columns, with those between the first and the last reduced, but not below `least`, until all lines
+    fit that can, given the widths `ends` of their last cells; unchanged if most cannot.
     """
-    fitting, between = [*widths], range(1, len(widths) - 1)
-    while sum(fitting) + 2 * (len(widths) - 1) > room:
-        wide = [index for index in between if fitting[index] > least[index]]
-        if not wide:
-            return [*widths]
-        fitting[max(wide, key=fitting.__getitem__)] -= 1
+    fitting, between, rest = [*widths], range(1, len(widths) - 1), room - 2 * (len(widths) - 1)
+    narrowest = widths[0] + sum(min(widths[index], least[index]) for index in between)
+    fits = [end for end in ends if narrowest + end <= rest]
+    if 2 * len(fits) > len(ends):
+        while sum(fitting[:-1]) + max(fits) > rest:
+            wide = [index for index in between if fitting[index] > least[index]]
+            fitting[max(wide, key=fitting.__getitem__)] -= 1
     return fitting
 
 

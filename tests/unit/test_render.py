@@ -109,3 +109,17 @@ def test_no_time_is_cut_to_fit_a_terminal() -> None:
     shown = render.table([row], [*row], 46)
     assert shown.split("\n")[1] == f"web   counts wha…  {render.value('created', 1.6e9)}  active"
     assert render.table([row], [*row], 45) == render.table([row], [*row])
+
+
+def test_one_line_that_cannot_fit_a_terminal_does_not_keep_the_others_from_it() -> None:
+    rows = [
+        {"name": name, "description": "what it is for", "unit": f"{unit}.service"}
+        for name, unit in (("web", "nginx"), ("db", "postgresql"), ("x", "circleosd-plugin@long-name"))
+    ]
+    assert render.table(rows, [*rows[0]], 38).split("\n") == [
+        "NAME  DESCRIPTION   UNIT",
+        "web   what it is …  nginx.service",
+        "db    what it is …  postgresql.service",
+        "x     what it is …  circleosd-plugin@long-name.service",
+    ]
+    assert render.table(rows, [*rows[0]], 34) == render.table(rows, [*rows[0]])
