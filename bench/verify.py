@@ -65,7 +65,7 @@ def token_of(number: int) -> str:
 def fill(host: EmbeddedHost, users: int, sessions_each: int) -> int:
     """Put users and sessions into the database of a host that is stopped; return the number of sessions."""
     now, uid = time.time(), os.getuid()
-    connection = sqlite3.connect(host.directory / "state/circleosd/auth/auth.db")
+    connection = sqlite3.connect(host.database("auth"))
     with connection:
         connection.executemany(
             "INSERT OR IGNORE INTO users (name, password, role, created) VALUES (?, '$argon2id$none', 'viewer', ?)",

@@ -92,10 +92,6 @@ class Paced:
         request = {"action": "load", "path": str(path), "grant": "all", "trust": True}
         return self.host.call("plugin-manager", request, timeout=120)
 
-    def invoke(self, name: str, function: str, payload: str) -> dict[str, Any]:
-        request = {"action": "invoke", "id": name, "func": function, "payload": payload}
-        return self.host.call("plugin-manager", request, timeout=30)
-
     def run(self, attack: Attack) -> None:
         """Load the plugin and call it, and once more after it has failed."""
         self.judge(attack, self.attack(attack, calls=2))
@@ -111,7 +107,7 @@ class Paced:
         replies: list[dict[str, Any]] = []
         try:
             while time.monotonic() < until or len(replies) < calls:
-                replies.append(self.invoke(attack.name, attack.function, attack.payload))
+                replies.append(self.host.invoke(attack.name, attack.function, attack.payload))
         finally:
             self.host.unload(attack.name)
         return replies

@@ -158,6 +158,15 @@ class EmbeddedHost:
         """Unload a plugin, as `circlectl plugin unload` does."""
         self.data("plugin-manager", "unload", id=plugin)
 
+    def invoke(self, plugin: str, function: str, payload: str = "", timeout: float = 30) -> dict[str, Any]:
+        """The reply to a call of a plugin."""
+        request = {"action": "invoke", "id": plugin, "func": function, "payload": payload}
+        return self.call("plugin-manager", request, timeout)
+
+    def database(self, service: str) -> Path:
+        """The database of `auth`, `registry` or `plugins`."""
+        return self.directory / "state/circleosd" / service / f"{service}.db"
+
     def logged(self, name: str) -> list[str]:
         """What a cataloged service has printed, by lines."""
         return [row["text"] for row in self.data("service-registry", "logs", name=name)]

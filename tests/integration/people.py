@@ -44,7 +44,7 @@ def log_circlectl_in(host: EmbeddedHost, name: str, *, password: str = PASSWORD,
 def let_pass(host: EmbeddedHost, seconds: float) -> None:
     """Start the host anew, and have what the past made of sessions and failed logins be so much older."""
     host.stop()
-    connection = sqlite3.connect(host.directory / "state/circleosd/auth/auth.db")
+    connection = sqlite3.connect(host.database("auth"))
     with connection:
         for column in ("created", "used", "expires"):
             connection.execute(f"UPDATE sessions SET {column} = {column} - ?", (seconds,))

@@ -240,7 +240,7 @@ def test_plugins_and_their_record_are_one_at_every_commit(new_host: NewHost) -> 
         loaded = {item["id"] for item in crashing.host.data("plugin-manager", "list")}
         assert loaded == before, f"round {turn}"
         for name in loaded:
-            reply = crashing.host.data("plugin-manager", "invoke", id=name, func="handle", payload="hello")
+            reply = crashing.host.invoke(name, "handle", "hello")["data"]
             assert "hello" in reply
 
     points = list(crashing.rounds(play))
@@ -254,7 +254,7 @@ def test_a_crash_really_is_one(new_host: NewHost, phase: str) -> None:
     crashing.crash_at(1, phase)
     assert crashing.try_steps([("create", {"name": "alice", "password": PASSWORD})]) == []
     crashing.host.wait_for(lambda: pid not in crashing.host.processes())
-    connection = sqlite3.connect(crashing.host.directory / "state/circleosd/auth/auth.db")
+    connection = sqlite3.connect(crashing.host.database("auth"))
     (users,), (rows,) = (connection.execute(f"SELECT count(*) FROM {name}").fetchone() for name in ("users", "ledger"))
     connection.close()
     assert (users, rows) == ((0, 0) if phase == "before" else (1, 1))

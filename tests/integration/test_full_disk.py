@@ -52,7 +52,7 @@ class SmallHost:
         return [user["name"] for user in self.host.data("auth-service", "list")]
 
     def invoke(self) -> Any:
-        return self.host.data("plugin-manager", "invoke", id="example", func="crc32", payload="hello")
+        return self.host.invoke("example", "crc32", "hello")["data"]
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_how_a_plugin_did_is_written_down_when_there_is_room_again(small: SmallH
 
 def test_a_failing_plugin_is_held_back_until_its_quarantine_can_be_kept(small: SmallHost, tmp_path: Path) -> None:
     def trap() -> dict[str, Any]:
-        return small.host.call("plugin-manager", {"action": "invoke", "id": "weak", "func": "trap", "payload": ""})
+        return small.host.invoke("weak", "trap")
 
     small.host.load(write(tmp_path, "weak", core(TRAP)))
     small.fill()

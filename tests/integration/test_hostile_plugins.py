@@ -122,14 +122,14 @@ def test_native_code_writes_nowhere(paced: Paced) -> None:
     mark = f"circleosd-{os.getpid()}"
     own = (host.directory / "state", host.directory / "cache", host.runtime, paced.directory, Path.home())
     new = [Path(place) / mark for place in (*own, "/etc", "/tmp", "/var/tmp", "/dev/shm", "/run")]
-    old = [host.directory / "state/circleosd/plugins/plugins.db", paced.directory / "good.wasm", Path(__file__)]
+    old = [host.database("plugins"), paced.directory / "good.wasm", Path(__file__)]
     before = {path: path.read_bytes() for path in old[1:]}
     opens = """int fd = open(payload, O_WRONLY | O_CREAT | O_APPEND, 0600);
         if (fd < 0) { SAY("refused: %s", strerror(errno)); return 1; }
         if (write(fd, "x", 1) != 1) { SAY("refused: %s", strerror(errno)); return 1; }"""
     host.load(write(paced.directory, "writes", c(opens), **NATIVE), trust=True)
     for path in (*new, *old):
-        reply = paced.invoke("writes", "f", str(path))
+        reply = paced.host.invoke("writes", "f", str(path))
         assert reply["error"] == "plugin-failed"
         assert "refused: " in reply["message"], path
     host.unload("writes")

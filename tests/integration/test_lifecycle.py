@@ -46,7 +46,7 @@ def test_nothing_runs_before_the_first_connection_and_after_the_last(new_host: N
     host = new_host({"CIRCLEOSD_SERVER_IDLE_EXIT": "1", "CIRCLEOSD_PLUGINS_IDLE_WORKER": "0.5"})
     assert children(host) == []
     host.load("plugins/example.wasm")
-    assert host.data("plugin-manager", "invoke", id="example", func="upper", payload="abc") == "ABC"
+    assert host.invoke("example", "upper", "abc")["data"] == "ABC"
     assert len(children(host)) >= 2
     host.wait_for(lambda: children(host) == [])
     assert host.ok("plugin", "invoke", "example", "upper", "abc") == "ABC\n"
@@ -550,8 +550,9 @@ def test_a_daemon_stays_small_over_a_thousand_requests(host: EmbeddedHost, servi
 
 
 def spoil_the_database(host: EmbeddedHost) -> str:
-    (host.directory / "state/circleosd/auth").mkdir(parents=True)
-    (host.directory / "state/circleosd/auth/auth.db").write_bytes(b"no database " * 400)
+    database = host.database("auth")
+    database.parent.mkdir(parents=True)
+    database.write_bytes(b"no database " * 400)
     return "file is not a database"
 
 
@@ -561,8 +562,7 @@ def misspell_a_setting(host: EmbeddedHost) -> str:
 
 
 def put_a_file_in_the_way(host: EmbeddedHost) -> str:
-    (host.directory / "state/circleosd/auth").mkdir(parents=True)
-    (host.directory / "state/circleosd/auth/auth.db").mkdir()
+    host.database("auth").mkdir(parents=True)
     return "auth.db: Is a directory"
 
 

@@ -30,8 +30,7 @@ ExecStart=/bin/sleep 1000
 
 def ask(host: EmbeddedHost, plugin: str, call: str, function: str = "call", **args: str) -> dict[str, Any]:
     """The reply to an invoke that makes a host call."""
-    payload = json.dumps({"call": call, "args": args})
-    return host.call("plugin-manager", {"action": "invoke", "id": plugin, "func": function, "payload": payload})
+    return host.invoke(plugin, function, json.dumps({"call": call, "args": args}))
 
 
 def answer(host: EmbeddedHost, plugin: str, call: str, **args: str) -> Any:
@@ -319,12 +318,12 @@ def test_a_plugin_restarts_the_service_that_it_may_and_the_ledger_names_it(host:
 
 
 def test_whose_call_made_a_plugin_restart_a_service_is_on_record(host: EmbeddedHost, tmp_path: Path) -> None:
-    host.add_service("web", SLEEPER)
-    host.data("auth-service", "create", name="alice", password="long enough", role="operator")
-    token = host.data("auth-service", "login", name="alice", password="long enough")["token"]
-    restart = '{"call":"services.restart","args":{"name":"web"}}'
+    host.add_service("shop", SLEEPER)
+    create(host, "alice", role="operator")
+    token = login(host, "alice", os.getuid())
+    restart = '{"call":"services.restart","args":{"name":"shop"}}'
     on_event = asking("on_event", restart)
-    asked = ["services:restart:web", "events:down"]
+    asked = ["services:restart:shop", "events:down"]
     host.load(write(tmp_path, "healer", caller(on_event), capabilities=asked), grant="all")
     host.load(write(tmp_path, "source", caller(), capabilities=["events:down"]), grant="all")
     emit = '{"call":"events.emit","args":{"topic":"down","payload":""}}'
@@ -332,7 +331,7 @@ def test_whose_call_made_a_plugin_restart_a_service_is_on_record(host: EmbeddedH
         host.data("plugin-manager", "invoke", id=plugin, func="call", payload=payload, token=token)
 
     def recorded() -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = host.data("service-registry", "history", object="web", action_name="restart")
+        rows: list[dict[str, Any]] = host.data("service-registry", "history", object="shop", action_name="restart")
         return rows
 
     host.wait_for(lambda: len(recorded()) == 4)
@@ -340,10 +339,10 @@ def test_whose_call_made_a_plugin_restart_a_service_is_on_record(host: EmbeddedH
     assert [row["actor"]["plugin"] for row in rows] == ["healer"] * 4
     called_by = f"alice (uid {os.getuid()})"
     assert [row["params"]["called_by"] for row in rows] == [called_by] * 4
-    assert host.ok("system", "history", "--object", "web").count(f", called by {called_by}") == 2
+    assert host.ok("system", "history", "--object", "shop").count(f", called by {called_by}") == 2
     for name in ("healer", "source"):
         host.unload(name)
-    host.ok("service", "stop", "web")
+    host.ok("service", "stop", "shop")
     host.data("auth-service", "delete", name="alice")
 
 
@@ -522,7 +521,7 @@ def test_a_malformed_host_call_is_an_error_and_nothing_more(
     host: EmbeddedHost, tmp_path: Path, request_text: str
 ) -> None:
     host.load(write(tmp_path, "odd", caller(), capabilities=["kv"]), grant="kv")
-    reply = host.call("plugin-manager", {"action": "invoke", "id": "odd", "func": "call", "payload": request_text})
+    reply = host.invoke("odd", "call", request_text)
     assert not reply["ok"]
     assert answer(host, "odd", "kv.get", key="a") is None
     host.unload("odd")

@@ -26,7 +26,7 @@ def _renewed(host: EmbeddedHost) -> dict[str, object]:
     """The reply to a call that needs a new worker."""
     host.ok("plugin", "disable", "echo")
     host.ok("plugin", "enable", "echo")
-    return host.call("plugin-manager", {"action": "invoke", "id": "echo", "func": "echo", "payload": "x"})
+    return host.invoke("echo", "echo", "x")
 
 
 def test_a_missing_artifact_is_named_and_does_not_count_against_its_plugin(host: EmbeddedHost, store: Path) -> None:

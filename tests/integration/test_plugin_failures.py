@@ -60,10 +60,6 @@ HANDLER(stay) {
 SLOWLY = "HANDLER(slow) { UNUSED; sleep(1); return echo(host, payload, length, reply); }"
 
 
-def invoke(host: EmbeddedHost, plugin: str, function: str, payload: str = "") -> dict[str, Any]:
-    return host.call("plugin-manager", {"action": "invoke", "id": plugin, "func": function, "payload": payload})
-
-
 def details(host: EmbeddedHost, plugin: str) -> dict[str, Any]:
     shown: dict[str, Any] = host.data("plugin-manager", "show", id=plugin)
     return shown
@@ -73,14 +69,14 @@ def test_a_trap_is_told_with_its_backtrace_and_a_plugins_own_error_with_its_word
     host: EmbeddedHost, tmp_path: Path
 ) -> None:
     host.load(write(tmp_path, "weak", core(TRAP + COMPLAIN + ECHO)))
-    reply = invoke(host, "weak", "trap")
+    reply = host.invoke("weak", "trap")
     assert reply["error"] == "plugin-failed"
     assert "trap: " in reply["message"]
     assert "unreachable" in reply["message"]
     assert "deep" in reply["message"]
-    reply = invoke(host, "weak", "complain")
+    reply = host.invoke("weak", "complain")
     assert (reply["error"], reply["message"]) == ("plugin-failed", "no such customer")
-    assert invoke(host, "weak", "echo", "still here")["data"] == "still here"
+    assert host.invoke("weak", "echo", "still here")["data"] == "still here"
     shown = details(host, "weak")
     assert (shown["calls"], shown["failures"]) == (3, 1)
     (listed,) = (row for row in host.data("plugin-manager", "list") if row["id"] == "weak")
@@ -95,7 +91,7 @@ def test_a_worker_that_ends_late_in_a_call_is_not_said_to_have_been_ended_for_it
     artifact = native(CRASH, tmp_path / "build.so")
     host.load(write(tmp_path, "crasher", artifact, plugin_type="native", limits={"time": 0.3}), trust=True)
     with ThreadPoolExecutor(1) as pool:
-        hanging = pool.submit(invoke, host, "crasher", "crash", "h")
+        hanging = pool.submit(host.invoke, "crasher", "crash", "h")
         host.wait_for(lambda: details(host, "crasher")["waiting"] == 1)
         worker = host.data("service-registry", "status", name="plugin@crasher")["pid"]
         os.kill(worker, signal.SIGSTOP)  # so that its own alarm waits, too
@@ -115,7 +111,7 @@ def test_a_worker_that_died_is_a_failed_service_only_while_its_plugin_is_loaded(
 
     artifact = native(CRASH, tmp_path / "build.so")
     host.load(write(tmp_path, "mortal", artifact, plugin_type="native"), trust=True)
-    assert "by SIGSEGV" in invoke(host, "mortal", "crash", "s")["message"]
+    assert "by SIGSEGV" in host.invoke("mortal", "crash", "s")["message"]
     assert "plugin@mortal" in failed()
     host.unload("mortal")
     assert "plugin@mortal" not in failed()
@@ -130,14 +126,14 @@ def test_an_error_of_the_plugins_own_is_no_failure_however_it_is_worded(
       (i64.const {64 << 32 | 1 << 31 | len(words)}))'''
     host.load(write(tmp_path, "wordy", core(own)))
     for _ in range(4):
-        assert invoke(host, "wordy", "complain")["message"] == words
+        assert host.invoke("wordy", "complain")["message"] == words
     assert details(host, "wordy")["failures"] == 0
     host.unload("wordy")
 
 
 def test_a_component_that_breaks_its_abi_has_failed(host: EmbeddedHost, tmp_path: Path) -> None:
     host.load(write(tmp_path, "outside", component(handle="(i32.const -16)")))
-    assert "pointer" in invoke(host, "outside", "handle")["message"]
+    assert "pointer" in host.invoke("outside", "handle")["message"]
     assert details(host, "outside")["failures"] == 1
     host.unload("outside")
 
@@ -151,10 +147,10 @@ def test_a_taken_over_worker_that_reports_what_is_no_text_has_broken_the_protoco
       for (int fd = 3; fd < 16; fd++) send(fd, frame, 9 + strlen(said), MSG_NOSIGNAL); for (;;) pause(); }}"""
     artifact = handlers(forge, "forge")
     host.load(write(tmp_path, "forger", artifact, plugin_type="native"), trust=True)
-    reply = invoke(host, "forger", "forge")
+    reply = host.invoke("forger", "forge")
     assert reply["error"] == "plugin-failed", reply
     assert "broke the protocol" in reply["message"]
-    assert invoke(host, "forger", "echo", "fine")["data"] == "fine"
+    assert host.invoke("forger", "echo", "fine")["data"] == "fine"
     host.unload("forger")
 
 
@@ -165,9 +161,9 @@ def test_a_worker_that_does_not_even_end_itself_is_stopped_once_for_all_its_call
     limits = {"time": 0.3, "concurrency": 4}
     host.load(write(tmp_path, "hung", handlers(hang, "hang"), plugin_type="native", limits=limits), trust=True)
     with ThreadPoolExecutor(4) as pool:
-        replies = [*pool.map(lambda _: invoke(host, "hung", "hang", ""), range(4))]
+        replies = [*pool.map(lambda _: host.invoke("hung", "hang", ""), range(4))]
     assert [reply["error"] for reply in replies] == ["timeout"] * 4
-    assert invoke(host, "hung", "echo", "fine")["data"] == "fine"
+    assert host.invoke("hung", "echo", "fine")["data"] == "fine"
     assert details(host, "hung")["failures"] == 1
     host.unload("hung")
     stopped = host.data("service-registry", "history", object="plugin@hung", action_name="stop")
@@ -181,13 +177,13 @@ def test_a_worker_that_does_not_end_when_it_is_hung_up_on_is_stopped(
     host = new_host({} if action else {"CIRCLEOSD_PLUGINS_IDLE_WORKER": "0.5"})
     path = write(tmp_path, "clinging", handlers(STAY, "stay"), plugin_type="native", capabilities=["kv"])
     host.load(path, trust=True)
-    assert invoke(host, "clinging", "stay")["ok"]
+    assert host.invoke("clinging", "stay")["ok"]
     pid = host.data("service-registry", "status", name="plugin@clinging")["pid"]
     if action:
         host.data("plugin-manager", action, id="clinging", **({"capability": "kv"} if action == "grant" else {}))
     host.wait_for(lambda: not Path(f"/proc/{pid}").exists())
     host.data("plugin-manager", "enable", id="clinging")
-    assert invoke(host, "clinging", "echo", "fine")["data"] == "fine"
+    assert host.invoke("clinging", "echo", "fine")["data"] == "fine"
     assert details(host, "clinging")["failures"] == 0
 
 
@@ -219,9 +215,9 @@ HANDLER(start) { UNUSED; const char *answer; size_t size;
     artifact = handlers(once, "arm", more=".init = start")
     path = write(tmp_path, "starting", artifact, plugin_type="native", limits={"time": 0.3}, capabilities=["kv"])
     host.load(path, trust=True, grant="kv")
-    assert invoke(host, "starting", "arm")["error"] == "plugin-failed"
-    assert "cannot be loaded: took longer than 10.8 s" in invoke(host, "starting", "echo")["message"]
-    assert invoke(host, "starting", "echo", "fine")["data"] == "fine"
+    assert host.invoke("starting", "arm")["error"] == "plugin-failed"
+    assert "cannot be loaded: took longer than 10.8 s" in host.invoke("starting", "echo")["message"]
+    assert host.invoke("starting", "echo", "fine")["data"] == "fine"
     host.unload("starting")
 
 
@@ -261,10 +257,10 @@ def test_the_end_of_a_worker_is_told_and_the_next_call_gets_a_new_one(
     artifact = native(CRASH, tmp_path / "build.so")
     path = write(tmp_path, "crasher", artifact, plugin_type="native", limits={"time": 1})
     host.load(path, trust=True)
-    reply = invoke(host, "crasher", "crash", payload)
+    reply = host.invoke("crasher", "crash", payload)
     assert reply["error"] == error, reply
     assert words in reply["message"]
-    assert invoke(host, "crasher", "crash", "x")["data"] == "fine"
+    assert host.invoke("crasher", "crash", "x")["data"] == "fine"
     host.unload("crasher")
 
 
@@ -281,10 +277,10 @@ def test_a_plugin_that_has_used_up_its_memory_has_failed_for_that_whatever_it_sa
     limits = {"memory": 16 << 20, "concurrency": concurrency}
     artifact = handlers(HUNGRY, "eats")
     host.load(write(tmp_path, "hungry", artifact, plugin_type="native", limits=limits), trust=True)
-    reply = invoke(host, "hungry", "eats")
+    reply = host.invoke("hungry", "eats")
     assert reply["error"] == "limit", reply
     assert reply["message"] == "used up its limit for memory of 16777216 bytes, and its worker was ended"
-    assert invoke(host, "hungry", "echo", "fine")["data"] == "fine"
+    assert host.invoke("hungry", "echo", "fine")["data"] == "fine"
     assert details(host, "hungry")["failures"] == 1
     host.unload("hungry")
 
@@ -295,7 +291,7 @@ def test_a_worker_that_ended_leaves_the_manager_nothing_open(host: EmbeddedHost,
 
     def left_open() -> int:
         for payload in ("e", "x") * 5:
-            invoke(host, "ending", "crash", payload)
+            host.invoke("ending", "crash", payload)
         return len([*descriptors.iterdir()])
 
     assert left_open() + 5 > left_open()
@@ -309,17 +305,17 @@ def test_a_plugin_that_keeps_failing_is_held_back_then_quarantined_and_can_be_br
     host.load(write(tmp_path, "weak", core(TRAP + ECHO)))
     host.load(write(tmp_path, "strong", core(ECHO)))
     for _ in range(2):
-        assert "unreachable" in invoke(host, "weak", "trap")["message"]
-    held = invoke(host, "weak", "echo", "x")
+        assert "unreachable" in host.invoke("weak", "trap")["message"]
+    held = host.invoke("weak", "echo", "x")
     assert held["error"] == "plugin-failed"
     assert "failed 2 times in a row and is held back" in held["message"]
     assert "unreachable" in held["message"]
-    host.wait_for(lambda: "held back" not in invoke(host, "weak", "trap")["message"])
-    aside = invoke(host, "weak", "echo", "x")
+    host.wait_for(lambda: "held back" not in host.invoke("weak", "trap")["message"])
+    aside = host.invoke("weak", "echo", "x")
     assert aside["error"] == "conflict"
     assert "quarantined: 3 failures in a row, the last: trap: " in aside["message"]
     assert "circlectl plugin enable weak" in aside["message"]
-    assert invoke(host, "strong", "echo", "x")["data"] == "x"
+    assert host.invoke("strong", "echo", "x")["data"] == "x"
     os.kill(host.pid("plugin-manager"), signal.SIGKILL)
     shown = details(host, "weak")
     assert shown["state"] == "quarantined"
@@ -329,17 +325,17 @@ def test_a_plugin_that_keeps_failing_is_held_back_then_quarantined_and_can_be_br
     rows = host.data("plugin-manager", "history", object="weak")
     assert [row["action"] for row in rows] == ["load", "quarantine"]
     host.ok("plugin", "enable", "weak")
-    assert invoke(host, "weak", "echo", "x")["data"] == "x"
+    assert host.invoke("weak", "echo", "x")["data"] == "x"
 
 
 def test_a_quarantine_is_on_disk_before_anybody_hears_of_it(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "1"})
     host.load(write(tmp_path, "weak", core(TRAP + ECHO)))
-    file = host.directory / "state/circleosd/plugins/plugins.db"
+    file = host.database("plugins")
     with closing(sqlite3.connect(file, isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
         with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(invoke, host, "weak", "trap")
+            answer = pool.submit(host.invoke, "weak", "trap")
             host.wait_for(lambda: details(host, "weak")["failures"] == 1)
             assert details(host, "weak")["state"] != "quarantined"
             assert not answer.done()
@@ -353,24 +349,24 @@ def test_failures_in_a_row_count_on_when_the_manager_has_been_away(new_host: New
     host = new_host({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "3"})
     host.load(write(tmp_path, "weak", core(TRAP + ECHO)))
     for _ in range(2):
-        invoke(host, "weak", "trap")
+        host.invoke("weak", "trap")
         host.stop()
         host.start()
     assert details(host, "weak")["state"] == "ready"
-    invoke(host, "weak", "trap")
+    host.invoke("weak", "trap")
     assert "3 failures in a row" in details(host, "weak")["reason"]
     host.data("plugin-manager", "enable", id="weak")
     os.kill(host.pid("plugin-manager"), signal.SIGKILL)
-    invoke(host, "weak", "trap")
+    host.invoke("weak", "trap")
     assert details(host, "weak")["state"] == "ready"
 
 
 def test_a_plugin_that_is_brought_back_is_not_held_back_for_what_was(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "1"})
     host.load(write(tmp_path, "weak", core(TRAP + ECHO)))
-    invoke(host, "weak", "trap")
+    host.invoke("weak", "trap")
     host.data("plugin-manager", "enable", id="weak")
-    assert invoke(host, "weak", "echo", "x")["data"] == "x"
+    assert host.invoke("weak", "echo", "x")["data"] == "x"
 
 
 def test_a_plugins_words_steer_no_terminal(host: EmbeddedHost, tmp_path: Path) -> None:
@@ -385,11 +381,11 @@ def test_a_new_version_of_a_quarantined_plugin_begins_anew(new_host: NewHost, tm
     host = new_host({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "1"})
     path = write(tmp_path, "weak", core(TRAP))
     host.load(path)
-    invoke(host, "weak", "trap")
+    host.invoke("weak", "trap")
     assert details(host, "weak")["state"] == "quarantined"
     write(tmp_path, "weak", core(ECHO), version="2")
     host.load(path)
-    assert invoke(host, "weak", "echo", "x")["data"] == "x"
+    assert host.invoke("weak", "echo", "x")["data"] == "x"
     assert details(host, "weak")["failures"] == 0
 
 
@@ -410,7 +406,7 @@ def test_a_disabled_plugin_is_not_called_and_stays_so_over_an_upgrade(host: Embe
 def test_a_disabled_plugin_ends_the_call_in_hand_and_begins_none_that_waits(host: EmbeddedHost, tmp_path: Path) -> None:
     host.load(write(tmp_path, "stopped", handlers(SLOWLY, "slow"), plugin_type="native"), trust=True)
     with ThreadPoolExecutor(2) as pool:
-        calls = [pool.submit(invoke, host, "stopped", "slow", "x") for _ in range(2)]
+        calls = [pool.submit(host.invoke, "stopped", "slow", "x") for _ in range(2)]
         host.wait_for(lambda: details(host, "stopped")["waiting"] == 2)
         host.data("plugin-manager", "disable", id="stopped")
         begun, waiting = sorted((call.result() for call in calls), key=lambda reply: not reply["ok"])
@@ -442,7 +438,7 @@ def test_an_unload_lets_calls_in_hand_end_also_those_of_a_worker_that_was_retire
 ) -> None:
     host.load(write(tmp_path, "leaving", handlers(SLOWLY, "slow"), plugin_type="native"), trust=True)
     with ThreadPoolExecutor(1) as pool:
-        calling = pool.submit(invoke, host, "leaving", "slow", "x")
+        calling = pool.submit(host.invoke, "leaving", "slow", "x")
         host.wait_for(lambda: details(host, "leaving")["waiting"] == 1)
         host.data("plugin-manager", first, id="leaving")
         host.unload("leaving")
@@ -455,11 +451,11 @@ def test_a_decision_while_a_worker_starts_leaves_none_behind(host: EmbeddedHost,
     host.load(write(tmp_path, "starting", handlers(slow), **asks), trust=True, grant="clock")
     host.data("plugin-manager", "revoke", id="starting", capability="clock")
     with ThreadPoolExecutor(1) as pool:
-        starting = pool.submit(invoke, host, "starting", "echo", "1")
+        starting = pool.submit(host.invoke, "starting", "echo", "1")
         host.wait_for(lambda: details(host, "starting")["waiting"] == 1)
         host.data("plugin-manager", "grant", id="starting", capability="clock")
         assert starting.result()["data"] == "1"
-    assert invoke(host, "starting", "echo", "2")["data"] == "2"
+    assert host.invoke("starting", "echo", "2")["data"] == "2"
     assert details(host, "starting")["failures"] == 0
     host.unload("starting")
 
@@ -473,7 +469,7 @@ def test_limits_have_defaults_and_ceilings_of_the_host(new_host: NewHost, tmp_pa
     limits = details(host, "spinner")["limits"]
     assert (limits["memory"], limits["time"], limits["concurrency"]) == (33554432, 0.5, 1)
     started = time.monotonic()
-    reply = invoke(host, "spinner", "spin")
+    reply = host.invoke("spinner", "spin")
     assert (reply["error"], time.monotonic() - started < 1.5) == ("timeout", True)
     assert "0.5 s" in reply["message"]
     for name, value in (("memory", 1 << 26), ("concurrency", 3), ("storage", 1 << 40)):
@@ -486,20 +482,20 @@ def test_limits_have_defaults_and_ceilings_of_the_host(new_host: NewHost, tmp_pa
 def test_a_host_may_allow_larger_artifacts(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_MAX_ARTIFACT": str(80 << 20)})
     host.load(write(tmp_path, "large", padded(core(ECHO), 70 << 20)))
-    assert invoke(host, "large", "echo", "x")["data"] == "x"
+    assert host.invoke("large", "echo", "x")["data"] == "x"
 
 
 def test_a_deterministic_plugin_is_held_to_its_fuel_and_compiled_apart(host: EmbeddedHost, tmp_path: Path) -> None:
     spin = '(func (export "spin") (param i32) (result i64) (loop $on (br $on)) (i64.const 0))'
     path = write(tmp_path, "exact", core(spin + ECHO), deterministic=True, limits={"time": 1})
     host.load(path)
-    reply = invoke(host, "exact", "spin")
+    reply = host.invoke("exact", "spin")
     assert reply["error"] == "limit", reply
     assert "fuel" in reply["message"]
     write(tmp_path, "exact", core(spin + ECHO), limits={"time": 0.3})
     host.load(path)
-    assert invoke(host, "exact", "spin")["error"] == "timeout"
-    assert invoke(host, "exact", "echo", "x")["data"] == "x"
+    assert host.invoke("exact", "spin")["error"] == "timeout"
+    assert host.invoke("exact", "echo", "x")["data"] == "x"
     host.unload("exact")
 
 
@@ -512,7 +508,7 @@ def test_compilations_are_kept_within_their_bound(new_host: NewHost, tmp_path: P
     assert 0 < sum(path.stat().st_size for path in files) <= 60_000
     assert len(files) < 6
     for number in range(6):
-        assert invoke(host, f"p{number}", "echo", "x")["data"] == "x"
+        assert host.invoke(f"p{number}", "echo", "x")["data"] == "x"
 
 
 def test_a_plugins_log_cannot_pass_for_other_lines(host: EmbeddedHost, tmp_path: Path) -> None:
@@ -522,7 +518,7 @@ def test_a_plugins_log_cannot_pass_for_other_lines(host: EmbeddedHost, tmp_path:
         (call $log (i32.const 1) (i32.const 64) (i32.const 18)) (i64.const 0))"""
     imports = '(import "circleosd" "log" (func $log (param i32 i32 i32)))'
     host.load(write(tmp_path, "chatty", core(log, imports=imports)))
-    assert invoke(host, "chatty", "say")["ok"]
+    assert host.invoke("chatty", "say")["ok"]
     host.wait_for(lambda: "plugin chatty: one two\N{REPLACEMENT CHARACTER}[31m\tthree\n" in host.log)
     host.unload("chatty")
 
@@ -536,7 +532,7 @@ def test_a_plugins_messages_are_in_the_log_whatever_their_level(host: EmbeddedHo
         (i64.const 0))"""
     imports = '(import "circleosd" "log" (func $log (param i32 i32 i32)))'
     host.load(write(tmp_path, "levels", core(say, imports=imports)))
-    assert invoke(host, "levels", "say")["ok"]
+    assert host.invoke("levels", "say")["ok"]
     host.wait_for(lambda: re.search(r"ERROR:\S+:plugin levels: heard\n", host.log) is not None)
     said = re.findall(r"(\w+):\S+:plugin levels: heard\n", host.log)
     assert said == ["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -549,7 +545,7 @@ def test_a_native_plugin_neither_fills_the_log_nor_steers_the_terminal(new_host:
       write(2, "\\033]0;owned\\007\\n", 12); for (;;) write(2, much, sizeof much); }"""
     path = write(tmp_path, "flood", handlers(flood, "flood"), plugin_type="native", limits={"time": 1})
     host.load(path, trust=True)
-    assert invoke(host, "flood", "flood")["error"] == "timeout"
+    assert host.invoke("flood", "flood")["error"] == "timeout"
     assert "circleosd-plugin@flood: \N{REPLACEMENT CHARACTER}]0;owned\N{REPLACEMENT CHARACTER}" in host.log
     assert "wrote more than" in host.log
     assert len(host.log) < 16 << 20
@@ -581,4 +577,4 @@ def test_a_worker_that_waits_for_connections_ends_with_its_socket(new_host: NewH
     host.wait_for(lambda: host.data("service-registry", "status", name="plugin@example")["state"] == "inactive")
     host.data("service-registry", "start", name="plugin@example")
     host.data("service-registry", "restart", name="plugin@example.socket")
-    assert invoke(host, "example", "handle", "x")["data"] == "1 byte, 1 character, 1 word: x"
+    assert host.invoke("example", "handle", "x")["data"] == "1 byte, 1 character, 1 word: x"

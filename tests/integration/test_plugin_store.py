@@ -86,7 +86,7 @@ class Store:
         return bool(reply)
 
     def call(self, function: str, payload: str = "") -> str:
-        return str(self.host.data("plugin-manager", "invoke", id="moved", func=function, payload=payload))
+        return str(self.host.invoke("moved", function, payload)["data"])
 
     def check(self) -> str | None:
         """The version that is loaded, after looking whether everything of it is there and nothing else."""
@@ -205,7 +205,7 @@ def test_a_plugin_whose_load_died_with_the_manager_is_loaded_at_once(new_host: N
         time.sleep(0.5)  # in which a load that waits for nothing gets to that worker
         os.kill(registry, signal.SIGCONT)
         loading.result()
-    assert host.data("plugin-manager", "invoke", id="again", func="echo", payload="x") == "x"
+    assert host.invoke("again", "echo", "x")["data"] == "x"
 
 
 @pytest.mark.usefixtures("other_users")

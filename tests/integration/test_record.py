@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,11 +22,6 @@ SLEEPER = "[Service]\nType=exec\nExecStart=/bin/sleep 600\n"
 def history(host: EmbeddedHost, *flags: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(host.ok("system", "history", "--json", *flags))
     return rows
-
-
-def ledger(host: EmbeddedHost, service: str) -> Path:
-    names = {"auth-service": "auth", "service-registry": "registry", "plugin-manager": "plugins"}
-    return host.directory / "state/circleosd" / names[service] / f"{names[service]}.db"
 
 
 def test_who_stopped_this_and_when(host: EmbeddedHost) -> None:
@@ -106,7 +100,7 @@ def test_a_flood_of_denied_attempts_leaves_few_rows_that_count_them_all(new_host
     host = new_host({})
     host.open_to_everybody()
     pid = host.pid("service-registry")
-    size = ledger(host, "service-registry").parent
+    size = host.database("registry").parent
     for number in range(400):
         name = "web" if number % 2 else f"unit{number}"
         assert answer(str(host.runtime), (61501, "service-registry", {"action": "stop", "name": name}))["error"]
@@ -128,7 +122,7 @@ def test_verify_finds_what_was_done_to_the_file(new_host: NewHost) -> None:
     whole = host.ok("system", "history", "--verify")
     assert host.data("auth-service", "audit")["hash"] in whole, "the hash is there to be kept elsewhere"
     assert whole.count("intact") == 3
-    with sqlite3.connect(ledger(host, "service-registry")) as connection:
+    with sqlite3.connect(host.database("registry")) as connection:
         connection.execute("UPDATE ledger SET body = json_set(body, '$.actor.uid', 12345) WHERE seq = 3")
     connection.close()
     found = host.ctl("system", "history", "--verify")

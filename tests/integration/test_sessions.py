@@ -244,7 +244,7 @@ def test_who_is_known_by_the_uid_is_not_denied_because_auth_service_cannot_start
     host.open_to_everybody()
     create(host, "una", uid=61200, role="operator", password=None)
     host.data(REGISTRY, "stop", name="auth-service")
-    store = host.directory / "state/circleosd/auth/auth.db"
+    store = host.database("auth")
     store.unlink()
     store.write_text("this is no database")
     reply = ask(host, 61200, REGISTRY, "stop", name="plugin-manager")

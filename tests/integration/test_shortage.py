@@ -82,7 +82,6 @@ def test_what_the_machine_lacks_for_a_worker_is_told_and_is_no_failure_of_its_pl
     host = new_host({"CIRCLEOSD_PLUGINS_BACK_OFF_AFTER": "1", "CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "2"})
     assert host.process is not None
     artifact = made.write(tmp_path, "echo", made.core(made.ECHO))
-    call = {"action": "invoke", "id": "echo", "func": "echo", "payload": "hello"}
     with bounded(host.process.pid, resource.RLIMIT_SIGPENDING, 0):  # what it starts can make no timer
         refused = host.call("plugin-manager", {"action": "load", "path": str(artifact)})
     why = "echo cannot be loaded: its worker cannot continue: [Errno 11] cannot make a timer"
@@ -91,9 +90,9 @@ def test_what_the_machine_lacks_for_a_worker_is_told_and_is_no_failure_of_its_pl
     host.data("service-registry", "stop", name="plugin@echo")
     with bounded(host.process.pid, resource.RLIMIT_SIGPENDING, 0):
         for _ in range(3):
-            reply = host.call("plugin-manager", call)
+            reply = host.invoke("echo", "echo", "hello")
             assert (reply["error"], reply["message"]) == ("unavailable", why)
-    assert host.call("plugin-manager", call)["data"] == "hello"
+    assert host.invoke("echo", "echo", "hello")["data"] == "hello"
     shown = host.data("plugin-manager", "show", id="echo")
     assert (shown["failures"], shown["state"]) == (0, "ready")
 
@@ -103,17 +102,16 @@ def test_a_worker_that_ends_before_it_is_connected_is_no_failure_of_its_plugin(
 ) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_LOAD_TIME": "5", "CIRCLEOSD_PLUGINS_BACK_OFF_AFTER": "1"})
     artifact = made.write(tmp_path, "echo", made.core(made.ECHO))
-    call = {"action": "invoke", "id": "echo", "func": "echo", "payload": "hello"}
     host.load(artifact)
     host.data("service-registry", "stop", name="plugin@echo")
     unit = host.units / "circleosd-plugin@.service"
     unit.write_text("[Service]\nExecStart=/bin/false\n")
     why = "the worker of echo did not start within 5 s; see: circlectl service logs plugin@echo"
-    for request in (call, {"action": "load", "path": str(artifact)}):
-        reply = host.call("plugin-manager", request)
+    load = {"action": "load", "path": str(artifact)}
+    for reply in (host.invoke("echo", "echo", "hello"), host.call("plugin-manager", load)):
         assert (reply["error"], reply["message"].replace(".staged", "")) == ("unavailable", why)
     unit.unlink()
-    assert host.call("plugin-manager", call)["data"] == "hello"
+    assert host.invoke("echo", "echo", "hello")["data"] == "hello"
     shown = host.data("plugin-manager", "show", id="echo")
     assert (shown["failures"], shown["state"]) == (0, "ready")
 

@@ -196,15 +196,14 @@ def test_a_worker_that_cannot_be_started_is_no_failure_of_its_plugin(new_host: N
     host.wait_for(lambda: host.data("service-registry", "status", name="plugin@example")["state"] == "inactive")
     unit = host.units / "circleosd-plugin@.service"
     unit.write_text("[Service]\nExecStart=/absent\n")
-    request = {"action": "invoke", "id": "example", "func": "upper", "payload": "a"}
-    reply = host.call("plugin-manager", request)
+    reply = host.invoke("example", "upper", "a")
     assert (reply["error"], reply["message"]) == (
         "unavailable",
         "the worker of example cannot be started; see: circlectl service logs plugin@example",
     )
     assert "No such file or directory: '/absent'" in host.ok("service", "logs", "plugin@example")
     unit.unlink()
-    host.wait_for(lambda: host.call("plugin-manager", request)["data"] == "A")  # who comes at once is sent away, too
+    host.wait_for(lambda: host.invoke("example", "upper", "a")["data"] == "A")  # who comes at once is sent away, too
     assert host.data("plugin-manager", "show", id="example")["failures"] == 0
 
 
@@ -214,12 +213,11 @@ def test_a_plugin_is_not_blamed_for_a_socket_that_cannot_be_started(host: Embedd
     host.wait_for(lambda: host.data("plugin-manager", "show", id="example")["worker"] == "none")
     in_the_way = host.runtime / "plugins" / "example.sock"
     in_the_way.mkdir()
-    request = {"action": "invoke", "id": "example", "func": "upper", "payload": "a"}
     for _ in range(4):
-        reply = host.call("plugin-manager", request)
+        reply = host.invoke("example", "upper", "a")
         assert reply["error"] == "unavailable"
         assert reply["message"].startswith("cannot start the worker of example: cannot start plugin@example.socket")
         assert "Is a directory" in reply["message"]
     in_the_way.rmdir()
-    assert host.call("plugin-manager", request)["data"] == "A"
+    assert host.invoke("example", "upper", "a")["data"] == "A"
     assert host.data("plugin-manager", "show", id="example")["failures"] == 0

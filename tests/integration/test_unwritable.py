@@ -53,7 +53,7 @@ def test_what_cannot_be_written_at_the_end_is_no_failure_of_the_service(new_host
 
 def test_a_database_that_was_removed_is_not_written_to(new_host: NewHost) -> None:
     host = new_host({"CIRCLEOSD_SERVER_IDLE_EXIT": "1"})
-    database = host.directory / "state/circleosd/auth/auth.db"
+    database = host.database("auth")
     aside = database.with_suffix(".aside")
     with host.connect("auth-service"):  # until then it is not idle, however long this takes
         host.ok("user", "create", "alice", "--uid", "4242")
@@ -90,14 +90,13 @@ def test_verify_tells_of_one_record_also_while_another_cannot_be_asked(new_host:
     host = new_host({"CIRCLEOSD_SERVER_IDLE_EXIT": "0.5"})
     host.add_service("web", "[Service]\nExecStart=/bin/sleep 600\n")
     host.ok("service", "start", "web")
-    state = host.directory / "state/circleosd"
     host.wait_for(lambda: host.data("service-registry", "status", name="auth-service")["state"] == "inactive")
-    (state / "auth").mkdir(exist_ok=True)
-    (state / "auth/auth.db").write_bytes(b"no database" * 1000)
+    host.database("auth").parent.mkdir(exist_ok=True)
+    host.database("auth").write_bytes(b"no database" * 1000)
     lacking = host.ctl("system", "history", "--verify")
     assert lacking.returncode == 12
     assert "service-registry  2" in lacking.stdout
-    with sqlite3.connect(state / "registry/registry.db") as raw:
+    with sqlite3.connect(host.database("registry")) as raw:
         raw.execute("UPDATE ledger SET body = replace(body, 'web', 'wob')")
     raw.close()
     broken = host.ctl("system", "history", "--verify")
