@@ -72,7 +72,8 @@ def test_the_text_is_four_kib() -> None:
 
 
 @pytest.mark.usefixtures("other_users")
-def test_who_may_not_connect_is_not_told_to_start_what_runs(host: EmbeddedHost) -> None:
+def test_who_may_not_connect_is_not_told_to_start_what_runs(new_host: NewHost) -> None:
+    host = new_host({})
     host.directory.chmod(0o755)
     done = subprocess.run(
         [BIN / "circlectl", "service", "list"],
