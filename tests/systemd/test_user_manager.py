@@ -12,10 +12,8 @@ import pytest
 from tests.systemd.conftest import PROJECT_INSIDE
 from tests.systemd.installed import write
 from tests.systemd.machine import Machine
-from tests.systemd.test_deb import PREPARE, install, newer
+from tests.systemd.test_deb import PREPARE, SERVICES, SOCKETS, install, newer
 
-SOCKETS = [f"circleosd-{name}.socket" for name in ("auth", "registry", "plugins")]
-SERVICES = [f"circleosd-{name}.service" for name in ("auth", "registry", "plugins")]
 TREE = "/home/carol/source/circleosd"
 MANAGERS = "/home/carol/.config/systemd/user"
 
