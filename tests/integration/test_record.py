@@ -188,17 +188,17 @@ def test_follow_goes_on_with_what_is_done_also_when_a_service_starts_anew(new_ho
 
 def test_who_follows_without_a_line_of_before_sees_only_what_comes(new_host: NewHost) -> None:
     host = new_host({})
-    host.call("service-registry", {"action": "start", "name": "before"})
+    create(host, "watched")
     assert history(host, "--lines", "0") == []
     follower = Follower(host, "--lines", "0")
 
     def seen() -> list[Any]:
-        host.call("plugin-manager", {"action": "unload", "id": "after"})  # again: it may begin late
-        return [row["object"] for row in follower.rows]
+        host.data("auth-service", "role", name="watched", role="viewer")  # again: it may begin late
+        return [row["action"] for row in follower.rows]
 
     try:
         host.wait_for(seen)
-        assert set(seen()) == {"after"}
+        assert set(seen()) == {"role"}
     finally:
         assert follower.stop() == 130
 
