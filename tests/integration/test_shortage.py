@@ -7,6 +7,7 @@ import json
 import os
 import resource
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,9 @@ def test_a_worker_that_ends_before_it_is_connected_is_no_failure_of_its_plugin(
     unit.write_text("[Service]\nExecStart=/bin/false\n")
     why = "the worker of echo did not start within 5 s; see: circlectl service logs plugin@echo"
     load = {"action": "load", "path": str(artifact)}
-    for reply in (host.invoke("echo", "echo", "hello"), host.call("plugin-manager", load)):
+    with ThreadPoolExecutor(2) as both:
+        tries = [both.submit(host.invoke, "echo", "echo", "hello"), both.submit(host.call, "plugin-manager", load)]
+    for reply in (each.result() for each in tries):
         assert (reply["error"], reply["message"].replace(".staged", "")) == ("unavailable", why)
     unit.unlink()
     assert host.invoke("echo", "echo", "hello")["data"] == "hello"
