@@ -340,3 +340,16 @@ def fails(worker: Worker, function: str, payload: str = "") -> CallFailed:
 def still_works(worker: Worker) -> None:
     """The same worker answers the next call."""
     assert worker.invoke("echo", "fine") == "fine"
+
+
+def recovers(worker: Worker, function: str, says: str) -> None:
+    """Each new instance begins with a host call: without an answer it fails, and takes no place of later ones."""
+    there = worker.answer = lambda call, args: frames.host_reply_body(None)
+    worker.ready()
+    worker.answer = lambda call, args: frames.host_error_body("unavailable", "gone")
+    assert worker.invoke(function, "made before") == "made before"
+    for _ in range(8):
+        with pytest.raises(CallFailed, match=says):
+            worker.invoke(function)
+    worker.answer = there
+    assert worker.invoke(function, "back") == "back"

@@ -6,7 +6,7 @@ import pytest
 
 from circleosd.worker import frames
 from tests.component_text import another, component
-from tests.worker_driver import CallFailed, WorkerEnded, start, wat
+from tests.worker_driver import CallFailed, WorkerEnded, recovers, start, wat
 
 RESULT = "(result (result {} (error string)))"
 CAN = '(canon lower (func $h "{}") (memory $memory) (realloc $realloc))'
@@ -170,15 +170,7 @@ def test_instances_that_fail_to_begin_take_no_place_of_later_ones() -> None:
         exports=f'(func (export "init") {FAILS} {LIFT.format("init")})',
     )
     with start(artifact, granted=("kv",)) as worker:
-        there = worker.answer = lambda call, args: frames.host_reply_body(None)
-        worker.ready()
-        worker.answer = lambda call, args: frames.host_error_body("unavailable", "gone")
-        assert worker.invoke("handle", "made before") == "made before"
-        for _ in range(8):
-            with pytest.raises(CallFailed, match="its init failed"):
-                worker.invoke("handle")
-        worker.answer = there
-        assert worker.invoke("handle", "back") == "back"
+        recovers(worker, "handle", "its init failed")
 
 
 @pytest.mark.parametrize(("length", "says"), [(0, "failed without a message"), (20, "x" * 20)])

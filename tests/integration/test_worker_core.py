@@ -14,7 +14,7 @@ from circleosd.worker.component import ComponentPlugin
 from circleosd.worker.core import CorePlugin
 from circleosd.worker.wasi import WasiPlugin
 from tests import PROJECT
-from tests.worker_driver import CallFailed, core, start, wat
+from tests.worker_driver import CallFailed, core, recovers, start, wat
 
 COUNTER = """
   (global $count (mut i32) (i32.const 0))
@@ -416,15 +416,7 @@ def test_instances_that_fail_to_begin_take_no_place_of_later_ones() -> None:
       (func (export "_initialize")
         (if (i32.lt_s (call $host_call (i32.const 64) (i32.const 36)) (i32.const 0)) (then unreachable)))"""
     with start(core(body, imports=HOST), granted=("kv",)) as worker:
-        there = worker.answer = lambda call, args: frames.host_reply_body(None)
-        worker.ready()
-        worker.answer = lambda call, args: frames.host_error_body("unavailable", "gone")
-        assert worker.invoke("echo", "made before") == "made before"
-        for _ in range(8):
-            with pytest.raises(CallFailed, match="unreachable"):
-                worker.invoke("echo")
-        worker.answer = there
-        assert worker.invoke("echo", "back") == "back"
+        recovers(worker, "echo", "unreachable")
 
 
 def test_a_call_that_takes_too_long_does_not_end_the_one_beside_it() -> None:
