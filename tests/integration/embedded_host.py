@@ -24,6 +24,7 @@ COSTLY = {  # passwords, as built in
     "CIRCLEOSD_AUTH_HASH_MEMORY": str(AuthSettings.hash_memory),
     "CIRCLEOSD_AUTH_HASH_PASSES": str(AuthSettings.hash_passes),
 }
+SLEEPER = "[Service]\nType=exec\nExecStart=/bin/sleep infinity\n"
 HASTY = {
     "CIRCLEOSD_SERVER_READ_TIMEOUT": "0.5",
     "CIRCLEOSD_SERVER_WRITE_TIMEOUT": "0.5",
@@ -175,8 +176,8 @@ class EmbeddedHost:
         """The process of a service, started if need be."""
         return int(self.data(service, "health")["pid"])
 
-    def add_service(self, name: str, unit: str) -> None:
-        """Catalog a service with a unit file of the text `unit`."""
+    def add_service(self, name: str, unit: str = SLEEPER) -> None:
+        """Catalog a service with a unit file of the text `unit`; without it, one that runs until it is stopped."""
         (self.units / f"{name}.service").write_text(unit)
         (self.catalog / f"{name}.toml").write_text(f'[[service]]\nname = "{name}"\nunit = "{name}.service"\n')
 

@@ -85,7 +85,7 @@ def test_who_may_not_connect_is_not_told_to_start_what_runs(new_host: NewHost) -
 
 
 def test_help_stops_nothing(host: EmbeddedHost) -> None:
-    host.add_service("keeper", "[Service]\nExecStart=/bin/sleep 600\n")
+    host.add_service("keeper")
     host.ok("service", "start", "keeper")
     before = host.data("service-registry", "status", name="keeper")
     for flag in ("--help", "-h"):

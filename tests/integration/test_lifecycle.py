@@ -283,7 +283,7 @@ def test_a_connection_that_no_service_accepts_does_not_start_it_in_a_tight_loop(
 
 
 def test_jobs_of_many_at_once_for_one_unit_all_end(host: EmbeddedHost) -> None:
-    host.add_service("wanted", "[Service]\nType=exec\nExecStart=/bin/sleep 600\n")
+    host.add_service("wanted")
     replies: list[dict[str, object]] = []
 
     def ask(number: int) -> None:
@@ -316,7 +316,7 @@ def test_who_waits_for_a_service_whose_unit_cannot_be_run_is_told_why(new_host: 
 
 
 def test_a_masked_unit_is_not_run(host: EmbeddedHost) -> None:
-    host.add_service("masked", "[Service]\nExecStart=/bin/sleep 100\n")
+    host.add_service("masked")
     (host.units / "masked.service").unlink()
     (host.units / "masked.service").symlink_to("/dev/null")
     assert host.ctl("service", "start", "masked").returncode == 11

@@ -22,11 +22,6 @@ from tests.integration.people import ALICE, AUTH, BOB, PLUGINS, create, login
 from tests.integration.people import ask as ask_as
 from tests.native_source import native as handlers
 
-SLEEPER = """
-[Service]
-ExecStart=/bin/sleep 1000
-"""
-
 
 def ask(host: EmbeddedHost, plugin: str, call: str, function: str = "call", **args: str) -> dict[str, Any]:
     """The reply to an invoke that makes a host call."""
@@ -288,8 +283,8 @@ def test_the_configuration_and_the_clock_of_a_plugin(host: EmbeddedHost, tmp_pat
 
 
 def test_a_plugin_restarts_the_service_that_it_may_and_the_ledger_names_it(host: EmbeddedHost, tmp_path: Path) -> None:
-    host.add_service("web", SLEEPER)
-    host.add_service("db", SLEEPER)
+    host.add_service("web")
+    host.add_service("db")
     host.ok("service", "start", "web")
     asked = ["services:read", {"name": "services:restart:*", "reason": "heals"}]
     path = write(tmp_path, "healer", caller(), capabilities=asked)
@@ -318,7 +313,7 @@ def test_a_plugin_restarts_the_service_that_it_may_and_the_ledger_names_it(host:
 
 
 def test_whose_call_made_a_plugin_restart_a_service_is_on_record(host: EmbeddedHost, tmp_path: Path) -> None:
-    host.add_service("shop", SLEEPER)
+    host.add_service("shop")
     create(host, "alice", role="operator")
     token = login(host, "alice", os.getuid())
     restart = '{"call":"services.restart","args":{"name":"shop"}}'
@@ -349,7 +344,7 @@ def test_whose_call_made_a_plugin_restart_a_service_is_on_record(host: EmbeddedH
 def test_whose_call_had_a_worker_started_that_restarts_a_service_is_on_record(
     host: EmbeddedHost, tmp_path: Path
 ) -> None:
-    host.add_service("hurried", SLEEPER)
+    host.add_service("hurried")
     restart = '{"call":"services.restart","args":{"name":"hurried"}}'
     asked = "services:restart:hurried"
     host.load(write(tmp_path, "hasty", caller(asking("_initialize", restart)), capabilities=[asked]), grant="all")
@@ -540,7 +535,7 @@ def test_the_counter_of_the_examples_counts(new_host: NewHost) -> None:
 @pytest.mark.usefixtures("other_users")
 def test_nobody_grants_a_plugin_more_than_ones_own_rights(host: EmbeddedHost, tmp_path: Path) -> None:
     for name in ("web", "db"):
-        host.add_service(name, SLEEPER)
+        host.add_service(name)
     create(host, "helper", role="operator")
     host.data(AUTH, "grant", name="helper", verb="plugin:grant", object="healer")
     create(host, "boss", role="admin")

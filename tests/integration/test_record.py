@@ -16,8 +16,6 @@ from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import BIN, EmbeddedHost
 from tests.integration.people import create, log_circlectl_in
 
-SLEEPER = "[Service]\nType=exec\nExecStart=/bin/sleep 600\n"
-
 
 def history(host: EmbeddedHost, *flags: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(host.ok("system", "history", "--json", *flags))
@@ -25,7 +23,7 @@ def history(host: EmbeddedHost, *flags: str) -> list[dict[str, Any]]:
 
 
 def test_who_stopped_this_and_when(host: EmbeddedHost) -> None:
-    host.add_service("web", SLEEPER)
+    host.add_service("web")
     log_circlectl_in(host, "olga", role="operator")
     session = json.loads(host.ok("user", "whoami", "--json"))["session"]
     host.ok("service", "start", "web")
@@ -49,7 +47,7 @@ def test_who_stopped_this_and_when(host: EmbeddedHost) -> None:
 
 
 def test_so_many_lines_are_so_many_acts(host: EmbeddedHost) -> None:
-    host.add_service("busy", SLEEPER)
+    host.add_service("busy")
     for _ in range(3):
         host.ok("service", "start", "busy")
         host.ok("service", "stop", "busy")

@@ -56,7 +56,7 @@ def test_nobody_else_gets_at_what_ones_own_circleosd_has(new_host: NewHost) -> N
     ],
 )
 def test_the_supervisor_answers_nobody_else(host: EmbeddedHost, action: str, parameters: dict[str, Any]) -> None:
-    host.add_service("wanted", "[Service]\nExecStart=/bin/sleep 100\n")
+    host.add_service("wanted")
     reply = ask(host, ALICE, "supervisor", action, **parameters)
     assert (reply["ok"], reply["error"]) == (False, "denied")
     assert host.data("service-registry", "status", name="wanted")["state"] == "inactive"

@@ -73,7 +73,7 @@ def test_a_database_that_was_removed_is_not_written_to(new_host: NewHost) -> Non
 
 def test_history_shows_one_record_also_while_another_service_takes_no_more_clients(new_host: NewHost) -> None:
     host = new_host({"CIRCLEOSD_SERVER_MAX_CONNECTIONS_PER_UID": "3"})
-    host.add_service("web", "[Service]\nExecStart=/bin/sleep 600\n")
+    host.add_service("web")
     host.ok("service", "start", "web")
     with contextlib.ExitStack() as stack:
         for _ in range(3):
@@ -88,7 +88,7 @@ def test_history_shows_one_record_also_while_another_service_takes_no_more_clien
 
 def test_verify_tells_of_one_record_also_while_another_cannot_be_asked(new_host: NewHost) -> None:
     host = new_host({"CIRCLEOSD_SERVER_IDLE_EXIT": "0.5"})
-    host.add_service("web", "[Service]\nExecStart=/bin/sleep 600\n")
+    host.add_service("web")
     host.ok("service", "start", "web")
     host.wait_for(lambda: host.data("service-registry", "status", name="auth-service")["state"] == "inactive")
     host.database("auth").parent.mkdir(exist_ok=True)
