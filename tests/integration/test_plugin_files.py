@@ -138,9 +138,8 @@ def test_a_file_that_is_passed_is_read_from_its_beginning(host: EmbeddedHost, tm
     host.unload("looked-at")
 
 
-def test_nobody_reads_files_with_the_rights_of_the_service(
-    host: EmbeddedHost, tmp_path: Path, other_users: None
-) -> None:
+@pytest.mark.usefixtures("other_users")
+def test_nobody_reads_files_with_the_rights_of_the_service(host: EmbeddedHost, tmp_path: Path) -> None:
     path = write(tmp_path, "secret", core(ECHO))
     create(host, "alice", role="admin")
     token = login(host, "alice", ALICE)
