@@ -240,6 +240,9 @@ class Service:
             intent, looking = await self._intend(parsed, act)
         try:
             if looking:
+                if (task := asyncio.current_task()) and task.cancelling():  # the write of the intent ignored that
+                    looking.cancel()
+                    raise asyncio.CancelledError
                 await looking
             result = await endpoint.handler(parsed, act)
         except BaseException as exc:

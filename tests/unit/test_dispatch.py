@@ -7,6 +7,7 @@ import errno
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -70,6 +71,23 @@ def test_who_waited_in_vain_is_told_which_setting_bounds_a_request(
     reply = registry.ask({"action": "start", "name": "nginx"})
     assert reply["error"] == "timeout"
     assert reply["message"] == "not done within 0.1 s (server.request_timeout); what was started may continue"
+
+
+def test_no_act_begins_that_took_all_its_time_to_be_recorded(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = registry.database._commit
+
+    def slowly() -> None:
+        time.sleep(0.3)
+        commit()
+
+    monkeypatch.setattr(registry.database, "_commit", slowly)
+    monkeypatch.setattr(registry.service, "_deadlines", Deadlines(0.1))
+    assert registry.ask({"action": "start", "name": "nginx"})["error"] == "timeout"
+    assert registry.units.jobs == []
+    rows = registry.ask({"action": "history"})["data"]
+    assert [(row["phase"], row["error"]) for row in rows] == [("intent", None), ("outcome", "timeout")]
 
 
 def test_a_stranger_is_denied_before_parameters_are_looked_at_and_that_is_recorded(registry: Registry) -> None:
