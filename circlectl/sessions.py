@@ -66,21 +66,12 @@ def _kept(runtime: str) -> tuple[str, float] | None:
 
 def save(runtime: str, login: dict[str, Any]) -> None:
     """Save the reply to a login in a file that only its owner can read. Raises OSError."""
+    from circlectl.replacing import replace
+
     path = _path(runtime)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    new = f"{path}.{os.getpid()}"
-    with contextlib.suppress(FileNotFoundError):  # left behind by an unfinished process with the same pid
-        os.unlink(new)
-    try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            kept = {"user": login["user"], "token": login["token"], "expires": login["expires"], "uid": os.getuid()}
-            json.dump(kept, file)
-        os.replace(new, path)
-    except OSError as exc:  # of writing, which names no file, or names the new one
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
-        raise OSError(exc.errno, exc.strerror, path) from exc
+    kept = {"user": login["user"], "token": login["token"], "expires": login["expires"], "uid": os.getuid()}
+    replace(path, json.dumps(kept).encode(), 0o600)
 
 
 def forget(runtime: str) -> None:

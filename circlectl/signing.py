@@ -1,12 +1,12 @@
 """Signing a plugin: completes its manifest and lets ssh-keygen sign it; the private key never leaves its owner."""
 
-import contextlib
 import json
 import os
 import stat
 from typing import Annotated, Any, TypedDict
 
 from circlectl.asking import Asking
+from circlectl.replacing import replace
 from circleosd.api.contract import Doc, Mark, Request, contract
 from circleosd.api.plugins import ELF, NAMESPACE, WASM, once
 from circleosd.errors import BadRequest, CircleError, NotFound, Unavailable
@@ -119,21 +119,11 @@ def _signature(content: bytes, key: str) -> bytes:
 
 
 def _write(path: str, content: bytes) -> None:
-    """Replace a file atomically by a new one with the same mode. A link is replaced itself: the author of a plugin may
-    have made it.
-    """
-    new = f"{path}.{os.getpid()}"
+    """Replace a file by a new one with the same mode, and a link itself, which the plugin's author may have made."""
     try:
-        with contextlib.suppress(FileNotFoundError):  # left behind by an unfinished process with the same pid
-            os.unlink(new)
-        with open(new, "xb") as file:
-            file.write(content)
-            if os.path.isfile(path) and not os.path.islink(path):
-                os.fchmod(file.fileno(), stat.S_IMODE(os.stat(path).st_mode))
-        os.replace(new, path)
+        kept = os.path.isfile(path) and not os.path.islink(path)
+        replace(path, content, stat.S_IMODE(os.stat(path).st_mode) if kept else None)
     except OSError as exc:
-        with contextlib.suppress(OSError):
-            os.unlink(new)
         raise BadRequest(f"cannot write {path}: {exc.strerror}") from exc
 
 
