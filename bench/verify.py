@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.integration.embedded_host import EmbeddedHost
+from circleosd.config import AuthSettings
+from tests.integration.embedded_host import COSTLY, EmbeddedHost
 
 AUTH = "auth-service"
 PASSWORD = "a long enough one"
@@ -48,9 +49,13 @@ class Times:
 
 @dataclass(frozen=True)
 class Storm:
-    """Many logins at once: how long they took, and what was meanwhile verified and used. Memory in bytes."""
+    """Many logins at once: how long they took, and what was meanwhile verified and used. Memory in bytes.
+
+    `login` is how long each took without the wait for its turn, in milliseconds.
+    """
 
     seconds: float
+    login: float
     verify: Times
     verifications: int
     memory: int
@@ -112,15 +117,21 @@ class Verifier:
         self._sock.close()
 
 
-def verifications(host: EmbeddedHost, sessions: int, number: int = VERIFICATIONS) -> Times:
-    """Verify tokens all over the table, each the next but 7919, so that no two are neighbors."""
-    verifier = Verifier(host)
+def in_turn(hosts: Sequence[tuple[EmbeddedHost, int]], number: int = VERIFICATIONS) -> list[Times]:
+    """Verify so many tokens on each of some hosts, of which each has so many sessions.
+
+    The hosts take turns, so that what else the machine does slows down all of them. The tokens are all over the table,
+    each the next but 7919, so that no two are neighbors.
+    """
+    verifiers = [(Verifier(host), sessions, list[float]()) for host, sessions in hosts]
     try:
-        for each in range(200):
-            verifier.verify(each * 7919 % sessions)
-        return Times.of([verifier.verify(each * 7919 % sessions) for each in range(number)])
+        for each in range(200 + number):
+            for verifier, sessions, times in verifiers:
+                times.append(verifier.verify(each * 7919 % sessions))
+        return [Times.of(times[200:]) for _, _, times in verifiers]
     finally:
-        verifier.close()
+        for verifier, _, _ in verifiers:
+            verifier.close()
 
 
 def memory(host: EmbeddedHost) -> int:
@@ -133,14 +144,14 @@ def storm(host: EmbeddedHost, sessions: int, logins: int = LOGINS) -> Storm:
     pid, refused = host.pid(AUTH), []
     ready = threading.Barrier(logins + 1)
 
-    def login() -> None:
+    def log_in() -> None:
         with host.connect(AUTH, 120) as sock, sock.makefile("rb") as replies:
             ready.wait()
             sock.sendall(json.dumps({"action": "login", "name": "storm", "password": PASSWORD}).encode() + b"\n")
             if b'"ok":true' not in (reply := replies.readline()):
                 refused.append(reply)
 
-    threads = [threading.Thread(target=login) for _ in range(logins)]
+    threads = [threading.Thread(target=log_in) for _ in range(logins)]
     for thread in threads:
         thread.start()
     verifier, times, most = Verifier(host), list[float](), 0
@@ -155,7 +166,8 @@ def storm(host: EmbeddedHost, sessions: int, logins: int = LOGINS) -> Storm:
     verifier.close()
     for thread in threads:
         thread.join()
-    return Storm(seconds, Times.of(times), len(times), most, len(refused))
+    login = 1000 * seconds * AuthSettings().hashing / logins
+    return Storm(seconds, login, Times.of(times), len(times), most, len(refused))
 
 
 def restart_with(host: EmbeddedHost, users: int, sessions_each: int) -> int:
@@ -169,30 +181,31 @@ def restart_with(host: EmbeddedHost, users: int, sessions_each: int) -> int:
 
 def main() -> None:
     """Measure, and print the figures."""
-    host = EmbeddedHost()
+    host, large = EmbeddedHost(COSTLY), EmbeddedHost(COSTLY)
     try:
         host.start()
+        large.start()
         host.data(AUTH, "create", name="storm", password=PASSWORD)
-        few = verifications(host, restart_with(host, FEW, 1))
-        small = memory(host)
-        print(f"verify, {FEW} users and sessions: {few}; memory {small / 2**20:.1f} MiB")
-        sessions = restart_with(host, USERS, SESSIONS_EACH)
-        many = verifications(host, sessions)
-        print(f"verify, {USERS} users and {sessions} sessions: {many}; memory {memory(host) / 2**20:.1f} MiB")
-        print(f"ratio of the medians: {many.median / few.median:.2f}")
-        stormy = storm(host, sessions)
-        print(
-            f"{LOGINS} logins at once: all done in {stormy.seconds:.2f} s, {stormy.refused} refused; "
-            f"{stormy.verifications} verifications meanwhile: {stormy.verify}; "
-            f"memory up to {stormy.memory / 2**20:.1f} MiB, afterwards {memory(host) / 2**20:.1f} MiB"
-        )
+        few, sessions = restart_with(host, FEW, 1), restart_with(large, USERS, SESSIONS_EACH)
+        small, big = in_turn([(host, few), (large, sessions)])
+        print(f"verify, {FEW} users and sessions: {small}; memory {memory(host) / 2**20:.1f} MiB")
+        print(f"verify, {USERS} users and {sessions} sessions: {big}; memory {memory(large) / 2**20:.1f} MiB")
+        print(f"ratio of the medians: {big.median / small.median:.2f}")
         one = time.perf_counter()
         host.data(AUTH, "login", name="storm", password=PASSWORD)
         print(f"one login: {1000 * (time.perf_counter() - one):.0f} ms")
+        stormy = storm(host, few)
+        print(
+            f"{LOGINS} logins at once: all done in {stormy.seconds:.2f} s, each in {stormy.login:.0f} ms, "
+            f"{stormy.refused} refused; "
+            f"{stormy.verifications} verifications meanwhile: {stormy.verify}; "
+            f"memory up to {stormy.memory / 2**20:.1f} MiB, afterwards {memory(host) / 2**20:.1f} MiB"
+        )
     finally:
-        if host.process:
-            host.stop()
-        shutil.rmtree(host.directory)
+        for each in (host, large):
+            if each.process:
+                each.stop()
+            shutil.rmtree(each.directory)
 
 
 if __name__ == "__main__":
