@@ -30,8 +30,9 @@ static int32_t hang(const circleosd_host *host, const char *payload, size_t leng
     sigset_t all;
     sigfillset(&all);
     sigprocmask(SIG_BLOCK, &all, NULL); /* not even an alarm ends this */
-    for (;;)
-        pause();
+    while (pause() != 0) /* it never returns 0 */
+        continue;
+    return 0;
 }
 
 static int32_t eat(const circleosd_host *host, const char *payload, size_t length, circleosd_reply *reply) {
