@@ -152,12 +152,13 @@ class Database:
         begun = self._writer.submit(lambda: self._write(work))
         outcome = asyncio.wrap_future(begun)
         with self._explained():
-            try:
-                return await asyncio.shield(outcome)
-            except asyncio.CancelledError:
-                if begun.cancel():
-                    raise
-                return await outcome
+            while True:
+                try:
+                    await asyncio.wait([outcome])
+                    return outcome.result()
+                except asyncio.CancelledError:
+                    if begun.cancel():
+                        raise
 
     def _write(self, work: Callable[[Transaction], T]) -> T:
         self._require_file()
