@@ -19,7 +19,7 @@ from circleosd import __version__, wire
 from circleosd.api.common import EVERYWHERE, Audit, Audited, Event, Follow, Health, History, Report
 from circleosd.api.contract import Effect, Mark, Request, completed, parameters
 from circleosd.deadlines import Deadlines
-from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, UnknownAction, shortage
+from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, Unavailable, UnknownAction, shortage
 from circleosd.handlers import Act, Files, Handlers, Identify, Resolution
 from circleosd.ledger import Entry, Ledger, Phase, shown
 from circleosd.policy import Access, Caller, Peer, authorize, sees
@@ -238,16 +238,19 @@ class Service:
         intent = looking = None
         if effect is Effect.EXTERNAL:
             intent, looking = await self._intend(parsed, act)
+        begun = False
         try:
             if looking:
                 if (task := asyncio.current_task()) and task.cancelling():  # the write of the intent ignored that
                     looking.cancel()
                     raise asyncio.CancelledError
                 await looking
+            begun = True
             result = await endpoint.handler(parsed, act)
         except BaseException as exc:
-            if effect is not Effect.NONE and not act.done and not self._given_up(exc):
-                error = _error_of(exc)
+            given_up = self._given_up(exc)
+            if effect is not Effect.NONE and not act.done and not (given_up and begun):
+                error = Unavailable(f"{self.name} ended before this began") if given_up else _error_of(exc)
                 phase: Phase = "denied" if isinstance(error, Denied) else "failed"
                 await asyncio.shield(_conclude(act, intent, error) if intent else act.refuse(phase, error))
             raise
@@ -277,7 +280,7 @@ class Service:
             raise
 
     def _given_up(self, exc: BaseException) -> bool:
-        """Whether the act was cancelled because the service ends. The next start has to find out how it ended."""
+        """Whether the service ends and cancelled the act: the next start finds out how it ended, if it had begun."""
         task = asyncio.current_task()
         return isinstance(exc, asyncio.CancelledError) and not (task and self._deadlines.late(task))
 

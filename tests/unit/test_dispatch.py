@@ -333,6 +333,30 @@ def test_the_outcome_of_an_act_that_the_end_of_the_service_cuts_off_is_written_i
     assert asyncio.run(registry.ledger.unfinished()) == []
 
 
+def test_an_act_that_the_end_of_the_service_kept_from_beginning_is_not_guessed_to_be_done(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_answer(units: Sequence[str]) -> list[UnitState]:
+        asked.set()
+        return await asyncio.Future()
+
+    async def scenario() -> None:
+        acting = asyncio.create_task(reply_to(registry.service, b'{"action":"restart","name":"nginx"}', ROOT))
+        await asked.wait()
+        await until(registry.mirrored.__len__)
+        acting.cancel()
+        await asyncio.wait([acting])
+
+    asked = asyncio.Event()
+    with monkeypatch.context() as systemd:
+        systemd.setattr(registry.units, "states", no_answer)
+        asyncio.run(scenario())
+    asyncio.run(registry.service.start())
+    _, outcome = registry.ask({"action": "history"})["data"]
+    assert (registry.units.jobs, outcome["phase"], outcome["error"]) == ([], "outcome", "unavailable")
+    assert outcome["message"] == "service-registry ended before this began"
+
+
 def test_a_change_of_which_no_row_was_written_is_not_told_as_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
