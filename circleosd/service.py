@@ -252,6 +252,7 @@ class Service:
             if effect is not Effect.NONE and not act.done and not (given_up and begun):
                 error = Unavailable(f"{self.name} ended before this began") if given_up else _error_of(exc)
                 phase: Phase = "denied" if isinstance(error, Denied) else "failed"
+                act.done = True
                 await asyncio.shield(_conclude(act, intent, error) if intent else act.refuse(phase, error))
             raise
         if effect is Effect.EXTERNAL:

@@ -8,7 +8,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -41,21 +41,28 @@ def test_a_start_is_intended_carried_out_and_recorded(registry: Registry) -> Non
     assert [event["seq"] for event in registry.mirrored] == [1, 2]
 
 
-def test_what_was_done_or_refused_in_time_has_its_row_however_long_that_takes_to_write(
+def test_no_time_runs_out_while_what_was_done_or_refused_is_recorded(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = registry.ledger.record
+    begin, commit = Deadlines.begin, registry.database._commit
+    given: list[Callable[[], bool]] = []
+    too_late: list[bool] = []
 
-    async def slowly(row: Row) -> int:
-        await asyncio.sleep(0.0 if row.phase == "intent" else 0.3)
-        return await record(row)
+    def take(deadlines: Deadlines, task: asyncio.Task[object], done: Callable[[], bool]) -> None:
+        given.append(done)
+        begin(deadlines, task, done)
 
-    monkeypatch.setattr(registry.ledger, "record", slowly)
-    monkeypatch.setattr(registry.service, "_deadlines", Deadlines(0.2))
+    def ask() -> None:
+        too_late.append(given[-1]())
+        commit()
+
+    monkeypatch.setattr(Deadlines, "begin", take)
+    monkeypatch.setattr(registry.database, "_commit", ask)
     assert registry.ask({"action": "start", "name": "nginx"})["ok"]
+    registry.units.result = "failed"
+    assert registry.ask({"action": "start", "name": "nginx"})["error"] == "unit-failed"
     assert registry.ask({"action": "stop", "name": "readonly"})["error"] == "denied"
-    rows = [("intent", "start", "nginx"), ("outcome", "start", "nginx"), ("denied", "stop", "readonly")]
-    assert registry.history() == rows
+    assert too_late == [False, True, False, True, True]  # false while an intent is recorded
 
 
 def test_who_waited_in_vain_is_told_which_setting_bounds_a_request(
