@@ -85,6 +85,8 @@ def _span(seconds: float) -> str:
 
 def _width(text: str) -> int:
     """Columns on a terminal: wide East Asian characters take two, combining ones none (UAX #11)."""
+    if text.isascii():
+        return len(text)
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
     )
