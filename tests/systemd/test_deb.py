@@ -398,8 +398,11 @@ def test_state_behind_a_symbolic_link_is_used_copied_and_purged(machine: Machine
     machine.succeed("mkdir /srv/state", "ln -s /srv/state /var/lib/circleosd")
     install(machine, deb)
     machine.succeed("circlectl user create kept --uid 4711", "circlectl plugin list", "circlectl service list")
+    machine.succeed("mv /etc/circleosd /srv/settings", "ln -s /srv/settings /etc/circleosd")
     (copy,) = re.findall(r"^# (.*tar -cz.*)$", MANUAL, re.MULTILINE)
-    machine.succeed(f"cd /srv; {copy} 2>&1", "tar -tf /srv/backup.tgz var/lib/circleosd/auth/auth.db")
+    machine.succeed(f"cd /srv; {copy} 2>&1")
+    machine.succeed("tar -tf /srv/backup.tgz etc/circleosd/config.toml var/lib/circleosd/auth/auth.db")
+    machine.succeed("rm /etc/circleosd", "mv /srv/settings /etc/circleosd")
     machine.succeed("dpkg --purge circleosd 2>&1")
     assert machine.succeed("ls -A /srv/state") == ""
     machine.succeed("[ ! -L /var/lib/circleosd ]", "rm -r /srv/state /srv/backup.tgz")
