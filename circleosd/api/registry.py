@@ -10,11 +10,12 @@ SERVICE = "service-registry"
 GROUP = "service"
 MAX_LINES = 2000  # of one answer from the journal: with the longest lines at most 4 MiB of ASCII
 
+SERVICE_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}"
 ServiceName = Annotated[
     str,
     Doc("the service's name in the catalog"),
     Pattern(
-        r"[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}",
+        SERVICE_NAME,
         "a service name: an ASCII letter or digit, then those or _ . @ : -, at most 128 characters",
     ),
 ]

@@ -1,7 +1,7 @@
 """Capabilities: what a plugin may request, and whether it was granted. Pure functions of values.
 
-A capability is one of `KINDS`, the last two followed by a name: `services:restart:nginx`, `events:deploy`. A `*` as the
-name stands for every name. ABI.md lists the host calls of each.
+A capability is one of `KINDS`; one that ends in a colon is followed by a name: `services:restart:nginx`,
+`events:deploy`. A `*` as the name stands for every name. ABI.md lists the host calls of each.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 
 from circleosd.api.plugins import PLUGIN_NAMES
+from circleosd.api.registry import SERVICE_NAME
 from circleosd.config import Settings
 from circleosd.errors import BadRequest
 from circleosd.policy import Grant
+from circleosd.worker import host
 from circleosd.worker.host import covers as covers
 from circleosd.worker.host import is_covered as is_covered
 
-KINDS = ("log", "kv", "config", "clock", "services:read", "services:restart:", "events:")
 ALWAYS = "log"
+KINDS = (ALWAYS, *host.KINDS)
 ALL = "all"  # in a grant, stands for everything that the plugin requests
 _NAMED = {
-    # names of services as in the registry, and topics of the same form without a colon
-    "services:restart:": (r"\*|[a-zA-Z0-9][a-zA-Z0-9_.@:-]{0,127}", "the name of a service"),
-    "events:": (
+    "services:restart:": (rf"\*|{SERVICE_NAME}", "the name of a service"),
+    "events:": (  # topics are of the same form, but without a colon
         r"\*|[a-zA-Z0-9][a-zA-Z0-9_.@-]{0,127}",
         "a topic: at most 128 ASCII letters, digits, _ . @ or -, beginning with a letter or digit",
     ),

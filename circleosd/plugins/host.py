@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 LASTING = frozenset({"kv.set", "kv.delete", "services.restart", "events.emit"})
 PRIVILEGED = frozenset({"services.restart"})  # an attempt without the capability is recorded in the ledger
 # So a worker passes every such attempt on, whether granted or not.
-PASSED_ON = ("services:restart:*",)
+PASSED_ON = tuple(needed_capability(call, dict.fromkeys(CALLS[call].arguments, "*")) for call in PRIVILEGED)
 
 OnDenied = Callable[[Plugin, str, str, Denied, Cause], Awaitable[None]]
 

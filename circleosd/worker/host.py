@@ -52,9 +52,9 @@ CALLS: Final[dict[str, HostCall]] = {
     "events.emit": HostCall(("topic", "payload"), "events:{topic}"),
 }
 
-
-# Capabilities followed by a name, up to the name: a name may contain colons too.
-_NAMED: Final = tuple(call.capability.partition("{")[0] for call in CALLS.values() if "{" in call.capability)
+# The capabilities; those that end in a colon are followed by a name, which may contain colons too.
+KINDS: Final = tuple(dict.fromkeys(call.capability.partition("{")[0] for call in CALLS.values()))
+_NAMED: Final = tuple(kind for kind in KINDS if kind.endswith(":"))
 
 
 def covers(granted: str, capability: str) -> bool:

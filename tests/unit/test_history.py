@@ -9,6 +9,7 @@ import pytest
 
 from circlectl import system
 from circlectl.asking import Asking
+from circleosd.plugins.host import PRIVILEGED
 
 
 class Services:
@@ -37,3 +38,7 @@ def test_rows_of_a_clock_that_was_wrong_stay_in_their_services_order(by: float) 
     assert rows[-2:] == [("auth-service", 5), ("service-registry", 5)], "and the newest of all services are the last"
     newest = system.history(ask, {"lines": 2})[0]
     assert [(row["service"], row["seq"]) for row in newest] == rows[-2:]
+
+
+def test_each_call_of_a_plugin_that_has_rows_can_be_searched_for() -> None:
+    assert {*system.OF_NO_REQUEST} >= PRIVILEGED
