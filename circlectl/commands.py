@@ -22,12 +22,11 @@ GROUPS = {
     "system": "CircleOSD as a whole",
 }
 _MODULES = {
-    "user": "circleosd.api.auth",
-    "service": "circleosd.api.registry",
-    "plugin": "circleosd.api.plugins",
-    "system": "circlectl.system",
+    "user": ("circleosd.api.auth",),
+    "service": ("circleosd.api.registry",),
+    "plugin": ("circleosd.api.plugins", "circlectl.signing"),
+    "system": ("circlectl.system",),
 }
-_LOCAL = {"plugin": "circlectl.signing"}  # additional commands of a group, carried out here
 
 
 class Command(NamedTuple):
@@ -62,7 +61,7 @@ def _on_stdin(name: str) -> Parameter:
 def of_group(group: str) -> Mapping[str, Command]:
     """The commands of a group by verb. Imports only that group's contracts, because each costs time at every start."""
     found = {}
-    for name in filter(None, (_MODULES[group], _LOCAL.get(group))):
+    for name in _MODULES[group]:
         module = importlib.import_module(name)
         service, local = getattr(module, "SERVICE", ""), getattr(module, "COMMANDS", {})
         for contract in module.CONTRACTS:

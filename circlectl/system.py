@@ -11,9 +11,6 @@ from circleosd.errors import BadRequest, CircleError, Conflict, Internal, Limit,
 from circleosd.paths import SERVICES
 from circleosd.policy import Access
 
-# The service that carries out the actions of a group, as named in rules.
-GROUPS = dict(zip(("user", "service", "plugin"), SERVICES, strict=True))
-
 
 class Condition(common.Report, total=False):
     """The state of a service. `state`: running, or the code of the error that kept it from answering; then the only
@@ -77,10 +74,9 @@ def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | No
         return _verify(ask)
     following = query.pop("follow", False)
     started = time.time()
-    services: tuple[str, ...] = SERVICES
+    services = [*SERVICES]
     if "action_name" in query:
-        group, action = _action(query["action_name"])
-        services, query["action_name"] = (GROUPS[group],) if group else SERVICES, action
+        services, query["action_name"] = _action(query["action_name"])
     count = query.pop("lines", History.lines)
     # An act has up to two rows; the last row is where following starts.
     query["lines"] = min(2 * count or 1, MOST) if 0 <= count < MOST else count
@@ -109,17 +105,19 @@ def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | No
     return follow(ask, query, rows, {service: known.get(service, 0) for service in services}, started), None
 
 
-def _action(name: str) -> tuple[str, str]:
-    """The group ("" for all) and the action of a name as used in rules (`service:stop`) or in the record (`stop`).
+def _action(name: str) -> tuple[list[str], str]:
+    """The services that a name means, as used in rules (`service:stop`) or in the record (`stop`), and the action.
 
     Raises `BadRequest` if no row can have it.
     """
-    from circleosd.api.actions import BY_VERB
+    from circleosd.api import actions
 
     group, _, action = name.rpartition(":")
-    if name in BY_VERB or name in OF_NO_REQUEST or name in {contract.action for contract in BY_VERB.values()}:
-        return group, action
-    raise BadRequest(f"no action {quoted(name)}; available: {', '.join([*BY_VERB, *OF_NO_REQUEST])}")
+    if name in actions.BY_VERB:
+        return [actions.SERVICES[group]], action
+    if name in OF_NO_REQUEST or name in {contract.action for contract in actions.BY_VERB.values()}:
+        return [*SERVICES], action
+    raise BadRequest(f"no action {quoted(name)}; available: {', '.join([*actions.BY_VERB, *OF_NO_REQUEST])}")
 
 
 def _placed(rows: Iterable[dict[str, Any]], now: float) -> Iterator[tuple[float, dict[str, Any]]]:

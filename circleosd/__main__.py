@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
 
             take_short_turns()
             worker(name)
-        case ["auth-service" | "service-registry" | "plugin-manager" as service]:
+        case [service] if service in paths.SERVICES:
             serve(service)
         case ["polkit-rule"]:
             from circleosd import polkit
@@ -169,7 +169,7 @@ async def _serve(listener: socket.socket, settings: Settings, composed: Composed
     from circleosd.systemd.notify import Notifier
 
     service, database, max_line = composed
-    ahead = {0, *_uids("auth", "registry", "plugins").values()}  # root, and the services, which need one another
+    ahead = {0, *_uids().values()}  # root, and the services, which need one another
     try:
         server = Server(
             service, listener, settings.server, max_line=max_line, manager=Notifier(), busy=service.busy, ahead=ahead
@@ -226,14 +226,14 @@ async def _auth(settings: Settings, runtime: str, state: str) -> Composed:
     from circleosd.database import Database
 
     database = Database(f"{state}/auth.db", MIGRATIONS)
-    handlers = AuthService(database, settings.auth, services=frozenset(_uids("registry", "plugins").values()))
+    handlers = AuthService(database, settings.auth, services=frozenset(_uids().values()))
     return _service(contracts, handlers, handlers.identify, database, settings), database, settings.auth.max_line
 
 
 async def _registry(settings: Settings, runtime: str, state: str) -> Composed:
     from pathlib import Path
 
-    from circleosd.api import auth
+    from circleosd.api import auth, plugins
     from circleosd.api import registry as contracts
     from circleosd.database import Database
     from circleosd.policy import Grant
@@ -250,7 +250,7 @@ async def _registry(settings: Settings, runtime: str, state: str) -> Composed:
     identities = Identities(
         paths.socket_path(auth.SERVICE, runtime),
         timeout=settings.server.request_timeout,
-        trusted=dict.fromkeys(_uids("plugins").values(), workers),
+        trusted={uid: workers for service, uid in _uids().items() if service == plugins.SERVICE},
     )
     service = _service(contracts, handlers, identities.identify, database, settings)
     return service, database, settings.registry.max_line
@@ -337,14 +337,14 @@ def _service(
     )
 
 
-def _uids(*services: str) -> dict[str, int]:
-    """The uids of CircleOSD's system users (units/circleosd.sysusers.conf) that exist."""
+def _uids() -> dict[str, int]:
+    """The uids of the services' system users (units/circleosd.sysusers.conf) that exist, by service."""
     import pwd
 
     uids = {}
-    for service in services:
+    for service, part in paths.SERVICES.items():
         with contextlib.suppress(KeyError):
-            uids[service] = pwd.getpwnam(f"circleosd-{service}").pw_uid
+            uids[service] = pwd.getpwnam(f"circleosd-{part}").pw_uid
     return uids
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 
 from circleosd.errors import BadRequest
 
-SERVICES = ("auth-service", "service-registry", "plugin-manager")
+# The services, each with what follows "circleosd-" in the names of its units and of its user.
+SERVICES = {"auth-service": "auth", "service-registry": "registry", "plugin-manager": "plugins"}
 SYSTEM_RUNTIME = "/run/circleosd"
 USER_RUNTIMES = "/run/user"  # the runtime directories of users, by uid
 BOOTED = "/run/systemd/system"  # exists if the system was booted with systemd, sd_booted(3)

@@ -6,11 +6,12 @@ import json
 from inspect import getdoc
 
 from circleosd.config import Settings
+from circleosd.paths import SERVICES
 
-HEAD = """\
+HEAD = f"""\
 # The settings of CircleOSD with their defaults; see circleosd.toml(5). Remove the # to change one.
 # Services read this file when they start, which they do on demand. To apply changes to all running services:
-#   systemctl try-restart circleosd-auth circleosd-registry circleosd-plugins
+#   systemctl try-restart {" ".join(f"circleosd-{part}" for part in SERVICES.values())}
 """
 
 

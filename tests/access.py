@@ -19,7 +19,6 @@ from tests.door import Asked
 
 Ask = Callable[[Sequence[Asked]], list[dict[str, Any]]]
 
-SERVICES = {module.GROUP: module.SERVICE for module in actions.MODULES}
 PASSWORD = "a long enough one"
 ABSENT = "absent"  # begins the names of services and plugins that do not exist, and of a user who is in nobody's way
 
@@ -154,7 +153,7 @@ class Walk:
         group, _, action = verb.partition(":")
         token = {"token": subject.token} if subject.token else {}
         request = {**parameters, "action": action, **token}
-        return Cell(verb, subject, (subject.uid, SERVICES[group], request), own, ruled)
+        return Cell(verb, subject, (subject.uid, actions.SERVICES[group], request), own, ruled)
 
     def disagreements(self) -> list[str]:
         """Where what happens is not what the table says; empty if they agree."""

@@ -8,6 +8,7 @@ from circleosd.api import auth, plugins, registry
 from circleosd.api.contract import Request
 
 MODULES = (auth, registry, plugins)
+SERVICES: Mapping[str, str] = {module.GROUP: module.SERVICE for module in MODULES}  # by the groups of their actions
 BY_VERB: Mapping[str, type[Request]] = {
     f"{module.GROUP}:{contract.action}": contract for module in MODULES for contract in module.CONTRACTS
 }

@@ -29,7 +29,7 @@ SESSIONS_SHOWN = 1000
 class AuthService(Handlers):
     """Users, logins, sessions and rules.
 
-    `services` are the uids of the other services, which may ask about others' tokens.
+    `services` are the uids of the services, which may ask about others' tokens.
     """
 
     def __init__(self, database: Database, settings: AuthSettings, *, services: frozenset[int]) -> None:

@@ -24,6 +24,7 @@ from circleosd.api.contract import Length, Pattern
 from circleosd.api.plugins import PLUGIN_NAME
 from circleosd.api.registry import ServiceName
 from circleosd.errors import BadRequest, CircleError, NotFound, shortage, unreadable
+from circleosd.paths import SERVICES
 from circleosd.registry.units import Switch, Verb
 
 AnyVerb = Literal[Verb, Switch]
@@ -58,11 +59,7 @@ class Entry:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic's own protocol
 
 
-OWN = (
-    Entry("auth-service", "circleosd-auth.service", "users, logins, sessions"),
-    Entry("service-registry", "circleosd-registry.service", "names and the units behind them"),
-    Entry("plugin-manager", "circleosd-plugins.service", "loads and invokes plugins"),
-)
+OWN = tuple(Entry(name, f"circleosd-{part}.service") for name, part in SERVICES.items())
 # Under another name, the registry could stop itself while it waits for the result.
 OWN_UNITS = frozenset(re.sub(r"service$", kind, entry.unit) for entry in OWN for kind in ("service", "socket"))
 

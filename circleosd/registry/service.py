@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from circleosd import ledger
+from circleosd.api import plugins
 from circleosd.api import registry as api
 from circleosd.api.common import Event
 from circleosd.errors import Conflict, Denied, NotFound, UnitFailed
@@ -24,7 +25,6 @@ from circleosd.registry.units import LogLine, Switch, UnitManager, UnitState, Ve
 log = logging.getLogger(__name__)
 
 MIGRATIONS = (ledger.SCHEMA,)
-MANAGER = "plugin-manager"
 DOWN: dict[Verb, tuple[str, ...]] = {  # states in which a job that is done has nevertheless failed
     "start": ("failed",),
     "stop": (),
@@ -157,8 +157,8 @@ class RegistryService(Handlers):
             raise Denied(f"the catalog does not allow {verb} for {name}; it allows: {allowed}")
         if entry.name == api.SERVICE and verb in ("stop", "restart"):
             raise Conflict(f"the registry cannot {verb} itself; it exits when idle")
-        if entry.name == MANAGER and act.caller.plugin is not None:
-            raise Conflict(f"a plugin cannot {verb} {MANAGER}, which would wait for the call that requests it")
+        if entry.name == plugins.SERVICE and act.caller.plugin is not None:
+            raise Conflict(f"a plugin cannot {verb} {plugins.SERVICE}, which would wait for the call that requests it")
 
     async def look(self, request: Any, act: Act) -> None:
         target: _Target = act.found

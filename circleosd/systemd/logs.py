@@ -18,6 +18,7 @@ from systemd import journal
 
 from circleosd.api.registry import MAX_LINES
 from circleosd.errors import Denied, Limit, Unavailable
+from circleosd.paths import SERVICES
 from circleosd.registry.units import LogLine, Scope
 from circleosd.steering import plain
 from circleosd.systemd.journal import ROW
@@ -34,7 +35,7 @@ _ENDED = ("d9b373ed55a64feb8242e02dbe79a49c", "7ad2d189f7e94e70a38c781354912448"
 _INVOCATION: dict[Scope, str] = {"system": "INVOCATION_ID", "user": "USER_INVOCATION_ID"}  # in messages of the manager
 _FILES = (Path("/var/log/journal"), Path("/run/log/journal"))
 # Rows of a ledger come by another transport (_TRANSPORT=journal), and may be very many: there, they are not even read.
-_WITH_LEDGER = ("circleosd-auth.service", "circleosd-registry.service", "circleosd-plugins.service")
+_WITH_LEDGER = {f"circleosd-{part}.service" for part in SERVICES.values()}
 _NOT_ROWS = ("_TRANSPORT=stdout", "_TRANSPORT=syslog", "_TRANSPORT=audit")
 _WITH_DEFAULT = 1 << 6  # SD_JOURNAL_INCLUDE_DEFAULT_NAMESPACE, sd_journal_open(3), which systemd-python does not define
 

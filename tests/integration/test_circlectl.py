@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from circlectl import sessions
+from circleosd.paths import SERVICES
 from tests import PROJECT
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import BIN, EmbeddedHost
@@ -446,14 +447,12 @@ def test_json_is_the_replys_data(host: EmbeddedHost) -> None:
 
 
 def test_status_and_history_cover_all_services(host: EmbeddedHost) -> None:
-    assert [row["service"] for row in json.loads(host.ok("system", "status", "--json"))] == [
-        "auth-service", "service-registry", "plugin-manager",
-    ]  # fmt: skip
+    assert [row["service"] for row in json.loads(host.ok("system", "status", "--json"))] == [*SERVICES]
     host.ctl("service", "start", "nothing")
     host.ctl("user", "enable", "nobody")
     rows = json.loads(host.ok("system", "history", "--json", "--lines", "1000"))
     assert [row["time"] for row in rows] == sorted(row["time"] for row in rows)
-    assert {"auth-service", "service-registry", "plugin-manager"} == {row["service"] for row in rows}
+    assert {row["service"] for row in rows} == {*SERVICES}
     loads = [row for row in rows if row["action"] == "load" and row["object"] == "example"]
     assert loads[0]["phase"] == "done"
     assert loads[0]["actor"]["uid"] == os.getuid()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from circleosd.paths import SERVICES
 from tests import PROJECT
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost
@@ -19,11 +20,6 @@ from tests.integration.people import PASSWORD
 pytestmark = pytest.mark.timeout(300)  # dozens of starts of a service in each test
 
 OTHER = "another long one"
-UNITS = {
-    "auth-service": "circleosd-auth",
-    "service-registry": "circleosd-registry",
-    "plugin-manager": "circleosd-plugins",
-}
 
 Step = tuple[str, dict[str, Any]]  # an action's name and its parameters
 
@@ -35,14 +31,15 @@ class Crashing:
         self.service = service
         self.host: EmbeddedHost = new_host({})
         self.plan = self.host.directory / "plan"
-        unit = (PROJECT / "units" / f"{UNITS[service]}.service").read_text(encoding="utf-8")
+        name = f"circleosd-{SERVICES[service]}.service"
+        unit = (PROJECT / "units" / name).read_text(encoding="utf-8")
         command = f"ExecStart={sys.executable} -m tests.crashing {service}\n"
         command += f"Environment=CRASH_PLAN={self.plan} PYTHONPATH={PROJECT}\n"
         assert f"ExecStart=circleosd {service}\n" in unit
         unit = unit.replace(f"ExecStart=circleosd {service}\n", command)
         assert "RestartSec=100ms\n" in unit
         unit = unit.replace("RestartSec=100ms\n", "RestartSec=10ms\n")
-        (self.host.units / f"{UNITS[service]}.service").write_text(unit, encoding="utf-8")
+        (self.host.units / name).write_text(unit, encoding="utf-8")
         self.crashed = False
         self._waiting = itertools.count()
 

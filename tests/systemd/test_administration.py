@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from circleosd.paths import SERVICES
 from tests import PROJECT
 from tests.systemd.installed import write
 from tests.systemd.machine import Machine
@@ -302,7 +303,7 @@ def test_a_polkit_rule_that_was_removed_or_edited_is_made_anew(machine: Machine)
     machine.succeed("circlectl service start brief")
 
 
-@pytest.mark.parametrize("name", ["auth", "registry", "plugins"])
+@pytest.mark.parametrize("name", SERVICES.values())
 def test_a_service_that_is_started_by_hand_has_its_socket_and_ends_with_it(machine: Machine, name: str) -> None:
     machine.succeed(f"systemctl stop circleosd-{name}.socket circleosd-{name}.service")
     machine.succeed(f"systemctl start circleosd-{name}.service")
@@ -313,7 +314,7 @@ def test_a_service_that_is_started_by_hand_has_its_socket_and_ends_with_it(machi
     machine.succeed(f"systemctl start circleosd-{name}.socket")
 
 
-@pytest.mark.parametrize("name", ["auth", "registry", "plugins", "polkit"])
+@pytest.mark.parametrize("name", [*SERVICES.values(), "polkit"])
 def test_however_often_a_service_is_started_systemd_does_not_refuse(machine: Machine, name: str) -> None:
     """By default it does from the 6th start within 10 s on, here from the second; the service's socket is then lost."""
     drop_in = f"/etc/systemd/system/circleosd-{name}.service.d/once.conf"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from circleosd import paths
 from tests import PROJECT
 from tests.systemd.conftest import build_package
 from tests.systemd.machine import Machine
@@ -25,8 +26,8 @@ PREPARE = "rm -f /usr/sbin/policy-rc.d /var/lib/man-db/auto-update"
 ENABLED = "circleosd.target circleosd-polkit.path circleosd-polkit.service"
 # What is enabled stays so, for another installation (deb-systemd-helper(1p)).
 ENABLEMENT = re.compile(r"^/etc/systemd/system/[^/]+\.wants|^/var/lib/systemd/deb-systemd-helper-enabled")
-SOCKETS = [f"circleosd-{name}.socket" for name in ("auth", "registry", "plugins")]
-SERVICES = [f"circleosd-{name}.service" for name in ("auth", "registry", "plugins")]
+SOCKETS = [f"circleosd-{part}.socket" for part in paths.SERVICES.values()]
+SERVICES = [f"circleosd-{part}.service" for part in paths.SERVICES.values()]
 MANUAL = (PROJECT / "man/circleosd.8").read_text(encoding="utf-8").replace("\\-", "-").replace("\\(aq", "'")
 # A client other than circlectl, whose files an upgrade replaces.
 ASK = """
@@ -157,7 +158,7 @@ def test_after_installation_the_sockets_listen_and_nothing_runs(machine: Machine
     assert installed.get_unit_property("circleosd-polkit.path", "ActiveState") == "active"
     assert installed.succeed(f"systemctl is-enabled {ENABLED}").split() == ["enabled"] * 3
     modes = installed.succeed("stat --format='%a %U %G' /run/circleosd/*.sock")
-    assert modes.splitlines() == ["660 root circleosd"] * 3
+    assert modes.splitlines() == ["660 root circleosd"] * len(SOCKETS)
     others_may = r"find /run/circleosd /etc/circleosd ! -type s \( -perm /022 -o ! -user root \)"
     assert installed.succeed(others_may) == ""
     assert "polkit.addRule" in installed.succeed("cat /etc/polkit-1/rules.d/49-circleosd.rules")
@@ -167,7 +168,7 @@ def test_after_installation_the_sockets_listen_and_nothing_runs(machine: Machine
 
 def test_root_uses_every_service_and_a_plugin(installed: Machine) -> None:
     reports = json.loads(installed.succeed("circlectl system status --json"))
-    assert [report["state"] for report in reports] == ["running"] * 3
+    assert [report["state"] for report in reports] == ["running"] * len(SERVICES)
     assert "auth-service" in installed.succeed("circlectl service list")
     installed.succeed("circlectl plugin load /usr/share/circleosd/plugins/example.wasm")
     assert installed.succeed("circlectl plugin invoke example upper hello") == "HELLO\n"

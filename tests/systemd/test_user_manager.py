@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from circleosd import paths
 from tests.systemd.conftest import PROJECT_INSIDE
 from tests.systemd.installed import write
 from tests.systemd.machine import Machine
@@ -52,9 +53,9 @@ def files(machine: Machine) -> set[str]:
 def use(machine: Machine, circlectl: str) -> None:
     """Every service and a plugin, as carol."""
     reports = json.loads(machine.succeed(as_carol(f"{circlectl} --scope user system status --json")))
-    assert [report["state"] for report in reports] == ["running"] * 3
+    assert [report["state"] for report in reports] == ["running"] * len(SERVICES)
     listed = json.loads(machine.succeed(as_carol(f"{circlectl} service list --json --scope=user")))
-    assert {"auth-service", "service-registry", "plugin-manager"} <= {row["name"] for row in listed}
+    assert {*paths.SERVICES} <= {row["name"] for row in listed}
     machine.succeed(as_carol(f"{circlectl} --scope user plugin load /usr/share/circleosd/plugins/example.wasm"))
     upper = machine.succeed(as_carol(f"{circlectl} --scope user plugin invoke example upper hello"))
     assert upper == "HELLO\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from circleosd.errors import BadRequest, Limit, NotFound
+from circleosd.paths import SERVICES
 from circleosd.registry import catalog
 
 GOOD = '[[service]]\nname = "nginx"\nunit = "nginx.service"\ndescription = "web"\nverbs = ["restart"]\n'
@@ -20,7 +21,7 @@ GOOD = '[[service]]\nname = "nginx"\nunit = "nginx.service"\ndescription = "web"
 def test_own_services_are_always_there_and_files_add_theirs(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(GOOD)
     found = catalog.read([tmp_path, tmp_path / "missing"])
-    assert [*found.entries] == ["auth-service", "service-registry", "plugin-manager", "nginx"]
+    assert [*found.entries] == [*SERVICES, "nginx"]
     assert found.find("nginx").verbs == ["restart"]
     assert found.problems == ()
     with pytest.raises(NotFound):

@@ -44,7 +44,7 @@ ALLOWED = {
     "connection": {"config", "errors", "handoff", "passing", "policy", "turns", "wire"},
     "server": {"config", "connection", "discarding", "errors", "passing", "places", "turns", "wire"},
     "upstream": {"errors", "fair", "paths", "policy", "wire"},
-    "systemd": {"api", "errors", "registry.units", "steering"},
+    "systemd": {"api", "errors", "paths", "registry.units", "steering"},
     "activation": set[str](),
     "worker": {"activation"},
     "auth": {
@@ -52,7 +52,8 @@ ALLOWED = {
         "threads",
     },
     "registry": {
-        "api", "database", "errors", "fair", "handlers", "ledger", "places", "policy", "upstream", "validation",
+        "api", "database", "errors", "fair", "handlers", "ledger", "paths", "places", "policy", "upstream",
+        "validation",
     },
     "plugins": {
         "api", "config", "database", "delegation", "discarding", "errors", "fair", "handlers", "handoff", "ledger",

@@ -8,6 +8,7 @@ from circleosd.config import AuthSettings, PluginSettings, ServerSettings
 from circleosd.embedded.unitfile import UnitFile
 from circleosd.errors import BadRequest
 from circleosd.passing import MAX_FILES
+from circleosd.paths import SERVICES
 from circleosd.registry.service import FOLLOWED
 from circleosd.server import GIVEN_UP, SHUTDOWN
 from circleosd.worker.limits import COMPILE_MEMORY, MAX_DESCRIPTORS, MOST_THREADS
@@ -145,7 +146,7 @@ def of_system(name: str) -> UnitFile:
     return UnitFile(unit.read_text() + system.read_text(), SPECIFIERS)
 
 
-@pytest.mark.parametrize("name", THREADS)
+@pytest.mark.parametrize("name", SERVICES.values())
 def test_the_unit_of_a_service_leaves_it_what_it_may_take(name: str) -> None:
     text = of_system(name)
     assert text.seconds("Service", "TimeoutStopSec", "0") > SHUTDOWN + GIVEN_UP

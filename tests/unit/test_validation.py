@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from circleosd.api import auth, plugins, registry
 from circleosd.api.contract import completed
+from circleosd.paths import SERVICES
 from circleosd.plugins.manifest import Capability, Limits, Manifest
 from circleosd.registry.catalog import Entry
 from circleosd.validation import ValidationError, validator
@@ -74,7 +75,7 @@ def test_what_is_not_known_here_is_refused() -> None:
         validator(set[str])
 
 
-@pytest.mark.parametrize("service", ["auth", "registry", "plugins"])
+@pytest.mark.parametrize("service", SERVICES.values())
 def test_a_service_validates_without_pydantic(service: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"""
