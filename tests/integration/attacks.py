@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +70,7 @@ class Paced:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        host.wait_for(lambda: len(self.calls) > RATE)
+        self.wait(RATE)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -96,9 +95,14 @@ class Paced:
         """Load the plugin and call it, and once more after it has failed."""
         self.judge(attack, self.attack(attack, calls=2))
 
-    def attack(self, attack: Attack, *, seconds: float = 0, calls: int = 1) -> list[dict[str, Any]]:
-        """Load the plugin and call it for so long and so many times at least; return the replies."""
-        until = time.monotonic() + seconds
+    def wait(self, calls: int) -> None:
+        """Until the well-behaved plugin has been called so many times more."""
+        before = len(self.calls)
+        self.host.wait_for(lambda: len(self.calls) >= before + calls)
+
+    def attack(self, attack: Attack, *, beside: int = 0, calls: int = 1) -> list[dict[str, Any]]:
+        """Load the plugin and call it so many times at least, and while the other one is; return the replies."""
+        goal = len(self.calls) + beside
         loaded = self.load(attack)
         if not loaded["ok"]:
             assert attack.load_fails or "bad-request" in attack.errors, loaded
@@ -106,7 +110,7 @@ class Paced:
         assert not attack.load_fails, loaded
         replies: list[dict[str, Any]] = []
         try:
-            while time.monotonic() < until or len(replies) < calls:
+            while (len(self.calls) < goal and self._reader.is_alive()) or len(replies) < calls:
                 replies.append(self.host.invoke(attack.name, attack.function, attack.payload))
         finally:
             self.host.unload(attack.name)
@@ -119,6 +123,7 @@ class Paced:
             assert reply.get("error") in attack.errors, reply
         assert any(attack.says in str(reply["message"]) for reply in replies), replies[:3]
         assert self.failed() == []
+        assert self._reader.is_alive(), "nobody calls the well-behaved plugin any more"
 
     def failed(self) -> list[str]:
         """The replies of the well-behaved plugin that were not as they are to be."""

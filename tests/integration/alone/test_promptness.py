@@ -13,8 +13,9 @@ import pytest
 
 from circleosd.paths import SERVICES
 from tests.integration.conftest import NewHost
-from tests.integration.embedded_host import HASTY, EmbeddedHost, read_reply, to_the_end
+from tests.integration.embedded_host import HASTY, EmbeddedHost, to_the_end
 from tests.integration.people import ALICE, AUTH, PASSWORD, PLUGINS, REGISTRY, ask, create, login
+from tests.measuring import once_it_holds
 from tests.worker_driver import SPIN, core, fails, start, still_works
 
 
@@ -39,8 +40,8 @@ def test_what_ends_or_changes_sessions_counts_at_every_service_within_a_second(h
         since[action] = time.monotonic()
         assert served(AUTH, action) == (action == "role"), "at once where it was done"
     for action, service in itertools.product(sessions, (REGISTRY, PLUGINS)):
-        while served(service, action) != (action == "role"):
-            assert time.monotonic() - since[action] <= 1.0, f"{service} has not heard of {action}"
+        while (asked := time.monotonic()) and served(service, action) != (action == "role"):
+            assert asked - since[action] <= 1.0, f"{service} has not heard of {action}"
             time.sleep(0.01)  # between looks
 
 
@@ -48,36 +49,45 @@ def test_half_a_line_and_nothing_are_timed_out_and_nobody_else_notices(new_host:
     host = new_host(HASTY)
     for service in SERVICES:
         host.pid(service)
-    with contextlib.ExitStack() as stack:
-        half, silent, good = ([stack.enter_context(host.connect(name)) for name in SERVICES] for _ in range(3))
-        for sock in half:
-            sock.sendall(b'{"action":"he')
-        begun = time.monotonic()
+
+    def longest_wait_of_others() -> float:
         worst = 0.0
-        while time.monotonic() - begun < 0.8:
-            for sock in good:
-                asked = time.monotonic()
-                sock.sendall(b'{"action":"health"}\n')
-                assert read_reply(sock)["ok"]
-                worst = max(worst, time.monotonic() - asked)
-        for sock in half:
-            assert json.loads(to_the_end(sock))["error"] == "timeout"
-        for sock in silent:
-            assert "no request for 1 s" in json.loads(to_the_end(sock))["message"]
-        assert worst < 0.5, "the well-behaved client waited for the others' time-outs"
+        with contextlib.ExitStack() as stack:
+            half, silent = ([stack.enter_context(host.connect(name)) for name in SERVICES] for _ in range(2))
+            for sock in half:
+                sock.sendall(b'{"action":"he')
+            begun = time.monotonic()
+            while time.monotonic() - begun < 0.8:
+                for name in SERVICES:
+                    asked = time.monotonic()
+                    assert host.data(name, "health")
+                    worst = max(worst, time.monotonic() - asked)
+            for sock in half:
+                assert json.loads(to_the_end(sock))["error"] == "timeout"
+            for sock in silent:
+                assert "no request for 1 s" in json.loads(to_the_end(sock))["message"]
+        return worst
+
+    once_it_holds(longest_wait_of_others, lambda worst: worst < 0.5)
 
 
 @pytest.mark.parametrize("instance", ["fresh", "shared"])
 def test_an_infinite_loop_ends_at_its_time(instance: str) -> None:
     with start(core(SPIN), time=0.4, instance=instance) as worker:
         worker.ready()
-        for _ in range(2):
+
+        def took() -> float:
             began = time.monotonic()
             failed = fails(worker, "spin")
-            assert 0.3 <= time.monotonic() - began < 0.9  # on a busy machine some ticks are of the call before
+            took = time.monotonic() - began
             assert (failed.code, failed.message) == ("timeout", "took longer than 0.4 s")
             assert failed.backtrace[0].startswith("spin ")
             still_works(worker)
+            assert took >= 0.3  # on a busy machine some ticks are of the call before
+            return took
+
+        for _ in range(2):
+            once_it_holds(took, lambda took: took < 0.9)
 
 
 FLOOD = """
@@ -105,11 +115,14 @@ def test_a_new_client_is_answered_while_five_hundred_others_never_stop_asking(ho
     ) as flood:
         assert flood.stdout is not None
         flood.stdout.readline()
-        begun = time.monotonic()
-        try:
+
+        def took() -> float:
+            begun = time.monotonic()
             for _ in range(3):
                 assert host.call("auth-service", {"action": "health"})["ok"]
+            return time.monotonic() - begun
+
+        try:
+            once_it_holds(took, lambda took: took < 6)
         finally:
-            took = time.monotonic() - begun
             flood.kill()
-    assert took < 6
