@@ -17,8 +17,6 @@ from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost
 from tests.integration.people import PASSWORD
 
-pytestmark = pytest.mark.timeout(300)  # dozens of starts of a service in each test
-
 OTHER = "another long one"
 
 Step = tuple[str, dict[str, Any]]  # an action's name and its parameters

@@ -27,8 +27,6 @@ from tests.integration.made import ECHO, caller, core, write
 from tests.integration.people import ALICE, ask, create, login
 from tests.native_source import native
 
-pytestmark = pytest.mark.timeout(300)  # dozens of starts of a manager and of workers in each test
-
 UNIT = """
 [Unit]
 Requires=circleosd-plugins.socket

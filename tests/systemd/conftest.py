@@ -26,13 +26,6 @@ def give_up(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test that needs the package waits for its building."""
-    for item in items:
-        if isinstance(item, pytest.Function) and "package" in item.fixturenames:
-            item.add_marker(pytest.mark.timeout(600))
-
-
 @pytest.fixture(scope="session")
 def lower() -> str:
     """The root file system to boot. Gives up where none can be booted."""

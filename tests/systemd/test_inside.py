@@ -13,7 +13,6 @@ from tests.systemd.conftest import PROJECT_INSIDE, give_up
 from tests.systemd.machine import Machine
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("part", ["dbus_units", "journal", "polkit_rights", "upheavals"])
 def test_inside_a_booted_systemd(booted: Machine, part: str) -> None:
     executable = Path(sys.executable)

@@ -195,7 +195,7 @@ def test_a_reader_sees_that_a_file_may_be_read_now() -> None:
             assert child.communicate("\n")[0] == "True\n"
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_what_is_no_file_of_a_sensible_size_is_named_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.toml")
     (tmp_path / "directory.toml").mkdir()
