@@ -97,8 +97,8 @@ def measure(plugin: Client, size: int, seconds: float) -> Measured:
     text = ("lorem ipsum dolor " * (size // 18 + 1))[:size]
     line = json.dumps({"action": "invoke", "id": "bench", "func": "echo", "payload": text}).encode() + b"\n"
     with (
-        bare_server() as echo, bare_server("--of", echo) as relay, bare_server("--parse") as parsing,
-        Client(echo) as echoing, Client(relay) as relaying, Client(parsing) as printing,
+        bare_server() as first, bare_server("--of", first) as second, bare_server("--parse") as third,
+        Client(first) as echoing, Client(second) as relaying, Client(third) as printing,
     ):  # fmt: skip
         clients = (echoing, relaying, printing, plugin)
         times: tuple[list[float], ...] = ([], [], [], [])
@@ -108,9 +108,8 @@ def measure(plugin: Client, size: int, seconds: float) -> Measured:
         for _ in range(ROUNDS):
             for client, found in zip(clients, times, strict=True):
                 found += client.times(line, seconds / ROUNDS)
-    return Measured(
-        *(statistics.quantiles(found, n=4)[0] for found in times), statistics.quantiles(times[3], n=100)[98]
-    )
+    echo, relayed, parsed, invoked = (statistics.quantiles(found, n=4)[0] for found in times)
+    return Measured(echo, relayed, parsed, invoked, statistics.quantiles(times[3], n=100)[98])
 
 
 def main() -> int:
