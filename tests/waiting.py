@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-SECONDS = 30.0  # after which it is given up
+SECONDS = 60.0  # after which it is given up
 LOOK = 0.01  # seconds between looks
 
 

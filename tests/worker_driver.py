@@ -24,6 +24,7 @@ import wasmtime
 from circleosd.worker import frames
 from circleosd.worker.frames import Failed, Frame, Load, Ready
 from tests import PROJECT
+from tests.waiting import SECONDS
 
 SPIN = '(func $spin (export "spin") (param i32) (result i64) (loop $l (br $l)) unreachable)'
 
@@ -166,7 +167,7 @@ class Worker:
         self._errors, writing = os.pipe()
         with open(writing, "wb"):
             self.process, self.connection = _start_process(load.name, writing, forked=forked)
-        self.connection.settimeout(60)
+        self.connection.settimeout(SECONDS)
         with _file(artifact) as first, _file(compiled or b"") as second:
             descriptors = [first, second] if compiled is not None else [first]
             body = frames.load_body(load._replace(precompiled=compiled is not None))
@@ -185,10 +186,10 @@ class Worker:
         """Hangs up and returns the worker's exit status."""
         self.connection.close()
         try:
-            return self.process.wait(20)
+            return self.process.wait(SECONDS)
         finally:
             self.process.kill()
-            self.process.wait(20)
+            self.process.wait(SECONDS)
             if self._errors is not None:
                 with open(self._errors, encoding="utf-8") as errors:
                     self.errors = errors.read()

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from circleosd.config import AuthSettings
 from tests import PROJECT
+from tests.waiting import SECONDS
 
 BIN = Path(sys.executable).parent
 CHEAP = {"CIRCLEOSD_AUTH_HASH_MEMORY": "64", "CIRCLEOSD_AUTH_HASH_PASSES": "1"}  # passwords; what a test's host has
@@ -80,7 +81,7 @@ class EmbeddedHost:
         """End the supervisor; return its exit status."""
         assert self.process is not None
         self.process.send_signal(number)
-        status = self.process.wait(40)
+        status = self.process.wait(SECONDS)
         self.process = None
         return status
 
@@ -89,7 +90,7 @@ class EmbeddedHost:
         """What supervisor and services have said."""
         return self.log_path.read_text(errors="replace")
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 15) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = SECONDS) -> None:
         """Wait until `condition` holds; fail with the log if it does not in time."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -130,14 +131,14 @@ class EmbeddedHost:
         assert done.returncode == 0, f"{arguments}: {done.returncode} {done.stderr}\n{self.log}"
         return done.stdout
 
-    def connect(self, service: str, timeout: float = 30) -> socket.socket:
+    def connect(self, service: str, timeout: float = SECONDS) -> socket.socket:
         """A raw connection to a service."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(timeout)
         sock.connect(str(self.runtime / f"{service}.sock"))
         return sock
 
-    def call(self, service: str, request: Mapping[str, Any] | bytes, timeout: float = 30) -> dict[str, Any]:
+    def call(self, service: str, request: Mapping[str, Any] | bytes, timeout: float = SECONDS) -> dict[str, Any]:
         """Send one line, return the reply line as an object."""
         line = request if isinstance(request, bytes) else json.dumps(request).encode() + b"\n"
         with self.connect(service, timeout) as sock:
@@ -159,7 +160,7 @@ class EmbeddedHost:
         """Unload a plugin, as `circlectl plugin unload` does."""
         self.data("plugin-manager", "unload", id=plugin)
 
-    def invoke(self, plugin: str, function: str, payload: str = "", timeout: float = 30) -> dict[str, Any]:
+    def invoke(self, plugin: str, function: str, payload: str = "", timeout: float = SECONDS) -> dict[str, Any]:
         """The reply to a call of a plugin."""
         request = {"action": "invoke", "id": plugin, "func": function, "payload": payload}
         return self.call("plugin-manager", request, timeout)

@@ -26,6 +26,7 @@ from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import HASTY, EmbeddedHost, read_reply, to_the_end
 from tests.integration.people import ALICE, BOB, STRANGER, ask
 from tests.lingering import lingering
+from tests.waiting import SECONDS
 
 
 def resident(pid: int) -> int:
@@ -119,7 +120,7 @@ def test_who_does_not_read_is_cut_off_and_holds_up_nobody(new_host: NewHost) -> 
             for _ in range(2000):
                 deaf.sendall(b'{"action":"health"}\n' * 500)
         assert host.data("auth-service", "health")["pid"] == pid
-        deaf.settimeout(20)
+        deaf.settimeout(SECONDS)
         answered = to_the_end(deaf)
     assert len(answered) < 8 << 20
     assert resident(pid) - before < 16 << 20
@@ -305,7 +306,7 @@ def test_a_service_without_descriptors_neither_spins_nor_floods_the_log(new_host
         assert processor_ticks(pid) - before < 50  # hundredths of a second, in two
         assert host.log.count("cannot accept a connection") < 6
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
-        first.settimeout(30)
+        first.settimeout(SECONDS)
         first.sendall(b'{"action":"health"}\n')
         assert read_reply(first)["data"]["pid"] == pid
 

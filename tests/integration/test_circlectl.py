@@ -20,6 +20,7 @@ from tests import PROJECT
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import BIN, EmbeddedHost
 from tests.integration.people import PASSWORD, log_circlectl_in
+from tests.waiting import SECONDS
 
 TEXTS = [
     "None",
@@ -286,7 +287,7 @@ def test_a_password_is_asked_for_without_echo(host: EmbeddedHost) -> None:
             shown += os.read(master, 1024)
         except OSError:  # the terminal is closed
             break
-    assert process.wait(10) == 0, shown
+    assert process.wait(SECONDS) == 0, shown
     os.close(master)
     assert b"hidden" not in shown
     assert b"erin" in shown
@@ -306,7 +307,7 @@ def test_a_password_is_not_shown_that_is_typed_after_a_stop(host: EmbeddedHost) 
             termios.tcsetattr(slave, termios.TCSANOW, modes)
             process.send_signal(signal.SIGCONT)
     os.write(master, b"hidden password\n")
-    assert process.wait(10) == 4
+    assert process.wait(SECONDS) == 4
     assert termios.tcgetattr(slave)[3] & termios.ECHO
     os.close(slave)
     os.close(master)
@@ -326,7 +327,7 @@ def test_a_password_that_is_not_needed_is_not_asked_for(
     master, slave = pty.openpty()
     done = subprocess.run(
         [BIN / "circlectl", "user", "create", *arguments], env=host.environment,
-        stdin=slave, stdout=slave, stderr=slave, start_new_session=True, timeout=10, check=False,
+        stdin=slave, stdout=slave, stderr=slave, start_new_session=True, timeout=SECONDS, check=False,
     )  # fmt: skip
     shown = os.read(master, 4096)
     os.close(slave)
@@ -358,7 +359,7 @@ def test_a_prompt_left_without_a_password_is_no_traceback(host: EmbeddedHost, ty
         assert select.select([master], [], [], 10)[0], shown
         shown += os.read(master, 1024)
     os.write(master, typed)
-    assert process.wait(10) == (2 if says else 130)
+    assert process.wait(SECONDS) == (2 if says else 130)
     while b"Password: \r\n" not in shown or says not in shown:  # what follows has a line of its own
         assert select.select([master], [], [], 10)[0], shown
         shown += os.read(master, 4096)
@@ -374,7 +375,7 @@ def test_a_password_on_standard_input_must_be_text(host: EmbeddedHost) -> None:
     for locale in ("C.UTF-8", "C"):
         done = subprocess.run(
             [BIN / "circlectl", "user", "create", "gina", "--password-stdin"], input=b"caf\xe9 au lait\n",
-            env={**host.environment, "LC_ALL": locale}, capture_output=True, timeout=20, check=False,
+            env={**host.environment, "LC_ALL": locale}, capture_output=True, timeout=SECONDS, check=False,
         )  # fmt: skip
         assert done.returncode == 2
         assert done.stderr == (
@@ -463,7 +464,7 @@ def test_control_characters_do_not_reach_a_terminal(host: EmbeddedHost) -> None:
     master, slave = pty.openpty()
     subprocess.run(
         [BIN / "circlectl", "plugin", "invoke", "example", "handle", "\x1b[31mred"],
-        env=host.environment, stdout=slave, stderr=slave, stdin=subprocess.DEVNULL, check=True, timeout=20,
+        env=host.environment, stdout=slave, stderr=slave, stdin=subprocess.DEVNULL, check=True, timeout=SECONDS,
     )  # fmt: skip
     shown = os.read(master, 4096)
     os.close(master)
@@ -477,7 +478,7 @@ def test_a_closed_pipe_is_no_error_message(host: EmbeddedHost) -> None:
         host.call("service-registry", {"action": "start", "name": f"missing{number}"})
     done = subprocess.run(
         f"'{BIN}/circlectl' system history --lines 1000 | head -c 1 >/dev/null",
-        shell=True, env=host.environment, capture_output=True, text=True, timeout=20, check=False, cwd=PROJECT,
+        shell=True, env=host.environment, capture_output=True, text=True, timeout=SECONDS, check=False, cwd=PROJECT,
     )  # fmt: skip
     assert done.stderr == ""
 
@@ -500,7 +501,7 @@ def test_a_closed_pipe_is_no_error_message(host: EmbeddedHost) -> None:
 )
 def test_a_stream_that_is_closed_or_full_is_no_traceback(host: EmbeddedHost, line: str, status: int, says: str) -> None:
     done = subprocess.run(
-        f"'{BIN}/circlectl' {line}", shell=True, env=host.environment, capture_output=True, text=True, timeout=20,
+        f"'{BIN}/circlectl' {line}", shell=True, env=host.environment, capture_output=True, text=True, timeout=SECONDS,
         check=False, cwd=PROJECT,
     )  # fmt: skip
     assert done.returncode == status
@@ -518,6 +519,6 @@ def test_what_an_encoding_lacks_is_escaped(host: EmbeddedHost) -> None:
 def test_json_is_json_in_every_encoding(host: EmbeddedHost, encoding: str) -> None:
     done = subprocess.run(
         [BIN / "circlectl", "plugin", "invoke", "--json", "example", "upper", "é→\N{GRINNING FACE}"],
-        env={**host.environment, "PYTHONIOENCODING": encoding}, capture_output=True, timeout=20, check=True,
+        env={**host.environment, "PYTHONIOENCODING": encoding}, capture_output=True, timeout=SECONDS, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout.decode(encoding)) == "é→\N{GRINNING FACE}"

@@ -18,6 +18,7 @@ import pytest
 
 from tests import PROJECT
 from tests.integration.embedded_host import BIN, EmbeddedHost
+from tests.waiting import SECONDS
 
 PROMPT = "READY>"
 SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[()].|[=>])")  # console_codes(4)
@@ -82,7 +83,7 @@ class Shell:
         """End the shell."""
         os.close(self._terminal)
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(SECONDS)
 
     def words(self, typed: str) -> list[str]:
         """The words of the line that `typed` has become, as the shell would pass them to a program."""

@@ -21,6 +21,7 @@ from circleosd.paths import SERVICES
 from tests import PROJECT
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import BIN, EmbeddedHost, read_reply
+from tests.waiting import SECONDS
 
 TICKER = "[Service]\nType=exec\nExecStart=/bin/sh -c 'echo up; while sleep 1; do :; done'\n"
 
@@ -141,7 +142,7 @@ def test_a_dead_supervisor_takes_its_services_along_and_the_next_one_starts(new_
 def test_a_second_supervisor_is_refused(host: EmbeddedHost) -> None:
     second = subprocess.run(
         [BIN / "circleosd", "up", "--dir", host.directory],
-        env=host.environment, capture_output=True, text=True, timeout=20, check=False,
+        env=host.environment, capture_output=True, text=True, timeout=SECONDS, check=False,
     )  # fmt: skip
     assert second.returncode == 7
     assert second.stderr == f"circleosd: CircleOSD is already running at {host.runtime}\n"
@@ -173,7 +174,7 @@ def test_where_systemd_listens_no_supervisor_takes_its_place(host_to_be: Embedde
     with socket.create_server(str(host_to_be.runtime / f"{service}.sock"), family=socket.AF_UNIX):
         refused = subprocess.run(
             [BIN / "circleosd", "up", "--dir", host_to_be.directory],
-            env=host_to_be.environment, capture_output=True, text=True, timeout=20, check=False,
+            env=host_to_be.environment, capture_output=True, text=True, timeout=SECONDS, check=False,
         )  # fmt: skip
         assert refused.stderr == f"circleosd: CircleOSD is already running at {host_to_be.runtime}\n"
         assert refused.returncode == 7
@@ -289,7 +290,7 @@ def test_jobs_of_many_at_once_for_one_unit_all_end(host: EmbeddedHost) -> None:
     def ask(number: int) -> None:
         for turn in range(4):
             verb = ("start", "stop", "restart")[(number + turn) % 3]
-            replies.append(host.call("service-registry", {"action": verb, "name": "wanted"}, timeout=20))
+            replies.append(host.call("service-registry", {"action": verb, "name": "wanted"}, timeout=SECONDS))
 
     askers = [threading.Thread(target=ask, args=(number,)) for number in range(15)]
     for asker in askers:
@@ -308,7 +309,7 @@ def test_who_waits_for_a_service_whose_unit_cannot_be_run_is_told_why(new_host: 
     host = new_host({})
     unit = (PROJECT / "units/circleosd-auth.service").read_text() + "WorkingDirectory=/nonexistent\n"
     (host.units / "circleosd-auth.service").write_text(unit)
-    reply = host.call("auth-service", {"action": "list"}, timeout=10)
+    reply = host.call("auth-service", {"action": "list"}, timeout=SECONDS)
     assert reply["error"] == "unavailable"
     assert "cannot run circleosd-auth.service: [Errno 2] No such file or directory" in reply["message"]
     (host.units / "circleosd-auth.service").unlink()
@@ -401,7 +402,7 @@ def test_who_has_no_home_is_told_what_to_set_and_then_runs(host_to_be: EmbeddedH
     for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
         done = subprocess.run(
             [BIN / "circleosd", "up"], env=environment, user=4_000_000, group=4_000_000, extra_groups=[],
-            capture_output=True, text=True, timeout=20, check=False,
+            capture_output=True, text=True, timeout=SECONDS, check=False,
         )  # fmt: skip
         assert done.returncode == 2
         assert done.stderr == f"circleosd: uid 4000000 has no home directory; set HOME or {variable}\n"
@@ -431,7 +432,7 @@ def test_who_has_no_home_is_told_what_to_set_and_then_runs(host_to_be: EmbeddedH
 )
 def test_a_place_that_does_not_do_is_refused(place: str, status: int, says: str) -> None:
     done = subprocess.run(
-        [BIN / "circleosd", "up", "--dir", place], capture_output=True, text=True, timeout=20, check=False
+        [BIN / "circleosd", "up", "--dir", place], capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert (done.returncode, done.stderr.count("\n")) == (status, 1)
     assert says in done.stderr
@@ -484,7 +485,7 @@ def test_a_place_in_the_hands_of_another_user_is_refused(
 )
 def test_a_flag_or_nothing_is_no_name(arguments: list[str], status: int, says: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [BIN / "circleosd", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False
+        [BIN / "circleosd", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith(says)
@@ -498,7 +499,7 @@ def test_what_keeps_a_service_from_starting_is_an_error_in_the_journal(tmp_path:
         found = os.fstat(journal.fileno())
         environment = {**os.environ, "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
         done = subprocess.run(
-            [BIN / "circleosd", "auth-service"], stderr=journal, env=environment, timeout=20, check=False
+            [BIN / "circleosd", "auth-service"], stderr=journal, env=environment, timeout=SECONDS, check=False
         )
         journal.seek(0)
         assert done.returncode == 12
@@ -574,7 +575,7 @@ def test_who_waits_for_a_service_that_cannot_start_is_told_why(
     host_to_be.start()
     with host_to_be.connect("auth-service") as silent:  # holds up nobody
         for _ in range(3):
-            reply = host_to_be.call("auth-service", {"action": "list"}, timeout=10)
+            reply = host_to_be.call("auth-service", {"action": "list"}, timeout=SECONDS)
             assert reply["error"] == "unavailable"
             assert reply["message"].startswith("auth-service cannot start: ")
             assert why in reply["message"]

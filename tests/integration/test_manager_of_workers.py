@@ -41,7 +41,7 @@ from circleosd.worker.frames import (
     Ready,
 )
 from circleosd.worker.host import LOG_BUDGET
-from tests.waiting import until
+from tests.waiting import SECONDS, until
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ def run(
         try:
             return asyncio.run(managed())
         finally:
-            served.result(10)
+            served.result(SECONDS)
 
 
 def load(directory: Path, sent: bytes, sink: Sink) -> Ready:
@@ -346,7 +346,7 @@ def test_a_worker_is_told_only_the_configuration_that_was_granted(tmp_path: Path
         listener.listen()
         served = threads.submit(worker)
         asyncio.run(probed())
-        served.result(10)
+        served.result(SECONDS)
     assert told == [config if granted else {}]
 
 
@@ -499,7 +499,7 @@ def test_a_call_that_is_given_up_leaves_the_others_alone_and_keeps_its_place_unt
     def peer(channel: Channel) -> None:
         loaded(channel)
         given_up, other = called(channel), called(channel)
-        go_on.wait(10)
+        go_on.wait(SECONDS)
         assert not select.select([channel._socket], [], [], 0)[0], "a third call came beside the two"
         channel.send(RESULT, given_up, b"too late")
         third = called(channel)
@@ -597,7 +597,7 @@ def test_a_reply_that_came_while_the_manager_was_stopped_came_in_time(
                 return super().select(timeout)
             called_now.clear()
             assert timeout is not None, "nobody waits for the end of the call"
-            assert replied.wait(10)
+            assert replied.wait(SECONDS)
             time.sleep(timeout)
             return []
 

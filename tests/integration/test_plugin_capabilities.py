@@ -21,6 +21,7 @@ from tests.integration.made import CALLER, HOST_CALLS, asking, caller, core, wri
 from tests.integration.people import ALICE, AUTH, BOB, PLUGINS, create, login
 from tests.integration.people import ask as ask_as
 from tests.native_source import native as handlers
+from tests.waiting import SECONDS
 
 
 def ask(host: EmbeddedHost, plugin: str, call: str, function: str = "call", **args: str) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def test_a_revocation_is_effective_within_a_running_call(host: EmbeddedHost, tmp
     host.wait_for(lambda: host.data("plugin-manager", "show", id="busy")["waiting"] == 1)
     started = time.monotonic()
     host.ok("plugin", "revoke", "busy", "kv")
-    calling.join(10)
+    calling.join(SECONDS)
     assert time.monotonic() - started < 5
     assert "the capability kv" in replies[0]["message"]
     host.unload("busy")
@@ -154,8 +155,8 @@ def test_a_call_that_waits_when_a_capability_is_revoked_begins_without_it(host: 
         host.wait_for(lambda: waiting() == 2)
         host.ok("plugin", "revoke", "queue", "clock")
         host.ok("plugin", "revoke", "queue", "kv")
-        assert "the capability kv" in first.result(10)["message"]
-        assert "the capability clock" in second.result(10)["message"]
+        assert "the capability kv" in first.result(SECONDS)["message"]
+        assert "the capability clock" in second.result(SECONDS)["message"]
     host.unload("queue")
 
 

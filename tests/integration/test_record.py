@@ -15,6 +15,7 @@ from tests.door import answer
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import BIN, EmbeddedHost
 from tests.integration.people import create, log_circlectl_in
+from tests.waiting import SECONDS
 
 
 def history(host: EmbeddedHost, *flags: str) -> list[dict[str, Any]]:
@@ -162,7 +163,7 @@ class Follower:
         self.process.send_signal(signal.SIGINT)
         assert self.process.stderr
         self.process.stderr.close()
-        return self.process.wait(10)
+        return self.process.wait(SECONDS)
 
 
 def test_follow_goes_on_with_what_is_done_also_when_a_service_starts_anew(new_host: NewHost) -> None:

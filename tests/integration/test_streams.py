@@ -14,6 +14,7 @@ import pytest
 from circleosd.paths import SERVICES
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import BIN, EmbeddedHost, read_reply
+from tests.waiting import SECONDS
 
 TALKER = "[Service]\nType=exec\nExecStart=/bin/sh -c 'echo one; echo two; while sleep 0.1; do echo tick; done'\n"
 
@@ -71,7 +72,7 @@ def test_what_is_followed_ends_when_its_reader_does(new_host: NewHost, line: str
             follower.stdout.readline()
         follower.stdout.close()
         follower.stdout = None
-        assert follower.wait(10) == 141
+        assert follower.wait(SECONDS) == 141
     finally:
         follower.kill()
         _, errors = follower.communicate()
@@ -88,7 +89,7 @@ def test_logs_show_the_last_lines_and_follow_goes_on(talking: EmbeddedHost) -> N
         assert follower.stdout is not None
         seen = [follower.stdout.readline().split()[-1] for _ in range(4)]
         follower.send_signal(signal.SIGINT)
-        assert follower.wait(10) == 130
+        assert follower.wait(SECONDS) == 130
     assert seen == ["tick"] * 4
 
 
@@ -141,7 +142,7 @@ def test_who_watches_is_told_that_the_service_has_ended(talking: EmbeddedHost) -
     assert watcher.stdout is not None
     assert "inactive" in watcher.stdout.readline()
     os.kill(talking.pid("service-registry"), signal.SIGTERM)
-    _, said = watcher.communicate(timeout=10)
+    _, said = watcher.communicate(timeout=SECONDS)
     assert watcher.returncode == 12
     assert said.startswith("circlectl: service-registry ended the stream [unavailable]; see the log: "), said
 

@@ -109,6 +109,7 @@ def test_a_database_that_cannot_be_opened_for_lack_of_space_says_so(tmp_path: Pa
     program = f"""
 import contextlib, pathlib
 from circleosd import database, ledger
+from tests.waiting import SECONDS
 place = pathlib.Path({str(tmp_path)!r})
 database.Database(place / "l.db", (ledger.SCHEMA,)).close()
 with contextlib.suppress(OSError), open(place / "rest", "wb", buffering=0) as file:
@@ -122,7 +123,7 @@ except database.Unavailable as error:
     mounted = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3"'
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", mounted, "sh", tmp_path, sys.executable, program],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     if "mount: " in done.stderr or "unshare: " in done.stderr:
         pytest.skip(f"no mounts here: {done.stderr}")

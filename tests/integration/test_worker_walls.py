@@ -18,6 +18,7 @@ import pytest
 from tests import PROJECT
 from tests.component_text import component
 from tests.native_source import native
+from tests.waiting import SECONDS
 from tests.wasi_text import ECHO, command
 from tests.worker_driver import core, start
 
@@ -106,6 +107,6 @@ def test_landlock_is_a_wall_of_its_own() -> None:
         hidden.listen()
         done = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(WITHOUT_SECCOMP), str(server.getsockname()[1]), name],
-            cwd=PROJECT, capture_output=True, text=True, timeout=30, check=False,
+            cwd=PROJECT, capture_output=True, text=True, timeout=SECONDS, check=False,
         )  # fmt: skip
     assert done.stdout.split() == ["EACCES", "EACCES", "EPERM", "EPERM", "EACCES", "done"], done.stderr

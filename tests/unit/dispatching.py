@@ -58,7 +58,7 @@ class Registry(_Dispatched):
             RegistryService(lambda: Catalog(entries, ()), self.units),
             identify=identify,
             ledger=self.ledger,
-            request_timeout=5,
+            request_timeout=60,
         )
 
 

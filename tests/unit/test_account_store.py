@@ -17,7 +17,7 @@ from circleosd.config import AuthSettings
 from circleosd.database import Database, Transaction
 from circleosd.errors import Unavailable
 from circleosd.policy import Grant
-from tests.waiting import until
+from tests.waiting import SECONDS, until
 
 T = TypeVar("T")
 
@@ -136,7 +136,7 @@ def test_uses_of_sessions_are_written_in_time_and_before_they_are_many(
         sessions = Sessions(database, AuthSettings())
         for token in tokens:
             sessions.note(token)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS):
             await until(lambda: not sessions._task)
 
     asyncio.run(use())

@@ -18,6 +18,7 @@ from circleosd.errors import Timeout, Unavailable
 from circleosd.systemd.bus import CALL_SIZE, DAEMON, IN_FLIGHT, Connection, connect
 from circleosd.systemd.buserrors import Lost
 from circleosd.systemd.names import MANAGER, SYSTEMD
+from tests.waiting import SECONDS
 
 RULE = "type='signal'"
 
@@ -97,7 +98,7 @@ def test_the_bus_is_asked_for_signals_though_the_first_who_wants_them_gives_up_b
         second.cancel()
         await asyncio.gather(*calls)
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), SECONDS))
 
 
 def test_a_call_is_lost_whose_reply_went_with_who_was_asked() -> None:
@@ -111,7 +112,7 @@ def test_a_call_is_lost_whose_reply_went_with_who_was_asked() -> None:
         with pytest.raises(Lost):
             await call
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), SECONDS))
 
 
 def test_a_call_that_nobody_answers_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +123,7 @@ def test_a_call_that_nobody_answers_is_a_timeout(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(Timeout, match=r"systemd1 did not answer within 0\.01 s"):
             await connection.call(MANAGER, "GetUnit")
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), SECONDS))
 
 
 async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -164,7 +165,7 @@ def test_a_call_behind_the_end_of_the_bus_is_lost_and_leaves_no_word_in_the_log(
             with pytest.raises(Lost):
                 await connection.call(MANAGER, "Subscribe")
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), SECONDS))
     gc.collect()
     assert not caplog.records, caplog.text
 
@@ -189,7 +190,7 @@ def test_who_gives_up_listening_as_the_bus_ends_has_given_up(tmp_path: Path) -> 
             await asyncio.wait([task])
             assert task.cancelled()
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), SECONDS))
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -211,4 +212,4 @@ def test_a_bus_without_a_systemd_is_said_to_lack_it(
 
     why = "the connection was lost" if ends else "it did not come within 0.1 s"
     with pytest.raises(Unavailable, match=f"^cannot find systemd on the message bus at unix:path=.*/bus: {why}$"):
-        asyncio.run(asyncio.wait_for(main(), 20))
+        asyncio.run(asyncio.wait_for(main(), SECONDS))

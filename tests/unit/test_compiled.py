@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from circleosd.plugins.compiled import Compiled
+from tests.waiting import SECONDS
 
 
 def test_a_compilation_is_kept_also_when_nobody_waits_for_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +21,7 @@ def test_a_compilation_is_kept_also_when_nobody_waits_for_that(tmp_path: Path, m
 
     def slowly(file: int) -> None:
         syncing.set()
-        assert may_sync.wait(10)
+        assert may_sync.wait(SECONDS)
         sync(file)
 
     async def given_up() -> int:

@@ -20,7 +20,7 @@ from circlectl.asking import Asking
 from circleosd import client, upstream, wire
 from circleosd.errors import Denied, Limit, Timeout, Unavailable
 from circleosd.policy import Peer
-from tests.waiting import until
+from tests.waiting import SECONDS, until
 
 
 def listener(path: Path) -> socket.socket:
@@ -66,7 +66,7 @@ def test_a_caller_waits_for_a_place_in_a_full_queue(tmp_path: Path) -> None:
             for one in held:
                 one.close()
             answer_all(sock, len(held))
-            waiting.join(10)
+            waiting.join(SECONDS)
             assert answers == ["here"]
 
 
@@ -86,7 +86,7 @@ def test_circlectl_waits_for_a_reply_as_long_as_the_service_takes(
     def receive(self: socket.socket, size: int, flags: int = 0) -> bytes:
         if flags != socket.MSG_PEEK:
             return received(self, size, flags)
-        assert taken.wait(60)
+        assert taken.wait(SECONDS)
         raise TimeoutError
 
     monkeypatch.setattr(socket.socket, "settimeout", lambda self, seconds: bounds.append(seconds))
@@ -95,7 +95,7 @@ def test_circlectl_waits_for_a_reply_as_long_as_the_service_takes(
         service = threading.Thread(target=answer)
         service.start()
         assert Asking(str(tmp_path), None, ()).once("s", {"action": "x"}) == "here"
-        service.join(10)
+        service.join(SECONDS)
     assert bounds == [client.CONNECT, None]
 
 
@@ -208,7 +208,7 @@ def test_an_answer_that_broke_off_is_none(tmp_path: Path, sent: bytes, said: str
             service.start()
             with pytest.raises(Unavailable, match=message):
                 ask()
-            service.join(10)
+            service.join(SECONDS)
 
 
 def test_an_answer_that_is_too_long_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ def test_an_answer_that_is_too_long_is_told_as_that(tmp_path: Path, monkeypatch:
         service.start()
         with pytest.raises(Limit, match="the answer of s has more than 1000 bytes"):
             asyncio.run(upstream.ask(str(path), {"action": "x"}, timeout=10))
-        service.join(10)
+        service.join(SECONDS)
 
 
 @contextlib.asynccontextmanager
@@ -259,7 +259,7 @@ def test_who_gives_up_takes_nobody_along_that_waits_for_the_same_answer(tmp_path
             assert (await other).user == "olga"
             assert asked == ["token"]
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_many_tokens_are_not_all_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +275,7 @@ def test_many_tokens_are_not_all_remembered(tmp_path: Path, monkeypatch: pytest.
                 assert len(identities._known) <= 3
             assert len(asked) == 10
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_who_sends_a_token_is_a_person_and_speaks_for_no_plugin(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_who_sends_a_token_is_a_person_and_speaks_for_no_plugin(tmp_path: Path) 
             person = await identities.identify(own, "token")
             assert (person.user, person.vouches) == ("olga", False)
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_nobody_is_told_to_join_the_group_that_stands_for_those_of_other_user_namespaces(

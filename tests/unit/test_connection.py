@@ -22,7 +22,7 @@ from circleosd.connection import SMALL, Connection
 from circleosd.passing import PIECE, Descriptors
 from circleosd.policy import Peer
 from tests.unit.serving import Patient, Silent, ask, connected, received, served, serving
-from tests.waiting import until
+from tests.waiting import SECONDS, until
 
 
 class Generous:
@@ -51,7 +51,7 @@ def test_a_peer_that_goes_before_it_has_its_reply_leaves_nothing_booked(tmp_path
             await until(lambda: not server.service.connections())
         assert server.booked.total() == 0
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 @contextlib.asynccontextmanager
@@ -78,7 +78,7 @@ def test_a_request_counts_as_a_connection_until_it_is_done_though_its_peer_has_g
             with connected(path) as another:
                 assert b'"limit"' in await ask(another)
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_no_stream_begins_for_a_peer_that_has_gone(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_no_stream_begins_for_a_peer_that_has_gone(tmp_path: Path) -> None:
             assert await ask(staying) == b"reply\n"
             assert service.streams == 0
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_a_refused_peer_that_does_not_leave_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_a_refused_peer_that_does_not_leave_is_cut_off(tmp_path: Path, monkeypat
                 assert service.connections() == 1
                 await until(lambda: not service.connections())
 
-    asyncio.run(asyncio.wait_for(run(), 5))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_a_service_that_was_stopped_reads_what_arrived_before_it_gives_a_connection_up(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_the_service_manager_is_told_what_a_service_does(tmp_path: Path) -> None
                 await until(lambda: manager.told == "listening; 1 requests answered, 2 connected")
                 await until(lambda: manager.signs_of_life >= 3)
 
-    asyncio.run(asyncio.wait_for(run(), 5))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_who_connects_as_a_service_is_about_to_end_is_left_in_the_queue_for_the_next_start(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_who_connects_as_a_service_is_about_to_end_is_left_in_the_queue_for_the_
                 await asyncio.sleep(0)  # the event loop has noticed it, and takes it behind this
             queue.accept()[0].close()
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_at_the_end_a_request_in_hand_is_answered_and_who_has_none_is_let_go(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_at_the_end_a_request_in_hand_is_answered_and_who_has_none_is_let_go(tmp
                 service.go.set()
                 assert await received(asking) == b"reply\n"
 
-    asyncio.run(asyncio.wait_for(run(), 10))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def refuse_memory(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
@@ -201,7 +201,7 @@ def test_a_line_for_which_there_is_no_memory_is_refused(
             peer.send(b"a part")
             assert b"this service has no memory left for the line" in await received(peer)
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 @pytest.mark.parametrize(("method", "told"), [("feed", []), ("next_line", [b"reply", b"no memory"])])
@@ -223,7 +223,7 @@ def test_what_is_refused_for_want_of_memory_is_not_taken_for_the_answer_to_what_
             assert all(word in line for word, line in zip(told, lines, strict=True))
             service.go.set()
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 class Talkative(Patient):
@@ -254,7 +254,7 @@ def test_who_asks_is_answered_while_a_stream_has_much_to_say(tmp_path: Path) -> 
             assert await loop.sock_recv(other, 100) == b"reply\n"
             assert 0 < service.said < 100
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 class Lingering(Patient):
@@ -285,7 +285,7 @@ def test_a_stream_that_takes_long_to_end_keeps_no_other_peer_from_being_looked_a
             assert b'"timeout"' in await received(other)
             service.go.set()
 
-    asyncio.run(asyncio.wait_for(run(), 10))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_a_peer_that_has_said_all_gets_its_replies_and_then_the_end(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_peer_that_has_said_all_gets_its_replies_and_then_the_end(tmp_path: Pa
             service.go.set()
             assert await received(peer) == b"reply\n" * 2
 
-    asyncio.run(asyncio.wait_for(run(), 5))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_what_comes_while_a_request_is_in_hand_is_answered_however_much_it_is(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_what_comes_while_a_request_is_in_hand_is_answered_however_much_it_is(tm
             peer.shutdown(socket.SHUT_WR)
             assert await received(peer) == b"reply\n" * 101
 
-    asyncio.run(asyncio.wait_for(run(), 10))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 class Clock:
@@ -350,7 +350,7 @@ def test_a_connection_is_idle_from_its_last_reply_on(tmp_path: Path, clock: Cloc
             await asyncio.sleep(0.2)  # and once more
             assert await ask(peer) == b"reply\n"
 
-    asyncio.run(asyncio.wait_for(run(), 5))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_the_time_for_a_line_begins_with_its_first_byte(tmp_path: Path, clock: Clock) -> None:
@@ -370,7 +370,7 @@ def test_the_time_for_a_line_begins_with_its_first_byte(tmp_path: Path, clock: C
             peer.send(b"no")
             assert b"the line was not completed within 60 s" in await received(peer)
 
-    asyncio.run(asyncio.wait_for(run(), 5))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 class Flowing(Patient):
@@ -398,7 +398,7 @@ def test_a_stream_waits_for_a_peer_that_does_not_read_and_leaves_a_connection_li
             assert data[: 100 * PIECE] == bytes(100 * PIECE)
             assert b'"timeout"' in data[100 * PIECE :]
 
-    asyncio.run(asyncio.wait_for(run(), 10))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_who_is_refused_behind_a_request_can_send_to_the_end_and_reads_why(tmp_path: Path) -> None:
@@ -415,7 +415,7 @@ def test_who_is_refused_behind_a_request_can_send_to_the_end_and_reads_why(tmp_p
             assert reply == b"reply"
             assert b'"limit"' in refusal
 
-    asyncio.run(asyncio.wait_for(run(), 10))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_who_has_taken_replies_late_but_in_time_is_not_cut_off_later(tmp_path: Path) -> None:
@@ -432,7 +432,7 @@ def test_who_has_taken_replies_late_but_in_time_is_not_cut_off_later(tmp_path: P
             await asyncio.sleep(1.5)  # in which the server looks for who takes nothing
             assert await ask(peer) == b"reply\n"
 
-    asyncio.run(asyncio.wait_for(run(), 10))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_one_uid_leaves_others_room_for_what_they_send_as_long_as_there_is_some(
@@ -468,7 +468,7 @@ def test_one_uid_leaves_others_room_for_what_they_send_as_long_as_there_is_some(
                 await loop.sock_sendall(fifth, part)
                 assert b"too much data is being sent and received here" in await received(fifth)
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_a_refused_peer_that_stays_holds_nothing_of_what_all_share(tmp_path: Path) -> None:
@@ -481,7 +481,7 @@ def test_a_refused_peer_that_stays_holds_nothing_of_what_all_share(tmp_path: Pat
                 assert b"a line may have at most" in await received(peer)
                 assert (service.connections(), server.booked.total()) == (1, 0)
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_a_connection_that_has_gone_leaves_no_task(tmp_path: Path) -> None:
@@ -493,7 +493,7 @@ def test_a_connection_that_has_gone_leaves_no_task(tmp_path: Path) -> None:
             peer.close()
             await until(lambda: len(asyncio.all_tasks()) != before)
 
-    asyncio.run(asyncio.wait_for(run(), 5))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 class Failing(selectors.EpollSelector):
@@ -544,5 +544,5 @@ def test_a_peer_that_cannot_be_waited_for_is_told_so(tmp_path: Path, *, answered
                 assert b'"limit"' in last
 
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-        runner.run(asyncio.wait_for(run(), 20))
+        runner.run(asyncio.wait_for(run(), SECONDS))
     assert not troubles

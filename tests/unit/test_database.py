@@ -13,6 +13,7 @@ import pytest
 
 from circleosd.database import Database, Transaction
 from circleosd.errors import Unavailable
+from tests.waiting import SECONDS
 
 
 class Slow:
@@ -23,7 +24,7 @@ class Slow:
 
     def __call__(self, tx: Transaction) -> str:
         self.begun.set()
-        assert self.may_end.wait(10)
+        assert self.may_end.wait(SECONDS)
         tx.execute("INSERT INTO numbers VALUES (1)")
         return "added"
 

@@ -28,7 +28,7 @@ from circleosd.registry.units import UnitState, Verb
 from circleosd.validation import ValidationError, validator
 from tests.unit.dispatching import Accounts, Registry, reply_to
 from tests.unit.fakes import ROOT, STRANGER, USERS, NoFiles
-from tests.waiting import until
+from tests.waiting import SECONDS, until
 
 
 def test_a_start_is_intended_carried_out_and_recorded(registry: Registry) -> None:
@@ -399,7 +399,7 @@ def test_interrupted_acts_are_looked_at_side_by_side(registry: Registry, monkeyp
         for _ in range(3):
             await registry.ledger.record(Row("intent", Caller(ROOT), "start", "nginx"))
         monkeypatch.setattr(registry.units, "states", all_together)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SECONDS):
             await registry.service.start()
 
     asyncio.run(interrupted())

@@ -20,6 +20,7 @@ from circleosd.ledger import ACTOR, Phase
 from circleosd.systemd import journal
 from circleosd.systemd.journal import Mirror, _OneLine, _Prefixed
 from tests import PROJECT
+from tests.waiting import SECONDS
 
 
 @pytest.mark.parametrize(("form", "begins"), [(_OneLine(), ""), (_Prefixed(), "<3>")])
@@ -48,7 +49,7 @@ def journald(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket
     monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "journal"))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(journal.SOCKET)
-        sock.settimeout(5)
+        sock.settimeout(SECONDS)
         yield sock
 
 

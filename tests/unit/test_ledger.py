@@ -531,7 +531,7 @@ def test_counts_that_are_being_written_at_the_end_are_not_lost(
     commit, may_end = opened.database._commit, threading.Event()
 
     def slow_commit() -> None:
-        may_end.wait(5)
+        may_end.wait(SECONDS)
         commit()
 
     async def scenario() -> None:
@@ -543,7 +543,7 @@ def test_counts_that_are_being_written_at_the_end_are_not_lost(
         closing = asyncio.create_task(opened.ledger.close())
         await asyncio.sleep(0.05)
         may_end.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SECONDS):
             await closing
         if not begun:
             await other
@@ -563,7 +563,10 @@ def test_who_follows_is_told_that_the_record_is_another_one(opened: Open, writte
 def test_a_follower_gets_what_is_there_and_what_comes_in_order(opened: Open) -> None:
     async def scenario() -> list[int]:
         seen: list[int] = []
-        async with asyncio.timeout(10), contextlib.aclosing(opened.ledger.follow(Follow(action_name="act"))) as rows:
+        async with (
+            asyncio.timeout(SECONDS),
+            contextlib.aclosing(opened.ledger.follow(Follow(action_name="act"))) as rows,
+        ):
             async for row in rows:
                 seen.append(row["seq"])
                 if row["seq"] == 3:  # while somebody waits, and from another task
@@ -633,7 +636,7 @@ def test_a_refusal_that_cannot_be_recorded_takes_no_other_with_it(
         for _ in range(2):
             with pytest.raises(TypeError):
                 await opened.ledger.refuse(odd)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SECONDS):
             async for row in opened.ledger.follow(Follow(after=1)):
                 assert (row["object"], row["count"]) == ("nginx", 1)
                 return

@@ -19,7 +19,7 @@ from circleosd.passing import PIECE, Descriptors, PassingSocket
 from circleosd.policy import Peer
 from tests.lingering import lingering
 from tests.unit.serving import Patient, received, served
-from tests.waiting import wait_until
+from tests.waiting import SECONDS, wait_until
 
 
 def test_a_piece_stays_below_what_malloc_maps() -> None:
@@ -100,7 +100,7 @@ def test_descriptors_that_nobody_took_are_closed_with_their_connection(tmp_path:
         finally:
             os.close(theirs)
 
-    asyncio.run(asyncio.wait_for(run(), 5))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 class Taking(Patient):
@@ -142,7 +142,7 @@ def test_a_request_does_not_get_the_descriptor_of_one_before_it(tmp_path: Path, 
                     told += await asyncio.to_thread(peer.recv, PIECE)
                 assert told == b"".join(expected)
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -168,4 +168,4 @@ def test_descriptors_of_a_refused_peer_are_closed_though_it_stays(tmp_path: Path
         finally:
             os.close(theirs)
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))

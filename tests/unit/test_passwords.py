@@ -16,6 +16,7 @@ from circleosd.auth import passwords
 from circleosd.auth.passwords import Passwords
 from circleosd.config import AuthSettings
 from circleosd.errors import BadRequest, Limit, Unavailable
+from tests.waiting import SECONDS
 
 CHEAP = AuthSettings(hash_memory=8, hash_passes=1)
 
@@ -116,7 +117,7 @@ def test_the_list_of_the_commonest_holds_what_can_be_chosen_at_all() -> None:
 def gated(settings: AuthSettings, monkeypatch: pytest.MonkeyPatch) -> tuple[Passwords, threading.Event]:
     """The first password is looked at once the event is set."""
     gate = threading.Event()
-    monkeypatch.setattr(Passwords, "_matches", lambda self, stored, password: gate.wait(20))
+    monkeypatch.setattr(Passwords, "_matches", lambda self, stored, password: gate.wait(SECONDS))
     return Passwords(settings), gate
 
 

@@ -22,7 +22,7 @@ from circleosd.plugins.manifest import Capability, Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.service import HOST_MIGRATIONS
 from circleosd.plugins.store import Record
-from tests.waiting import until
+from tests.waiting import SECONDS, until
 
 
 def plugin(name: str) -> Plugin:
@@ -42,7 +42,7 @@ def with_events(directory: Path, deliver: Deliver, use: Callable[[Events, Plugin
         finally:
             kept.close()
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 async def taken(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
@@ -148,7 +148,7 @@ def test_what_plugins_keep_can_be_had_while_many_events_are_read(
 
     def slow(connection: sqlite3.Connection, count: int, topic: str | None) -> list[PluginEvent]:
         begun.set()
-        assert told.wait(20)
+        assert told.wait(SECONDS)
         return []
 
     async def use(events: Events, emitting: Plugin) -> None:

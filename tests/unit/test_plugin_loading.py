@@ -21,7 +21,7 @@ from circleosd.plugins.signatures import Signatures, Signer
 from circleosd.plugins.store import Artifacts
 from circleosd.policy import Peer
 from circleosd.wire import encode
-from tests.waiting import until
+from tests.waiting import SECONDS, until
 
 US = Peer(os.getuid(), os.getgid(), os.getpid())
 WASM = b"\0asm\1\0\0\0"
@@ -37,7 +37,7 @@ def test_an_artifact_that_is_still_being_copied_keeps_its_descriptor(
 
     def slow_read(source: int, offset: int) -> bytes:
         waits.set()
-        goes_on.wait(5)
+        goes_on.wait(SECONDS)
         seen.append(source)
         found.append(read(source, offset))
         ended.set()
@@ -59,7 +59,7 @@ def test_an_artifact_that_is_still_being_copied_keeps_its_descriptor(
         goes_on.set()
         await asyncio.to_thread(ended.wait)
         os.close(other)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SECONDS):
             await until(lambda: not [*(tmp_path / "store").iterdir()])  # the copy that nobody wants any more
 
     asyncio.run(given_up())
@@ -175,7 +175,7 @@ def test_of_verifications_at_once_few_have_a_copy_and_a_load_does_not_wait_for_t
     loading = Loading(Artifacts(store), nobody, PluginSettings())
 
     async def scenario() -> int:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS):
             asking = [asyncio.create_task(loading.verify(files, Verify(str(plugin)), None)) for _ in range(20)]
             await until(lambda: nobody.asked >= VERIFIED_AT_ONCE)
             async with loading.candidate(files, Load(str(plugin))):

@@ -8,6 +8,7 @@ from pathlib import Path
 from circleosd.config import PluginSettings
 from circleosd.errors import Denied, Limit
 from tests.unit.fakes import SlowWorker, with_worker
+from tests.waiting import SECONDS
 
 
 def test_calls_in_hand_take_no_place_among_those_that_wait(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_a_place_that_comes_to_a_call_just_given_up_goes_to_the_next(tmp_path: P
         await asyncio.sleep(0)
         second = asyncio.create_task(runners.call(plugin, "f", "second"))
         await first
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SECONDS):
             return await runners.call(plugin, "f", "third")
 
     assert asyncio.run(third()) == "third"

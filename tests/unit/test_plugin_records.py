@@ -31,7 +31,7 @@ from circleosd.plugins.service import HOST_MIGRATIONS, PluginService
 from circleosd.plugins.signatures import Signatures
 from circleosd.plugins.store import Artifacts, Loaded, Record
 from tests.unit.fakes import ROOT, LateNews, NoFiles, identify
-from tests.waiting import until
+from tests.waiting import SECONDS, until
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_manager_ends_also_while_a_record_is_being_written_down(
         monkeypatch.setattr(database, "_commit", slow_commit)
         service._plugins["p"].health.succeeded()
         await asyncio.to_thread(begun.wait)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SECONDS):
             await service.close()
 
     asyncio.run(ended())
@@ -143,7 +143,7 @@ def test_a_record_that_could_not_be_written_down_is_later(
         service = await started(tmp_path, database, ledger)
         monkeypatch.setattr(database, "_commit", commit_the_second_time)
         service._plugins["p"].health.succeeded()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SECONDS):
             await asyncio.to_thread(failed.wait)
             while not await database.read(store.records):
                 await asyncio.sleep(0.01)

@@ -19,6 +19,7 @@ from circleosd.registry.units import LogLine, UnitState
 from circleosd.systemd.units import SystemdUnits
 from tests.unit.dispatching import Registry, reply_to
 from tests.unit.fakes import ROOT, STRANGER, NoFiles
+from tests.waiting import SECONDS
 
 
 def test_the_state_before_a_job_is_asked_for_while_its_intent_is_written(
@@ -31,7 +32,7 @@ def test_the_state_before_a_job_is_asked_for_while_its_intent_is_written(
         return await states(units)
 
     async def waiting(row: Row) -> int:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SECONDS):
             await asked.wait()
         assert registry.units.jobs == ([("start", "nginx.service")] if row.intent else [])
         return await record(row)

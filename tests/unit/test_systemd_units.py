@@ -17,6 +17,7 @@ from circleosd.systemd.buserrors import ErrorReply, Lost, explained
 from circleosd.systemd.names import MANAGER, object_path, switch_unit
 from circleosd.systemd.states import state_of
 from circleosd.systemd.units import RULE_MAKER, TRIES, SystemdUnits, bus_address
+from tests.waiting import SECONDS
 
 UNIT = "a.service"
 PATH = "/org/freedesktop/systemd1/unit/a_2eservice"
@@ -85,7 +86,7 @@ def watched(bus: Bus, number: int) -> list[tuple[str, float | None]]:
         manager = SystemdUnits("system", timeout=1)
         manager._connection = bus  # type: ignore[assignment]  # what a watcher needs of one
         changes = manager.watch([UNIT])
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(SECONDS):
             found = [await anext(changes) for _ in range(number)]
         assert abs((found[0].since or 0) - time.time()) < 5
         return [(found[0].active, None), *((state.active, state.since) for state in found[1:])]
@@ -138,7 +139,7 @@ def test_a_watch_asks_one_question_however_many_units_and_is_silent_where_unit_f
         bus.waiting = [Message(path="/", member="Reloading", body=[begins]) for begins in (True, False) * 2]
         manager._connection = bus  # type: ignore[assignment]  # what a watcher needs of one
         changes = manager.watch(names)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SECONDS):
             assert [(await anext(changes)).unit for _ in names] == names
             assert asked == ["ListUnitsByNames"]
             changed = await anext(changes)
@@ -176,7 +177,7 @@ class Scripted(Bus):
             manager = SystemdUnits("system", timeout=1)
             manager._connection = self  # type: ignore[assignment]  # what a watcher needs of one
             changes = manager.watch(units, pattern)
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(SECONDS):
                 return [(state.unit, state.active) for state in [await anext(changes) for _ in range(number)]]
 
         return asyncio.run(main())

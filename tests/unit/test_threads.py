@@ -9,6 +9,7 @@ from typing import NoReturn
 import pytest
 
 from circleosd.threads import Threads, runner
+from tests.waiting import SECONDS
 
 
 def fail(thread: threading.Thread) -> NoReturn:
@@ -23,8 +24,8 @@ def test_what_was_refused_for_want_of_a_thread_is_not_done_later(monkeypatch: py
             for _ in range(3):
                 with pytest.raises(RuntimeError, match="can't start new thread"):
                     threads.submit(done.append, "refused")
-        assert threads.submit(int, "7", base=8).result(10) == 7
-        threads.submit(done.append, "taken").result(10)
+        assert threads.submit(int, "7", base=8).result(SECONDS) == 7
+        threads.submit(done.append, "taken").result(SECONDS)
     assert done == ["taken"]
 
 

@@ -11,7 +11,7 @@ from circleosd.passing import Descriptors
 from circleosd.policy import Peer
 from circleosd.turns import LEAST, ROUND, Turns
 from tests.unit.serving import Patient, connected, serving
-from tests.waiting import until
+from tests.waiting import SECONDS, until
 
 AT_ONCE = ROUND // LEAST
 
@@ -94,4 +94,4 @@ def test_who_comes_last_does_not_wait_for_all_the_connections_of_another(
                 peer.close()
         assert order.index(2) < 10
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
