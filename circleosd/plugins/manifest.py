@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from circleosd.api.contract import Between, Length, Pattern, Rule, quoted
 from circleosd.api.plugins import ELF, PLUGIN_NAME, WASM, PluginName, once
 from circleosd.config import PluginSettings
 from circleosd.errors import BadRequest, Limit
 from circleosd.plugins import capabilities
-from circleosd.worker.frames import MAX_PAYLOAD
+from circleosd.worker.frames import MAX_PAYLOAD, Abi, Instance, PluginType
 
 MAX_MANIFEST = 64 * 1024  # bytes
 MAX_NUMBER = (1 << 63) - 1
@@ -100,13 +100,13 @@ class Manifest:
     name: PluginName
     version: Annotated[str, Length(1, 64)] = "0"
     description: Annotated[str, Length(0, 500)] = ""
-    plugin_type: Literal["wasm", "native"] = "wasm"
+    plugin_type: PluginType = "wasm"
     entry: Annotated[str | None, Length(1, 128)] = None
-    abi: Literal["core", "component", "wasi", "native"] | None = None
+    abi: Abi | None = None
     capabilities: Annotated[tuple[Capability, ...], _Asked()] = ()
     limits: Limits = Limits()
     config: Annotated[dict[str, str], _Environment()] = field(default_factory=dict)
-    instance: Literal["fresh", "shared"] = "fresh"
+    instance: Instance = "fresh"
     deterministic: bool = False
     sha256: Annotated[str | None, Pattern("[0-9a-f]{64}", "a sha256 in hexadecimal, in lower case")] = None
     size: Annotated[int | None, Between(0, MAX_NUMBER)] = None
@@ -196,7 +196,7 @@ def derive(path: str, head: bytes) -> Manifest:
     return Manifest(name=name, plugin_type=type_of(head))
 
 
-def type_of(head: bytes) -> Literal["wasm", "native"]:
+def type_of(head: bytes) -> PluginType:
     """The type of an artifact, by its first bytes. Raises `BadRequest` for anything that is not a plugin."""
     if head.startswith(WASM):
         return "wasm"

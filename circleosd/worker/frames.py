@@ -68,7 +68,9 @@ TO_MANAGER: Final[dict[int, int]] = {
 
 # `unavailable`: the machine lacks something that a worker needs before it is ready, which is not the plugin's fault.
 Code: TypeAlias = Literal["plugin-failed", "timeout", "limit", "not-found", "bad-request", "unavailable"]
+PluginType: TypeAlias = Literal["wasm", "native"]
 Abi: TypeAlias = Literal["core", "component", "wasi", "native"]
+Instance: TypeAlias = Literal["fresh", "shared"]
 
 # Levels of LOG frames and of the plugins' log functions.
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -91,11 +93,11 @@ class Load(NamedTuple):
     """What a worker is to run. `abi` None means: detect it; `entry` is the init function of a native plugin."""
 
     name: str
-    plugin_type: Literal["wasm", "native"]
+    plugin_type: PluginType
     limits: Limits = Limits()
     abi: Abi | None = None
     entry: str | None = None
-    instance: Literal["fresh", "shared"] = "fresh"
+    instance: Instance = "fresh"
     deterministic: bool = False
     config: dict[str, str] = {}  # noqa: RUF012  (a NamedTuple's default, never written to)
     granted: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Semaphore
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import pytest
 
@@ -196,10 +196,10 @@ async def why_lost(worker: Worker) -> str:
 )
 @pytest.mark.parametrize(("kind", "body"), [(HOST_CALL, QUESTION), (LOG, b"\1text")], ids=["ask", "log"])
 def test_a_loaded_worker_asks_and_logs_for_a_call_or_to_prepare_the_next_of_wasm(
-    tmp_path: Path, plugin_type: Literal["wasm", "native"], number: int, allowed: bool, kind: int, body: bytes
+    tmp_path: Path, plugin_type: frames.PluginType, number: int, allowed: bool, kind: int, body: bytes
 ) -> None:
     def peer(channel: Channel) -> None:
-        abi: Literal["core", "native"] = "core" if plugin_type == "wasm" else "native"
+        abi: frames.Abi = "core" if plugin_type == "wasm" else "native"
         channel.send(READY, 0, frames.ready_body(Ready(abi, ["handle"], [], None, [])))
         channel.send(RESULT, called(channel), b"")
         channel.send(kind, number, body)
