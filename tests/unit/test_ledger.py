@@ -209,6 +209,21 @@ def test_the_oldest_rows_removed_without_a_row_that_says_so_are_missed(tmp_path:
     book.database.close()
 
 
+def test_a_row_has_the_fields_that_callers_are_promised_also_if_an_earlier_version_wrote_it(opened: Open) -> None:
+    # As version 0.1.0 writes it: without what later versions add to a row.
+    body = (
+        '{"action":"stop","actor":{"exe":"/usr/bin/python3.11","gid":1000,"login":1000,"pid":4711,"plugin":null,'
+        '"session":null,"uid":1000,"unit":"session-1.scope","user":"alice"},"after":"inactive","before":"active",'
+        '"count":1,"duration":0.5,"error":null,"intent":1,"message":null,"object":"nginx","params":{},"phase":"outcome",'
+        '"seq":2,"time":1795852455.5}'
+    )
+    opened.record("act", object="x")
+    asyncio.run(opened.database.write(lambda tx: tx.execute("INSERT INTO ledger VALUES (2, ?, zeroblob(32))", (body,))))
+    new, old = opened.history()
+    assert (old["action"], old["after"]) == ("stop", "inactive")
+    assert new.keys() == old.keys() == Event.__annotations__.keys()
+
+
 @pytest.mark.parametrize("body", ["{}", "[]", "{", '{"time":"never"}', '{"seq":3}', b"{}"])
 def test_a_row_that_nobody_can_read_hides_no_other_and_ends_no_start(opened: Open, body: str | bytes) -> None:
     for number in range(3):
