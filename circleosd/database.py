@@ -78,13 +78,14 @@ class Database:
     def _for_writing(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
         connection.execute(f"PRAGMA cache_size=-{WRITE_CACHE}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > len(self._migrations):
             raise sqlite3.DatabaseError(f"its schema version {version} is newer than this CircleOSD")
         for number, script in enumerate(self._migrations[version:], version + 1):
             connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version={number}; COMMIT")
+        # Not earlier, or a migration that replaces a table empties those that refer to it (sqlite.org/lang_altertable).
+        connection.execute("PRAGMA foreign_keys=ON")
 
     def _why_not(self, failure: Exception) -> str:
         """Why the file could not be opened; SQLite only says that it could not."""

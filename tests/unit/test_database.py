@@ -117,6 +117,48 @@ def test_a_file_that_could_at_first_be_opened_for_reading_alone_is_written_to_wh
     opened.close()
 
 
+USERS = """
+CREATE TABLE users (name TEXT PRIMARY KEY);
+CREATE TABLE grants (user TEXT NOT NULL REFERENCES users (name) ON DELETE CASCADE);
+INSERT INTO users VALUES ('alice');
+INSERT INTO grants VALUES ('alice')
+"""
+# As sqlite.org/lang_altertable.html has it: ALTER TABLE cannot add such a column.
+WITH_UID = """
+CREATE TABLE new_users (name TEXT PRIMARY KEY, uid INTEGER UNIQUE);
+INSERT INTO new_users (name) SELECT name FROM users;
+DROP TABLE users;
+ALTER TABLE new_users RENAME TO users
+"""
+
+
+def test_a_migration_that_replaces_a_table_keeps_what_refers_to_it(tmp_path: Path) -> None:
+    Database(tmp_path / "m.db", (USERS,)).close()
+    opened = Database(tmp_path / "m.db", (USERS, WITH_UID))
+
+    async def scenario() -> None:
+        assert await opened.read(lambda db: [*map(tuple, db.execute("SELECT * FROM users"))]) == [("alice", None)]
+        await opened.write(lambda tx: tx.execute("INSERT INTO grants VALUES ('alice')"))
+        with pytest.raises(sqlite3.IntegrityError):
+            await opened.write(lambda tx: tx.execute("INSERT INTO grants VALUES ('bob')"))
+        assert await opened.read(lambda db: len(db.execute("SELECT * FROM grants").fetchall())) == 2
+        await opened.write(lambda tx: tx.execute("DELETE FROM users"))
+        assert await opened.read(lambda db: db.execute("SELECT * FROM grants").fetchall()) == []
+
+    asyncio.run(scenario())
+    opened.close()
+
+
+def test_a_migration_that_fails_changes_nothing_and_is_tried_again(tmp_path: Path) -> None:
+    Database(tmp_path / "m.db", (USERS,)).close()
+    with pytest.raises(Unavailable, match="no such table: missing"):
+        Database(tmp_path / "m.db", (USERS, WITH_UID.replace("DROP TABLE users", "DROP TABLE missing")))
+    opened = Database(tmp_path / "m.db", (USERS, WITH_UID))
+    columns = asyncio.run(opened.read(lambda db: [row["name"] for row in db.execute("PRAGMA table_info(users)")]))
+    assert columns == ["name", "uid"]
+    opened.close()
+
+
 def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     Database(tmp_path / "n.db", ("CREATE TABLE numbers (number INTEGER)",)).close()
     with pytest.raises(Unavailable, match="newer than this CircleOSD"):
