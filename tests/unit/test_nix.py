@@ -13,15 +13,18 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from circleosd.api.contract import Pattern
 from circleosd.api.plugins import PLUGIN_NAME
 from circleosd.api.registry import SERVICE_NAME
+from circleosd.config import TrustPolicy
 from circleosd.errors import BadRequest
 from circleosd.plugins.capabilities import ALL, KINDS, check
-from circleosd.registry.catalog import ALL_VERBS, OWN, PLUGIN_PREFIX
+from circleosd.registry.catalog import OWN, PLUGIN_PREFIX, UnitName
+from circleosd.registry.units import Verb
 from tests import PROJECT
 
 UNITS = PROJECT / "units"
@@ -204,7 +207,13 @@ def test_the_module_and_the_services_agree_on_names(names: Any) -> None:
     assert names["pluginRule"] == PLUGIN_NAME
     assert names["serviceRule"] == SERVICE_NAME
     assert names["workerPrefix"] == PLUGIN_PREFIX
-    assert set(names["defaultVerbs"]) <= set(ALL_VERBS)
+    # Whether a unit is enabled is the configuration's business.
+    assert names["verbs"] == [*get_args(Verb)]
+    assert set(names["defaultVerbs"]) <= set(names["verbs"])
+    assert names["trustPolicies"] == [*get_args(TrustPolicy)]
+    (unit,) = (mark for mark in get_args(UnitName) if isinstance(mark, Pattern))
+    # In brackets, a backslash stands for itself (regex(7)).
+    assert names["unitRule"].replace("\\-]", "\\\\-]") == unit.regex
 
 
 @nix

@@ -28,9 +28,17 @@ rec {
     "all|log|kv|config|clock|services:read|services:restart:(\\*|${serviceRule})"
     + "|events:(\\*|[a-zA-Z0-9][a-zA-Z0-9_.@-]{0,127})";
 
-  startVerbs = [
+  unitRule = "[a-zA-Z0-9:_.\\-]+(@[a-zA-Z0-9:_.\\-]+)?\\.(service|socket|timer|path|target|mount|slice)";
+
+  defaultVerbs = [
     "start"
     "stop"
+    "restart"
   ];
-  defaultVerbs = startVerbs ++ [ "restart" ];
+  verbs = defaultVerbs ++ [ "reload" ];
+  trustPolicies = [
+    "require"
+    "warn"
+    "off"
+  ];
 }

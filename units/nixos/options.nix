@@ -15,9 +15,7 @@ let
   json = pkgs.formats.json { };
 
   unitName =
-    types.addCheck (types.strMatching (
-      "[a-zA-Z0-9:_.\\-]+(@[a-zA-Z0-9:_.\\-]+)?" + "\\.(mount|path|service|slice|socket|target|timer)"
-    )) (unit: lib.stringLength unit <= 255)
+    types.addCheck (types.strMatching names.unitRule) (unit: lib.stringLength unit <= 255)
     // {
       description = "name of a systemd unit that can be started, with its suffix";
     };
@@ -59,14 +57,7 @@ let
         };
 
         verbs = mkOption {
-          type = types.nonEmptyListOf (
-            types.enum [
-              "start"
-              "stop"
-              "restart"
-              "reload"
-            ]
-          );
+          type = types.nonEmptyListOf (types.enum names.verbs);
           default = names.defaultVerbs;
           example = [
             "restart"
@@ -187,13 +178,7 @@ in
       type = types.submodule {
         freeformType = toml.type;
         options.plugins.trust = mkOption {
-          type = types.nullOr (
-            types.enum [
-              "require"
-              "warn"
-              "off"
-            ]
-          );
+          type = types.nullOr (types.enum names.trustPolicies);
           default = if cfg.trustedSigners == [ ] then null else "require";
           defaultText = lib.literalExpression ''if trustedSigners == [ ] then null else "require"'';
           example = "require";
