@@ -111,7 +111,9 @@ class Service:
                 return await self._handlers.resolve(intent)
         except (CircleError, TimeoutError) as error:
             log.warning("row %d has no outcome yet: cannot find out: %s", intent["seq"], str(error) or "no answer")
-            return None
+        except Exception:  # which must not end every start
+            log.exception("row %d has no outcome yet: cannot find out", intent["seq"])
+        return None
 
     def busy(self) -> bool:
         """Whether something is under way that no connection waits for."""

@@ -188,6 +188,8 @@ class RegistryService(Handlers):
                 return Resolution(None, exc.code, f"the unit file {entry.unit} cannot be inspected: {exc}")
             matches = enabled.startswith("enabled") == (verb == "enable")
             return Resolution(enabled, None if matches else UnitFailed.code, f"the unit file {entry.unit} is {enabled}")
+        if verb not in ON_ITS_WAY:  # another version's
+            return await super().resolve(intent)
         (state,) = await self._units.states([entry.unit])
         error = None if state.active in ON_ITS_WAY[verb] else UnitFailed.code
         return Resolution(state.active, error, f"the unit {entry.unit} is {state.active} ({state.sub})")

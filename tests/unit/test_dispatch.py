@@ -15,12 +15,13 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from circleosd.api import actions
-from circleosd.api.common import History
+from circleosd.api.common import Event, History
 from circleosd.api.contract import Between, completed
 from circleosd.auth import store
 from circleosd.auth.service import AuthService
 from circleosd.database import Database
 from circleosd.deadlines import Deadlines
+from circleosd.handlers import Resolution
 from circleosd.ledger import TEXT_SHOWN
 from circleosd.ledger import Entry as Row
 from circleosd.policy import Caller, Role
@@ -386,6 +387,25 @@ def test_a_record_that_cannot_be_continued_keeps_no_service_from_telling_so(regi
     asyncio.run(interrupted())
     assert registry.ask({"action": "audit"})["data"]["problems"]
     assert registry.ask({"action": "status", "name": "nginx"})["ok"]
+
+
+def test_a_bug_in_finding_out_how_an_act_ended_ends_no_start(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(intent: Event) -> Resolution:
+        raise KeyError("secret detail")
+
+    async def interrupted() -> None:
+        await registry.ledger.record(Row("intent", Caller(ROOT), "stop", "nginx"))
+        with monkeypatch.context() as patched:
+            patched.setattr(registry.service._handlers, "resolve", broken)
+            await registry.service.start()
+        assert len(await registry.ledger.unfinished()) == 1, "the next start tries again"
+        await registry.service.start()
+
+    asyncio.run(interrupted())
+    assert "secret detail" in caplog.text
+    assert registry.history() == [("intent", "stop", "nginx"), ("outcome", "stop", "nginx")]
 
 
 def test_interrupted_acts_are_looked_at_side_by_side(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,6 +227,17 @@ def test_an_intent_without_outcome_is_resolved_at_the_next_start_by_looking_at_t
     assert says in outcome["message"]
 
 
+def test_an_interrupted_act_of_another_version_has_an_unknown_outcome(registry: Registry) -> None:
+    async def interrupted() -> None:
+        await registry.ledger.record(Row("intent", Caller(ROOT), "freeze", "nginx"))
+        await registry.service.start()
+
+    asyncio.run(interrupted())
+    outcome = registry.ask({"action": "history"})["data"][-1]
+    assert (outcome["phase"], outcome["error"]) == ("outcome", "internal")
+    assert outcome["message"].endswith("at its next start its outcome is unknown")
+
+
 @pytest.mark.parametrize(("action", "error"), [("enable", "unit-failed"), ("disable", None)])
 def test_an_interrupted_switch_is_resolved_by_looking_at_the_unit_file(
     registry: Registry, action: str, error: str | None
