@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, NoReturn
 
 from circleosd.worker.binary import FUNC, GLOBAL, I32, I64, MEMORY, Data, Module, Reader, read_module, refuse, sections
+from circleosd.worker.failure import PluginFailure
 from circleosd.worker.frames import MAX_FUNCTIONS, MAX_ITEM, MAX_ITEMS, MAX_NAME, Abi
 
 CORE_ABI_VERSION: Final = 1
@@ -31,8 +32,9 @@ WASI_PACKAGES: Final = ("wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:i
 
 _WASI: Final = "wasi_snapshot_preview1"
 _HANDLER: Final = ((I32,), (I64,))
-_SEGMENT: Final = struct.Struct("<IIQQQQ16x")  # Elf64_Phdr: p_type, flags, offset, addresses, filesz; elf(5)
+_SEGMENT: Final = struct.Struct("<IIQQQQQ8x")  # Elf64_Phdr: p_type, flags, offset, addresses, filesz, memsz; elf(5)
 _PT_LOAD: Final = 1
+_PF_W: Final = 2
 
 
 class Artifact(NamedTuple):
@@ -71,8 +73,10 @@ def require_few(functions: list[str]) -> None:
         refuse(f"has {len(functions)} functions to call: at most {MAX_FUNCTIONS} are allowed")
 
 
-def inspect_native(data: Data) -> None:
-    """Raises `PluginFailure` (`bad-request`) unless `data` is a shared object for this machine."""
+def inspect_native(data: Data, memory: int) -> None:
+    """Raises `PluginFailure` (`bad-request`) unless `data` is a shared object for this machine, and `limit` if its
+    variables take more than `memory` bytes: the kernel does not count those that dlopen(3) maps over its reservation.
+    """
     if data[:4] != b"\x7fELF":
         refuse("is not an ELF shared object")
     if len(data) < 64:
@@ -87,12 +91,17 @@ def inspect_native(data: Data) -> None:
         refuse(f"is for another machine (ELF machine {machine}), not for {platform.machine()}")
     # Otherwise the worker would end by SIGBUS: dlopen(3) maps what is not there.
     table, entries = int.from_bytes(data[32:40], "little"), int.from_bytes(data[56:58], "little")
+    variables = 0
     for header in range(table, table + entries * _SEGMENT.size, _SEGMENT.size):
         if header + _SEGMENT.size > len(data):
             refuse("is truncated: its ELF program headers are incomplete")
-        kind, _, offset, _, _, size = _SEGMENT.unpack_from(data, header)
+        kind, flags, offset, _, _, size, mapped = _SEGMENT.unpack_from(data, header)
         if kind == _PT_LOAD and offset + size > len(data):
             refuse("is truncated: a segment of it ends after the file does")
+        if kind == _PT_LOAD and flags & _PF_W:
+            variables += mapped
+    if variables > memory:
+        raise PluginFailure("limit", f"its variables take {variables} bytes: its limit for memory is {memory} bytes")
 
 
 def _inspect(data: Data) -> Artifact:

@@ -55,7 +55,7 @@ def load_plugin(load: Load, descriptors: list[int], channel: Channel, host: Host
         raise PluginFailure("bad-request", "it is empty")
     with mmap.mmap(descriptors[0], size, access=mmap.ACCESS_READ) as data:
         if load.plugin_type == "native":
-            inspect.inspect_native(data)
+            inspect.inspect_native(data, load.limits.memory)
             return _load_native(load, descriptors[0], host, parallel)
         artifact = inspect.inspect(data, load.abi)
         return _load_wasm(load, artifact, data, descriptors[1:], channel, host, parallel)

@@ -189,10 +189,18 @@ def test_a_library_that_cannot_be_linked_is_refused_with_the_linkers_words() -> 
         worker.ready()
 
 
-def test_a_library_that_is_larger_than_its_memory_is_refused_for_that() -> None:
-    fill = "static char room[1 << 30]; HANDLER(fill) { UNUSED; memset(room, 1, sizeof room); return 0; }"
-    refused = pytest.raises(CallFailed, match=r"^limit: failed to map .* than its limit for memory of 1048576 bytes$")
+@pytest.mark.parametrize("size", ["2 << 20", "200 << 20", "1 << 30"])
+def test_a_library_whose_variables_are_larger_than_its_memory_is_refused_for_that(size: str) -> None:
+    fill = f"static char room[{size}]; HANDLER(fill) {{ UNUSED; memset(room, 1, sizeof room); return 0; }}"
+    refused = pytest.raises(CallFailed, match=r"^limit: its variables take \d+ bytes: its limit .* is 1048576 bytes$")
     with start(native(fill, "fill"), plugin_type="native", memory=1 << 20) as worker, refused:
+        worker.ready()
+
+
+def test_a_library_that_spreads_over_more_addresses_than_its_worker_has_is_refused_for_that() -> None:
+    artifact = shared_object("int variable = 1;", "gcc", "-xc", "-Wl,--section-start=.data=0x20000000")
+    refused = pytest.raises(CallFailed, match=r"^limit: failed to map .* than its limit for memory of 1048576 bytes$")
+    with start(artifact, plugin_type="native", memory=1 << 20) as worker, refused:
         worker.ready()
 
 

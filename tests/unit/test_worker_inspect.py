@@ -284,7 +284,7 @@ def test_any_damage_is_a_refusal_or_another_valid_reading() -> None:
 )
 def test_a_native_artifact_is_checked_before_it_is_opened(data: bytes, reason: str) -> None:
     with pytest.raises(PluginFailure, match=reason):
-        inspect_native(data)
+        inspect_native(data, 1 << 20)
 
 
 @pytest.mark.parametrize("length", [65, 119, 120, 4095])
@@ -295,9 +295,9 @@ def test_a_native_artifact_that_is_truncated_is_refused_before_it_is_mapped(leng
     header[32], header[56] = 64, 1  # one program header, behind this one
     segment = struct.pack("<IIQQQQQQ", 1, 5, 4000, 4000, 4000, 96, 96, 4096)  # from 4000 to the end of the file
     whole = (bytes(header) + segment).ljust(4096, b"\0")
-    inspect_native(whole)
+    inspect_native(whole, 1 << 20)
     with pytest.raises(PluginFailure, match="it is truncated: "):
-        inspect_native(whole[:length])
+        inspect_native(whole[:length], 1 << 20)
 
 
 def test_what_the_manager_imports_does_not_load_wasmtime() -> None:
