@@ -288,4 +288,4 @@ def _few(names: Iterable[str]) -> str:
 
 
 def _shown(name: str) -> str:
-    return name if len(name) <= 80 and name.isprintable() else repr(name[:80])
+    return name if 0 < len(name) <= 80 and name.isprintable() else repr(name[:80])

@@ -108,6 +108,7 @@ def test_a_module_that_is_no_plugin_is_refused_with_what_is_missing(body: str, r
     ("source", "reason"),
     [
         ("extism:host/env", "nor _start (a wasi command), but exports memory, and imports from env, extism:host/env"),
+        ("", "nor _start (a wasi command), but exports memory, and imports from env, ''"),
         (
             "wasi_snapshot_preview1",
             "from env, wasi_snapshot_preview1: a WASI library (reactor) is not a plugin, build a command instead",
