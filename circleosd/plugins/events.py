@@ -6,7 +6,6 @@ Delivery is at most once: events still waiting when the manager ends are lost.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sqlite3
 import time
 from collections import deque
@@ -22,8 +21,7 @@ from circleosd.fair import Fair
 from circleosd.places import Places
 from circleosd.plugins.cause import Cause
 from circleosd.plugins.plugin import Plugin
-
-log = logging.getLogger(__name__)
+from circleosd.plugins.voice import WARNING
 
 SCHEMA = """
 CREATE TABLE events (
@@ -148,7 +146,7 @@ class Events:
     def _queue(self, plugin: Plugin, event: _Waiting) -> None:
         waiting = self._waiting.get(plugin)
         if waiting is not None and len(waiting) >= WAITING:
-            log.warning("plugin %s: an event of %s is lost: %d are already waiting", plugin.name, event.topic, WAITING)
+            _warn(plugin, f"an event of {event.topic} is lost: {WAITING} are already waiting")
             return
         if waiting is not None:
             waiting.append(event)
@@ -170,9 +168,13 @@ class Events:
                     self._deaf.add(plugin)
                     return
                 except CircleError as error:
-                    log.warning("plugin %s: cannot take an event of %s: %s", plugin.name, event.topic, error)
+                    _warn(plugin, f"cannot take an event of {event.topic}: {error}")
         finally:
             del self._waiting[plugin]
+
+
+def _warn(plugin: Plugin, text: str) -> None:
+    plugin.voice.say(WARNING, text, time.monotonic())
 
 
 _EVENTS = "SELECT seq, time, plugin, topic, payload FROM events WHERE (?1 IS NULL OR topic = ?1)"

@@ -9,6 +9,7 @@ from circleosd.plugins import capabilities
 from circleosd.plugins.health import Health
 from circleosd.plugins.manifest import Manifest, bounds
 from circleosd.plugins.store import Loaded, Record
+from circleosd.plugins.voice import Voice
 
 
 class Plugin:
@@ -22,6 +23,7 @@ class Plugin:
         self.digest = digest
         self.health = Health(manifest.name, record, settings)
         self.bounds = bounds(manifest, settings)
+        self.voice = Voice(manifest.name)
         self.loading = True
         self.before: Plugin | None = None  # the version that this one replaces, while calls of that are running
         self.functions: frozenset[str] = frozenset()

@@ -19,7 +19,7 @@ from circleosd.plugins.cause import NOBODY, Cause
 from circleosd.plugins.compiled import Compiled, Incoming
 from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
-from circleosd.plugins.workers import GRACE, Exceeded, HostCalls, Voice, Worker, WorkerGone, is_fault
+from circleosd.plugins.workers import GRACE, Exceeded, HostCalls, Worker, WorkerGone, is_fault
 from circleosd.plugins.workerunits import WorkerUnits
 from circleosd.worker import frames
 from circleosd.worker.cachekey import cache_key
@@ -53,7 +53,6 @@ class Runner:
         # Every caller leaves half of the queue to others.
         self.places = Places(f"calls of {plugin.name}", at_once + queue, at_once + (queue + 1) // 2, "plugins.queue")
         self.granted = plugin.granted
-        self.voice = Voice(plugin.name)
         self.worker: Worker | None = None
         self.retired = False  # no further calls begin here
         self.finished = asyncio.Event()  # … and the last has ended
@@ -350,7 +349,7 @@ class Runners:
         if plugin.manifest.plugin_type == "native":  # its code may have blocked the signal that ends its worker
             timeout = min(timeout, NATIVE_START + hard_deadline(plugin.bounds.time))
         for attempt in ("listening", "started"):
-            worker = Worker(plugin.name, self._host(plugin), plugin.bounds.concurrency, runner.voice)
+            worker = Worker(plugin.name, self._host(plugin), plugin.bounds.concurrency, plugin.voice)
             try:
                 load = runner.load_request(precompiled=len(descriptors) > 1)
                 ready = await worker.load(path, load, descriptors, timeout, incoming, cause)

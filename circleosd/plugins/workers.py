@@ -20,6 +20,7 @@ from circleosd import upstream
 from circleosd.errors import BadRequest, CircleError, Limit, NotFound, PluginFailed, Timeout, Unavailable
 from circleosd.handoff import Handoff
 from circleosd.plugins.cause import NOBODY, Cause
+from circleosd.plugins.voice import Voice
 from circleosd.worker import frames
 from circleosd.worker.frames import HEADER, FrameError
 from circleosd.worker.host import LOG_BUDGET, logged
@@ -30,13 +31,8 @@ log = logging.getLogger(__name__)
 GRACE: Final = 1.5  # seconds by which the manager's deadline is later than the worker's own
 # What a call may log before its connection ends: a worker stops earlier by itself, unless it is compromised.
 MOST_LOGGED: Final = 2 * LOG_BUDGET
-# What a plugin may log per interval, whatever its calls may: the limit of journald for a service (journald.conf(5)),
-# which is turned off for plugin-manager; otherwise rows of the ledger would be dropped with the plugins' messages.
-MOST_SAID: Final = 10_000
-SAID_WITHIN: Final = 30.0
 LOADING: Final = 0  # the call id of everything before READY
 
-_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 # How a load and a call end.
 _OF_LOAD = (frames.READY, frames.FAILED)
 _OF_CALL = (frames.RESULT, frames.FAILED)
@@ -60,26 +56,6 @@ class Exceeded(Limit):
 
 class WorkerGone(PluginFailed):
     """The worker's process ended while it was needed."""
-
-
-class Voice:
-    """The log of one plugin; messages beyond `MOST_SAID` are dropped."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._since = -SAID_WITHIN
-        self._said = 0
-
-    def say(self, level: int, text: str, now: float) -> None:
-        """Log a message with a level of LOG frames; `now` in seconds, never going back."""
-        if now - self._since >= SAID_WITHIN:
-            self._since, self._said = now, 0
-        self._said += 1
-        if self._said <= MOST_SAID:
-            log.log(_LEVELS[level], "plugin %s: %s", self._name, text)
-        elif self._said == MOST_SAID + 1:
-            why = "plugin %s: logged more than %d messages within %g s; the rest is dropped"
-            log.warning(why, self._name, MOST_SAID, SAID_WITHIN)
 
 
 class _Work:

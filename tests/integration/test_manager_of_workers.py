@@ -24,7 +24,8 @@ from circleosd.plugins.manifest import Capability, Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners
 from circleosd.plugins.store import Record
-from circleosd.plugins.workers import GRACE, HostCalls, Voice, Worker, WorkerGone
+from circleosd.plugins.voice import Voice
+from circleosd.plugins.workers import GRACE, HostCalls, Worker, WorkerGone
 from circleosd.worker import frames
 from circleosd.worker.channel import Channel
 from circleosd.worker.frames import (

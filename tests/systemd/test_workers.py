@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from circleosd.plugins.workers import MOST_SAID
+from circleosd.plugins.voice import MOST_SAID
 from tests import PROJECT
 from tests.integration.made import core
 from tests.native_source import native, shared_object

@@ -19,7 +19,8 @@ from circleosd.plugins.manifest import Limits, Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners
 from circleosd.plugins.store import Record
-from circleosd.plugins.workers import Voice, Worker
+from circleosd.plugins.voice import Voice
+from circleosd.plugins.workers import Worker
 from circleosd.policy import Caller, Grant, Peer, Role
 from circleosd.registry.units import LogLine, Switch, UnitState, Verb
 

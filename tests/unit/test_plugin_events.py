@@ -14,7 +14,7 @@ import pytest
 from circleosd.api.plugins import PluginEvent
 from circleosd.config import PluginSettings
 from circleosd.database import Database
-from circleosd.errors import Limit
+from circleosd.errors import Limit, PluginFailed
 from circleosd.plugins.cause import Cause
 from circleosd.plugins.events import FOLLOWED_AT_ONCE, READINGS_BY_ONE, WAITING, Deliver, Events
 from circleosd.plugins.keyvalue import KeyValue
@@ -81,6 +81,29 @@ def test_a_plugin_gets_in_order_what_waits_for_it_and_what_is_too_much_is_lost(t
     go = asyncio.Event()
     with_events(tmp_path, deliver, use)
     assert got == [str(number) for number in range(1 + WAITING)]
+
+
+def test_a_plugin_that_fails_at_events_or_loses_them_fills_the_log_no_faster_than_with_its_own_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("circleosd.plugins.voice.MOST_SAID", 3)
+
+    async def use(events: Events, emitting: Plugin) -> None:
+        for number in range(WAITING + 3):
+            await events.emit(emitting, "t", str(number), Cause())
+        go.set()
+        await until(lambda: not events.delivering)
+
+    async def deliver(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
+        await go.wait()
+        raise PluginFailed("x" * 65_536)
+
+    go = asyncio.Event()
+    with_events(tmp_path, deliver, use)
+    lost = f"plugin other: an event of t is lost: {WAITING} are already waiting"
+    failed = f"plugin other: {'cannot take an event of t: '.ljust(8192, 'x')}…"
+    dropped = "plugin other: logged more than 3 messages within 30 s; the rest is dropped"
+    assert caplog.messages == [lost, lost, failed, dropped]
 
 
 def test_who_follows_a_topic_gets_the_events_of_that_alone_before_and_after(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from circleosd.plugins import workers
-from circleosd.plugins.workers import MOST_SAID, SAID_WITHIN, Voice
+from circleosd.plugins.voice import MOST_SAID, SAID_WITHIN, Voice
 from circleosd.worker.frames import Ready
 from tests.unit.fakes import with_worker
 
