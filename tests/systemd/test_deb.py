@@ -9,11 +9,12 @@ import re
 import shlex
 import shutil
 import subprocess
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
 
-from circleosd import paths
+from circleosd import __version__, paths
 from tests import PROJECT
 from tests.systemd.conftest import build_package
 from tests.systemd.machine import Machine
@@ -130,8 +131,11 @@ def test_what_the_package_brings_is_as_debian_has_it(package: Path, tmp_path: Pa
     assert {path.name for path in executable} == {"circleosd", "circlectl"}
     documents = tmp_path / "usr/share/doc/circleosd"
     first, *_, last = gzip.decompress((documents / "changelog.gz").read_bytes()).decode().splitlines()
-    assert re.fullmatch(r"circleosd \([0-9.]+\) UNRELEASED; urgency=medium", first)
-    assert re.fullmatch(r" -- .+ <.+@.+>  \w{3}, \d\d \w{3} \d{4} [\d:]{8} \+0000", last)
+    (date,) = re.findall(r"^ -- .+ <.+@.+>  (\w{3}, \d\d \w{3} \d{4} [\d:]{8} \+0000)$", last)
+    # So that a package of later sources is an upgrade to apt.
+    version = f"{__version__}+{parsedate_to_datetime(date):%Y%m%d.%H%M%S}"
+    assert first == f"circleosd ({version}) UNRELEASED; urgency=medium"
+    assert subprocess.check_output(["dpkg-deb", "--field", package, "Version"], text=True) == f"{version}\n"
     assert "/usr/share/common-licenses/LGPL-2.1" in (documents / "copyright").read_text(encoding="utf-8")
     if shutil.which("lintian"):
         done = subprocess.run(["lintian", package], capture_output=True, text=True, check=False)
