@@ -138,6 +138,19 @@ def test_a_source_tree_is_installed_into_the_users_manager_and_out_of_it(machine
     assert machine.get_unit_property("circleosd.target", "FragmentPath", "carol").startswith("/usr/lib/systemd/user/")
 
 
+def test_installing_another_source_tree_replaces_what_runs(machine: Machine, tree: str) -> None:
+    other = f"{tree}-newer"
+    machine.succeed(as_carol(f"{tree}/scripts/user-units install 2>&1"), as_carol(f"cp -r {tree} {other}"))
+    use(machine, f"{tree}/.venv/bin/circlectl")
+    said = machine.succeed(as_carol(f"{other}/scripts/user-units install 2>&1"))
+    assert "can still be activated" not in said
+    use(machine, f"{other}/.venv/bin/circlectl")
+    for unit in SERVICES:
+        pid = machine.get_unit_property(unit, "MainPID", "carol")
+        assert f"{other}/.venv/bin/circleosd" in machine.succeed(f"tr '\\0' ' ' </proc/{pid}/cmdline")
+    machine.succeed(as_carol(f"{other}/scripts/user-units uninstall 2>&1"), f"rm -r {other}")
+
+
 def test_without_a_manager_the_reason_and_the_next_step_are_said(machine: Machine, tree: str) -> None:
     machine.succeed("chmod -R a+rX /home/carol")
     said = machine.fail(f"setpriv --reuid nobody --clear-groups env HOME=/tmp {tree}/scripts/user-units install 2>&1")
