@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import pytest
 
 from circleosd.worker import frames
@@ -159,18 +162,40 @@ def test_describe_init_and_on_event_are_called_when_they_are_there(instance: str
         assert worker.invoke("handle") == ("1tp" if instance == "shared" else "1\0\0")
 
 
-def test_instances_that_fail_to_begin_take_no_place_of_later_ones() -> None:
+def asking(**parts: Any) -> bytes:
+    """A component whose `init` makes a host call, and fails if that does."""
     begin = """(func (export "init") (result i32)
       (call $call (i32.const 300) (i32.const 1) (i32.const 64))
       (i32.store8 (i32.const 16) (i32.load8_u (i32.const 64))) (i32.const 16))"""
-    artifact = component(
+    return component(
         imports=interface("kv", "get", '(param "key" string)', RESULT.format("(option string)")),
         host=(f"call {ONE}",),
         body=begin,
         exports=f'(func (export "init") {FAILS} {LIFT.format("init")})',
+        **parts,
     )
-    with start(artifact, granted=("kv",)) as worker:
+
+
+def test_instances_that_fail_to_begin_take_no_place_of_later_ones() -> None:
+    with start(asking(), granted=("kv",)) as worker:
         recovers(worker, "handle", "its init failed")
+
+
+def test_a_call_that_has_to_wait_for_its_instance_is_interrupted_when_both_took_its_time() -> None:
+    artifact = asking(handle="(loop $again (br_if $again (local.get $len))) (call $ok (i32.const 400) (i32.const 0))")
+    with start(artifact, granted=("kv",), concurrency=2, time=1.0) as worker:
+        worker.answer = lambda call, args: frames.host_reply_body("made")
+        worker.ready()
+        worker.invoke("handle")
+        made = worker.receive().call_id
+        call_id = worker.send("handle", "spin")
+        assert worker.receive().call_id == call_id != made
+        time.sleep(0.7)
+        for waiting in (made, call_id):
+            worker.connection.sendall(frames.encode(frames.HOST_REPLY, waiting, frames.host_reply_body("made")))
+        with pytest.raises(CallFailed, match=r"took longer than 1 s"):
+            worker.wait_for(call_id)
+        assert worker.invoke("handle") == ""
 
 
 @pytest.mark.parametrize(("length", "says"), [(0, "failed without a message"), (20, "x" * 20)])
