@@ -17,7 +17,7 @@ from wasmtime._ffi import dll
 
 from circleosd.worker.failure import PluginFailure
 from circleosd.worker.frames import Limits
-from circleosd.worker.watch import STORE_TICKS
+from circleosd.worker.watch import ticks
 
 Pointer: TypeAlias = Any
 Kind: TypeAlias = Literal["module", "component"]
@@ -110,6 +110,7 @@ class Engine:
         self._parts = PARTS[kind]
         self.deterministic = deterministic
         self.fuel = max(1, int(limits.time * FUEL_PER_SECOND))
+        self._ticks = ticks(limits.time) + 1
         config = configuration(deterministic=deterministic)
         c.wasmtime_pooling_allocation_strategy_set(config, _pool(limits, kind))
         self.pointer = c.wasm_engine_new_with_config(config)
@@ -139,7 +140,7 @@ class Engine:
         if self.deterministic:
             self.check(c.wasmtime_context_set_fuel(context, self.fuel))
         else:
-            _set_deadline(context, STORE_TICKS)
+            _set_deadline(context, self._ticks)
 
     def check(self, error: Pointer) -> None:
         """Raises the `PluginFailure` for a `wasmtime_error_t *`, unless it is NULL."""

@@ -6,6 +6,7 @@ timer_create(2) and setitimer(2).
 from __future__ import annotations
 
 import ctypes
+import math
 import signal
 import threading
 import time
@@ -13,11 +14,9 @@ from typing import Final
 
 from circleosd.worker.limits import GRACE, hard_deadline
 
-# The clock of interruption: a call's time is this many ticks. A store may see one more, because a tick of the previous
-# call may come late; so a call ends between its time and one tick later. If the machine is so busy that several ticks
-# come late, it ends that much earlier.
-TICKS: Final = 20
-STORE_TICKS: Final = TICKS + 1
+# The clock of interruption: a call's time has at least so many ticks, none of them so long that the process ends first.
+LEAST_TICKS: Final = 20
+LONGEST_TICK: Final = GRACE / 4
 
 _SIGEV_THREAD: Final = 2
 
@@ -44,6 +43,15 @@ class _TimerSpec(ctypes.Structure):
         ("seconds", ctypes.c_long),
         ("nanoseconds", ctypes.c_long),
     )
+
+
+def ticks(seconds: float) -> int:
+    """How many ticks the time of a call has.
+
+    A store may see one more, because a tick of the previous call may come late; so a call ends between its time and one
+    tick later. If the machine is so busy that several ticks come late, it ends that much earlier.
+    """
+    return max(LEAST_TICKS, math.ceil(seconds / LONGEST_TICK))
 
 
 class Ticker:
@@ -84,7 +92,7 @@ class Watch:
     def __init__(self, seconds: float, tick: tuple[int, int] | None) -> None:
         """`tick`: the addresses of a C function and of its argument."""
         self._hard = hard_deadline(seconds)
-        self._ticker = Ticker(seconds / TICKS, *tick) if tick is not None else None
+        self._ticker = Ticker(seconds / ticks(seconds), *tick) if tick is not None else None
         self._extend_at = 0.0
 
     def begin(self) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from circleosd.worker import watch
-from circleosd.worker.limits import hard_deadline
+from circleosd.worker.limits import GRACE, hard_deadline
 from circleosd.worker.watch import SharedWatch, Watch
 
 SECONDS = 2.0
@@ -33,6 +33,19 @@ class Alarm:
 @pytest.fixture
 def alarm(monkeypatch: pytest.MonkeyPatch) -> Alarm:
     return Alarm(monkeypatch)
+
+
+@pytest.mark.parametrize("seconds", [0.001, 1.0, 5.0, 11.0, 60.0, 3600.0])
+def test_a_call_and_what_follows_it_are_interrupted_before_the_worker_ends(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    intervals = []
+    monkeypatch.setattr(watch, "Ticker", lambda interval, *_: intervals.append(interval))
+    Watch(seconds, (0, 0))
+    (interval,) = intervals
+    assert interval <= seconds / 20
+    latest = interval * (watch.ticks(seconds) + 1)
+    assert seconds <= latest < hard_deadline(seconds) - GRACE / 2  # by then, the alarm may not have been set anew
 
 
 @pytest.mark.parametrize("kind", [Watch, SharedWatch])
