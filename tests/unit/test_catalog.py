@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from circleosd.api import registry
+from circleosd.api.contract import Effect
 from circleosd.errors import BadRequest, Limit, NotFound
 from circleosd.paths import SERVICES
 from circleosd.registry import catalog
+from tests import PROJECT
 
 GOOD = '[[service]]\nname = "nginx"\nunit = "nginx.service"\ndescription = "web"\nverbs = ["restart"]\n'
 
@@ -244,6 +247,12 @@ def test_circleosds_own_units_have_no_other_names(tmp_path: Path, unit: str) -> 
     found = catalog.read([tmp_path])
     assert found.problems == (f"{tmp_path}/a.toml: the unit {unit} belongs to CircleOSD, which catalogs it itself",)
     assert {*found.entries.values()} == {*catalog.OWN}
+
+
+def test_the_catalog_decides_on_everything_that_the_registry_does_to_a_unit() -> None:
+    assert {item.action for item in registry.CONTRACTS if item.effect is Effect.EXTERNAL} == {*catalog.ALL_VERBS}
+    *others, last = catalog.ALL_VERBS
+    assert f"The verbs are {', '.join(others)} and {last}." in (PROJECT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text", ["", "".join(f"# {line}\n" for line in GOOD.splitlines())])
