@@ -337,7 +337,7 @@ def test_a_hang_ends_with_its_worker_unless_the_plugin_has_blocked_the_signal(ha
         with pytest.raises(WorkerEnded) as ended:
             worker.invoke("hang")
         assert ended.value.status == -14
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 7  # ten times what it may take
 
 
 def test_a_hang_beside_other_calls_ends_with_its_worker_however_many_they_are() -> None:
@@ -346,13 +346,13 @@ HANDLER(nap) { UNUSED; usleep(200000); return 0; }"""
     with start(native(handlers, "hang", "nap"), plugin_type="native", concurrency=3, time=0.4) as worker:
         worker.ready()
         worker.send("hang")
-        began = time.monotonic()
         for _ in range(60):  # six seconds of them, two at a time
             worker.send("nap")
+        naps: list[frames.Frame] = []
         with pytest.raises(WorkerEnded) as ended:
-            _ = [worker.receive() for _ in range(61)]
+            naps.extend(iter(worker.receive, None))
         assert ended.value.status == -14
-        assert time.monotonic() - began < 3
+        assert len(naps) < 30
 
 
 def test_a_hang_ends_a_worker_of_several_threads_where_it_is_alone_and_nothing_ends_an_idle_one() -> None:

@@ -20,6 +20,7 @@ from circleosd.worker.frames import Load
 from tests import PROJECT
 from tests.component_text import component
 from tests.native_source import native
+from tests.waiting import SECONDS
 from tests.wasi_text import ECHO, command
 from tests.worker_driver import CallFailed, Worker, WorkerEnded, core, start
 
@@ -99,7 +100,7 @@ def test_a_worker_whose_manager_vanishes_during_a_call_ends_soon() -> None:
     worker.send("spin")
     began = time.monotonic()
     assert worker.close() == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 8  # ten times what it may take
 
 
 TALKATIVE = """
@@ -122,7 +123,7 @@ def test_a_worker_of_whom_nobody_takes_anything_any_more_ends_silently(function:
         worker.ready()
         worker.connection.shutdown(socket.SHUT_RD)
         worker.send(function, ASKED)
-        assert worker.process.wait(20) == 0
+        assert worker.process.wait(SECONDS) == 0
     assert worker.errors == ""
 
 
@@ -187,7 +188,7 @@ def test_a_peer_that_does_not_begin_with_a_load_request_is_left(sent: bytes) -> 
         theirs.close()
         ours.sendall(sent)
         ours.shutdown(socket.SHUT_WR)
-        errors = process.communicate(timeout=20)[1].decode()
+        errors = process.communicate(timeout=SECONDS)[1].decode()
     assert process.returncode == 1
     assert "circleosd.worker.frames.FrameError: " in errors
 
@@ -268,5 +269,5 @@ def test_an_idle_worker_ends_when_it_is_asked_to() -> None:
     worker = start(core())
     worker.ready()
     worker.process.send_signal(signal.SIGTERM)
-    assert worker.process.wait(10) == -signal.SIGTERM
+    assert worker.process.wait(SECONDS) == -signal.SIGTERM
     worker.close()

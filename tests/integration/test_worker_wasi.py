@@ -170,7 +170,7 @@ def test_a_blocking_sleep_ends_with_its_worker_soon_after_the_time() -> None:
         with pytest.raises(WorkerEnded) as ended:
             worker.invoke("handle")
         assert ended.value.status == -14
-        assert 0.7 < time.monotonic() - began < 2
+        assert 0.7 < time.monotonic() - began < 8  # ten times what it may take
 
 
 def test_there_are_no_files_and_no_directories() -> None:
