@@ -27,7 +27,7 @@
  *
  *     CIRCLEOSD_EXPORT const circleosd_plugin *plugin_init(void) { return &plugin; }
  *
- *     cc -shared -fPIC -O2 -I include -o hello.so hello.c
+ *     cc -shared -fPIC -O2 -fvisibility=hidden -I include -o hello.so hello.c
  */
 #ifndef CIRCLEOSD_PLUGIN_H
 #define CIRCLEOSD_PLUGIN_H
