@@ -45,6 +45,15 @@ def _answer(started: asyncio.Future[str], result: str) -> None:
         started.set_result(result)
 
 
+def _memory(pid: int) -> int | None:
+    """The resident memory of a process; None where /proc hides workers, even from their own uid (hidepid=, proc(5))."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except FileNotFoundError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 class Unit:
     """A socket or a service. It is active while its task runs; cancelling the task stops it."""
 
@@ -296,7 +305,6 @@ class Supervisor:
         except CircleError as exc:
             return UnitState(name, str(exc), "not-found" if isinstance(exc, NotFound) else "error", "inactive", "dead")
         if state.pid:
-            pages = int(Path(f"/proc/{state.pid}/statm").read_text().split()[1])
-            state = replace(state, memory=pages * os.sysconf("SC_PAGE_SIZE"))
+            state = replace(state, memory=_memory(state.pid))
         listening = self.socket_of(name)
         return replace(state, triggered_by=(listening.state.unit,), listening=True) if listening else state

@@ -213,11 +213,16 @@ def test_nobodys_environment_or_working_directory_changes_what_runs(installed: M
     assert "666" not in installed.succeed("cd /tmp/evil; PYTHONPATH=/tmp/evil circlectl --version")
 
 
-def test_the_embedded_mode_works_from_the_package(installed: Machine) -> None:
-    installed.succeed("systemd-run --unit=embedded --uid=nobody circleosd up --dir /tmp/embedded 2>&1")
+@pytest.mark.parametrize("proc", ["default", "invisible"])  # invisible: as with hidepid=2 (proc(5))
+def test_the_embedded_mode_works_from_the_package(installed: Machine, proc: str) -> None:
+    start = f"systemd-run --unit=embedded --uid=nobody --property=ProtectProc={proc}"
+    installed.succeed(f"{start} circleosd up --dir /tmp/embedded 2>&1")
     installed.wait_for_file("/tmp/embedded/run/auth-service.sock", timeout=20)
-    assert "running" in installed.succeed("CIRCLEOSD_RUNTIME_DIR=/tmp/embedded/run circlectl system status")
-    installed.succeed("systemctl stop embedded.service")
+    ask = "CIRCLEOSD_RUNTIME_DIR=/tmp/embedded/run circlectl"
+    assert "running" in installed.succeed(f"{ask} system status")
+    installed.succeed(f"{ask} plugin load /usr/share/circleosd/plugins/example.wasm")
+    assert "plugin@example    active" in installed.succeed(f"{ask} service list")
+    installed.succeed("systemctl stop embedded.service", "rm -r /tmp/embedded")
 
 
 def test_removal_leaves_state_and_settings_and_purge_leaves_nothing(machine: Machine, deb: str, lower: str) -> None:
