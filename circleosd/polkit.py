@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from circleosd.api.plugins import PLUGIN_NAME
 from circleosd.errors import BadRequest, CircleError, Denied, NotFound
 from circleosd.registry import catalog
 from circleosd.registry.catalog import ALL_VERBS, Catalog, Entry
@@ -90,7 +89,7 @@ def rule(entries: Iterable[Entry]) -> str:
         "switch": json.dumps(SWITCH_USER),
         "switching": json.dumps(SWITCHING),
         "listed": json.dumps(sorted(listed), indent=8)[:-1] + "    ]",
-        "worker": json.dumps(rf"^circleosd-plugin@{PLUGIN_NAME}(\.staged)?\.(service|socket)$"),
+        "worker": json.dumps(rf"^{catalog.WORKER_UNITS}{catalog.WORKER}\.(service|socket)$"),
         "verbs": json.dumps(WORKER_VERBS),
     }
 

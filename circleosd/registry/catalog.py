@@ -31,7 +31,8 @@ AnyVerb = Literal[Verb, Switch]
 ALL_VERBS: tuple[AnyVerb, ...] = get_args(AnyVerb)
 PLUGIN_PREFIX = "plugin@"
 MAX_FILE = 1024 * 1024  # bytes of a catalog file; some 10,000 services
-PLUGIN_UNITS = "circleosd-plugin@*.service"
+WORKER_UNITS = "circleosd-plugin@"
+WORKER = rf"{PLUGIN_NAME}(?:\.staged)?"  # the instance of such a unit; for an upgrade, see plugins/runner.py
 
 if TYPE_CHECKING:  # a registry without catalog files does not need validators
     from pydantic_core import SchemaValidator
@@ -80,16 +81,16 @@ class Catalog:
         """
         if entry := self.entries.get(name):
             return entry
-        worker = re.fullmatch(rf"{PLUGIN_PREFIX}({PLUGIN_NAME}(?:\.staged)?)(\.socket)?", name)
+        worker = re.fullmatch(rf"{PLUGIN_PREFIX}({WORKER})(\.socket)?", name)
         if worker and workers and (sockets or not worker[2]):
-            unit = f"circleosd-plugin@{worker[1]}{worker[2] or '.service'}"
+            unit = f"{WORKER_UNITS}{worker[1]}{worker[2] or '.service'}"
             return Entry(name, unit, f"worker of the plugin {worker[1]}")
         raise NotFound(f"no service {name} in the catalog; see: circlectl service list; to add it, see circleosd(8)")
 
 
 def plugin_entry(unit: str) -> Entry:
     """The entry of a worker's unit, `circleosd-plugin@X.service`."""
-    name = unit.removeprefix("circleosd-plugin@").removesuffix(".service")
+    name = unit.removeprefix(WORKER_UNITS).removesuffix(".service")
     return Entry(PLUGIN_PREFIX + name, unit, f"worker of the plugin {name}")
 
 
@@ -139,7 +140,7 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> 
             for entry in parse(text(path)):
                 if entry.name in {own.name for own in OWN} or entry.name.startswith(PLUGIN_PREFIX):
                     raise BadRequest(f"the name {entry.name} is reserved for CircleOSD")
-                if entry.unit in OWN_UNITS or entry.unit.startswith("circleosd-plugin@"):
+                if entry.unit in OWN_UNITS or entry.unit.startswith(WORKER_UNITS):
                     raise BadRequest(f"the unit {entry.unit} belongs to CircleOSD, which catalogs it itself")
                 entries[entry.name] = entry
         except (OSError, ValueError, RecursionError, CircleError) as exc:

@@ -18,7 +18,7 @@ from circleosd.errors import Conflict, Denied, NotFound, UnitFailed
 from circleosd.fair import Fair
 from circleosd.handlers import Act, Handlers, Resolution
 from circleosd.places import Places
-from circleosd.registry.catalog import PLUGIN_PREFIX, PLUGIN_UNITS, Catalog, Entry, plugin_entry
+from circleosd.registry.catalog import PLUGIN_PREFIX, WORKER_UNITS, Catalog, Entry, plugin_entry
 from circleosd.registry.explaining import explain, skipped
 from circleosd.registry.units import LogLine, Switch, UnitManager, UnitState, Verb
 
@@ -74,7 +74,7 @@ class RegistryService(Handlers):
         catalog = self._read()
         entries = [*catalog.entries.values()]
         if _sees_workers(act):
-            entries += [plugin_entry(unit) for unit in await self._units.matching(PLUGIN_UNITS)]
+            entries += [plugin_entry(unit) for unit in await self._units.matching(f"{WORKER_UNITS}*.service")]
         states = await self._units.states([entry.unit for entry in entries])
         if catalog.problems:
             more = f" (and {len(catalog.problems) - 1} more)" if catalog.problems[1:] else ""
@@ -135,7 +135,7 @@ class RegistryService(Handlers):
             (state,) = await self._units.states([entry.unit])
             await self._check_worker(entry, state)
             return self._changes([entry])
-        return self._changes([*self._read().entries.values()], PLUGIN_UNITS)
+        return self._changes([*self._read().entries.values()], f"{WORKER_UNITS}*.service")
 
     async def _changes(self, entries: Sequence[Entry], workers: str = "") -> AsyncGenerator[api.Service, None]:
         """The state of each entry's unit, then each change; also for those units of plugins that match `workers`."""

@@ -60,7 +60,7 @@ ALLOWED = {
         "places", "policy", "upstream", "validation", "worker.cachekey", "worker.frames", "worker.host",
         "worker.limits", "worker.receiving",
     },
-    "polkit": {"api", "errors", "registry.catalog", "systemd"},
+    "polkit": {"errors", "registry.catalog", "systemd"},
     "embedded": {
         "activation", "config", "errors", "paths", "policy", "refusal", "registry.units", "server", "steering",
         "systemd", "wire",
