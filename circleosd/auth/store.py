@@ -65,7 +65,7 @@ MAX_FAILURES = 10_000  # how many names and uids with failed logins are remember
 
 
 class Account(NamedTuple):
-    """A user as stored. `last_uid` is the uid of the last login as this user."""
+    """A user as stored, in the columns of `users`. `last_uid` is the uid of the last login as this user."""
 
     name: str
     password: str | None
@@ -122,7 +122,7 @@ def shown(account: Account) -> User:
     )
 
 
-_USERS = "SELECT name, password, role, uid, disabled, created, last_login, last_uid FROM users"
+_USERS = f"SELECT {', '.join(Account._fields)} FROM users"
 
 
 def _account(row: sqlite3.Row) -> Account:

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -90,7 +90,7 @@ Aside = Literal["quarantined", "disabled"] | None
 
 @dataclass
 class Record:
-    """The record of a plugin, in the order of the columns of `records`. Times in seconds since the epoch.
+    """The record of a plugin, in the columns of `records` besides its name. Times in seconds since the epoch.
 
     `in_a_row` is how many of its last calls failed. `aside` says why it is not called at present: `quarantined`,
     `disabled` or None; `reason` and `since` give the details.
@@ -302,11 +302,11 @@ def records(connection: sqlite3.Connection) -> dict[str, Record]:
 
 def put_record(tx: Transaction, name: str, record: Record) -> None:
     """Store a plugin's record; nothing is stored for one that is not loaded."""
+    row = {"plugin": name, **vars(record)}
     tx.execute(
-        "INSERT OR REPLACE INTO records"
-        " (plugin, calls, failures, last_error, last_failed, aside, reason, since, in_a_row)"
-        " SELECT name, ?, ?, ?, ?, ?, ?, ?, ? FROM plugins WHERE name = ?",
-        (*astuple(record), name),
+        f"INSERT OR REPLACE INTO records ({', '.join(row)}) SELECT {', '.join('?' * len(row))}"
+        " WHERE EXISTS (SELECT 1 FROM plugins WHERE name = ?)",
+        (*row.values(), name),
     )
 
 
