@@ -29,6 +29,7 @@ def test_a_service_has_contracts_commands_units_and_a_user(service: str, part: s
     (group,) = [group for group, name in actions.SERVICES.items() if name == service]
     assert service in {command.service for command in commands.of_group(group).values()}
     assert f"\n  {service} " in USAGE
+    assert f"\n| `{service}` | `{service}.sock` | " in (PROJECT / "README.md").read_text(encoding="utf-8")
     name = f"circleosd-{part}"
     assert unit(f"{name}.socket").get("Socket", "ListenStream") == f"/run/circleosd/{service}.sock"
     assert unit(f"{name}.service").get("Service", "ExecStart") == f"circleosd {service}"
