@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args, get_type_hints, is_typeddict
 
 import pytest
 
@@ -56,6 +56,22 @@ def test_the_record_is_shown_with_the_reasons_of_what_failed(outcome: tuple[Any,
     }  # fmt: skip
     table = str(views.of(commands.of_group("system")["history"], [row]))
     assert table.splitlines()[1].endswith(f"  {shown}")
+
+
+def test_no_time_or_span_of_a_reply_is_shown_as_a_bare_number() -> None:
+    found = {
+        command: command.contract.reply for group in commands.GROUPS for command in commands.of_group(group).values()
+    }
+    for command, reply in found.items():
+        row = next(iter(get_args(reply)), reply)
+        for name, kind in (get_type_hints(row) if is_typeddict(row) else {}).items():
+            if kind in (float, float | None):
+                assert render.value(name, 1.5) != "1.5", f"{command.group} {command.verb}: {name}"
+
+
+def test_each_view_is_of_a_command() -> None:
+    there = {(group, verb) for group in commands.GROUPS for verb in commands.of_group(group)}
+    assert {*views._SPECIAL, *views._HIDDEN} <= there
 
 
 def test_the_limits_of_a_plugin_have_units() -> None:
