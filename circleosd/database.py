@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,6 +25,7 @@ WRITE_CACHE = 2048
 READ_CACHE = 2048
 SCAN_CACHE = 512
 LEAST_SPACE = 64 * 1024  # bytes that SQLite may need to open a file: its index of the WAL has 32 KiB
+LOGGED_EVERY = 60.0  # seconds: others decide how often a database that cannot be used is asked
 # SQLite quotes data of a damaged file that it cannot read; if that is not text, Python's sqlite3 fails on the message.
 _FAILURES = (sqlite3.Error, UnicodeDecodeError)
 
@@ -65,6 +67,7 @@ class Database:
         """Open or create the file. Raises `Unavailable` if that is impossible."""
         self.path = os.fspath(path)
         self._migrations = migrations
+        self._logged = -LOGGED_EVERY
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="database-read")
         self._scanner = Threads(1, thread_name_prefix="database-scan")
@@ -193,7 +196,18 @@ class Database:
         except sqlite3.IntegrityError:  # the work broke a rule of its own tables, which is for it to explain
             raise
         except _FAILURES as exc:
-            raise Unavailable(f"cannot use {os.path.basename(self.path)}: {_told(exc)}") from exc
+            failure = Unavailable(f"cannot use {os.path.basename(self.path)}: {_told(exc)}")
+            self._log(failure)
+            raise failure from exc
+        except Unavailable as failure:
+            self._log(failure)
+            raise
+
+    def _log(self, failure: Unavailable) -> None:
+        """Log why the database cannot be used: its own rows may be what cannot be written."""
+        if time.monotonic() >= self._logged + LOGGED_EVERY:
+            self._logged = time.monotonic()
+            log.error("%s", failure)
 
     def close(self) -> None:
         """Finish what is queued and close the file."""

@@ -9,6 +9,7 @@ transaction), `intent` and then `outcome` (an act outside the database), `failed
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -226,9 +227,8 @@ class Ledger:
             while self._timer and (end := self._flood.next_end()) is not None:
                 await asyncio.sleep(max(0.0, end - time.monotonic()))
                 try:
-                    await self._write_counts(time.monotonic())
-                except CircleError as error:
-                    log.error("cannot record refused attempts: %s", error)
+                    with contextlib.suppress(Unavailable):  # logged by the database; they are written later
+                        await self._write_counts(time.monotonic())
                 except Exception:
                     log.exception("cannot record refused attempts")
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -13,7 +14,7 @@ from circleosd.api import plugins as api
 from circleosd.config import PluginSettings
 from circleosd.database import Database, Transaction
 from circleosd.delegation import require_within
-from circleosd.errors import BadRequest, CircleError, Conflict, Denied, NotFound
+from circleosd.errors import BadRequest, Conflict, Denied, NotFound, Unavailable
 from circleosd.handlers import Act, Handlers
 from circleosd.ledger import Entry, Ledger
 from circleosd.plugins import capabilities, events, keyvalue, store
@@ -342,10 +343,8 @@ class PluginService(Handlers):
         """Save changed records from time to time; runs until the end."""
         while not self._closed:  # if cancelled during a write, only waits for it
             await asyncio.sleep(WRITE_DOWN)
-            try:
+            with contextlib.suppress(Unavailable):  # logged by the database; the next time may succeed
                 await self._standing.write_down()
-            except CircleError as error:
-                log.error("cannot save the state of the plugins: %s", error)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

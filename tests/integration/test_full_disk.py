@@ -98,7 +98,7 @@ def test_how_a_plugin_did_is_written_down_when_there_is_room_again(small: SmallH
     small.host.load(EXAMPLE)
     small.fill()
     small.invoke()
-    small.host.wait_for(lambda: "cannot save the state of the plugins" in small.host.log)
+    small.host.wait_for(lambda: "cannot use plugins.db" in small.host.log)
     small.make_room()
     os.kill(small.host.pid("plugin-manager"), signal.SIGTERM)
     small.host.wait_for(lambda: small.host.data("plugin-manager", "show", id="example")["worker"] == "none")

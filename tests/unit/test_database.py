@@ -169,3 +169,20 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_bytes(b"not a database at all" * 100)
     with pytest.raises(Unavailable, match="not a database"):
         Database(tmp_path / "x.db", ("CREATE TABLE numbers (number INTEGER)",))
+
+
+def test_why_a_database_cannot_be_used_is_logged_but_not_as_often_as_it_is_asked(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refused() -> None:
+        with pytest.raises(Unavailable):
+            await database.write(lambda tx: tx.execute("INSERT INTO numbers VALUES (1)"))
+
+    (tmp_path / "d.db").unlink()
+    for _ in range(3):
+        asyncio.run(refused())
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert caplog.messages[0].startswith("cannot use d.db: it was removed or replaced")
+    monkeypatch.setattr("circleosd.database.LOGGED_EVERY", 0.0)
+    asyncio.run(refused())
+    assert len(caplog.messages) == 2
