@@ -145,7 +145,7 @@ def serve(name: str) -> None:
                 import logging
 
                 logging.getLogger(__name__).exception("%s cannot start", name)
-            why = Unavailable(f"{name} cannot start: {known or 'an internal error'}; see its log")
+            why = Unavailable(f"{name} cannot start: {known or 'an internal error; see its log'}")
             refuse(listener, why)
             raise why from exc  # the unit is not restarted for this exit status
         gc.freeze()
