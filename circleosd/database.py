@@ -26,6 +26,7 @@ READ_CACHE = 2048
 SCAN_CACHE = 512
 LEAST_SPACE = 64 * 1024  # bytes that SQLite may need to open a file: its index of the WAL has 32 KiB
 LOGGED_EVERY = 60.0  # seconds: others decide how often a database that cannot be used is asked
+RESTORE = "restore a backup, see: man circleosd"
 # SQLite quotes data of a damaged file that it cannot read; if that is not text, Python's sqlite3 fails on the message.
 _FAILURES = (sqlite3.Error, UnicodeDecodeError)
 
@@ -233,4 +234,7 @@ def _snapshot(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection
 
 
 def _told(failure: Exception) -> str:
-    return str(failure) if isinstance(failure, sqlite3.Error) else "the file is damaged"
+    if not isinstance(failure, sqlite3.Error):
+        return f"the file is damaged; {RESTORE}"
+    damaged = getattr(failure, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return f"{failure}; {RESTORE}" if damaged else str(failure)

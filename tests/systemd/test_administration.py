@@ -388,7 +388,7 @@ def test_what_the_manual_gives_a_monitor_shows_what_somebody_should_look_at(mach
     manual = (PROJECT / "man/circleosd.8").read_text().replace("\\-", "-").replace("\\(aq", "'")
     block = manual.partition("needs attention:\n.Bd -literal -offset indent\n")[2].partition(".Ed")[0]
     commands = [line.partition("  #")[0] for line in block.splitlines()]
-    status, verify, failed, history, services, plugins, logins, quarantines = commands
+    status, verify, failed, history, services, plugins, errors, logins, quarantines = commands
     if machine.execute("command -v jq")[0] != 0:
         services, plugins = (command.partition(" | ")[0] for command in (services, plugins))
     machine.succeed(status, verify)
@@ -401,12 +401,14 @@ def test_what_the_manual_gives_a_monitor_shows_what_somebody_should_look_at(mach
     refused(machine, "service start loop", 11)
     machine.succeed("circlectl user create monitored --password-stdin <<<'correct horse'")
     refused(machine, "user login monitored --password-stdin <<<wrong", 4)
+    database, create = "/var/lib/circleosd/auth/auth.db", "circlectl user create more --uid 4714"
+    machine.succeed(f"circlectl user list; mv {database} /srv/auth.db; ! {create} 2>&1; mv /srv/auth.db {database}")
     write(machine, "/etc/circleosd/services.d/wrong.toml", "wrong\n")
     machine.wait_until_succeeds(f"{failed} | grep circleosd-polkit.service", timeout=20)
     machine.succeed("journalctl --sync")
     for command, shown in (
-        (history, '"login"'), (services, '"loop"'), (plugins, '"quarantined"'), (logins, "login monitored"),
-        (quarantines, "quarantine hostile-wasm"),
+        (history, '"login"'), (services, '"loop"'), (plugins, '"quarantined"'), (errors, "cannot use auth.db"),
+        (logins, "login monitored"), (quarantines, "quarantine hostile-wasm"),
     ):  # fmt: skip
         assert shown in machine.succeed(command), command
 

@@ -338,6 +338,21 @@ def test_what_the_manual_says_of_a_copy_brings_everything_back_to_a_new_host(mac
     machine.succeed("circlectl system history --verify", "circlectl user create more --uid 4713", "userdel taken")
 
 
+def test_what_the_manual_says_of_a_damaged_database_begins_a_new_one(machine: Machine, deb: str) -> None:
+    anew = MANUAL.partition("move the damaged directory away")[2].partition(".Ed")[0]
+    install(machine, deb)
+    machine.succeed(
+        "circlectl user create lost --uid 4711 && circlectl service list",
+        "systemctl stop 'circleosd-*.service' 2>&1",
+        "dd if=/dev/zero of=/var/lib/circleosd/auth/auth.db bs=16 count=1 conv=notrunc 2>&1",
+    )
+    said = machine.fail("circlectl user list 2>&1")
+    assert "auth.db: file is not a database; restore a backup, see: man circleosd [unavailable]\n" in said
+    machine.succeed(*(f"{line[2:]} 2>&1" for line in anew.splitlines() if line.startswith("# ")))
+    assert machine.succeed("circlectl user list --json") == "[]\n"
+    machine.succeed("circlectl system history --verify", "rm -r /root/auth.damaged")
+
+
 def test_what_readme_begins_with_is_all_that_it_takes(machine: Machine, deb: str) -> None:
     install(machine, deb)
     machine.succeed(

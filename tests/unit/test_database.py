@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from circleosd.database import Database, Transaction
+from circleosd.database import RESTORE, Database, Transaction
 from circleosd.errors import Unavailable
 from tests.waiting import SECONDS
 
@@ -78,10 +78,10 @@ def test_a_schema_that_is_no_text_any_more_is_said_to_be_damaged(tmp_path: Path)
     Database(path, migrations).close()
     opened = Database(path, migrations)
     path.write_bytes(path.read_bytes().replace(b"numbersnumbers\x02CREATE", b"\xaf" * 21))
-    with pytest.raises(Unavailable, match=r"^cannot use d\.db: the file is damaged$"):
+    with pytest.raises(Unavailable, match=rf"^cannot use d\.db: the file is damaged; {RESTORE}$"):
         asyncio.run(opened.scan(lambda db: db.execute("SELECT * FROM numbers")))
     opened.close()
-    with pytest.raises(Unavailable, match=r"^cannot open .*/d\.db: the file is damaged$"):
+    with pytest.raises(Unavailable, match=rf"^cannot open .*/d\.db: the file is damaged; {RESTORE}$"):
         Database(path, migrations)
 
 
@@ -167,7 +167,7 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_bytes(b"not a database at all" * 100)
-    with pytest.raises(Unavailable, match="not a database"):
+    with pytest.raises(Unavailable, match=f"not a database; {RESTORE}$"):
         Database(tmp_path / "x.db", ("CREATE TABLE numbers (number INTEGER)",))
 
 
