@@ -91,7 +91,6 @@ class ComponentPlugin:
             host.log(2, f"gets no events: it exports on-event as {given}, not as {_TYPES['on-event']}")
         self.description = self._describe(instance)
         (self._ready if self._shared else self._spent).append(instance)
-        self.prepare()
 
     def call(self, function: str, payload: Buffer) -> bytes:
         """One call: the reply, UTF-8. Raises `PluginFailure`."""

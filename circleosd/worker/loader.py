@@ -88,6 +88,8 @@ def _load_wasm(
     watch.begin()
     try:
         plugin = plugin_class(engine, code, artifact, load, host)
+        watch.extend()
+        plugin.prepare()
     finally:
         watch.end()
     # Not earlier: Wasmtime writes a module's initial memory to a memfd for the first instance.

@@ -175,7 +175,6 @@ class WasiPlugin:
         if error:
             raise PluginFailure("bad-request", ": ".join(take_error(error).causes))
         self._run(b"", Collector(0), LineLog(host), start=False)
-        self.prepare()
 
     def call(self, function: str, payload: Buffer) -> bytes:
         """One run of the command: its output. Raises `PluginFailure`."""

@@ -181,6 +181,17 @@ def test_instances_that_fail_to_begin_take_no_place_of_later_ones() -> None:
         recovers(worker, "handle", "its init failed")
 
 
+def test_each_instance_that_is_made_for_loading_has_the_time_of_a_call() -> None:
+    def slowly(call: str, args: dict[str, str]) -> bytes:
+        time.sleep(0.8)
+        return frames.host_reply_body("made")
+
+    with start(asking(), granted=("kv",), time=1.0) as worker:
+        worker.answer = slowly
+        assert worker.ready().functions == ["handle"]
+        assert worker.invoke("handle", "x") == "x"
+
+
 def test_a_call_that_has_to_wait_for_its_instance_is_interrupted_when_both_took_its_time() -> None:
     artifact = asking(handle="(loop $again (br_if $again (local.get $len))) (call $ok (i32.const 400) (i32.const 0))")
     with start(artifact, granted=("kv",), concurrency=2, time=1.0) as worker:
