@@ -21,7 +21,7 @@ from circleosd.api.contract import Effect, Mark, Request, completed, parameters
 from circleosd.deadlines import Deadlines
 from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, Unavailable, UnknownAction, shortage
 from circleosd.handlers import Act, Files, Handlers, Identify, Resolution
-from circleosd.ledger import Entry, Ledger, Phase, shown
+from circleosd.ledger import Entry, Ledger, shown
 from circleosd.policy import Access, Caller, Peer, authorize, sees
 
 log = logging.getLogger(__name__)
@@ -253,9 +253,11 @@ class Service:
             given_up = self._given_up(exc)
             if effect is not Effect.NONE and not act.done and not (given_up and begun):
                 error = Unavailable(f"{self.name} ended before this began") if given_up else _error_of(exc)
-                phase: Phase = "denied" if isinstance(error, Denied) else "failed"
                 act.done = True
-                await asyncio.shield(_conclude(act, intent, error) if intent else act.refuse(phase, error))
+                if intent:
+                    await _conclude(act, intent, error)
+                else:
+                    await asyncio.shield(act.refuse("denied" if isinstance(error, Denied) else "failed", error))
             raise
         if effect is Effect.EXTERNAL:
             act.done = True

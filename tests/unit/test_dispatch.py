@@ -313,8 +313,9 @@ def test_an_outcome_that_the_disk_did_not_take_is_told_and_written_later(
     assert asyncio.run(registry.ledger.unfinished()) == []
 
 
+@pytest.mark.parametrize(("result", "error"), [("done", None), ("failed", "unit-failed")])
 def test_the_outcome_of_an_act_that_the_end_of_the_service_cuts_off_is_written_if_it_is_known(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, result: str, error: str | None
 ) -> None:
     job, writer = registry.units.job, registry.database._writer
     busy, free = threading.Event(), threading.Event()
@@ -332,12 +333,17 @@ def test_the_outcome_of_an_act_that_the_end_of_the_service_cuts_off_is_written_i
         await until(lambda: busy.is_set() and writer._work_queue.qsize())
         acting.cancel()
         await asyncio.wait([acting])
+        closing = asyncio.create_task(registry.service.close())
+        ended, _ = await asyncio.wait([closing], timeout=0.1)
         free.set()
-        await registry.service.close()
+        await closing
+        assert not ended, "it did not wait for the disk"
 
     monkeypatch.setattr(registry.units, "job", job_and_busy_disk)
+    registry.units.result = result
     asyncio.run(scenario())
-    assert registry.history() == [("intent", "start", "nginx"), ("outcome", "start", "nginx")]
+    _, outcome = registry.ask({"action": "history"})["data"]
+    assert (outcome["phase"], outcome["error"]) == ("outcome", error)
     assert asyncio.run(registry.ledger.unfinished()) == []
 
 
