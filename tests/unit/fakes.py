@@ -12,6 +12,7 @@ from typing import Any
 
 from circleosd.config import PluginSettings
 from circleosd.database import Database, Transaction
+from circleosd.deadlines import Deadlines
 from circleosd.errors import Denied, NotFound
 from circleosd.plugins.cause import Cause
 from circleosd.plugins.compiled import Compiled
@@ -73,6 +74,18 @@ class NoFiles:
 
     def take(self) -> int:
         raise AssertionError("no handler under test takes a descriptor")
+
+
+class Ending(Deadlines):
+    """Deadlines that pass when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(1e9)
+
+    def pass_now(self) -> None:
+        """Cancel what has not ended by now."""
+        self._running = {task: (0.0, done) for task, (_, done) in self._running.items()}
+        self._look()
 
 
 class Units:

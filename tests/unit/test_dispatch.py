@@ -7,7 +7,6 @@ import errno
 import json
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -28,7 +27,7 @@ from circleosd.policy import Caller, Role
 from circleosd.registry.units import UnitState, Verb
 from circleosd.validation import ValidationError, validator
 from tests.unit.dispatching import Accounts, Registry, reply_to
-from tests.unit.fakes import ROOT, STRANGER, USERS, NoFiles
+from tests.unit.fakes import ROOT, STRANGER, USERS, Ending, NoFiles
 from tests.waiting import SECONDS, until
 
 
@@ -69,13 +68,16 @@ def test_no_time_runs_out_while_what_was_done_or_refused_is_recorded(
 def test_who_waited_in_vain_is_told_which_setting_bounds_a_request(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    deadlines = Ending()
+
     async def job(verb: str, unit: str) -> str:
+        deadlines.pass_now()
         await asyncio.sleep(60)
         return "done"
 
     monkeypatch.setattr(registry.units, "job", job)
     monkeypatch.setattr(registry.service, "_timeout", 0.1)
-    monkeypatch.setattr(registry.service, "_deadlines", Deadlines(0.1))
+    monkeypatch.setattr(registry.service, "_deadlines", deadlines)
     reply = registry.ask({"action": "start", "name": "nginx"})
     assert reply["error"] == "timeout"
     assert reply["message"] == "not done within 0.1 s (server.request_timeout); what was started may continue"
@@ -84,15 +86,25 @@ def test_who_waited_in_vain_is_told_which_setting_bounds_a_request(
 def test_no_act_begins_that_took_all_its_time_to_be_recorded(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    deadlines, writing, passed = Ending(), threading.Event(), threading.Event()
     commit = registry.database._commit
 
     def slowly() -> None:
-        time.sleep(0.3)
+        writing.set()
+        assert passed.wait(SECONDS)
         commit()
 
+    async def scenario() -> bytes:
+        asking = asyncio.create_task(reply_to(registry.service, b'{"action":"start","name":"nginx"}', ROOT))
+        await until(writing.is_set)
+        deadlines.pass_now()
+        await asyncio.sleep(0)
+        passed.set()
+        return await asking
+
     monkeypatch.setattr(registry.database, "_commit", slowly)
-    monkeypatch.setattr(registry.service, "_deadlines", Deadlines(0.1))
-    assert registry.ask({"action": "start", "name": "nginx"})["error"] == "timeout"
+    monkeypatch.setattr(registry.service, "_deadlines", deadlines)
+    assert json.loads(asyncio.run(scenario()))["error"] == "timeout"
     assert registry.units.jobs == []
     rows = registry.ask({"action": "history"})["data"]
     assert [(row["phase"], row["error"]) for row in rows] == [("intent", None), ("outcome", "timeout")]
