@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from fnmatch import fnmatchcase
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from circleosd.api import actions
 from circleosd.delegation import excess, includes, overlaps
 from circleosd.policy import Caller, Grant, Peer, Role
+from tests.measuring import lines_run
 
 NEEDS = {verb: contract.access for verb, contract in actions.BY_VERB.items()}
 PEER = Peer(uid=1000, gid=1000, pid=1)
@@ -36,16 +36,17 @@ def test_globs_are_compared_as_the_sets_of_what_they_match() -> None:
 
 
 def test_the_time_to_compare_globs_grows_with_their_length_and_not_with_its_square() -> None:
-    def seconds(length: int) -> float:
+    def lines(length: int) -> int:
         globs = ["?" + "a" * (length - 2) + "?", "*" + "a?" * (length // 2 - 1) + "b", "a*" * (length // 2 - 1) + "bc"]
-        begun = time.process_time()
-        for one, other in itertools.product(globs, repeat=2):
-            includes(one, other)
-            overlaps(one, other)
-        return time.process_time() - begun
 
-    longest, short = (min(seconds(length) for _ in range(7)) for length in (256, 32))
-    assert longest < 24 * short  # eight times as long; the square of that would be 64
+        def compare() -> None:
+            for one, other in itertools.product(globs, repeat=2):
+                includes(one, other)
+                overlaps(one, other)
+
+        return lines_run(compare)
+
+    assert lines(256) < 12 * lines(32)  # eight times as long; the square of that would be 64
 
 
 @pytest.mark.parametrize(
