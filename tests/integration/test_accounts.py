@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ import sqlite3
 import termios
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from tests.door import acting_as
 from tests.integration.conftest import NewHost, running
 from tests.integration.embedded_host import COSTLY, EmbeddedHost, read_reply
 from tests.integration.people import ALICE, AUTH, PASSWORD, ask, create, login, ok
+from tests.measuring import once_it_holds
 
 
 def stored(host: EmbeddedHost, name: str) -> str:
@@ -201,27 +204,34 @@ def busy_host() -> Iterator[EmbeddedHost]:
 def test_what_waits_for_a_hash_is_not_done_for_who_lost_the_right_meanwhile(
     busy_host: EmbeddedHost, taken: str
 ) -> None:
-    host, admin, evil = busy_host, f"admin_{taken}", f"evil_{taken}"
-    create(host, admin, role="admin")
-    token = login(host, admin, ALICE)
-    with contextlib.ExitStack() as stack:
-        ahead = [stack.enter_context(host.connect(AUTH)) for _ in range(10)]
-        with acting_as(ALICE):
-            sock = stack.enter_context(host.connect(AUTH))
-        for number, other in enumerate(ahead):
-            request = {"action": "create", "name": f"other_{taken}{number}", "password": PASSWORD}
-            other.sendall(json.dumps(request).encode() + b"\n")
-        request = {"action": "create", "name": evil, "password": PASSWORD, "role": "admin", "token": token}
-        sock.sendall(json.dumps(request).encode() + b"\n")
-        host.wait_for(lambda: host.data(AUTH, "health")["connections"] > 10 and _is_read(sock))
-        assert ok(host, ALICE, AUTH, "whoami", token=token)["user"] == admin  # who sent the first is known then
-        host.data(AUTH, taken, name=admin, **({"role": "operator"} if taken == "role" else {}))
-        reply = read_reply(sock)
-        assert all(read_reply(other)["ok"] for other in ahead)
-    assert reply["error"] == "denied", reply
-    assert evil not in [user["name"] for user in host.data(AUTH, "list")]
-    row = host.data(AUTH, "history", object=evil)[-1]
-    assert (row["action"], row["phase"], row["actor"]["user"]) == ("create", "denied", admin)
+    host, turns = busy_host, itertools.count()
+
+    def rows() -> list[dict[str, Any]]:
+        """What is recorded of the loss and of what was asked before it."""
+        turn = next(turns)
+        admin, evil = f"admin_{taken}{turn}", f"evil_{taken}{turn}"
+        create(host, admin, role="admin")
+        token = login(host, admin, ALICE)
+        with contextlib.ExitStack() as stack:
+            ahead = [stack.enter_context(host.connect(AUTH)) for _ in range(10)]
+            with acting_as(ALICE):
+                sock = stack.enter_context(host.connect(AUTH))
+            for number, other in enumerate(ahead):
+                request = {"action": "create", "name": f"other_{taken}{turn}_{number}", "password": PASSWORD}
+                other.sendall(json.dumps(request).encode() + b"\n")
+            request = {"action": "create", "name": evil, "password": PASSWORD, "role": "admin", "token": token}
+            sock.sendall(json.dumps(request).encode() + b"\n")
+            host.wait_for(lambda: host.data(AUTH, "health")["connections"] > 10 and _is_read(sock))
+            assert ok(host, ALICE, AUTH, "whoami", token=token)["user"] == admin  # who sent the first is known then
+            host.data(AUTH, taken, name=admin, **({"role": "operator"} if taken == "role" else {}))
+            read_reply(sock)
+            assert all(read_reply(other)["ok"] for other in ahead)
+        return [host.data(AUTH, "history", object=name)[-1] for name in (admin, evil)]
+
+    lost, asked = once_it_holds(rows, lambda rows: rows[0]["seq"] < rows[1]["seq"])
+    assert (lost["action"], asked["action"], asked["phase"]) == (taken, "create", "denied")
+    assert asked["actor"]["user"] == lost["object"]
+    assert asked["object"] not in [user["name"] for user in host.data(AUTH, "list")]
 
 
 def _is_read(sock: socket.socket) -> bool:
@@ -230,13 +240,13 @@ def _is_read(sock: socket.socket) -> bool:
 
 
 def test_what_was_begun_in_time_is_told_as_it_ends(new_host: NewHost) -> None:
-    host = new_host({"CIRCLEOSD_SERVER_REQUEST_TIMEOUT": "1"})
+    host = new_host({"CIRCLEOSD_SERVER_REQUEST_TIMEOUT": "4"})
     create(host, "early")
     with contextlib.closing(sqlite3.connect(host.database("auth"))) as slow:
         slow.execute("BEGIN IMMEDIATE")  # as a disk that takes its time
         with host.connect(AUTH) as sock:
             sock.sendall(b'{"action":"create","name":"late","uid":61400}\n')
-            time.sleep(2.0)  # longer than the request may take
+            time.sleep(5.0)  # longer than the request may take
             slow.execute("ROLLBACK")
             assert read_reply(sock)["ok"]
     assert [row["phase"] for row in host.data(AUTH, "history", object="late")] == ["done"]

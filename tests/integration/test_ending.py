@@ -34,7 +34,7 @@ def test_a_request_that_takes_too_long_at_the_end_is_given_up_and_its_outcome_fo
         reply = read_reply(sock)
     assert reply["error"] == "unavailable"
     assert "ended before this was done" in reply["message"]
-    host.wait_for(lambda: pid not in host.processes(), 5)
+    host.wait_for(lambda: pid not in host.processes())
     rows = json.loads(host.ok("system", "history", "--object", "slow", "--json"))
     assert [(row["phase"], row["intent"]) for row in rows] == [("intent", None), ("outcome", rows[0]["seq"])]
     assert "at its next start the unit slow.service is activating" in rows[1]["message"]

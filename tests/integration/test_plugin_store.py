@@ -240,7 +240,9 @@ def test_who_lost_the_right_while_a_plugin_is_loaded_loads_none_and_unloads_none
 
 def test_an_unload_that_is_on_record_is_completed_whatever_its_time(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_SERVER_REQUEST_TIMEOUT": "4"})
-    host.load(write(tmp_path, "slow", caller(), capabilities=[{"name": "kv", "reason": "-"}]), grant="kv")
+    path = write(tmp_path, "slow", caller(), capabilities=[{"name": "kv", "reason": "-"}])
+    load = {"action": "load", "path": str(path), "grant": "kv"}
+    host.wait_for(lambda: host.call("plugin-manager", load)["ok"])
     registry = host.pid("service-registry")
     os.kill(registry, signal.SIGSTOP)  # so that nobody stops the worker
     with host.connect("plugin-manager") as sock:

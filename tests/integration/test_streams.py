@@ -131,7 +131,7 @@ def test_a_stream_ends_when_the_service_is_told_to_stop(talking: EmbeddedHost) -
         begun = time.monotonic()
         os.kill(talking.pid("service-registry"), signal.SIGTERM)
         assert replies.readline() == b""
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 15  # a request would get 20
 
 
 def test_who_watches_is_told_that_the_service_has_ended(talking: EmbeddedHost) -> None:
