@@ -60,8 +60,7 @@ def test_an_unknown_user_costs_what_a_known_one_costs() -> None:
     def ratio() -> float:
         """Of the fastest of each, which took turns."""
         pairs.extend((seconds(stored), seconds(None)) for _ in range(15))
-        known, unknown = map(min, zip(*pairs, strict=True))
-        return unknown / known
+        return min(unknown for _, unknown in pairs) / min(known for known, _ in pairs)
 
     once_it_holds(ratio, lambda ratio: 0.7 < ratio < 1.4)
 
