@@ -30,7 +30,8 @@ _NAMED = {
 }
 
 # Rights that people need for what a plugin may do with a capability of that kind; the object is its name, or any.
-_RIGHTS = {
+_RIGHTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys((ALWAYS, "kv", "config", "clock", "events:"), ()),  # what plugins may do among themselves
     "services:read": ("service:list", "service:status"),
     "services:restart:": ("service:restart",),
 }

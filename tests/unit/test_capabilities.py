@@ -57,6 +57,10 @@ def test_who_grants_what_plugins_do_to_services_needs_the_right_to_it_on_what_is
     )
 
 
+def test_of_each_capability_it_is_known_which_rights_it_takes_to_grant_it() -> None:
+    assert capabilities._RIGHTS.keys() == {*capabilities.KINDS}
+
+
 @pytest.mark.parametrize("topic", ["*", "", "a:b", "a b", "x" * 129, "deploy\n"])
 def test_what_is_no_topic_is_refused(topic: str) -> None:
     capabilities.check_topic("deploy.web-1@eu")
