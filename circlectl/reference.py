@@ -9,7 +9,7 @@ from circleosd.api.contract import Request
 from circleosd.policy import Role, suffices
 
 YES, NO, OWN = "yes", "–", "own"
-COLUMNS = ("stranger", "viewer", "operator", "admin", "root", "with a rule", "invalid session")
+COLUMNS = ("stranger", *Role, "root", "with a rule", "invalid session")
 
 INTRO = """\
 # Who may do what

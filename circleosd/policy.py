@@ -29,7 +29,7 @@ class Access(StrEnum):
     ADMIN = "admin"
 
 
-_RANK: dict[str, int] = {"anyone": 0, "viewer": 1, "operator": 2, "admin": 3}
+_RANK: dict[str, int] = {access: rank for rank, access in enumerate(Access)}
 
 
 _Matches = Callable[[str], re.Match[str] | None]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 
 from circleosd import policy
+from circleosd.api.auth import RoleName
 from circleosd.auth import rules
 from circleosd.auth.store import Account
 from circleosd.errors import Denied
@@ -15,6 +17,11 @@ from circleosd.policy import Access, Caller, Grant, Peer, Role, authorize, decid
 from tests.measuring import lines_run
 
 PEER = Peer(uid=1000, gid=1000, pid=1)
+
+
+def test_every_role_can_be_given_and_required() -> None:
+    assert ["none", *Role] == [*get_args(RoleName)]
+    assert ["anyone", *Role] == [*Access]
 
 
 @pytest.mark.parametrize("access", Access)
