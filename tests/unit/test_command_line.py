@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ import pytest
 from circlectl import adapter, cli, commands, helptext, system
 from circleosd.errors import BadRequest
 from circleosd.paths import SERVICES
+from tests import PROJECT
 
 TEXTS = ["None", "True", "12345", "1e5", "2e9672320848", "0x10", "[1,2]", '{"a":1}', "(1,)", "", " ", "a b", "'q'", '"']
 TEXTS += ["-", "-5", "-.5", "ünï→🙂" * 400, "a\nb", "__class__", "--json"[2:], "$(id)", "%s", "\\", "*"]
@@ -332,3 +334,9 @@ main()
 """
     done = subprocess.run([sys.executable, "-I", "-c", code, "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"circlectl {project['version']}\n"
