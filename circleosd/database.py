@@ -234,7 +234,13 @@ def _snapshot(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection
 
 
 def _told(failure: Exception) -> str:
+    """What went wrong, and what to do if SQLite's words do not suggest it."""
     if not isinstance(failure, sqlite3.Error):
         return f"the file is damaged; {RESTORE}"
-    damaged = getattr(failure, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-    return f"{failure}; {RESTORE}" if damaged else str(failure)
+    match getattr(failure, "sqlite_errorcode", 0) & 0xFF:  # without the extension of the code
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return f"{failure}; {RESTORE}"
+        case sqlite3.SQLITE_IOERR:  # also for EDQUOT
+            return f"{failure}; perhaps a quota is used up, or the disk is failing"
+        case _:
+            return str(failure)
