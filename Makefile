@@ -10,9 +10,13 @@ help:  ## print this list
 
 setup: .venv/.ready plugins/example.wasm  ## create .venv, with circleosd and circlectl in .venv/bin
 
+# Not where it was made, or not with this Python any more: make it anew.
+ifneq ($(file <.venv/.ready),$(CURDIR) $(realpath .venv/bin/python3))
+.PHONY: .venv/.ready
+endif
 .venv/.ready: requirements.lock pyproject.toml scripts/setup
 	@scripts/setup "$(PYTHON)"
-	@touch $@
+	@echo "$(CURDIR) $$(realpath .venv/bin/python3)" >$@
 
 plugins/%.wasm: plugins/%.wat | .venv/.ready
 	@$(BIN)/python plugins/wat2wasm.py $< $@

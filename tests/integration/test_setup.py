@@ -1,9 +1,11 @@
-"""What `make setup` asks for where something is missing."""
+"""What `make setup` asks for where something is missing, and when it makes the environment anew."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,50 @@ def test_a_python_that_is_too_old_or_not_where_it_was_said_to_be_is_told_before_
 ) -> None:
     (tmp_path / "python3").symlink_to(str(shutil.which("false")))
     assert refused(tmp_path, python) == "circleosd setup: Python 3.11 or newer is required, as in Debian 12 and later\n"
+
+
+def planned(tree: Path) -> str:
+    """What `make setup` would do in a tree."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.check_output(["make", "-n", "setup"], cwd=tree, env=environment, text=True)
+
+
+def test_an_environment_that_was_moved_or_made_with_another_python_is_made_anew(tmp_path: Path) -> None:
+    tree, python = tmp_path / "tree", tmp_path / "tree/.venv/bin/python3"
+    (tree / "plugins").mkdir(parents=True)
+    python.parent.mkdir(parents=True)
+    shutil.copytree(PROJECT / "scripts", tree / "scripts")
+    for file in ("Makefile", "requirements.lock", "pyproject.toml", "plugins/example.wat", "plugins/example.wasm"):
+        shutil.copy(PROJECT / file, tree / file)
+    older, newer = tmp_path / "python3.11", tmp_path / "python3.13"
+    older.touch()
+    newer.touch()
+    python.symlink_to(older)
+    ready = python.parent.parent / ".ready"
+    assert "scripts/setup" in planned(tree)
+    ready.write_text(f"{tree} {older}\n")
+    assert "scripts/setup" not in planned(tree)
+    tree.rename(tmp_path / "moved")
+    assert "scripts/setup" in planned(tmp_path / "moved")
+    (tmp_path / "moved").rename(tree)
+    for target in (newer, tmp_path / "removed"):
+        python.unlink()
+        python.symlink_to(target)
+        assert "scripts/setup" in planned(tree)
+
+
+def test_what_was_copied_with_a_tree_changes_nothing_in_the_other(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(PROJECT / "scripts/setup", tmp_path / "scripts")
+    pip, python = tmp_path / ".venv/bin/pip", tmp_path / "python3"
+    pip.parent.mkdir(parents=True)
+    (pip.parent / "python").symlink_to(sys.executable)
+    pip.write_text("#!/bin/sh\necho 'pip 25.0 from /elsewhere/.venv/lib/python3.11/site-packages/pip (python 3.11)'\n")
+    python.write_text(f'#!/bin/sh\n[ "$1" != -c ] || exec {sys.executable} "$@"\necho "ran $*"\nexit 1\n')
+    for program in (pip, python):
+        program.chmod(0o755)
+    done = subprocess.run(
+        [tmp_path / "scripts/setup", python], capture_output=True, text=True, timeout=60, check=False
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "ran -m venv .venv\n"), done.stderr
+    assert not pip.exists()
