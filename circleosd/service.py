@@ -177,7 +177,7 @@ class Service:
             if contract.access is Access.ANYONE:
                 # A login with an invalid token: nobody has looked up the name, which may be a password.
                 act.object = None
-            if contract.effect is not Effect.NONE or contract.access in (Access.OPERATOR, Access.ADMIN):
+            if _matters(contract):
                 await act.refuse("denied", error)
             raise
         parsed = self._validate(contract, envelope.params)
@@ -251,13 +251,14 @@ class Service:
             result = await endpoint.handler(parsed, act)
         except BaseException as exc:
             given_up = self._given_up(exc)
-            if effect is not Effect.NONE and not act.done and not (given_up and begun):
-                error = Unavailable(f"{self.name} ended before this began") if given_up else _error_of(exc)
+            error = Unavailable(f"{self.name} ended before this began") if given_up else _error_of(exc)
+            denied = isinstance(error, Denied) and _matters(endpoint.contract)
+            if (denied or effect is not Effect.NONE) and not act.done and not (given_up and begun):
                 act.done = True
                 if intent:
                     await _conclude(act, intent, error)
                 else:
-                    await asyncio.shield(act.refuse("denied" if isinstance(error, Denied) else "failed", error))
+                    await asyncio.shield(act.refuse("denied" if denied else "failed", error))
             raise
         if effect is Effect.EXTERNAL:
             act.done = True
@@ -341,6 +342,11 @@ def _speaker(caller: Caller, params: dict[str, Any]) -> Caller:
     if (isinstance(plugin, str) or params.get("called_by") is not None) and not caller.vouches:
         raise Denied(f"only CircleOSD itself may act on behalf of a plugin, not {caller}")
     return caller._replace(plugin=plugin[:64]) if isinstance(plugin, str) else caller
+
+
+def _matters(contract: type[Request]) -> bool:
+    """Whether a denied attempt is recorded: at a change, or at what takes more than the lowest role."""
+    return contract.effect is not Effect.NONE or contract.access in (Access.OPERATOR, Access.ADMIN)
 
 
 async def _in_parts(items: list[Any]) -> list[bytes]:

@@ -23,7 +23,7 @@ from circleosd.deadlines import Deadlines
 from circleosd.handlers import Resolution
 from circleosd.ledger import TEXT_SHOWN
 from circleosd.ledger import Entry as Row
-from circleosd.policy import Caller, Role
+from circleosd.policy import Caller, Peer, Role
 from circleosd.registry.units import UnitState, Verb
 from circleosd.validation import ValidationError, validator
 from tests.unit.dispatching import Accounts, Registry, reply_to
@@ -39,6 +39,20 @@ def test_a_start_is_intended_carried_out_and_recorded(registry: Registry) -> Non
     assert registry.units.jobs == [("start", "nginx.service")]
     assert registry.history() == [("intent", "start", "nginx"), ("outcome", "start", "nginx")]
     assert [event["seq"] for event in registry.mirrored] == [1, 2]
+
+
+def test_who_loses_a_right_while_waiting_is_denied_on_record_as_at_once(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers = iter([USERS["operator"], Caller(STRANGER)])
+
+    async def identify(peer: Peer, token: str | None) -> Caller:
+        return next(callers)
+
+    with monkeypatch.context() as auth:
+        auth.setattr(registry.service, "_identify", identify)
+        assert registry.ask({"action": "logs", "name": "nginx"}, STRANGER)["error"] == "denied"
+    assert registry.history() == [("denied", "logs", "nginx")]
 
 
 def test_no_time_runs_out_while_what_was_done_or_refused_is_recorded(
