@@ -37,7 +37,7 @@ def test_a_descriptor_whose_closing_waits_holds_up_nobody(received: bool, passed
     with contextlib.ExitStack() as stack:
         passing = stack.enter_context(PassingSocket(ours))
         with theirs:
-            slow = [stack.enter_context(lingering(8)) for _ in range(passed)]
+            slow = [stack.enter_context(lingering(60)) for _ in range(passed)]
             socket.send_fds(theirs, [b"x"], [sock.fileno() for sock in slow])
             for sock in slow:
                 sock.close()
@@ -45,7 +45,7 @@ def test_a_descriptor_whose_closing_waits_holds_up_nobody(received: bool, passed
             if received:
                 assert passing.recv(1) == b"x"
             passing.close()
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("room", [0, 1])
