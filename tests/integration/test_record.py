@@ -100,6 +100,7 @@ def test_a_flood_of_denied_attempts_leaves_few_rows_that_count_them_all(new_host
     host.open_to_everybody()
     pid = host.pid("service-registry")
     size = host.database("registry").parent
+    begun = time.monotonic()
     for number in range(400):
         name = "web" if number % 2 else f"unit{number}"
         assert answer(str(host.runtime), (61501, "service-registry", {"action": "stop", "name": name}))["error"]
@@ -108,7 +109,7 @@ def test_a_flood_of_denied_attempts_leaves_few_rows_that_count_them_all(new_host
     host.start()
     assert host.pid("service-registry") != pid
     rows = history(host, "--user", "61501", "--lines", "1000")
-    assert len(rows) <= 70
+    assert len(rows) <= 70 + (time.monotonic() - begun) / 5  # two every ten seconds
     assert sum(row["count"] for row in rows) == 400, "what was only counted is written when the service ends"
     assert "×" in host.ok("system", "history", "--user", "61501")
 
