@@ -50,7 +50,7 @@ def install(machine: Machine, deb: Path) -> None:
         make = ["make", "--silent", "-C", f"{PROJECT}/nixos-test/plugins", f"OUT={hostile}", f"WAT2WASM={wat2wasm}"]
         subprocess.run([*make, "CC=gcc"], check=True, stdin=subprocess.DEVNULL)
         machine.copy_from_host(hostile, "/etc/circleosd-test/hostile")
-    machine.wait_until_succeeds("grep -q nginx.service /etc/polkit-1/rules.d/49-circleosd.rules", timeout=20)
+    machine.wait_until_succeeds("grep -q nginx.service /etc/polkit-1/rules.d/49-circleosd.rules")
 
 
 def write(machine: Machine, path: str, text: str) -> None:

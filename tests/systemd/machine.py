@@ -69,11 +69,11 @@ class Machine:
         """Like `succeed`, but each has to fail."""
         return "".join(self._expect(command, timeout, success=False) for command in commands)
 
-    def wait_until_succeeds(self, command: str, timeout: int = 900) -> str:
+    def wait_until_succeeds(self, command: str, timeout: int = 300) -> str:
         """Repeat a command until it succeeds, and return its output. Raises MachineError after `timeout`."""
         return self._repeat(command, timeout, success=True)
 
-    def wait_until_fails(self, command: str, timeout: int = 900) -> str:
+    def wait_until_fails(self, command: str, timeout: int = 300) -> str:
         """Like `wait_until_succeeds`, until it fails."""
         return self._repeat(command, timeout, success=False)
 
@@ -95,7 +95,7 @@ class Machine:
         if state != require_state:
             raise MachineError(f"{self.name}: unit {unit} is {state}, not {require_state}{self._unit_log(unit)}")
 
-    def wait_for_unit(self, unit: str, user: str | None = None, timeout: int = 900) -> None:
+    def wait_for_unit(self, unit: str, user: str | None = None, timeout: int = 300) -> None:
         """Wait for a unit to be active. Raises MachineError if it has failed, or is inactive for good."""
 
         def is_active() -> bool:
@@ -110,11 +110,11 @@ class Machine:
 
         self._retry(is_active, timeout, f"unit {unit} to be active")
 
-    def wait_for_file(self, filename: str, timeout: int = 900) -> None:
+    def wait_for_file(self, filename: str, timeout: int = 300) -> None:
         """Wait until something exists at a path, which is shell text."""
         self._retry(lambda: self.execute(f"test -e {filename}")[0] == 0, timeout, f"file {filename}")
 
-    def wait_for_open_unix_socket(self, addr: str, is_datagram: bool = False, timeout: int = 900) -> None:
+    def wait_for_open_unix_socket(self, addr: str, is_datagram: bool = False, timeout: int = 300) -> None:
         """Wait until a socket accepts a connection, which starts a service that systemd has waiting on it."""
         script = ["python3", "-I", "-c", CONNECT, addr, "datagram" if is_datagram else "stream"]
         command = f"{shlex.join(script)} 2>/dev/null"

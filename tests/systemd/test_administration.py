@@ -45,7 +45,7 @@ def machine(installed: Machine) -> Machine:
         write(installed, f"/etc/systemd/system/ct-{name}.service", f"[Service]\n{text}\n")
     write(installed, "/etc/circleosd/services.d/administration.toml", CATALOG)
     installed.succeed("systemctl daemon-reload")
-    installed.wait_until_succeeds("grep -q ct-none.service /etc/polkit-1/rules.d/49-circleosd.rules", timeout=20)
+    installed.wait_until_succeeds("grep -q ct-none.service /etc/polkit-1/rules.d/49-circleosd.rules")
     return installed
 
 
@@ -105,7 +105,7 @@ def test_a_unit_that_is_restarted_too_often_is_said_to_be_held_back_by_systemd(m
 
 def test_a_unit_whose_dependency_fails_is_not_said_to_be_held_back(machine: Machine) -> None:
     machine.succeed("systemctl start ct-calm.service; systemctl kill --signal=SEGV ct-calm.service")
-    machine.wait_until_succeeds("systemctl is-failed ct-calm.service", timeout=20)
+    machine.wait_until_succeeds("systemctl is-failed ct-calm.service")
     needs = "/etc/systemd/system/ct-calm.service.d/needs.conf"
     write(machine, needs, "[Unit]\nRequires=ct-loop.service\nAfter=ct-loop.service\n")
     machine.succeed("systemctl daemon-reload")
@@ -225,7 +225,7 @@ def test_as_many_lines_of_a_log_are_shown_as_are_asked_for_or_it_is_said_that_th
     machine: Machine,
 ) -> None:
     machine.succeed("circlectl service start many")
-    machine.wait_until_succeeds("journalctl --quiet --unit ct-many.service | grep -q 2500", timeout=20)
+    machine.wait_until_succeeds("journalctl --quiet --unit ct-many.service | grep -q 2500")
     for lines in (3, 2000):
         assert len(machine.succeed(f"circlectl service logs many --lines {lines}").splitlines()) == lines
     assert "is not between 0 and 2000" in refused(machine, "service logs many --lines 2001", 2)
@@ -283,10 +283,8 @@ def test_what_the_manual_says_has_running_services_read_changed_settings(machine
     file, load = "/etc/circleosd/config.toml", "plugin load /usr/share/circleosd/plugins/example.wasm"
     machine.succeed(f"cp {file} /srv/config.toml", "systemctl stop circleosd-plugins.service 2>&1")
     machine.succeed("systemd-run --quiet --unit=ct-following circlectl plugin events --follow")  # it stays for that
-    machine.wait_until_succeeds("systemctl is-active circleosd-plugins.service", timeout=20)
-    machine.wait_until_succeeds(
-        "circlectl system status --json | grep -q 'plugin-manager.*\"connections\": 2'", timeout=20
-    )
+    machine.wait_until_succeeds("systemctl is-active circleosd-plugins.service")
+    machine.wait_until_succeeds("circlectl system status --json | grep -q 'plugin-manager.*\"connections\": 2'")
     machine.succeed(f"echo '[plugins]\ntrust = \"require\"' >>{file}", f"circlectl {load} 2>&1", command)
     assert "this host loads only plugins from trusted signers" in refused(machine, load, 4)
     machine.succeed(f"cp /srv/config.toml {file}", command, "systemctl stop ct-following.service || true")
@@ -298,7 +296,7 @@ def test_a_polkit_rule_that_was_removed_or_edited_is_made_anew(machine: Machine)
     made = machine.succeed(f"cat {rule}")
     for change in (f"rm {rule}", f"echo '// mine' >>{rule}"):
         machine.succeed(change)
-        machine.wait_until_succeeds(f"[ -e {rule} ] && ! grep mine {rule}", timeout=20)
+        machine.wait_until_succeeds(f"[ -e {rule} ] && ! grep mine {rule}")
         assert machine.succeed(f"cat {rule}") == made
     machine.succeed("circlectl service start brief")
 
@@ -310,7 +308,7 @@ def test_a_service_that_is_started_by_hand_has_its_socket_and_ends_with_it(machi
     assert machine.get_unit_property(f"circleosd-{name}.socket", "ActiveState") == "active"
     machine.succeed(f"systemctl stop circleosd-{name}.socket")
     state = f"systemctl show --value --property=ActiveState circleosd-{name}.service"
-    machine.wait_until_succeeds(f'test "$({state})" = inactive', timeout=60)
+    machine.wait_until_succeeds(f'test "$({state})" = inactive')
     machine.succeed(f"systemctl start circleosd-{name}.socket")
 
 
@@ -404,7 +402,7 @@ def test_what_the_manual_gives_a_monitor_shows_what_somebody_should_look_at(mach
     database, create = "/var/lib/circleosd/auth/auth.db", "circlectl user create more --uid 4714"
     machine.succeed(f"circlectl user list; mv {database} /srv/auth.db; ! {create} 2>&1; mv /srv/auth.db {database}")
     write(machine, "/etc/circleosd/services.d/wrong.toml", "wrong\n")
-    machine.wait_until_succeeds(f"{failed} | grep circleosd-polkit.service", timeout=20)
+    machine.wait_until_succeeds(f"{failed} | grep circleosd-polkit.service")
     machine.succeed("journalctl --sync")
     for command, shown in (
         (history, '"login"'), (services, '"loop"'), (plugins, '"quarantined"'), (errors, "cannot use auth.db"),
@@ -413,7 +411,7 @@ def test_what_the_manual_gives_a_monitor_shows_what_somebody_should_look_at(mach
         assert shown in machine.succeed(command), command
 
     machine.succeed("rm /etc/circleosd/services.d/wrong.toml", f"cp /srv/config.toml {settings}", restart)
-    machine.wait_until_fails(f"{failed} | grep circleosd-polkit.service", timeout=20)
+    machine.wait_until_fails(f"{failed} | grep circleosd-polkit.service")
     machine.succeed("circlectl plugin unload hostile-wasm", "circlectl user delete monitored", "systemctl reset-failed")
 
 
@@ -461,7 +459,7 @@ def test_a_stranger_on_the_message_bus_is_not_heard_by_the_registry(machine: Mac
     write(machine, "/etc/dbus-1/system.d/ct-call.conf", f"{call}\n")
     machine.succeed("systemctl reload dbus.service")
     machine.succeed("systemd-run --quiet --unit=ct-watching circlectl service watch calm")  # it stays as long as this
-    machine.wait_until_succeeds("journalctl --quiet --unit ct-watching.service | grep 'calm: '", timeout=60)
+    machine.wait_until_succeeds("journalctl --quiet --unit ct-watching.service | grep 'calm: '")
     before = machine.get_unit_property("circleosd-registry.service", "MainPID")
     machine.succeed("su mallory -c '/usr/lib/circleosd/bin/python3 /tmp/to-the-registry.py'")
     machine.succeed("circlectl service status calm")  # it has read what came before
@@ -476,7 +474,7 @@ def test_a_watch_goes_on_when_systemd_is_executed_anew(machine: Machine) -> None
     machine.succeed("circlectl service stop calm")
     machine.succeed("systemd-run --quiet --unit=ct-watcher circlectl service watch calm")
     shown = "journalctl --quiet --unit ct-watcher.service | grep 'calm: {}'"
-    machine.wait_until_succeeds(shown.format("inactive"), timeout=60)
+    machine.wait_until_succeeds(shown.format("inactive"))
     machine.succeed("systemctl daemon-reexec", "systemctl start ct-calm.service")
-    machine.wait_until_succeeds(shown.format("active"), timeout=60)
+    machine.wait_until_succeeds(shown.format("active"))
     machine.succeed("systemctl stop ct-watcher.service")

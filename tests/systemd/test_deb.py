@@ -217,7 +217,7 @@ def test_nobodys_environment_or_working_directory_changes_what_runs(installed: M
 def test_the_embedded_mode_works_from_the_package(installed: Machine, proc: str) -> None:
     start = f"systemd-run --unit=embedded --uid=nobody --property=ProtectProc={proc}"
     installed.succeed(f"{start} circleosd up --dir /tmp/embedded 2>&1")
-    installed.wait_for_file("/tmp/embedded/run/auth-service.sock", timeout=20)
+    installed.wait_for_file("/tmp/embedded/run/auth-service.sock")
     ask = "CIRCLEOSD_RUNTIME_DIR=/tmp/embedded/run circlectl"
     assert "running" in installed.succeed(f"{ask} system status")
     installed.succeed(f"{ask} plugin load /usr/share/circleosd/plugins/example.wasm")
@@ -265,7 +265,7 @@ def test_an_upgrade_starts_the_new_version_keeps_settings_and_loses_no_connectio
     install(machine, newer(machine, deb))
     reports = json.loads(machine.succeed("circlectl system status --json"))
     assert {report["version"] for report in reports} == {"99"}
-    machine.wait_until_succeeds("grep 'of version 99' /etc/polkit-1/rules.d/49-circleosd.rules", timeout=20)
+    machine.wait_until_succeeds("grep 'of version 99' /etc/polkit-1/rules.d/49-circleosd.rules")
     assert machine.get_unit_property("circleosd.target", "NeedDaemonReload") == "no"
     machine.succeed("kill $(cat /tmp/asking)")
     assert set(machine.succeed("cat /tmp/asked").splitlines()) == {"answered"}
@@ -278,11 +278,11 @@ def test_an_upgrade_ends_what_watches_but_not_who_follows_the_record(machine: Ma
     for command, shown in (("service watch", "watched"), ("system history --follow", "followed")):
         run = f"circlectl {command} >/tmp/{shown} 2>&1 || echo status $? >>/tmp/{shown}"
         machine.succeed(f"systemd-run --quiet --unit={shown} bash -c {shlex.quote(run)}")
-        machine.wait_until_succeeds(f"[ -s /tmp/{shown} ]", timeout=60)
+        machine.wait_until_succeeds(f"[ -s /tmp/{shown} ]")
     install(machine, newer(machine, deb))
-    machine.wait_until_succeeds("grep -q '^status 12' /tmp/watched", timeout=60)
+    machine.wait_until_succeeds("grep -q '^status 12' /tmp/watched")
     machine.succeed("circlectl user create after --uid 4802")
-    machine.wait_until_succeeds("grep -q ' after ' /tmp/followed", timeout=60)
+    machine.wait_until_succeeds("grep -q ' after ' /tmp/followed")
     machine.succeed("systemctl stop followed")
 
 
@@ -298,7 +298,7 @@ def test_an_upgrade_brings_the_new_polkit_rule_where_what_runs_is_disabled(machi
     install(machine, deb)
     machine.succeed("systemctl disable circleosd.target 2>&1")
     install(machine, newer(machine, deb))
-    machine.wait_until_succeeds("grep 'of version 99' /etc/polkit-1/rules.d/49-circleosd.rules", timeout=20)
+    machine.wait_until_succeeds("grep 'of version 99' /etc/polkit-1/rules.d/49-circleosd.rules")
     assert machine.execute("systemctl is-enabled circleosd.target")[1].strip() == "disabled"
 
 
@@ -391,7 +391,7 @@ def test_a_removal_that_fails_leaves_the_sockets_listening(machine: Machine, deb
 def test_after_a_removal_none_of_its_units_is_shown_as_failed(machine: Machine, deb: str) -> None:
     install(machine, deb)
     machine.succeed("echo wrong >/etc/circleosd/services.d/wrong.toml")
-    machine.wait_until_succeeds("systemctl is-failed circleosd-polkit.service", timeout=60)
+    machine.wait_until_succeeds("systemctl is-failed circleosd-polkit.service")
     machine.succeed("dpkg --remove circleosd 2>&1")
     assert machine.succeed("systemctl list-units --all --failed --no-legend 'circleosd*'") == ""
 

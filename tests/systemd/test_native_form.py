@@ -18,11 +18,12 @@ ExecStart=/usr/bin/python3 /opt/test/bare.py
 """
 CLIENT = """
 import json, random, socket, sys, time
-pauses = random.Random(int(sys.argv[2]))
+pauses = random.Random(int(sys.argv[1]))
 sent = lost = 0
 pids = set()
-end = time.monotonic() + float(sys.argv[1])
-while time.monotonic() < end:
+begun = time.monotonic()
+# Longer than that where the machine is so busy that this would show nothing.
+while (passed := time.monotonic() - begun) < 20 or ((sent <= 20 or len(pids) <= 5) and passed < 200):
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(20)
         sock.connect("/run/circleosd/auth-service.sock")
@@ -93,7 +94,6 @@ for _ in range(50):
     registry("stop")()
     figures["systemctl"].append(timed(systemctl("start")))
     systemctl("stop")()
-for _ in range(50):
     figures["systemctl with our rights"].append(timed(systemctl("start", user="circleosd-registry")))
     systemctl("stop")()
 print(json.dumps({name: statistics.median(times) for name, times in figures.items()}))
@@ -121,7 +121,7 @@ def machine(installed: Machine) -> Machine:
 def test_two_clients_meet_idle_exits_for_twenty_seconds_and_lose_no_request(machine: Machine) -> None:
     write(machine, "/etc/circleosd/config.toml", "[server]\nidle_exit = 0.2\n")
     machine.succeed("systemctl stop circleosd-auth.service")
-    first, second = "python3 /opt/test/client.py 20 1", "python3 /opt/test/client.py 20 2"
+    first, second = "python3 /opt/test/client.py 1", "python3 /opt/test/client.py 2"
     lines = machine.succeed(f"{first} >/tmp/one & {second} >/tmp/two & wait; cat /tmp/one /tmp/two").splitlines()
     figures = [json.loads(line) for line in lines]
     print(figures)
@@ -136,7 +136,7 @@ def test_a_service_that_cannot_start_says_so_to_who_asks_and_is_not_started_over
     for _ in range(25):  # more than TriggerLimitBurst=
         status, said = machine.execute("circlectl user list 2>&1")
         assert (status, "cannot start: no such setting: server.idle_exti" in said) == (12, True), said
-    machine.wait_until_succeeds("systemctl is-failed circleosd-auth.service", timeout=20)
+    machine.wait_until_succeeds("systemctl is-failed circleosd-auth.service")
     assert machine.get_unit_property("circleosd-auth.service", "NRestarts") == "0"
     assert machine.get_unit_property("circleosd-auth.socket", "ActiveState") == "active"
     write(machine, "/etc/circleosd/config.toml", "# nothing is set\n")
@@ -164,6 +164,6 @@ def test_a_start_through_the_registry_is_no_slower_than_by_systemctl_with_the_sa
     write(machine, "/etc/circleosd/services.d/idler.toml", '[[service]]\nname = "idler"\nunit = "idler.service"\n')
     write(machine, "/etc/systemd/system/idler.service", "[Service]\nType=exec\nExecStart=/bin/sleep 600\n")
     machine.succeed("systemctl daemon-reload")
-    machine.wait_until_succeeds("grep -q idler.service /etc/polkit-1/rules.d/49-circleosd.rules", timeout=20)
+    machine.wait_until_succeeds("grep -q idler.service /etc/polkit-1/rules.d/49-circleosd.rules")
     site = machine.succeed("ls -d /usr/lib/circleosd/lib/python3*/site-packages").strip()
     reach(machine, f"python3 /opt/test/starts.py {site}", {"systemctl with our rights": 1.1, "systemctl": 1.4})

@@ -24,7 +24,7 @@ def machine(booted: Machine, deb: str) -> Machine:
     """A machine with the package, and with carol, whose manager always runs, and who is in no group."""
     booted.succeed(PREPARE, f"dpkg --install {deb} 2>&1")
     booted.succeed("useradd --create-home --shell /bin/bash carol", "loginctl enable-linger carol")
-    booted.wait_for_unit(f"user@{booted.succeed('id -u carol').strip()}.service", timeout=20)
+    booted.wait_for_unit(f"user@{booted.succeed('id -u carol').strip()}.service")
     return booted
 
 
@@ -82,7 +82,7 @@ def test_a_user_runs_the_packages_units_beside_the_systems(machine: Machine) -> 
     assert "dora" not in machine.succeed(as_carol("circlectl --scope user user list"))
     machine.systemctl("disable --now circleosd.target", "carol")
     for socket in SOCKETS:  # they go with the target, each once its service has finished
-        machine.wait_until_fails(f"systemctl --user --machine=carol@ is-active {socket}", timeout=20)
+        machine.wait_until_fails(f"systemctl --user --machine=carol@ is-active {socket}")
     assert machine.get_unit_property("circleosd-auth.socket", "ActiveState") == "active"
 
 

@@ -51,7 +51,7 @@ def test_workers_that_end_at_once_are_not_started_for_ever_and_that_is_not_the_p
     shown = json.loads(machine.succeed(SHOW))
     assert (shown["state"], shown["failures"]) == ("ready", 0)
     machine.succeed(f"rm {BROKEN} {UNHURRIED}", "systemctl daemon-reload")
-    machine.wait_until_succeeds("circlectl plugin invoke often upper hi", timeout=20)
+    machine.wait_until_succeeds("circlectl plugin invoke often upper hi")
 
 
 def test_a_plugin_that_takes_too_much_memory_to_compile_is_refused_for_that(machine: Machine, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_native_plugin_does_not_choose_the_priority_of_what_it_prints(machine:
     machine.copy_from_host(str(tmp_path / "crier.so"), "/root/crier.so")
     machine.succeed("circlectl plugin load /root/crier.so --trust", "circlectl plugin invoke crier cry")
     printed = "journalctl --unit circleosd-plugin@crier.service --grep fire --output=json"
-    row = json.loads(machine.wait_until_succeeds(printed, timeout=20))
+    row = json.loads(machine.wait_until_succeeds(printed))
     assert (row["MESSAGE"], row["PRIORITY"]) == ("<0>fire", "6")
     machine.succeed("circlectl plugin unload crier")
 
@@ -139,9 +139,9 @@ def test_a_worker_that_died_is_a_failed_unit_only_while_its_plugin_is_loaded(mac
     machine.copy_from_host(str(tmp_path / "torn.so"), "/root/torn.so")
     status, said = machine.execute("circlectl plugin load /root/torn.so --trust 2>&1")
     assert "the worker of torn ended while it loaded the plugin by SIGABRT" in said, (status, said)
-    machine.wait_until_succeeds(f'test -z "$({failed})"', timeout=20)
+    machine.wait_until_succeeds(f'test -z "$({failed})"')
     machine.succeed("circlectl plugin invoke often upper hi", "systemctl kill --signal=ABRT circleosd-plugin@often")
-    machine.wait_until_succeeds(f"{failed} | grep often", timeout=20)
+    machine.wait_until_succeeds(f"{failed} | grep often")
     machine.succeed("circlectl plugin unload often")
-    machine.wait_until_succeeds(f'test -z "$({failed})"', timeout=20)
+    machine.wait_until_succeeds(f'test -z "$({failed})"')
     assert machine.execute("test -e /run/circleosd/plugins/often.sock")[0] == 1

@@ -19,6 +19,7 @@ import pytest
 
 from circleosd.registry.units import UnitState
 from circleosd.systemd.units import SystemdUnits
+from tests.waiting import SECONDS
 
 T = TypeVar("T")
 
@@ -112,7 +113,7 @@ def python_as(person: pwd.struct_passwd, code: str, groups: Sequence[str] = (), 
     )
 
 
-def on_systemd(act: Callable[[SystemdUnits], Awaitable[T]], *, timeout: float = 20.0) -> T:
+def on_systemd(act: Callable[[SystemdUnits], Awaitable[T]], *, timeout: float = SECONDS) -> T:
     """The result of `act` with the system manager; fails when it leaves a task behind."""
 
     async def main() -> T:
@@ -125,7 +126,7 @@ def on_systemd(act: Callable[[SystemdUnits], Awaitable[T]], *, timeout: float = 
 
 
 @asynccontextmanager
-async def units(*, timeout: float = 20.0) -> AsyncIterator[SystemdUnits]:
+async def units(*, timeout: float = SECONDS) -> AsyncIterator[SystemdUnits]:
     """The system manager, left at the end."""
     manager = SystemdUnits("system", timeout=timeout)
     try:
@@ -140,7 +141,7 @@ async def watching(manager: SystemdUnits, *names: str) -> AsyncIterator[Callable
     async with aclosing(manager.watch(names)) as changes:
 
         async def next_change() -> UnitState:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(SECONDS):
                 return await anext(changes)
 
         for _ in names:

@@ -19,6 +19,7 @@ from circleosd.systemd import bus, logs
 from circleosd.systemd.names import object_path, switch_unit
 from circleosd.systemd.units import METHODS, SystemdUnits, bus_address
 from tests.systemd.inside.conftest import UNIT_FILES, on_systemd, python_as, run, watching
+from tests.waiting import SECONDS
 
 pytestmark = pytest.mark.usefixtures("unit_files")
 
@@ -155,7 +156,7 @@ def test_the_last_lines_are_of_the_last_start_alone(monkeypatch: pytest.MonkeyPa
     async def act(manager: SystemdUnits) -> list[str]:
         for _ in range(100):  # journald fails to learn the invocation of some of these
             await manager.job("start", "ct-fail.service")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS):
             while not (found := await manager.log_tail("ct-fail.service", 20)):
                 pass  # journald is more than logs.SETTLE behind
         return found
@@ -248,7 +249,7 @@ def test_the_result_of_a_job_that_ends_at_once_is_not_missed() -> None:
     async def act(manager: SystemdUnits) -> set[str]:
         return {await manager.job("start", "ct-brief.service") for _ in range(100)}
 
-    assert on_systemd(act, timeout=5) == {"done"}
+    assert on_systemd(act) == {"done"}
 
 
 def test_states_come_in_the_order_asked_for_whatever_the_names() -> None:
@@ -649,7 +650,7 @@ def test_a_reader_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch)
         async with connection.signals([rule], lambda signal: True) as queue:
             for _ in range(6):
                 run("systemctl", "restart", "ct-sleep.service")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(SECONDS):
                 found = [await queue.get() is not None for _ in range(4)]
             assert queue.empty()
         await connection.close()

@@ -21,7 +21,7 @@ from circleosd.systemd import logs
 from circleosd.systemd.journal import ROW
 from circleosd.systemd.units import SystemdUnits
 from tests.systemd.inside.conftest import on_systemd, python_as, run
-from tests.waiting import until, wait_until
+from tests.waiting import SECONDS, until, wait_until
 
 pytestmark = pytest.mark.usefixtures("machine")
 
@@ -147,7 +147,7 @@ def test_followed_lines_come_as_they_are_logged() -> None:
                 "echo one; sleep 0.3; echo two; journalctl --rotate; echo three; sleep infinity",
             )  # fmt: skip
             seen.append((await first).text)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(SECONDS):
                 async for line in lines:
                     seen.append(line.text)
                     if line.text == "three":
@@ -171,7 +171,7 @@ def test_a_thousand_lines_at_once_are_followed_in_order(tmp_path: Path) -> None:
     async def act(manager: SystemdUnits) -> list[str]:
         seen: list[str] = []
         await asyncio.to_thread(run, "systemd-run", "--quiet", f"--unit={unit}", "sh", "-c", script)
-        async with asyncio.timeout(30), aclosing(manager.follow(unit, 5)) as lines:
+        async with asyncio.timeout(SECONDS), aclosing(manager.follow(unit, 5)) as lines:
             for last in ("followed", "1000"):
                 while last not in seen:
                     seen.append((await anext(lines)).text)
