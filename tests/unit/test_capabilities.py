@@ -57,8 +57,9 @@ def test_who_grants_what_plugins_do_to_services_needs_the_right_to_it_on_what_is
     )
 
 
-def test_of_each_capability_it_is_known_which_rights_it_takes_to_grant_it() -> None:
+def test_of_each_capability_it_is_known_which_names_it_takes_and_which_rights_to_grant_it() -> None:
     assert capabilities._RIGHTS.keys() == {*capabilities.KINDS}
+    assert capabilities._NAMED.keys() == {kind for kind in capabilities.KINDS if kind.endswith(":")}
 
 
 @pytest.mark.parametrize("topic", ["*", "", "a:b", "a b", "x" * 129, "deploy\n"])
