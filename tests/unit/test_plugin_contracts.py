@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from circleosd.worker import component
 from circleosd.worker.engine import MAX_TABLE_ELEMENTS, PARTS
 from circleosd.worker.host import CALLS
 from circleosd.worker.inspect import CORE_IMPORTS, INTERFACE_VERSION, INTERFACES
@@ -29,6 +30,7 @@ def test_the_wit_has_the_hosts_interfaces_and_calls_with_their_arguments() -> No
     assert found.pop("log.write") == ("message",)
     assert found == {name: call.arguments for name, call in CALLS.items()}
     assert tuple(re.findall(r"^    import (\w+);", WIT, re.M)) == INTERFACES
+    assert component._RESULTS.keys() == CALLS.keys(), "what each returns to a component"
 
 
 def test_the_wit_names_the_capability_that_receiving_events_takes() -> None:
