@@ -19,7 +19,7 @@ from circleosd.plugins.cause import NOBODY, Cause
 from circleosd.plugins.compiled import Compiled, Incoming
 from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
-from circleosd.plugins.workers import GRACE, Exceeded, HostCalls, Worker, WorkerGone, is_fault
+from circleosd.plugins.workers import GRACE, BrokeProtocol, Exceeded, HostCalls, Worker, WorkerGone, is_fault
 from circleosd.plugins.workerunits import WorkerUnits
 from circleosd.worker import frames
 from circleosd.worker.cachekey import cache_key
@@ -242,7 +242,7 @@ class Runners:
             return error
         # Of all the calls that ended with one worker, one counts.
         counts, worker.counted = not worker.counted, worker.lost
-        if isinstance(error, WorkerGone):
+        if isinstance(error, WorkerGone) and not isinstance(error, BrokeProtocol):
             how = await self._units.how_it_ended(runner.instance)
             overdue = f"took longer than {plugin.bounds.time:g} s"
             if how == OVERDUE and plugin.bounds.concurrency > 1 and took < plugin.bounds.time:
@@ -409,7 +409,7 @@ class Runners:
         """The error for a worker that ended before its plugin was loaded."""
         if held_back := await self._units.held_back(runner.instance):
             return held_back
-        how = await self._units.how_it_ended(runner.instance)
+        how = "" if isinstance(gone, BrokeProtocol) else await self._units.how_it_ended(runner.instance)
         if how == OVERDUE:
             return Timeout(f"{runner.plugin.name} cannot be loaded: took longer than {runner.plugin.bounds.time:g} s")
         if how == EXHAUSTED:

@@ -58,6 +58,10 @@ class WorkerGone(PluginFailed):
     """The worker's process ended while it was needed."""
 
 
+class BrokeProtocol(WorkerGone):
+    """The worker was disconnected for what it sent, which is why it ended."""
+
+
 class _Work:
     """What a worker may do under a call id: until when, for what cause, and how many bytes it may log."""
 
@@ -255,7 +259,7 @@ class Worker(asyncio.BufferedProtocol):
             return parse()
         except FrameError as exc:
             self.abort()
-            raise WorkerGone(f"the worker of {self._name} broke the protocol: {exc}") from exc
+            raise BrokeProtocol(f"the worker of {self._name} broke the protocol: {exc}") from exc
 
     # what asyncio calls
 
@@ -274,7 +278,7 @@ class Worker(asyncio.BufferedProtocol):
                 self._take(*frame)
         except FrameError as exc:
             log.error("plugin %s: its worker broke the protocol: %s", self._name, exc)
-            self._fail(f"the worker of {self._name} broke the protocol: {exc}")
+            self._fail(f"the worker of {self._name} broke the protocol: {exc}", BrokeProtocol)
             self.abort()
 
     def _take(self, kind: int, number: int, body: bytes | bytearray) -> None:

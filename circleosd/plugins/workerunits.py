@@ -76,7 +76,7 @@ class WorkerUnits:
         if state["signal"]:
             why = ", out of memory (oom-kill)" if state["result"] == "oom-kill" else ""  # systemd.exec(5)
             return f" by {state['signal']}{why}"
-        return f" with exit status {state['exit_status']}" if state["exit_status"] else ""
+        return f" with exit status {state['exit_status']}" if state["exit_status"] is not None else ""
 
     async def see_off(self, instance: str) -> None:
         """Stop a worker whose connection was closed but that does not end by itself; native code can cause this."""

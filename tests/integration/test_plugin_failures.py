@@ -37,6 +37,7 @@ static int crash(const circleosd_host *host, const char *text, size_t length, ci
     switch (text[0]) {
         case 's': *(volatile int *)8 = 1; break;
         case 'e': _exit(12);
+        case 'z': exit(0);
         case 'h': for (;;) pause();
     }
     host->write(reply, "fine", 4);
@@ -254,7 +255,12 @@ def test_code_that_ends_its_worker_while_it_is_loaded_is_told_with_where_its_wor
 
 @pytest.mark.parametrize(
     ("payload", "error", "words"),
-    [("s", "plugin-failed", "SIGSEGV"), ("e", "plugin-failed", "exit status 12"), ("h", "timeout", "longer than 1 s")],
+    [
+        ("s", "plugin-failed", "SIGSEGV"),
+        ("e", "plugin-failed", "exit status 12"),
+        ("z", "plugin-failed", "exit status 0"),
+        ("h", "timeout", "longer than 1 s"),
+    ],
 )
 def test_the_end_of_a_worker_is_told_and_the_next_call_gets_a_new_one(
     host: EmbeddedHost, tmp_path: Path, payload: str, error: str, words: str

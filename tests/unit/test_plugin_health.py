@@ -17,7 +17,7 @@ from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import OVERDUE, Superseded
 from circleosd.plugins.store import Loaded, Record
 from circleosd.plugins.views import shown
-from circleosd.plugins.workers import Trapped, WorkerGone
+from circleosd.plugins.workers import BrokeProtocol, Trapped, WorkerGone
 from circleosd.plugins.workerunits import WorkerUnits
 from tests.unit.fakes import SlowWorker, with_worker
 
@@ -33,9 +33,17 @@ class Trapping(SlowWorker):
 class Dying(SlowWorker):
     """A worker that ends during every call."""
 
+    error: CircleError = WorkerGone("the worker of p ended during the call")
+
     async def call(self, *args: Any) -> bytes:
         await super().call(*args)
-        raise WorkerGone("the worker of p ended during the call")
+        raise self.error
+
+
+class Disconnected(Dying):
+    """A worker that breaks the protocol during every call."""
+
+    error = BrokeProtocol("the worker of p broke the protocol")
 
 
 def make() -> Health:
@@ -160,3 +168,27 @@ def test_who_did_not_take_too_long_is_not_told_so(
     monkeypatch.setattr(WorkerUnits, "how_it_ended", ended)
     error = asyncio.run(called())
     assert f"{error.code}: {error}" == told
+
+
+@pytest.mark.parametrize(
+    ("worker", "told"),
+    [
+        (Dying, "the worker of p ended during the call with exit status 0"),
+        (Disconnected, "the worker of p broke the protocol"),
+    ],
+)
+def test_how_a_worker_ended_is_told_unless_it_was_disconnected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: type[Dying], told: str
+) -> None:
+
+    async def ended(self: WorkerUnits, instance: str) -> str:
+        return " with exit status 0"
+
+    async def called() -> str:
+        runners, plugin = with_worker(tmp_path, worker(0.001))
+        with pytest.raises(WorkerGone) as caught:
+            await runners.call(plugin, "f", "x")
+        return str(caught.value)
+
+    monkeypatch.setattr(WorkerUnits, "how_it_ended", ended)
+    assert asyncio.run(called()) == told

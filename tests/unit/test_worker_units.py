@@ -15,7 +15,8 @@ from circleosd.plugins.workerunits import WorkerUnits
 @pytest.mark.parametrize(
     ("result", "signal", "status", "how"),
     [
-        ("success", None, 0, ""),
+        ("success", None, None, ""),
+        ("success", None, 0, " with exit status 0"),
         ("exit-code", None, 3, " with exit status 3"),
         ("signal", "SIGSEGV", None, " by SIGSEGV"),
         ("signal", "SIGKILL", None, " by SIGKILL"),
