@@ -332,7 +332,7 @@ def test_what_the_manual_says_of_a_copy_brings_everything_back_to_a_new_host(mac
     install(machine, deb)
     assert machine.succeed("stat --format=%a backup.tgz") == "600\n"  # it has the passwords' hashes
     for use in ("[ ! -e /var/lib/circleosd ]", "circlectl user create other --uid 4714"):
-        machine.succeed(use, *(f"{command} 2>&1" for command in restore))
+        machine.succeed(use, *(f"umask 027; {command} 2>&1" for command in restore))
         assert [user["name"] for user in json.loads(machine.succeed("circlectl user list --json"))] == ["kept"]
     assert "1 byte" in machine.succeed("circlectl plugin invoke example handle x")
     machine.succeed("circlectl system history --verify", "circlectl user create more --uid 4713", "userdel taken")
@@ -426,7 +426,7 @@ def test_state_behind_a_symbolic_link_is_used_copied_and_purged(machine: Machine
     machine.succeed("mv /etc/circleosd /srv/settings", "ln -s /srv/settings /etc/circleosd")
     (copy,) = re.findall(r"^# (.*tar -cz.*)$", MANUAL, re.MULTILINE)
     machine.succeed(f"cd /srv; {copy} 2>&1")
-    machine.succeed("tar -tf /srv/backup.tgz etc/circleosd/config.toml var/lib/circleosd/auth/auth.db")
+    machine.succeed("tar -tf /srv/backup.tgz etc/circleosd/./config.toml var/lib/circleosd/./auth/auth.db")
     machine.succeed("rm /etc/circleosd", "mv /srv/settings /etc/circleosd")
     machine.succeed("dpkg --purge circleosd 2>&1")
     assert machine.succeed("ls -A /srv/state") == ""
