@@ -250,10 +250,9 @@ class Service:
             begun = True
             result = await endpoint.handler(parsed, act)
         except BaseException as exc:
-            given_up = self._given_up(exc)
-            error = Unavailable(f"{self.name} ended before this began") if given_up else _error_of(exc)
+            error = self._failure(exc, begun=begun)
             denied = isinstance(error, Denied) and _matters(endpoint.contract)
-            if (denied or effect is not Effect.NONE) and not act.done and not (given_up and begun):
+            if error and (denied or effect is not Effect.NONE) and not act.done:
                 act.done = True
                 if intent:
                     await _conclude(act, intent, error)
@@ -285,10 +284,14 @@ class Service:
             looking.cancel()
             raise
 
-    def _given_up(self, exc: BaseException) -> bool:
-        """Whether the service ends and cancelled the act: the next start finds out how it ended, if it had begun."""
+    def _failure(self, exc: BaseException, *, begun: bool) -> CircleError | None:
+        """The error to record; None if the end of the service cut off what had begun: its next start finds out more."""
+        if not isinstance(exc, asyncio.CancelledError):
+            return _error_of(exc)
         task = asyncio.current_task()
-        return isinstance(exc, asyncio.CancelledError) and not (task and self._deadlines.late(task))
+        if task and self._deadlines.late(task):
+            return _error_of(exc) if begun else Timeout("its time ran out before it began")
+        return None if begun else Unavailable(f"{self.name} ended before this began")
 
     async def _stream(
         self, endpoint: Endpoint, act: Act, items: AsyncGenerator[Any, None], tag: object

@@ -373,6 +373,20 @@ def test_the_outcome_of_an_act_that_the_end_of_the_service_cuts_off_is_written_i
     assert asyncio.run(registry.ledger.unfinished()) == []
 
 
+def test_the_record_says_that_an_act_did_not_begin_in_its_time(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_answer(units: Sequence[str]) -> list[UnitState]:
+        return await asyncio.Future()
+
+    monkeypatch.setattr(registry.units, "states", no_answer)
+    monkeypatch.setattr(registry.service, "_deadlines", Deadlines(0.1))
+    assert registry.ask({"action": "restart", "name": "nginx"})["error"] == "timeout"
+    monkeypatch.setattr(registry.service, "_deadlines", Deadlines(60))
+    _, outcome = registry.ask({"action": "history"})["data"]
+    assert (outcome["error"], outcome["message"]) == ("timeout", "its time ran out before it began")
+
+
 def test_an_act_that_the_end_of_the_service_kept_from_beginning_is_not_guessed_to_be_done(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
