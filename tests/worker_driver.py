@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 import pytest
 import wasmtime
 
-from circleosd.worker import frames
+from circleosd.worker import frames, limits
 from circleosd.worker.frames import Failed, Frame, Load, Ready
 from tests import PROJECT
 from tests.waiting import SECONDS
@@ -41,7 +41,7 @@ sys.exit(main(sys.argv[2]))
 # between it and the worker reports how that ended.
 _TEMPLATE: Final = """
 import os, signal, socket, sys
-from circleosd.worker import compiler, component, core, engine, loader, main, native, session, wasi
+from circleosd.worker import compiler, component, core, engine, limits, loader, main, native, session, wasi
 
 control = socket.socket(fileno=int(sys.argv[1]))
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -59,9 +59,11 @@ while True:
             if listener != 3:
                 os.close(listener)
             os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+            grace, name = name.decode().split()
+            limits.GRACE = float(grace)
             code = 1
             try:
-                code = main.main(name.decode())
+                code = main.main(name)
             except BaseException:
                 sys.excepthook(*sys.exc_info())
             finally:
@@ -154,7 +156,15 @@ class CallFailed(Exception):
 class Worker:
     """One worker process and its connection. Close it, or use it as a context manager."""
 
-    def __init__(self, load: Load, artifact: bytes, compiled: bytes | None = None, *, forked: bool = True) -> None:
+    def __init__(
+        self,
+        load: Load,
+        artifact: bytes,
+        compiled: bytes | None = None,
+        *,
+        forked: bool = True,
+        grace: float = limits.GRACE,
+    ) -> None:
         self.logs: list[tuple[int, int, str]] = []
         self.host_calls: list[tuple[str, dict[str, str]]] = []
         self.compiled: bytes | None = None
@@ -166,7 +176,7 @@ class Worker:
         self._errors: int | None
         self._errors, writing = os.pipe()
         with open(writing, "wb"):
-            self.process, self.connection = _start_process(load.name, writing, forked=forked)
+            self.process, self.connection = _start_process(load.name, writing, forked=forked, grace=grace)
         self.connection.settimeout(SECONDS)
         with _file(artifact) as first, _file(compiled or b"") as second:
             descriptors = [first, second] if compiled is not None else [first]
@@ -257,21 +267,21 @@ class Worker:
         return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
-def _start_process(name: str, errors: int, *, forked: bool) -> tuple[Process, socket.socket]:
+def _start_process(name: str, errors: int, *, forked: bool, grace: float) -> tuple[Process, socket.socket]:
     with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
         path = str(Path(directory) / "socket")
         listener.bind(path)
         listener.listen(1)
-        process = _fork(name, listener, errors) if forked else _spawn(name, listener, errors)
+        process = _fork(name, listener, errors, grace) if forked else _spawn(name, listener, errors)
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(path)
     return process, connection
 
 
-def _fork(name: str, listener: socket.socket, errors: int) -> Process:
+def _fork(name: str, listener: socket.socket, errors: int, grace: float) -> Process:
     reading, writing = os.pipe()
     try:
-        socket.send_fds(_template(), [name.encode()], [listener.fileno(), errors, writing])
+        socket.send_fds(_template(), [f"{grace} {name}".encode()], [listener.fileno(), errors, writing])
     finally:
         os.close(writing)
     return _Forked(reading)
@@ -320,14 +330,19 @@ def core(
     )
 
 
-def start(artifact: bytes, compiled: bytes | None = None, *, forked: bool = True, **fields: Any) -> Worker:
+def start(
+    artifact: bytes, compiled: bytes | None = None, *, forked: bool = True, patient: bool = True, **fields: Any
+) -> Worker:
     """A worker for that artifact. `fields` are those of `Load`, and `memory`, `time` … of its limits.
 
-    `forked` False starts an interpreter of its own, as a service manager does: for what is measured of it.
+    `forked` False starts an interpreter of its own, as a service manager does: for what is measured of it. Otherwise,
+    WebAssembly has long to notice by itself that its time is over, as on a machine that stands still it may need.
+    `patient` False leaves it as it is: for what ends with its process.
     """
-    limits = {key: fields.pop(key) for key in frames.Limits._fields if key in fields}
-    load = Load(**{"name": "example", "plugin_type": "wasm", "limits": frames.Limits(**limits), **fields})
-    return Worker(load, artifact, compiled, forked=forked)
+    bounds = {key: fields.pop(key) for key in frames.Limits._fields if key in fields}
+    load = Load(**{"name": "example", "plugin_type": "wasm", "limits": frames.Limits(**bounds), **fields})
+    grace = 20.0 if patient and load.plugin_type == "wasm" else limits.GRACE
+    return Worker(load, artifact, compiled, forked=forked, grace=grace)
 
 
 def fails(worker: Worker, function: str, payload: str = "") -> CallFailed:

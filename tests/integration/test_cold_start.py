@@ -45,6 +45,7 @@ def test_a_first_request_without_parameters_generates_no_dataclass(new_host: New
     host = new_host({"PYTHONPROFILEIMPORTTIME": "1"})
     assert host.data("auth-service", "health")
     assert host.data("auth-service", "whoami")
+    host.stop()  # so that all is in the log
     prefix = "circleosd-auth: import time:"
     imported = {line.rpartition("|")[2].strip() for line in host.log.splitlines() if line.startswith(prefix)}
     assert "circleosd.auth.service" in imported

@@ -99,7 +99,7 @@ class Shell:
     def _type(self, text: str, pattern: str) -> str:
         """Type, and wait until the terminal has shown `pattern`; return what it has shown."""
         os.write(self._terminal, text.encode())
-        output, deadline = "", time.monotonic() + 20
+        output, deadline = "", time.monotonic() + SECONDS
         while not re.search(pattern, output, re.DOTALL):
             if not select.select([self._terminal], [], [], max(0, deadline - time.monotonic()))[0]:
                 os.write(self._terminal, b"\x03")

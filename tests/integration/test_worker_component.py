@@ -577,7 +577,7 @@ def test_wasi_is_there_for_components_that_import_it() -> None:
 
 
 def test_a_component_that_blocks_in_wasi_beyond_its_time_ends_with_its_worker() -> None:
-    with start(SLEEP, time=0.3) as worker:
+    with start(SLEEP, time=0.3, patient=False) as worker:
         worker.ready()
         with pytest.raises(WorkerEnded) as ended:
             worker.invoke("handle", "x" * 60_000)

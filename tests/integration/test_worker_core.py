@@ -443,7 +443,7 @@ def test_a_call_that_takes_too_long_does_not_end_the_one_beside_it() -> None:
     spin = '(func (export "spin") (param i32) (result i64) (loop $l (br $l)) unreachable)'
 
     def ends() -> list[str]:
-        with start(core(spin + CALL, imports=HOST), granted=("kv",), concurrency=2, time=1.0) as worker:
+        with start(core(spin + CALL, imports=HOST), granted=("kv",), concurrency=2, time=1.0, patient=False) as worker:
             worker.ready()
             worker.send("spin")
             time.sleep(0.5)

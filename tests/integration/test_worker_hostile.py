@@ -45,7 +45,7 @@ def test_a_call_just_within_its_time_is_not_cut_short_by_the_one_before() -> Non
         return frames.host_reply_body([])
 
     def ends() -> list[str]:
-        with start(core(ASK, imports=IMPORTS), time=0.7, granted=("kv",)) as worker:
+        with start(core(ASK, imports=IMPORTS), time=0.7, patient=False, granted=("kv",)) as worker:
             worker.answer = slowly
             worker.ready()
             try:
@@ -67,7 +67,7 @@ def test_an_infinite_loop_of_host_calls_ends_at_its_time() -> None:
 
 
 def test_a_host_call_that_is_never_answered_ends_with_its_worker() -> None:
-    with start(core(ASK, imports=IMPORTS), time=0.2, granted=("kv",)) as worker:
+    with start(core(ASK, imports=IMPORTS), time=0.2, patient=False, granted=("kv",)) as worker:
         worker.ready()
         worker.send("ask")
         assert worker.receive().kind == frames.HOST_CALL

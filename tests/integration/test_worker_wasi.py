@@ -164,7 +164,7 @@ def test_a_loop_is_interrupted() -> None:
 
 
 def test_a_blocking_sleep_ends_with_its_worker_soon_after_the_time() -> None:
-    with start(command(SLEEP), time=0.3) as worker:
+    with start(command(SLEEP), time=0.3, patient=False) as worker:
         worker.ready()
         began = time.monotonic()
         with pytest.raises(WorkerEnded) as ended:

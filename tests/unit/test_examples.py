@@ -545,7 +545,7 @@ def test_counter_counts_each_key_and_goes_on_in_the_next_process(plugin: Starter
 
 def test_counter_lists_thousands(plugin: Starter) -> None:
     kept = {f"{'k' * 50}{number:05}": str(number) for number in range(3000)}
-    worker = plugin("counter", new=True)
+    worker = plugin("counter", new=True, time=60)
     worker.answer = store(kept)
     assert worker.invoke("counters", "") == "".join(f"{key} {count}\n" for key, count in kept.items())
 
