@@ -335,14 +335,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_connection_is_idle_from_its_last_reply_on(tmp_path: Path, clock: Clock) -> None:
+def test_a_connection_is_idle_from_its_last_reply_on(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circleosd.server.time", clock)
+
     async def run() -> None:
         service, settings = Patient(), ServerSettings(idle_connection=60, write_timeout=0.2)
-        clock.behind = 100.0
         async with served(service, str(tmp_path / "s"), settings) as (peer, _):
             peer.send(b"later\n")
             await until(lambda: service.requests)
-            clock.behind = 0.0
+            clock.behind = -100.0
             await asyncio.sleep(0.2)  # in which the server looks for idle connections
             service.go.set()
             assert await asyncio.get_running_loop().sock_recv(peer, PIECE) == b"reply\n"
