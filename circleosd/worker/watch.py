@@ -16,7 +16,7 @@ from circleosd.worker.limits import GRACE, hard_deadline
 
 # The clock of interruption: a call's time has at least so many ticks, none of them so long that the process ends first.
 LEAST_TICKS: Final = 20
-LONGEST_TICK: Final = GRACE / 4
+LONGEST_TICK: Final = GRACE / 2
 
 _SIGEV_THREAD: Final = 2
 
@@ -100,7 +100,7 @@ class Watch:
         if self._ticker is not None:
             self._ticker.start()
         signal.setitimer(signal.ITIMER_REAL, self._hard)
-        self._extend_at = time.monotonic() + GRACE / 2
+        self._extend_at = time.monotonic() + GRACE / 4
 
     def extend(self) -> None:
         """The call is over; something short follows before `end`."""
