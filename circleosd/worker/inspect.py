@@ -221,6 +221,8 @@ def _component(data: Data) -> Artifact:
             "is a command of WASI 0.2 or later, and exports no function handle: "
             "build it for WASI preview 1 (wasm32-wasip1)"
         )
+    if "handle" in exports and "handle" not in functions:
+        refuse("is a component that exports handle, but not as a function")
     if "handle" not in functions:
         refuse("is a component but exports no function handle" + (f", only {_few(exports)}" if exports else ""))
     hooks = HOOKS.intersection(functions)

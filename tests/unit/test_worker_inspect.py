@@ -212,6 +212,8 @@ def test_more_imports_than_are_told_of_a_plugin_are_refused() -> None:
 def test_a_component_without_handle_is_refused_with_what_it_exports() -> None:
     text = '(component (instance $x) (export "run:it/now" (instance $x)))'
     assert refusal(wat(text)) == ("it is a component but exports no function handle, only run:it/now")
+    text = text.replace("run:it/now", "handle")
+    assert refusal(wat(text)) == "it is a component that exports handle, but not as a function"
 
 
 @pytest.mark.parametrize("version", ["0.2.6", "0.3.0"])
