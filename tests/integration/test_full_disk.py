@@ -94,6 +94,18 @@ def test_without_room_nothing_is_lost_and_what_needs_none_goes_on(small: SmallHo
         assert small.host.data(service, "audit")["problems"] == []
 
 
+def test_a_service_that_cannot_start_without_room_says_so_and_starts_with_room(small: SmallHost) -> None:
+    create(small.host, "alice")
+    pid = small.host.pid("auth-service")
+    os.kill(pid, signal.SIGTERM)
+    small.host.wait_for(lambda: pid not in small.host.processes())
+    small.fill()
+    assert "no space is left on its disk" in small.refusal("auth-service", "list")
+    small.make_room()
+    small.host.wait_for(lambda: small.host.call("auth-service", {"action": "list"})["ok"])
+    assert small.users() == ["alice"]
+
+
 def test_how_a_plugin_did_is_written_down_when_there_is_room_again(small: SmallHost) -> None:
     small.host.load(EXAMPLE)
     small.fill()
