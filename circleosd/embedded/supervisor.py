@@ -49,7 +49,7 @@ def _memory(pid: int) -> int | None:
     """The resident memory of a process; None where /proc hides workers, even from their own uid (hidepid=, proc(5))."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except FileNotFoundError:
+    except OSError:  # EPERM with hidepid=1, ENOENT with hidepid=2
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")
 

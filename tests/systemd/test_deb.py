@@ -213,7 +213,7 @@ def test_nobodys_environment_or_working_directory_changes_what_runs(installed: M
     assert "666" not in installed.succeed("cd /tmp/evil; PYTHONPATH=/tmp/evil circlectl --version")
 
 
-@pytest.mark.parametrize("proc", ["default", "invisible"])  # invisible: as with hidepid=2 (proc(5))
+@pytest.mark.parametrize("proc", ["default", "noaccess", "invisible"])  # as with hidepid=0, 1 and 2 (proc(5))
 def test_the_embedded_mode_works_from_the_package(installed: Machine, proc: str) -> None:
     start = f"systemd-run --unit=embedded --uid=nobody --property=ProtectProc={proc}"
     installed.succeed(f"{start} circleosd up --dir /tmp/embedded 2>&1")
