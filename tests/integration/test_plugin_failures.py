@@ -501,7 +501,7 @@ def test_a_host_may_allow_larger_artifacts(new_host: NewHost, tmp_path: Path) ->
 
 def test_a_deterministic_plugin_is_held_to_its_fuel_and_compiled_apart(host: EmbeddedHost, tmp_path: Path) -> None:
     spin = '(func (export "spin") (param i32) (result i64) (loop $on (br $on)) (i64.const 0))'
-    path = write(tmp_path, "exact", core(spin + ECHO), deterministic=True, limits={"time": 1})
+    path = write(tmp_path, "exact", core(spin + ECHO), deterministic=True, limits={"time": 0.1})
     host.load(path)
     reply = host.invoke("exact", "spin")
     assert reply["error"] == "limit", reply
