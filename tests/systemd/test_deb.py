@@ -21,7 +21,15 @@ from tests.systemd.machine import Machine
 
 DIRECTORIES = "/etc /home /root /run /srv /usr /var"
 # What other programs write while one looks, whether or not CircleOSD is there.
-OTHERS = ("/run/systemd/", "/run/user", "/var/cache/", "/var/lib/PackageKit/", "/var/lib/systemd/timers", "/var/log/")
+OTHERS = (
+    "/run/systemd/",
+    "/run/user",
+    "/var/cache/",
+    "/var/lib/PackageKit/",
+    "/var/lib/systemd/timers",
+    "/var/log/",
+    "/var/tmp/",
+)
 # Packages may start services, and the index of manual pages, which takes seconds each time, stays as it is.
 PREPARE = "rm -f /usr/sbin/policy-rc.d /var/lib/man-db/auto-update"
 ENABLED = "circleosd.target circleosd-polkit.path circleosd-polkit.service"
