@@ -366,7 +366,7 @@ async def _conclude(act: Act, intent: int, error: CircleError | None = None) -> 
     try:
         await act.record("outcome", error, intent)
     except CircleError as exc:
-        how = f"it was attempted and failed: {error}" if error else "it was carried out"
+        how = f"it failed: {error}" if error else "it was carried out"
         raise type(exc)(f"{how}, but that is not on record yet: {exc}") from exc
 
 

@@ -309,7 +309,7 @@ def test_a_change_that_the_disk_did_not_take_has_failed_on_record(
 
 @pytest.mark.parametrize(
     ("result", "says"),
-    [("done", "it was carried out, "), ("failed", "it was attempted and failed: cannot start nginx (nginx.service): ")],
+    [("done", "it was carried out, "), ("failed", "it failed: cannot start nginx (nginx.service): ")],
 )
 @pytest.mark.parametrize("then", ["another act", "the end"])
 def test_an_outcome_that_the_disk_did_not_take_is_told_and_written_later(
