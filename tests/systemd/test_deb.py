@@ -108,6 +108,29 @@ def test_the_package_has_no_path_of_where_it_was_built(package: Path) -> None:
         assert os.fsencode(path) not in content
 
 
+def test_the_time_of_the_sources_is_that_of_the_last_commit_whoever_owns_them(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(PROJECT / "scripts/build-deb", tmp_path / "scripts")
+    (tmp_path / "CHANGELOG.md").touch()
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\n[ "$1" != -c ] || exec echo 0.1.0\necho "time $SOURCE_DATE_EPOCH" >&2\nexit 1\n')
+    python.chmod(0o755)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(tmp_path)]
+    times = {"GIT_AUTHOR_DATE": "1700000000 +0000", "GIT_COMMITTER_DATE": "1700000000 +0000"}
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run(
+        [*git, "commit", "--quiet", "--allow-empty", "--message=a"], env={**os.environ, **times}, check=True
+    )  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name not in ("SOURCE_DATE_EPOCH", "SUDO_UID")}
+    for owner in (os.getuid(), 65534):
+        for path in (tmp_path, tmp_path / ".git"):
+            os.chown(path, owner, -1)
+        built = [tmp_path / "scripts/build-deb"]
+        done = subprocess.run(built, env=environment, capture_output=True, text=True, check=False)
+        assert "\ntime 1700000000\n" in done.stderr, done
+
+
 def test_what_the_package_brings_is_roots_and_everybody_may_read_it(package: Path) -> None:
     listing = subprocess.run(["dpkg-deb", "--contents", package], capture_output=True, text=True, check=True).stdout
     for line in listing.splitlines():
