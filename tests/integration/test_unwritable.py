@@ -109,7 +109,6 @@ def test_a_database_that_cannot_be_opened_for_lack_of_space_says_so(tmp_path: Pa
     program = f"""
 import contextlib, pathlib
 from circleosd import database, ledger
-from tests.waiting import SECONDS
 place = pathlib.Path({str(tmp_path)!r})
 database.Database(place / "l.db", (ledger.SCHEMA,)).close()
 with contextlib.suppress(OSError), open(place / "rest", "wb", buffering=0) as file:
