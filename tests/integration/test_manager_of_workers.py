@@ -25,7 +25,7 @@ from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners
 from circleosd.plugins.store import Record
 from circleosd.plugins.voice import Voice
-from circleosd.plugins.workers import GRACE, HostCalls, Worker, WorkerGone
+from circleosd.plugins.workers import GRACE, BrokeProtocol, HostCalls, Worker, WorkerGone
 from circleosd.worker import frames
 from circleosd.worker.channel import Channel
 from circleosd.worker.frames import (
@@ -177,11 +177,11 @@ async def call(worker: Worker, seconds: float = 5, depth: int = 0, caller: str |
 
 
 async def why_lost(worker: Worker) -> str:
-    """How a call fails with the connection; nothing if it succeeds."""
+    """Why a call is the last of a worker that is disconnected; nothing if it succeeds."""
     try:
         await call(worker)
-    except WorkerGone as gone:
-        return str(gone)
+    except BrokeProtocol as broke:
+        return str(broke)
     return ""
 
 
@@ -309,7 +309,7 @@ def test_a_worker_that_reports_another_abi_than_it_was_to_load_is_ended(tmp_path
         channel.send(READY, 0, frames.ready_body(Ready(abi, ["handle"], [], None, [])))
 
     async def manage(worker: Worker, path: str) -> None:
-        with pytest.raises(WorkerGone, match=f"reports the ABI {abi}"):
+        with pytest.raises(BrokeProtocol, match=f"reports the ABI {abi}"):
             await worker.load(path, asked, [0], 10, None)
         assert worker.lost
 
