@@ -9,7 +9,10 @@ import time
 
 
 def main(path: str, plugin: str, function: str, rate: float) -> None:
-    """Each line has `at` (monotonic seconds), `took` (seconds) and `reply`: what came instead of the right one."""
+    """Each line has `at` (monotonic seconds), `took` (seconds) and `reply`: what came instead of the right one.
+
+    A call that is late, because the one before it took so long, counts from when it was due.
+    """
     request = {"action": "invoke", "id": plugin, "func": function, "payload": "steady"}
     line = json.dumps(request).encode() + b"\n"
     with socket.socket(socket.AF_UNIX) as sock:
@@ -25,7 +28,7 @@ def main(path: str, plugin: str, function: str, rate: float) -> None:
                 if not piece:
                     break
                 reply += piece
-            took = time.monotonic() - began
+            took = time.monotonic() - min(due, began)
             wrong = None if b'"data":"steady"' in reply else reply.decode("utf-8", "replace")
             print(json.dumps({"at": began, "took": took, "reply": wrong}), flush=True)
             if not reply:

@@ -161,10 +161,10 @@ class Measured:
         self.paced.judge(attack, replies)
 
     def slowest(self, windows: list[tuple[float, float]]) -> float:
-        """The 99th percentile of the calls in those times, in seconds."""
+        """The 95th percentile of the calls in those times, in seconds."""
         took = [call["took"] for call in self.paced.calls if any(start <= call["at"] < end for start, end in windows)]
         assert len(took) > 100
-        return float(statistics.quantiles(took, n=100)[98])
+        return float(statistics.quantiles(took, n=20)[18])
 
 
 @pytest.fixture(scope="module")
