@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -75,18 +77,39 @@ def test_an_environment_that_was_moved_or_made_with_another_python_is_made_anew(
         assert "scripts/setup" in planned(tree)
 
 
-def test_what_was_copied_with_a_tree_changes_nothing_in_the_other(tmp_path: Path) -> None:
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(PROJECT / "scripts/setup", tmp_path / "scripts")
-    pip, python = tmp_path / ".venv/bin/pip", tmp_path / "python3"
+def copied(tree: Path) -> tuple[Path, Path]:
+    """A tree that was copied with its environment: that one's pip, and a Python that cannot make another."""
+    (tree / "scripts").mkdir()
+    shutil.copy(PROJECT / "scripts/setup", tree / "scripts")
+    pip, python = tree / ".venv/bin/pip", tree / "python3"
     pip.parent.mkdir(parents=True)
     (pip.parent / "python").symlink_to(sys.executable)
     pip.write_text("#!/bin/sh\necho 'pip 25.0 from /elsewhere/.venv/lib/python3.11/site-packages/pip (python 3.11)'\n")
-    python.write_text(f'#!/bin/sh\n[ "$1" != -c ] || exec {sys.executable} "$@"\necho "ran $*"\nexit 1\n')
+    headers = sysconfig.get_path("include")
+    python.write_text(f'#!/bin/sh\ncase "$*" in *sysconfig*) echo {headers};; -c*) ;; *) echo "ran $*"; exit 1; esac\n')
     for program in (pip, python):
         program.chmod(0o755)
+    return pip, python
+
+
+def test_what_was_copied_with_a_tree_changes_nothing_in_the_other(tmp_path: Path) -> None:
+    pip, python = copied(tmp_path)
     done = subprocess.run(
         [tmp_path / "scripts/setup", python], capture_output=True, text=True, timeout=60, check=False
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "ran -m venv .venv\n"), done.stderr
     assert not pip.exists()
+
+
+@pytest.mark.usefixtures("other_users")
+def test_who_may_not_make_the_environment_anew_is_told_who_may() -> None:
+    with TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        pip, python = copied(Path(directory))
+        done = subprocess.run(
+            [f"{directory}/scripts/setup", python],
+            user=65534, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert pip.exists()
+    said = f"circleosd setup: {directory}/.venv has to be made anew, by its owner root: make setup\n"
+    assert (done.returncode, done.stderr) == (1, said)
