@@ -438,6 +438,24 @@ def test_a_call_that_has_to_wait_for_its_instance_is_interrupted_when_both_took_
     once_it_holds(end, lambda end: end == "still here")
 
 
+def test_a_deterministic_call_that_has_to_wait_for_its_instance_has_all_its_fuel() -> None:
+    burn = """(local.set $n (i32.const 1000000))
+      (loop $l (br_if $l (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))"""
+    body = rf"""(data (i32.const 64) "{{\"call\":\"kv.get\",\"args\":{{\"key\":\"k\"}}}}")
+      (func (export "_initialize") (local $n i32) {burn})
+      (func (export "f") (param i32) (result i64) (local $n i32)
+        (drop (call $host_call (i32.const 64) (i32.const 36))) {burn} (i64.const 0))"""
+    limits: dict[str, Any] = {"concurrency": 2, "time": 0.04}  # fuel for one and a half of these loops
+    with start(core(body, imports=HOST), granted=("kv",), deterministic=True, **limits) as worker:
+        worker.ready()
+        calls = [worker.send("f"), worker.send("f")]
+        asked = [worker.receive().call_id for _ in calls]  # so the second had no instance that was made before
+        assert {*asked} == {*calls}
+        for call in calls:
+            worker.connection.sendall(frames.encode(frames.HOST_REPLY, call, frames.host_reply_body("v")))
+        assert [worker.receive().kind for _ in calls] == [frames.RESULT] * 2
+
+
 def test_instances_that_fail_to_begin_take_no_place_of_later_ones() -> None:
     body = r"""(data (i32.const 64) "{\"call\":\"kv.get\",\"args\":{\"key\":\"k\"}}")
       (func (export "_initialize")
