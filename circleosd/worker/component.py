@@ -115,7 +115,7 @@ class ComponentPlugin:
                 self._ready.append(self._new_instance())
 
     def _serve(self, function: str, arguments: list[Buffer]) -> bytes:
-        instance = self._take()
+        instance = self._engine.take(self._ready, self._new_instance)
         try:
             ok, reply = self._enter(instance, function, arguments)
         except PluginFailure as exc:
@@ -127,17 +127,6 @@ class ComponentPlugin:
         if not ok:
             raise PluginFailure("plugin-failed", reply.decode() or "failed without a message", reported=True)
         return reply
-
-    def _take(self) -> _Instance:
-        """An instance for a call, which may run for the rest of its time; as in core.py."""
-        try:
-            instance = self._ready.pop()
-        except IndexError:
-            instance = self._new_instance()
-            if not self._engine.deterministic:
-                return instance
-        self._engine.allow(instance.context)
-        return instance
 
     def _enter(self, instance: _Instance, function: str, arguments: list[Buffer]) -> tuple[bool, bytes]:
         """Calls a function that returns a result of texts; returns whether it is ok, and the text of either case."""

@@ -137,7 +137,7 @@ class CorePlugin:
         if function not in self._names:
             names = ", ".join(self.functions)
             raise PluginFailure("not-found", f"has no function {function!r}: it has {names}")
-        instance = self._take()
+        instance = self._engine.take(self._ready, self._new_instance)
         size = len(payload)
         try:
             handler = instance.functions.get(function) or self._find(instance, function)
@@ -173,19 +173,6 @@ class CorePlugin:
                 instance = self._new_instance()
                 self._anticipate(instance)
                 self._ready.append(instance)
-
-    def _take(self) -> _Instance:
-        """An instance for a call. If it has to be made now, that takes a part of the call's time, but not of its fuel:
-        whether a call runs out of fuel must not depend on when its instance is made.
-        """
-        try:
-            instance = self._ready.pop()
-        except IndexError:
-            instance = self._new_instance()
-            if not self._engine.deterministic:
-                return instance
-        self._engine.allow(instance.context)
-        return instance
 
     def _anticipate(self, instance: _Instance) -> None:
         """Does in advance what is possible for the usual call."""
