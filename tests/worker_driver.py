@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ import wasmtime
 from circleosd.worker import frames, limits
 from circleosd.worker.frames import Failed, Frame, Load, Ready
 from tests import PROJECT
+from tests.measuring import once_it_holds
 from tests.waiting import SECONDS
 
 SPIN = '(func $spin (export "spin") (param i32) (result i64) (loop $l (br $l)) unreachable)'
@@ -369,3 +371,29 @@ def recovers(worker: Worker, function: str, says: str) -> None:
             worker.invoke(function)
     worker.answer = there
     assert worker.invoke(function, "back") == "back"
+
+
+def interrupts_what_waited_for_its_instance(artifact: bytes, quick: str, slow: str, payload: str = "") -> None:
+    """A call waits while an instance of the plugin is made for it by a host call, and is interrupted when both took its
+    time. The worker goes on.
+    """
+
+    def end() -> str:
+        with start(artifact, granted=("kv",), concurrency=2, time=1.0, patient=False) as worker:
+            worker.answer = lambda call, args: frames.host_reply_body("made")
+            worker.ready()
+            try:
+                worker.invoke(quick)
+                made = worker.receive().call_id
+                call_id = worker.send(slow, payload)
+                assert worker.receive().call_id == call_id != made
+                time.sleep(0.7)
+                for waiting in (made, call_id):
+                    worker.connection.sendall(frames.encode(frames.HOST_REPLY, waiting, frames.host_reply_body("made")))
+                with pytest.raises(CallFailed, match=r"took longer than 1 s"):
+                    worker.wait_for(call_id)
+                return worker.invoke(quick, "still here")
+            except (WorkerEnded, ConnectionError) as ended:
+                return str(ended)
+
+    once_it_holds(end, lambda end: end == "still here")

@@ -10,7 +10,14 @@ import pytest
 from circleosd.worker import frames
 from tests.component_text import another, component
 from tests.measuring import once_it_holds
-from tests.worker_driver import CallFailed, WorkerEnded, recovers, start, wat
+from tests.worker_driver import (
+    CallFailed,
+    WorkerEnded,
+    interrupts_what_waited_for_its_instance,
+    recovers,
+    start,
+    wat,
+)
 
 RESULT = "(result (result {} (error string)))"
 CAN = '(canon lower (func $h "{}") (memory $memory) (realloc $realloc))'
@@ -200,27 +207,9 @@ def test_each_instance_that_is_made_for_loading_has_the_time_of_a_call() -> None
 
 
 def test_a_call_that_has_to_wait_for_its_instance_is_interrupted_when_both_took_its_time() -> None:
-    artifact = asking(handle="(loop $again (br_if $again (local.get $len))) (call $ok (i32.const 400) (i32.const 0))")
-
-    def end() -> str:
-        with start(artifact, granted=("kv",), concurrency=2, time=1.0, patient=False) as worker:
-            worker.answer = lambda call, args: frames.host_reply_body("made")
-            worker.ready()
-            worker.invoke("handle")
-            made = worker.receive().call_id
-            call_id = worker.send("handle", "spin")
-            assert worker.receive().call_id == call_id != made
-            time.sleep(0.7)
-            try:
-                for waiting in (made, call_id):
-                    worker.connection.sendall(frames.encode(frames.HOST_REPLY, waiting, frames.host_reply_body("made")))
-                with pytest.raises(CallFailed, match=r"took longer than 1 s"):
-                    worker.wait_for(call_id)
-                return worker.invoke("handle")
-            except (WorkerEnded, ConnectionError) as ended:
-                return str(ended)
-
-    once_it_holds(end, lambda end: end == "")
+    spins = "(loop $again (br_if $again (i32.eq (local.get $len) (i32.const 4))))"  # with the payload "spin"
+    artifact = asking(handle=f"{spins} (call $ok (local.get $ptr) (local.get $len))")
+    interrupts_what_waited_for_its_instance(artifact, "handle", "handle", "spin")
 
 
 @pytest.mark.parametrize(("length", "says"), [(0, "failed without a message"), (20, "x" * 20)])

@@ -16,7 +16,16 @@ from circleosd.worker.core import CorePlugin
 from circleosd.worker.wasi import WasiPlugin
 from tests import PROJECT
 from tests.measuring import once_it_holds
-from tests.worker_driver import SPIN, CallFailed, WorkerEnded, core, recovers, start, wat
+from tests.worker_driver import (
+    SPIN,
+    CallFailed,
+    WorkerEnded,
+    core,
+    interrupts_what_waited_for_its_instance,
+    recovers,
+    start,
+    wat,
+)
 
 COUNTER = """
   (global $count (mut i32) (i32.const 0))
@@ -416,26 +425,7 @@ def test_instances_that_are_made_side_by_side_each_get_the_answers_to_their_own_
 def test_a_call_that_has_to_wait_for_its_instance_is_interrupted_when_both_took_its_time() -> None:
     body = r"""(data (i32.const 64) "{\"call\":\"kv.get\",\"args\":{\"key\":\"k\"}}")
       (func (export "_initialize") (drop (call $host_call (i32.const 64) (i32.const 36))))"""
-
-    def end() -> str:
-        with start(core(body + SPIN, imports=HOST), granted=("kv",), concurrency=2, time=1.0, patient=False) as worker:
-            worker.answer = lambda call, args: frames.host_reply_body("made")
-            worker.ready()
-            worker.invoke("echo")
-            made = worker.receive().call_id
-            call_id = worker.send("spin")
-            assert worker.receive().call_id == call_id != made
-            time.sleep(0.7)
-            try:
-                for waiting in (made, call_id):
-                    worker.connection.sendall(frames.encode(frames.HOST_REPLY, waiting, frames.host_reply_body("made")))
-                with pytest.raises(CallFailed, match=r"took longer than 1 s"):
-                    worker.wait_for(call_id)
-                return worker.invoke("echo", "still here")
-            except (WorkerEnded, ConnectionError) as ended:
-                return str(ended)
-
-    once_it_holds(end, lambda end: end == "still here")
+    interrupts_what_waited_for_its_instance(core(body + SPIN, imports=HOST), "echo", "spin")
 
 
 def test_a_deterministic_call_that_has_to_wait_for_its_instance_has_all_its_fuel() -> None:
