@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from tests.measuring import once_it_holds
 from tests.systemd.installed import write
 from tests.systemd.machine import Machine
 
@@ -102,13 +103,15 @@ print(json.dumps({name: statistics.median(times) for name, times in figures.item
 
 def reach(machine: Machine, command: str, goals: Mapping[str, float]) -> None:
     """Measure until ours took at most so many times what each of the others did in the same run."""
-    measured: list[dict[str, float]] = []
     missed = set(goals)
-    while missed and len(measured) < 12:  # what a busy machine adds is not in every one
-        measured.append(json.loads(machine.succeed(command)))
-        print(measured[-1])
-        missed -= {name for name in missed if measured[-1]["ours"] <= goals[name] * measured[-1][name]}
-    assert not missed, (goals, measured)
+
+    def measure() -> dict[str, float]:
+        figures: dict[str, float] = json.loads(machine.succeed(command))
+        print(figures)
+        missed.difference_update({name for name in goals if figures["ours"] <= goals[name] * figures[name]})
+        return figures
+
+    once_it_holds(measure, lambda figures: not missed, tries=12)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +158,7 @@ def test_a_cold_start_takes_little_longer_than_that_of_a_bare_asyncio_server(mac
     machine.succeed("systemctl daemon-reload && systemctl start bare.socket hardened.socket")
     machine.succeed("systemctl stop circleosd-auth.service")
     # 1.2 and 1.4 to 1.8 where nothing else runs; more than that comes from imports or sandboxing that somebody added.
-    reach(machine, "python3 /opt/test/cold.py", {"hardened": 1.5, "bare": 2.2})
+    reach(machine, "python3 /opt/test/cold.py", {"hardened": 1.5, "bare": 2})
 
 
 @pytest.mark.alone
@@ -166,4 +169,4 @@ def test_a_start_through_the_registry_is_no_slower_than_by_systemctl_with_the_sa
     machine.succeed("systemctl daemon-reload")
     machine.wait_until_succeeds("grep -q idler.service /etc/polkit-1/rules.d/49-circleosd.rules")
     site = machine.succeed("ls -d /usr/lib/circleosd/lib/python3*/site-packages").strip()
-    reach(machine, f"python3 /opt/test/starts.py {site}", {"systemctl with our rights": 1.1, "systemctl": 1.4})
+    reach(machine, f"python3 /opt/test/starts.py {site}", {"systemctl with our rights": 1.1, "systemctl": 1.25})
