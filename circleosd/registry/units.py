@@ -119,8 +119,8 @@ class UnitManager(Protocol):
     async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:
         """The last `lines` lines about `unit`, oldest first, none older than `since` (seconds since the epoch).
 
-        Raises `Denied` when this process may not read the log.
+        Raises `Unavailable` when this process may not read the log.
         """
 
     def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncGenerator[LogLine, None]:
-        """What `logs` gives, then every new line, until the iterator is closed. Raises `Denied`, `Limit`."""
+        """What `logs` gives, then every new line, until the iterator is closed. Raises `Unavailable`, `Limit`."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from systemd import journal
 
 from circleosd.api.registry import MAX_LINES
-from circleosd.errors import Denied, Limit, Unavailable
+from circleosd.errors import Limit, Unavailable
 from circleosd.paths import SERVICES
 from circleosd.registry.units import LogLine, Scope
 from circleosd.steering import plain
@@ -51,7 +51,7 @@ class Source(NamedTuple):
 def tail(source: Source, lines: int, since: float | None) -> list[LogLine]:
     """The last `lines` lines of a unit and of the manager about it, oldest first, none older than `since`.
 
-    `lines` is limited to MAX_LINES. Raises `Denied` if this process may not read the journal.
+    `lines` is limited to MAX_LINES. Raises `Unavailable` if this process may not read the journal.
     """
     with _about(source) as reader:
         return _last(reader, lines, since)[0]
@@ -81,7 +81,7 @@ def of_run(source: Source, began: float, invocation: str, lines: int, *, ended: 
 
 
 async def follow(source: Source, lines: int, since: float | None) -> AsyncGenerator[LogLine, None]:
-    """The lines of `tail`, then every new line, until the iterator is closed. Raises `Denied`, `Limit`."""
+    """The lines of `tail`, then every new line, until the iterator is closed. Raises `Unavailable`, `Limit`."""
     thread = ThreadPoolExecutor(1, "journal")
     loop = asyncio.get_running_loop()
     follower = _Follower()
@@ -203,7 +203,7 @@ def _about(source: Source) -> Any:
     """A reader of the messages of a unit's processes and of its manager about it, as in journalctl -u."""
     unit, scope, namespace = source
     if scope == "system" and not _readable():
-        raise Denied("this service may not read the journal; add its user to the group systemd-journal")
+        raise Unavailable("this service may not read the journal; add its user to the group systemd-journal")
     reader = _reader(namespace)
     said = _NOT_ROWS if unit in _WITH_LEDGER else ()
     if scope == "system":
