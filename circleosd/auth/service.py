@@ -290,7 +290,7 @@ class AuthService(Handlers):
             if rehashed is not None:
                 store.set_password(tx, account.name, rehashed)
             expires = now + lifetime
-            self._sessions.make_room(tx, known.name)
+            self._sessions.make_room(tx, known.name, now)
             token, session = store.open_session(tx, known, act.caller.peer.uid, now, expires)
             act.commit(tx, after={"session": session, "expires": expires})
             return api.Login(user=known.name, role=store.role_text(known.role), token=token, expires=expires)

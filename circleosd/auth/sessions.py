@@ -58,9 +58,13 @@ class Sessions:
         """When a session ends if it is not used again."""
         return min(session.expires, self.used(session) + self._idle)
 
-    def make_room(self, tx: Transaction, user: str) -> None:
-        """Make room for another session of `user`: end the least recently used ones that would be too many."""
-        by_use = sorted(store.sessions(tx, user, -1), key=self.used, reverse=True)
+    def make_room(self, tx: Transaction, user: str, now: float) -> None:
+        """Make room for another session of `user`: end those that would be too many, the least recently used first.
+
+        Those that are not in force come before them: if the clock was ahead, they seem to have been used last.
+        """
+        found = store.sessions(tx, user, -1)
+        by_use = sorted(found, key=lambda item: (self.in_force(item, now), self.used(item)), reverse=True)
         for session in by_use[self._most - 1 :]:
             store.close_session(tx, session)
 

@@ -118,6 +118,23 @@ def test_a_use_that_is_noted_late_takes_no_later_one_back(database: Database) ->
     assert found.used == NOW + 9
 
 
+def test_sessions_of_a_clock_that_was_ahead_are_the_first_to_make_room(database: Database) -> None:
+    sessions = Sessions(database, AuthSettings(max_sessions=3))
+
+    def begin(tx: Transaction) -> list[bytes]:
+        for ahead in (1e8, 1e8 + 1, 1e8 + 2):
+            login(tx, NOW + ahead)
+        hashes = []
+        for second in range(4):
+            sessions.make_room(tx, "alice", NOW + second)
+            hashes.append(login(tx, NOW + second))
+        return hashes
+
+    hashes = changed(database, begin)
+    left = [session.hash for session in changed(database, lambda tx: store.sessions(tx, "alice", -1))]
+    assert left == hashes[:0:-1]
+
+
 def used(database: Database, token: str) -> float:
     found = changed(database, lambda tx: store.session(tx, store.token_hash(token)))
     assert found
