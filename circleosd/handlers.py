@@ -64,6 +64,7 @@ class Act:
     after: Any = None
     message: str | None = None
     found: Any = None
+    begun = False  # the handler runs, or has run
     done = False  # only the reply is left, which must not time out
     _actor: dict[str, Any] | None = None
 

@@ -227,9 +227,7 @@ class Service:
             return await self._carry_out(endpoint, parsed, act)
         except asyncio.CancelledError:
             if self._deadlines.end(task):
-                raise Timeout(
-                    f"not done within {self._timeout:g} s (server.request_timeout); what was started may continue"
-                ) from None
+                raise self._too_late(act) from None
             raise
         finally:
             self._deadlines.end(task)
@@ -240,17 +238,16 @@ class Service:
         intent = looking = None
         if effect is Effect.EXTERNAL:
             intent, looking = await self._intend(parsed, act)
-        begun = False
         try:
             if looking:
                 if (task := asyncio.current_task()) and task.cancelling():  # the write of the intent ignored that
                     looking.cancel()
                     raise asyncio.CancelledError
                 await looking
-            begun = True
+            act.begun = True
             result = await endpoint.handler(parsed, act)
         except BaseException as exc:
-            error = self._failure(exc, begun=begun)
+            error = self._failure(exc, act)
             denied = isinstance(error, Denied) and _matters(endpoint.contract)
             if error and (denied or effect is not Effect.NONE) and not act.done:
                 act.done = True
@@ -284,14 +281,19 @@ class Service:
             looking.cancel()
             raise
 
-    def _failure(self, exc: BaseException, *, begun: bool) -> CircleError | None:
+    def _failure(self, exc: BaseException, act: Act) -> CircleError | None:
         """The error to record; None if the end of the service cut off what had begun: its next start finds out more."""
         if not isinstance(exc, asyncio.CancelledError):
             return _error_of(exc)
         task = asyncio.current_task()
         if task and self._deadlines.late(task):
-            return _error_of(exc) if begun else Timeout("its time ran out before it began")
-        return None if begun else Unavailable(f"{self.name} ended before this began")
+            return self._too_late(act)
+        return None if act.begun else Unavailable(f"{self.name} ended before this began")
+
+    def _too_late(self, act: Act) -> Timeout:
+        """The error of an act whose time has run out."""
+        within = f"within {self._timeout:g} s (server.request_timeout)"
+        return Timeout(f"not done {within}; what was started may continue" if act.begun else f"not begun {within}")
 
     async def _stream(
         self, endpoint: Endpoint, act: Act, items: AsyncGenerator[Any, None], tag: object
@@ -374,7 +376,7 @@ def _error_of(exc: BaseException) -> CircleError:
     """The ledger's name for an exception that ended an act."""
     if isinstance(exc, CircleError):
         return exc
-    if isinstance(exc, (TimeoutError, asyncio.CancelledError)):
+    if isinstance(exc, TimeoutError):
         return Timeout("not done in the time allowed")
     return shortage(exc) or Internal("an internal error; the service's log has the details")
 

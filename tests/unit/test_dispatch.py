@@ -93,8 +93,10 @@ def test_who_waited_in_vain_is_told_which_setting_bounds_a_request(
     monkeypatch.setattr(registry.service, "_timeout", 0.1)
     monkeypatch.setattr(registry.service, "_deadlines", deadlines)
     reply = registry.ask({"action": "start", "name": "nginx"})
-    assert reply["error"] == "timeout"
-    assert reply["message"] == "not done within 0.1 s (server.request_timeout); what was started may continue"
+    _, outcome = registry.ask({"action": "history"})["data"]
+    for told in (reply, outcome):
+        assert told["error"] == "timeout"
+        assert told["message"] == "not done within 0.1 s (server.request_timeout); what was started may continue"
 
 
 def test_no_act_begins_that_took_all_its_time_to_be_recorded(
@@ -373,7 +375,7 @@ def test_the_outcome_of_an_act_that_the_end_of_the_service_cuts_off_is_written_i
     assert asyncio.run(registry.ledger.unfinished()) == []
 
 
-def test_the_record_says_that_an_act_did_not_begin_in_its_time(
+def test_an_act_that_did_not_begin_in_its_time_is_told_as_that_also_on_record(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def no_answer(units: Sequence[str]) -> list[UnitState]:
@@ -381,10 +383,11 @@ def test_the_record_says_that_an_act_did_not_begin_in_its_time(
 
     monkeypatch.setattr(registry.units, "states", no_answer)
     monkeypatch.setattr(registry.service, "_deadlines", Deadlines(0.1))
-    assert registry.ask({"action": "restart", "name": "nginx"})["error"] == "timeout"
+    reply = registry.ask({"action": "restart", "name": "nginx"})
     monkeypatch.setattr(registry.service, "_deadlines", Deadlines(60))
     _, outcome = registry.ask({"action": "history"})["data"]
-    assert (outcome["error"], outcome["message"]) == ("timeout", "its time ran out before it began")
+    for told in (reply, outcome):
+        assert (told["error"], told["message"]) == ("timeout", "not begun within 60 s (server.request_timeout)")
 
 
 def test_an_act_that_the_end_of_the_service_kept_from_beginning_is_not_guessed_to_be_done(
