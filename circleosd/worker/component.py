@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from contextlib import suppress
 from ctypes import POINTER, byref, c_void_p
 from typing import Any, Final, TypeAlias
 
@@ -16,6 +15,7 @@ from circleosd.worker.failure import PluginFailure, contained
 from circleosd.worker.frames import LEVELS, MAX_DESCRIPTION, MAX_HOST_CALL, MAX_LOG, Buffer, Load
 from circleosd.worker.host import CALLS, TOO_LONG, Answer, Host
 from circleosd.worker.inspect import INTERFACE_VERSION, Artifact, require_few
+from circleosd.worker.instances import Instances
 from circleosd.worker.wasi import LineLog, Streams, exit_failure, explained, set_wasi
 
 _call = c._wasmtime_component_func_call
@@ -74,13 +74,11 @@ class ComponentPlugin:
         self._component = component
         self._load = load
         self._host = host
-        self._shared = load.instance == "shared"
         # None until the first instance shows their types; with another type, they come from a toolchain
         self._hooks: frozenset[str] | None = None
         self._candidates = artifact.hooks
         self._wasi = any(name.startswith("wasi:") for name in artifact.imports)
-        self._ready: list[_Instance] = []
-        self._spent: list[_Instance] = []
+        self._instances = Instances(engine, self._new_instance, shared=load.instance == "shared")
         self._callbacks: list[Any] = []
         self._indices = {name: self._index(name) for name in (*artifact.functions, *artifact.hooks)}
         self._linker = self._link(artifact.imports)
@@ -90,7 +88,7 @@ class ComponentPlugin:
             given = self._type(instance, "on-event")
             host.log(2, f"gets no events: it exports on-event as {given}, not as {_TYPES['on-event']}")
         self.description = self._describe(instance)
-        (self._ready if self._shared else self._spent).append(instance)
+        self._instances.put_back(instance)
 
     def call(self, function: str, payload: Buffer) -> bytes:
         """One call: the reply, UTF-8. Raises `PluginFailure`."""
@@ -106,24 +104,10 @@ class ComponentPlugin:
 
     def prepare(self) -> None:
         """Between two calls: deletes the used instance and makes that of the next call."""
-        with suppress(IndexError):  # another thread may take what this one found
-            while self._spent:
-                self._spent.pop().delete()
-        if not self._ready:
-            # What fails here will fail again, and be reported, in the call that needs the instance.
-            with suppress(PluginFailure):
-                self._ready.append(self._new_instance())
+        self._instances.prepare()
 
     def _serve(self, function: str, arguments: list[Buffer]) -> bytes:
-        instance = self._engine.take(self._ready, self._new_instance)
-        try:
-            ok, reply = self._enter(instance, function, arguments)
-        except PluginFailure as exc:
-            exc.restarted = self._shared and instance.broken
-            raise
-        finally:
-            keep = self._shared and not instance.broken
-            (self._ready if keep else self._spent).append(instance)
+        ok, reply = self._instances.serve(self._enter, function, arguments)
         if not ok:
             raise PluginFailure("plugin-failed", reply.decode() or "failed without a message", reported=True)
         return reply

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from contextlib import suppress
 from ctypes import POINTER, addressof, byref, c_bool, c_char_p, c_int64, c_size_t, c_void_p, memmove, string_at
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +26,7 @@ from circleosd.worker.failure import PluginFailure, contained, require_text
 from circleosd.worker.frames import MAX_HOST_CALL, MAX_LOG, Buffer, Load, json_body
 from circleosd.worker.host import TOO_LONG, Host
 from circleosd.worker.inspect import Artifact
+from circleosd.worker.instances import Instances
 
 # From this size on, a payload is copied to the plugin directly from the receive buffer.
 _LARGE: Final = 16 << 10
@@ -121,14 +121,12 @@ class CorePlugin:
         self._engine = engine
         self._output = load.limits.output
         self._host = host
-        self._shared = load.instance == "shared"
         self._initialize = "_initialize" in artifact.hooks
         self._usual: _Usual | None = None
-        self._ready: list[_Instance] = []
-        self._spent: list[_Instance] = []
+        self._instances = Instances(engine, self._new_instance, shared=load.instance == "shared")
         self._imports = _Imports(host)
         self._linked = self._imports.link(engine, module)
-        self._ready.append(self._new_instance())
+        self._instances.add(self._new_instance())
         if "on_event" in artifact.hooks and "on_event" not in artifact.functions:
             host.log(2, "gets no events: it exports on_event with a type other than (i32) -> i64")
 
@@ -137,22 +135,8 @@ class CorePlugin:
         if function not in self._names:
             names = ", ".join(self.functions)
             raise PluginFailure("not-found", f"has no function {function!r}: it has {names}")
-        instance = self._engine.take(self._ready, self._new_instance)
-        size = len(payload)
-        try:
-            handler = instance.functions.get(function) or self._find(instance, function)
-            if size > instance.buffer_size:
-                self._make_room(instance, size)
-            if size:
-                _write(instance, payload)
-            reply, is_error = self._run(instance, handler, size)
-        except PluginFailure as exc:
-            exc.restarted = self._shared and instance.broken
-            raise
-        finally:
-            keep = self._shared and not instance.broken
-            (self._ready if keep else self._spent).append(instance)
-        self._usual = _Usual(function, size)
+        reply, is_error = self._instances.serve(self._serve, function, payload)
+        self._usual = _Usual(function, len(payload))
         require_text(reply)
         if is_error:
             raise PluginFailure("plugin-failed", reply.decode() or "failed without a message", reported=True)
@@ -164,26 +148,23 @@ class CorePlugin:
 
     def prepare(self) -> None:
         """Between two calls: deletes the used instance and makes that of the next call."""
-        with suppress(IndexError):  # another thread may take what this one found
-            while self._spent:
-                self._spent.pop().delete()
-        if not self._ready:
-            # What fails here will fail again, and be reported, in the call that needs the instance.
-            with suppress(PluginFailure):
-                instance = self._new_instance()
-                self._anticipate(instance)
-                self._ready.append(instance)
+        self._instances.prepare(self._anticipate)
 
     def _anticipate(self, instance: _Instance) -> None:
         """Does in advance what is possible for the usual call."""
         if self._usual is None or self._engine.deterministic:  # a call's fuel is for the whole call
             return
-        try:
-            self._find(instance, self._usual.function)
-            self._make_room(instance, self._usual.size)
-        except PluginFailure:
-            instance.delete()
-            raise
+        self._find(instance, self._usual.function)
+        self._make_room(instance, self._usual.size)
+
+    def _serve(self, instance: _Instance, function: str, payload: Buffer) -> tuple[bytes, bool]:
+        """The reply of a function to a payload, and whether it is an error."""
+        handler, size = instance.functions.get(function) or self._find(instance, function), len(payload)
+        if size > instance.buffer_size:
+            self._make_room(instance, size)
+        if size:
+            _write(instance, payload)
+        return self._run(instance, handler, size)
 
     def _make_room(self, instance: _Instance, size: int) -> None:
         """Asks the plugin for a buffer for `size` bytes."""

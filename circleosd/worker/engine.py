@@ -9,9 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_void_p
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from wasmtime import _bindings as c
 from wasmtime._ffi import dll
@@ -103,15 +102,6 @@ class Trouble(NamedTuple):
     exit_status: int | None
 
 
-class InStore(Protocol):
-    """An instance in a store of its own."""
-
-    context: Pointer
-
-
-Instance = TypeVar("Instance", bound=InStore)
-
-
 class Engine:
     """One Wasmtime engine with a worker's configuration, which lives as long as the process."""
 
@@ -151,21 +141,6 @@ class Engine:
             self.check(c.wasmtime_context_set_fuel(context, self.fuel))
         else:
             _set_deadline(context, self._ticks)
-
-    def take(self, ready: list[Instance], make: Callable[[], Instance]) -> Instance:
-        """An instance for a call: one that is ready, or a new one.
-
-        Making it takes a part of the call's time, but not of its fuel: whether a call runs out of fuel must not depend
-        on when its instance is made.
-        """
-        try:
-            instance = ready.pop()
-        except IndexError:
-            instance = make()
-            if not self.deterministic:
-                return instance
-        self.allow(instance.context)
-        return instance
 
     def check(self, error: Pointer) -> None:
         """Raises the `PluginFailure` for a `wasmtime_error_t *`, unless it is NULL."""

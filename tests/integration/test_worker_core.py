@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from circleosd.worker import frames
-from circleosd.worker.component import ComponentPlugin
-from circleosd.worker.core import CorePlugin
+from circleosd.worker.instances import Instances
 from circleosd.worker.wasi import WasiPlugin
 from tests import PROJECT
 from tests.measuring import once_it_holds
@@ -492,11 +491,11 @@ class TakenMeanwhile(list[Any]):
         return 1
 
 
-@pytest.mark.parametrize("kind", [CorePlugin, ComponentPlugin, WasiPlugin])
+@pytest.mark.parametrize("kind", [Instances, WasiPlugin])
 def test_two_threads_may_clear_away_after_their_calls_at_once(kind: Any) -> None:
-    plugin = kind.__new__(kind)
-    plugin._spent, plugin._ready = TakenMeanwhile(), ["the next call's"]
-    plugin.prepare()
+    cleared = kind.__new__(kind)
+    cleared._spent, cleared._ready = TakenMeanwhile(), ["the next call's"]
+    cleared.prepare()
 
 
 def test_two_workers_do_not_wait_for_each_other() -> None:
