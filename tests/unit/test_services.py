@@ -14,8 +14,11 @@ from circleosd.paths import SERVICES
 from tests import PROJECT
 
 UNITS = PROJECT / "units"
-# Where one line lists the services, or their units or users.
-LISTS = ("README.md", "debian/postinst", "debian/postrm", "man/circleosd.8", "man/circleosd.toml.5")
+# Where one line lists the services, or their units, users or directories.
+LISTS = (
+    "README.md", "debian/postinst", "debian/postrm", "man/circleosd.8", "man/circleosd.toml.5",
+    "nixos-test/scenario.py", "scripts/user-units",
+)  # fmt: skip
 
 
 def unit(path: str) -> UnitFile:
@@ -49,9 +52,10 @@ def test_nothing_else_is_taken_for_a_service() -> None:
 def test_a_list_of_the_services_has_all_of_them(file: str) -> None:
     listed = 0
     for line in (PROJECT / file).read_text(encoding="utf-8").splitlines():
-        for names in (SERVICES, [f"circleosd-{part}" for part in SERVICES.values()]):
-            found = [name for name in names if re.search(rf"\b{name}\b", line)]
+        for form in ("{service}", "circleosd-{part}", "$state/{part}"):
+            names = [form.format(service=service, part=part) for service, part in SERVICES.items()]
+            found = [name for name in names if re.search(rf"(?<!\w){re.escape(name)}\b", line)]
             if len(found) > 1:
-                assert found == [*names], line
+                assert found == names, line
                 listed += 1
     assert listed
