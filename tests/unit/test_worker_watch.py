@@ -35,17 +35,31 @@ def alarm(monkeypatch: pytest.MonkeyPatch) -> Alarm:
     return Alarm(monkeypatch)
 
 
+@pytest.mark.parametrize("kind", [Watch, SharedWatch])
 @pytest.mark.parametrize("seconds", [0.001, 1.0, 5.0, 11.0, 60.0, 3600.0])
 def test_a_call_and_what_follows_it_are_interrupted_before_the_worker_ends(
-    monkeypatch: pytest.MonkeyPatch, seconds: float
+    alarm: Alarm, monkeypatch: pytest.MonkeyPatch, kind: type[Watch], seconds: float
 ) -> None:
     intervals = []
-    monkeypatch.setattr(watch, "Ticker", lambda interval, *_: intervals.append(interval))
-    Watch(seconds, (0, 0))
+
+    def ticker(interval: float, *_: int) -> SimpleNamespace:
+        intervals.append(interval)
+        return SimpleNamespace(start=lambda: None, stop=lambda: None)
+
+    monkeypatch.setattr(watch, "Ticker", ticker)
+    call = kind(seconds, (0, 0))
     (interval,) = intervals
     assert interval <= seconds / 20
     latest = interval * (watch.ticks(seconds) + 1)
-    assert seconds <= latest < hard_deadline(seconds) - GRACE / 4  # by then, the alarm may not have been set anew
+    assert latest >= seconds
+    for took in (0.0, GRACE / 8, GRACE / 4, GRACE / 2, GRACE, seconds):
+        call.begin()
+        assert alarm.due is not None
+        assert alarm.due - alarm.now > latest
+        alarm.now += took
+        call.extend()
+        assert alarm.due - alarm.now > latest + GRACE / 5  # a tick may come late
+        call.end()
 
 
 @pytest.mark.parametrize("kind", [Watch, SharedWatch])
