@@ -310,7 +310,7 @@ class Ledger:
         """The newest matching rows, oldest first."""
 
         def select(connection: sqlite3.Connection) -> list[Event]:  # decoding 10,000 rows takes about a second
-            rows = _select(connection, wanted, 0, "DESC", wanted.lines)
+            rows = _select(connection, wanted, wanted.since, 0, "DESC", wanted.lines)
             return [self._event(*row) for row in reversed(rows)]
 
         return await self._database.scan(select)
@@ -320,16 +320,19 @@ class Ledger:
 
         Raises `Conflict` if that row does not exist any more: the first rows of a new record would be skipped.
         """
-        loop, woken, after = asyncio.get_running_loop(), asyncio.Event(), wanted.after
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        after, since = wanted.after, wanted.since
         self._followers.add((loop, woken))
         try:
             while True:
                 woken.clear()
 
-                def select(connection: sqlite3.Connection, after: int = after) -> tuple[list[sqlite3.Row], int]:
+                def select(
+                    connection: sqlite3.Connection, after: int = after, since: float | None = since
+                ) -> tuple[list[sqlite3.Row], int]:
                     ends = _ends(connection)
                     last = ends["last_seq"] if ends else after
-                    return _select(connection, wanted, after, "ASC", FOLLOWED_AT_ONCE), last
+                    return _select(connection, wanted, since, after, "ASC", FOLLOWED_AT_ONCE), last
 
                 rows, last = await self._database.scan(select)
                 if last < after:
@@ -338,7 +341,7 @@ class Ledger:
                 for row in rows:
                     yield self._event(*row)
                 if len(rows) < FOLLOWED_AT_ONCE:
-                    after = last
+                    after, since = last, None  # what is written from now on is new, even if the clock is set back
                     await woken.wait()
                 else:
                     after = rows[-1]["seq"]
@@ -458,7 +461,7 @@ def _summary(window: Counted[Entry]) -> Entry:
 
 
 def _select(
-    connection: sqlite3.Connection, wanted: History | Follow, after: int, order: str, lines: int
+    connection: sqlite3.Connection, wanted: History | Follow, since: float | None, after: int, order: str, lines: int
 ) -> list[sqlite3.Row]:
     where, values = ["seq > ?"], list[Any]([after])
     if wanted.user is not None:
@@ -471,9 +474,9 @@ def _select(
     if wanted.action_name is not None:
         where.append("action = ?")
         values.append(wanted.action_name)
-    if wanted.since is not None:
+    if since is not None:
         where.append("time >= ?")
-        values.append(wanted.since)
+        values.append(since)
     if wanted.failed:
         where.append("error IS NOT NULL")
     sql = f"SELECT seq, body FROM ledger WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT ?"

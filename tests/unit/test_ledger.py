@@ -605,6 +605,35 @@ def test_a_follower_gets_what_is_there_and_what_comes_in_order(opened: Open) -> 
     assert asyncio.run(scenario()) == [1, 2, 3, *range(5, 1004, 2)]
 
 
+def test_a_follower_gets_what_comes_after_the_clock_was_set_back(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.time()
+
+    async def scenario() -> list[str | None]:
+        seen = []
+        async with (
+            asyncio.timeout(SECONDS),
+            contextlib.aclosing(opened.ledger.follow(Follow(since=began))) as rows,
+        ):
+            async for row in rows:
+                seen.append(row["object"])
+                if row["object"] == "later":
+                    return seen
+                writing = asyncio.create_task(set_back())
+        await writing
+        return seen
+
+    async def set_back() -> None:
+        clock = SimpleNamespace(time=lambda: began - 7200, monotonic=time.monotonic)
+        monkeypatch.setattr("circleosd.ledger.time", clock)
+        await opened.ledger.record(Entry("done", ROOT_CALLER, "act", "later"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("circleosd.ledger.time", SimpleNamespace(time=lambda: began - 60, monotonic=time.monotonic))
+        opened.record("act", object="earlier")
+    opened.record("act", object="now")
+    assert asyncio.run(scenario()) == ["now", "later"]
+
+
 def test_an_intent_is_unfinished_until_its_outcome(opened: Open) -> None:
     async def scenario() -> list[list[int]]:
         found = []
