@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from circlectl.asking import Asking
+from circlectl.ordering import merged
 from circleosd.errors import CircleError, Unavailable
 
 TOGETHER = 0.1  # seconds within which rows of different services are sorted by time
@@ -37,9 +38,11 @@ def follow(
                 together.append(waiting.get(timeout=left))
             except queue.Empty:
                 break
-        if errors := [item for item in together if isinstance(item, CircleError)]:
+        errors = [item for item in together if isinstance(item, CircleError)]
+        new = [item for item in together if not isinstance(item, CircleError)]
+        yield from merged([[row for row in new if row["service"] == name] for name in known], time.time())
+        if errors:
             raise errors[0]
-        yield from sorted(together, key=lambda row: row["time"])
 
 
 def _follow_one(ask: Asking, service: str, query: dict[str, Any], last: int, since: float, put: Any) -> None:
@@ -47,7 +50,7 @@ def _follow_one(ask: Asking, service: str, query: dict[str, Any], last: int, sin
     while True:
         request = {**query, "action": "follow", "after": last}
         if not last:
-            request["since"] = max(since, query.get("since", since))
+            request["since"] = since
         try:
             for row in ask.stream(service, request):
                 last = row["seq"]

@@ -1,7 +1,6 @@
 """Commands that ask every service: the state of CircleOSD, and what was done through it."""
 
 import time
-from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 from circlectl.asking import Asking
@@ -74,13 +73,16 @@ def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | No
         return _verify(ask)
     following = query.pop("follow", False)
     started = time.time()
+    since = max(started, query.get("since", started))  # for the rows of a service that has none yet
     services = [*SERVICES]
     if "action_name" in query:
         services, query["action_name"] = _action(query["action_name"])
     count = query.pop("lines", History.lines)
     # An act has up to two rows; the last row is where following starts.
     query["lines"] = min(2 * count or 1, MOST) if 0 <= count < MOST else count
-    placed: list[tuple[float, dict[str, Any]]] = []
+    from circlectl.ordering import merged
+
+    records: list[list[dict[str, Any]]] = []
     known: dict[str, int] = {}
     first: CircleError | None = None
     for service in services:
@@ -89,10 +91,9 @@ def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | No
         except _OF_ONE as error:
             first = first or error
         else:
-            placed += _placed(found, time.time())
+            records.append(found)
             known[service] = found[-1]["seq"] if found else 0
-    placed.sort(key=lambda item: item[0])
-    rows = _newest([row for _, row in placed], count)
+    rows = _newest(merged(records, time.time()), count)
     if not following:
         return rows, first
     if first:
@@ -100,9 +101,10 @@ def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | No
             raise first
         ask.said(f"{first} [{first.code}]; meanwhile showing the others")
     del query["lines"]
+    query.pop("since", None)  # a row after a known one is new, even if the clock was set back
     from circlectl.following import follow
 
-    return follow(ask, query, rows, {service: known.get(service, 0) for service in services}, started), None
+    return follow(ask, query, rows, {service: known.get(service, 0) for service in services}, since), None
 
 
 def _action(name: str) -> tuple[list[str], str]:
@@ -118,15 +120,6 @@ def _action(name: str) -> tuple[list[str], str]:
     if name in OF_NO_REQUEST or name in {contract.action for contract in actions.BY_VERB.values()}:
         return [*SERVICES], action
     raise BadRequest(f"no action {quoted(name)}; available: {', '.join([*actions.BY_VERB, *OF_NO_REQUEST])}")
-
-
-def _placed(rows: Iterable[dict[str, Any]], now: float) -> Iterator[tuple[float, dict[str, Any]]]:
-    """The rows of one service in order, each with its time, or with the time of an earlier row if its own is wrong."""
-    at = 0.0
-    for row in rows:
-        if row["time"] <= now:
-            at = max(at, row["time"])
-        yield at, row
 
 
 def _newest(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
