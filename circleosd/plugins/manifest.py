@@ -98,7 +98,8 @@ class Manifest:
     __pydantic_config__ = STRICT
 
     name: PluginName
-    version: Annotated[str, Length(1, 64)] = "0"
+    # It is shown between the name and the signer, so it must not be able to pretend what follows it.
+    version: Annotated[str, Pattern("[!-~]{1,64}", "1 to 64 visible ASCII characters without blanks")] = "0"
     description: Annotated[str, Length(0, 500)] = ""
     plugin_type: PluginType = "wasm"
     entry: Annotated[str | None, Length(1, 128)] = None
