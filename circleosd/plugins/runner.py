@@ -20,7 +20,7 @@ from circleosd.plugins.compiled import Compiled, Incoming
 from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.workers import GRACE, BrokeProtocol, Exceeded, HostCalls, Worker, WorkerGone, is_fault
-from circleosd.plugins.workerunits import WorkerUnits
+from circleosd.plugins.workerunits import End, WorkerUnits
 from circleosd.worker import frames
 from circleosd.worker.cachekey import cache_key
 from circleosd.worker.limits import NO_MEMORY, hard_deadline
@@ -31,8 +31,8 @@ STAGED = ".staged"  # suffix of the instance of an upgrade, while the old versio
 NATIVE_START = 10.0  # seconds for a worker to start, without compilation
 SWEEP = 2.0  # seconds between checks for idle workers
 # How a worker ends itself if plugin code cannot be interrupted, and if it has no memory left.
-OVERDUE = " by SIGALRM"
-EXHAUSTED = f" with exit status {NO_MEMORY}"
+OVERDUE = End(signal="SIGALRM")
+EXHAUSTED = End(status=NO_MEMORY)
 
 
 class NotStarted(Unavailable):
@@ -243,16 +243,13 @@ class Runners:
         # Of all the calls that ended with one worker, one counts.
         counts, worker.counted = not worker.counted, worker.lost
         if isinstance(error, WorkerGone) and not isinstance(error, BrokeProtocol):
-            how = await self._units.how_it_ended(runner.instance)
-            overdue = f"took longer than {plugin.bounds.time:g} s"
-            if how == OVERDUE and plugin.bounds.concurrency > 1 and took < plugin.bounds.time:
-                error = WorkerGone(f"{error}, for something else in it {overdue}")
-            elif how == OVERDUE:
-                error = Timeout(f"{overdue}, and its worker was ended")
-            elif how == EXHAUSTED:
-                error = Exceeded(f"used up {_memory(plugin)}, and its worker was ended")
+            end = await self._units.how_it_ended(runner.instance)
+            if (limit := _exceeded(plugin, end)) is None:
+                error = WorkerGone(f"{error}{end}")
+            elif end == OVERDUE and plugin.bounds.concurrency > 1 and took < plugin.bounds.time:
+                error = WorkerGone(f"{error}, for something else in it {limit}")
             else:
-                error = WorkerGone(f"{error}{how}")
+                error = type(limit)(f"{limit}, and its worker was ended")
         elif isinstance(error, Timeout) and worker.lost and counts:  # it did not even end itself
             await self._units.stop(runner.instance)
         if counts:
@@ -409,13 +406,16 @@ class Runners:
         """The error for a worker that ended before its plugin was loaded."""
         if held_back := await self._units.held_back(runner.instance):
             return held_back
-        how = "" if isinstance(gone, BrokeProtocol) else await self._units.how_it_ended(runner.instance)
-        if how == OVERDUE:
-            return Timeout(f"{runner.plugin.name} cannot be loaded: took longer than {runner.plugin.bounds.time:g} s")
-        if how == EXHAUSTED:
-            return Exceeded(f"{runner.plugin.name} cannot be loaded: used up {_memory(runner.plugin)}")
-        return PluginFailed(f"{gone}{how}; see: circlectl service logs plugin@{runner.instance}")
+        end = End() if isinstance(gone, BrokeProtocol) else await self._units.how_it_ended(runner.instance)
+        if limit := _exceeded(runner.plugin, end):
+            return type(limit)(f"{runner.plugin.name} cannot be loaded: {limit}")
+        return PluginFailed(f"{gone}{end}; see: circlectl service logs plugin@{runner.instance}")
 
 
-def _memory(plugin: Plugin) -> str:
-    return f"its limit for memory of {plugin.bounds.memory} bytes"
+def _exceeded(plugin: Plugin, end: End) -> CircleError | None:
+    """The error for the limit because of which a worker ended itself; None if it ended in another way."""
+    if end == OVERDUE:
+        return Timeout(f"took longer than {plugin.bounds.time:g} s")
+    if end == EXHAUSTED:
+        return Exceeded(f"used up its limit for memory of {plugin.bounds.memory} bytes")
+    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from circleosd import upstream
 from circleosd.errors import CircleError, NotFound, Unavailable
@@ -17,6 +17,20 @@ log = logging.getLogger(__name__)
 LOOKS = 20  # checks of a worker that has ended, until that is visible …
 LOOK = 0.02  # … with so many seconds in between
 PATIENCE = 100  # checks of a worker that must end by itself, which takes some milliseconds
+
+
+class End(NamedTuple):
+    """How a worker ended: by a signal, or with an exit status; neither if that is unknown."""
+
+    signal: str | None = None
+    status: int | None = None
+    out_of_memory: bool = False  # of the unit or the host: killed by the kernel
+
+    def __str__(self) -> str:
+        """The end of a sentence."""
+        if self.signal:
+            return f" by {self.signal}{', out of memory (oom-kill)' if self.out_of_memory else ''}"
+        return f" with exit status {self.status}" if self.status is not None else ""
 
 
 class WorkerUnits:
@@ -69,14 +83,11 @@ class WorkerUnits:
             return None
         return state
 
-    async def how_it_ended(self, instance: str) -> str:
-        """What the service manager knows about a worker's end, as the end of a sentence."""
+    async def how_it_ended(self, instance: str) -> End:
+        """What the service manager knows about a worker's end."""
         if (state := await self._ended(instance, LOOKS)) is None:
-            return ""
-        if state["signal"]:
-            why = ", out of memory (oom-kill)" if state["result"] == "oom-kill" else ""  # systemd.exec(5)
-            return f" by {state['signal']}{why}"
-        return f" with exit status {state['exit_status']}" if state["exit_status"] is not None else ""
+            return End()
+        return End(state["signal"], state["exit_status"], state["result"] == "oom-kill")  # systemd.exec(5)
 
     async def see_off(self, instance: str) -> None:
         """Stop a worker whose connection was closed but that does not end by itself; native code can cause this."""

@@ -18,7 +18,7 @@ from circleosd.plugins.runner import OVERDUE, Superseded
 from circleosd.plugins.store import Loaded, Record
 from circleosd.plugins.views import shown
 from circleosd.plugins.workers import BrokeProtocol, Trapped, WorkerGone
-from circleosd.plugins.workerunits import WorkerUnits
+from circleosd.plugins.workerunits import End, WorkerUnits
 from tests.unit.fakes import SlowWorker, with_worker
 
 
@@ -156,7 +156,7 @@ def test_who_did_not_take_too_long_is_not_told_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float, told: str
 ) -> None:
 
-    async def ended(self: WorkerUnits, instance: str) -> str:
+    async def ended(self: WorkerUnits, instance: str) -> End:
         return OVERDUE
 
     async def called() -> CircleError:
@@ -181,8 +181,8 @@ def test_how_a_worker_ended_is_told_unless_it_was_disconnected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: type[Dying], told: str
 ) -> None:
 
-    async def ended(self: WorkerUnits, instance: str) -> str:
-        return " with exit status 0"
+    async def ended(self: WorkerUnits, instance: str) -> End:
+        return End(status=0)
 
     async def called() -> str:
         runners, plugin = with_worker(tmp_path, worker(0.001))

@@ -35,7 +35,7 @@ def test_how_a_worker_ended_is_told_as_systemd_knows_it(
         return {"state": state, "result": result, "signal": signal, "exit_status": status}
 
     monkeypatch.setattr(upstream, "ask", ask)
-    assert asyncio.run(WorkerUnits("registry.sock", 10).how_it_ended("greedy")) == how
+    assert str(asyncio.run(WorkerUnits("registry.sock", 10).how_it_ended("greedy"))) == how
 
 
 @pytest.mark.parametrize(
