@@ -234,40 +234,27 @@ class Service:
 
     async def _carry_out(self, endpoint: Endpoint, parsed: Any, act: Act) -> Any:
         """Run the handler and make sure that the ledger is written."""
-        effect = endpoint.contract.effect
-        intent = looking = None
-        if effect is Effect.EXTERNAL:
-            intent, looking = await self._intend(parsed, act)
+        contract = endpoint.contract
+        if contract.effect is Effect.EXTERNAL:
+            return await self._carry_out_external(endpoint, parsed, act)
+        act.begun = True
         try:
-            if looking:
-                if (task := asyncio.current_task()) and task.cancelling():  # the write of the intent ignored that
-                    looking.cancel()
-                    raise asyncio.CancelledError
-                await looking
-            act.begun = True
             result = await endpoint.handler(parsed, act)
         except BaseException as exc:
             error = self._failure(exc, act)
-            denied = isinstance(error, Denied) and _matters(endpoint.contract)
-            if error and (denied or effect is not Effect.NONE) and not act.done:
+            denied = isinstance(error, Denied) and _matters(contract)
+            if error and (denied or contract.effect is Effect.STATE) and not act.done:
                 act.done = True
-                if intent:
-                    await _conclude(act, intent, error)
-                else:
-                    await asyncio.shield(act.refuse("denied" if denied else "failed", error))
+                await asyncio.shield(act.refuse("denied" if denied else "failed", error))
             raise
-        if effect is Effect.EXTERNAL:
-            act.done = True
-            assert intent is not None
-            await _conclude(act, intent)
-        elif effect is Effect.STATE and not act.done:
+        if contract.effect is Effect.STATE and not act.done:
             raise AssertionError(f"{endpoint.verb} changed state without a row in the ledger")
-        if endpoint.contract.row_field and not isinstance(result, AsyncGenerator):
+        if contract.row_field and not isinstance(result, AsyncGenerator):
             return [row for row in result if self._shows(endpoint, act.caller, row)]
         return result
 
-    async def _intend(self, parsed: Any, act: Act) -> tuple[int, asyncio.Task[None]]:
-        """Record an intent; return its row's number, and the task that determines the previous state meanwhile."""
+    async def _carry_out_external(self, endpoint: Endpoint, parsed: Any, act: Act) -> Any:
+        """Record the intent of an act outside the database, carry it out, and record its outcome."""
         try:
             self._handlers.check(parsed, act)
         except CircleError as refusal:  # floods of denials are counted, whereas an intent always has its row
@@ -276,10 +263,25 @@ class Service:
             raise
         looking = asyncio.create_task(self._handlers.look(parsed, act))
         try:
-            return await act.record("intent"), looking
+            intent = await act.record("intent")
         except BaseException:
             looking.cancel()
             raise
+        try:
+            if (task := asyncio.current_task()) and task.cancelling():  # the write of the intent ignored that
+                looking.cancel()
+                raise asyncio.CancelledError
+            await looking
+            act.begun = True
+            result = await endpoint.handler(parsed, act)
+        except BaseException as exc:
+            if error := self._failure(exc, act):
+                act.done = True
+                await _conclude(act, intent, error)
+            raise
+        act.done = True
+        await _conclude(act, intent)
+        return result
 
     def _failure(self, exc: BaseException, act: Act) -> CircleError | None:
         """The error to record; None if the end of the service cut off what had begun: its next start finds out more."""
