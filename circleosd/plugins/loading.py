@@ -64,7 +64,7 @@ class Loading:
         try:
             manifest = manifests.parse(given) if given is not None else manifests.derive(request.path, staged.head)
             manifests.check(manifest, staged.head, self._settings)
-            _require_own(manifest, staged, signed=signature is not None)
+            _require_match(manifest, staged, signed=signature is not None)
             yield Candidate(manifest, staged, given if isinstance(given, bytes) else None, signature)
         finally:
             self._artifacts.discard(staged)
@@ -146,7 +146,7 @@ def _texts(files: Given, request: Load | Verify) -> tuple[bytes | dict[str, Any]
     return content, files.beside("signature", name + ".sig", MAX_SIGNATURE)
 
 
-def _require_own(manifest: Manifest, staged: Staged, *, signed: bool) -> None:
+def _require_match(manifest: Manifest, staged: Staged, *, signed: bool) -> None:
     """Raises `BadRequest` unless the manifest matches the artifact; a signed one must have its digest and size."""
     if signed and (manifest.sha256 is None or manifest.size is None):
         raise BadRequest(
