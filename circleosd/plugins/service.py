@@ -329,7 +329,6 @@ class PluginService(Handlers):
         async with self._changing:
             plugin = self._find(request.id)
             await self._standing.put_aside(plugin, None, None, act.commit)
-            plugin.health.reset()
             return shown(plugin)
 
     async def _set_aside(self, plugin: Plugin) -> None:
@@ -379,7 +378,6 @@ def _inherited(before: Plugin | None, manifest: Manifest) -> dict[str, bool]:
 
 def _fresh(before: Plugin | None) -> Record:
     """The record of a new version: empty, but a disabled plugin stays disabled."""
-    record = Record()
-    if before and before.health.record.aside == "disabled":
-        return record.copy("disabled", before.health.record.reason, before.health.record.since)
-    return record
+    if before and (old := before.health.record).aside == "disabled":
+        return Record(aside=old.aside, reason=old.reason, since=old.since)
+    return Record()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from circleosd.database import Database, Transaction
 from circleosd.errors import CircleError
@@ -37,14 +38,18 @@ class Standing:
         The caller must hold `changing`.
         """
         record = plugin.health.record
-        changed = record.copy(aside, reason, time.time() if aside else None)
+        in_a_row = record.in_a_row if aside else 0
+        changed = replace(record, aside=aside, reason=reason, since=time.time() if aside else None, in_a_row=in_a_row)
 
         def work(tx: Transaction) -> None:
             store.put_record(tx, plugin.name, changed)
             note(tx, before=state_of(record), after=state_of(changed))
 
         await self._database.write(work)
+        # Not the rest: calls may have ended meanwhile.
         record.aside, record.reason, record.since = changed.aside, changed.reason, changed.since
+        if aside is None:
+            plugin.health.reset()
 
     async def quarantine(self, plugin: Plugin) -> None:
         """Quarantine a plugin that has failed too often in a row. Cancelling only means not waiting for it."""

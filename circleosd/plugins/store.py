@@ -13,7 +13,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -104,11 +104,6 @@ class Record:
     reason: str | None = None
     since: float | None = None
     in_a_row: int = 0
-
-    def copy(self, aside: Aside, reason: str | None, since: float | None) -> Record:
-        """The same record, set aside or enabled."""
-        in_a_row = self.in_a_row if aside else 0
-        return replace(self, aside=aside, reason=reason, since=since, in_a_row=in_a_row)
 
 
 @dataclass(frozen=True)
