@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from circleosd.errors import Denied
+from circleosd.steering import word
 
 
 class Role(StrEnum):
@@ -140,7 +141,7 @@ def decide(
     shown. In this order: the uid, what anyone may do, a rule that denies, the role, what is one's own, a rule that
     allows. The default is to deny.
     """
-    what = f"{verb} {name}" if name is not None else verb
+    what = f"{verb} {word(name)}" if name is not None else verb
     if caller.privileged:
         return Decision(True, f"uid {caller.peer.uid} is always admin; no rule applies to it")
     if access is Access.ANYONE:  # even a stranger, so a rule could not stop a user

@@ -15,7 +15,7 @@ def plain(text: str) -> str:
 
 
 def word(text: str) -> str:
-    """`text` as a single word: in quotes, and escaped, if it has blanks. No object has them in its name, but a refused
-    request may: what follows its name in a line could be pretended.
+    """`text` as a single word: in quotes, and escaped, unless it is visible ASCII without blanks. All names of objects
+    are, but a refused request may have any: it could pretend what follows in a line, or look like another name.
     """
-    return text if text.split() == [text] else repr(text)
+    return text if text.isascii() and text.isprintable() and text and " " not in text else ascii(text)

@@ -112,7 +112,7 @@ def test_the_message_of_a_row_tells_what_was_changed(
 def test_no_object_of_a_refused_request_passes_for_an_outcome(journald: socket.socket) -> None:
     Mirror()(Event(**{**row("no role"), "object": "web: done: inactive → active"}))
     message = journald.recv(1 << 16).partition(b"\n")[0].decode()
-    assert message == "MESSAGE=uid 0: create 'web: done: inactive → active': failed: no role"
+    assert message == r"MESSAGE=uid 0: create 'web: done: inactive \u2192 active': failed: no role"
 
 
 def test_a_journald_that_takes_nothing_is_waited_for_a_bounded_time(

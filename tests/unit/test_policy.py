@@ -194,6 +194,12 @@ def test_a_denial_says_to_whom_and_what_is_lacking(caller: Caller, why: str) -> 
     assert decide(caller, Access.ADMIN, "user:list", None).why == why
 
 
+def test_no_name_in_a_denial_passes_for_its_words() -> None:
+    name = "db is allowed to vera;"
+    why = "service:stop 'db is allowed to vera;' needs the role operator, but uid 1000 has no role here"
+    assert decide(Caller(PEER), Access.OPERATOR, "service:stop", name).why == why
+
+
 def test_an_answer_names_the_rule_that_allows() -> None:
     decision = decide(Caller(PEER, grants=(Grant("service:*", "db"),)), Access.OPERATOR, "service:stop", "db")
     assert decision.why == "service:stop db is allowed to uid 1000 by the rule: allow service:* db"

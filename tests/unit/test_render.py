@@ -28,14 +28,23 @@ def test_a_followed_row_of_an_altered_record_steers_no_terminal() -> None:
     assert r"a\x1b[31mb/0" in shown
 
 
-def test_no_object_of_a_refused_request_passes_for_an_outcome() -> None:
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("plugin@a.staged", "plugin@a.staged"),
+        ("web  done\u2003active → inactive", r"'web  done\u2003active \u2192 inactive'"),
+        ("web\u2800\u2800done\u3164", r"'web\u2800\u2800done\u3164'"),
+        ("web\u200b", r"'web\u200b'"),
+        ("w\u0435b", r"'w\u0435b'"),
+    ],
+)
+def test_no_object_of_a_refused_request_passes_for_an_outcome_or_another_name(name: str, shown: str) -> None:
     row: dict[str, Any] = {
         "time": 0.0, "service": "service-registry", "seq": 1, "actor": {"user": None, "uid": 7}, "action": "stop",
-        "object": "web  done\u2003active → inactive", "phase": "denied", "error": "denied", "before": None,
+        "object": name, "phase": "denied", "error": "denied", "before": None,
         "after": None, "intent": None, "count": 1, "message": "no role",
     }  # fmt: skip
-    shown = str(views.of(commands.of_group("system")["history"], row))
-    assert shown.endswith(r"  stop  'web  done\u2003active → inactive'  denied  no role")
+    assert str(views.of(commands.of_group("system")["history"], row)).endswith(f"  stop  {shown}  denied  no role")
 
 
 @pytest.mark.parametrize(
