@@ -84,12 +84,17 @@ def _span(seconds: float) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns on a terminal: wide East Asian characters take two, combining ones none (UAX #11)."""
+    """Columns on a terminal: wide East Asian characters take two (UAX #11), marks and invisible ones none."""
     if text.isascii():
         return len(text)
-    return sum(
-        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
-    )
+    return sum(map(_columns, text))
+
+
+def _columns(char: str) -> int:
+    of_a_syllable = "\u1160" <= char <= "\u11ff"  # what follows the first letter of one in Hangul
+    if of_a_syllable or unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 def _pad(text: str, width: int) -> str:

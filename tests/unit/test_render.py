@@ -91,7 +91,7 @@ def test_the_limits_of_a_plugin_have_units() -> None:
 
 
 def test_the_columns_of_a_table_are_as_wide_as_their_widest_cell_on_a_terminal() -> None:
-    names = ("a", "größer", "e\u0301e\u0301", "東京都港")
+    names = ("a", "größer", "e\u0301e\u0301", "東京都港", "दुनिया", "สวัสดี", "\u1112\u1161\u11ab", "a\u200bb")
     rows = [{"name": name, "last_login": None, "state": "x"} for name in names]
     assert render.table(rows, ("name", "last_login", "state")).split("\n") == [
         "NAME      LAST LOGIN  STATE",
@@ -99,6 +99,10 @@ def test_the_columns_of_a_table_are_as_wide_as_their_widest_cell_on_a_terminal()
         "größer    -           x",
         "e\u0301e\u0301        -           x",
         "東京都港  -           x",
+        "दुनिया     -           x",
+        "สวัสดี      -           x",
+        "\u1112\u1161\u11ab        -           x",
+        "a\u200bb        -           x",
     ]
 
 
