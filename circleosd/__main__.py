@@ -305,8 +305,9 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
         settings.plugins,
         registry_path,
     )
-    sockets = Path(runtime, "plugins")
-    await handlers.start(Runners(registry_path, sockets, compiled, artifacts.open, handlers.host.of, settings.plugins))
+    sockets, host, failing = Path(runtime, "plugins"), handlers.host.of, handlers.quarantine
+    runners = Runners(registry_path, sockets, compiled, artifacts.open, host, failing, settings.plugins)
+    await handlers.start(runners)
     identities = Identities(paths.socket_path(auth.SERVICE, runtime), timeout=settings.server.request_timeout)
     asyncio.get_running_loop().call_later(1.0, _take_short_turns)
     service = _service(contracts, handlers, identities.identify, database, settings, ledger)

@@ -82,7 +82,7 @@ class Runners:
 
     `registry` is where service-registry listens, `sockets` the directory of the workers' sockets. `open_artifact`
     returns a descriptor of the artifact stored under a digest; `host` makes the function that answers a plugin's host
-    calls.
+    calls; `failing` is awaited before the reply to the call that was one failure in a row too many.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Runners:
         compiled: Compiled,
         open_artifact: Callable[[str], int],
         host: Callable[[Plugin], HostCalls],
+        failing: Callable[[Plugin], Awaitable[None]],
         settings: PluginSettings,
     ) -> None:
         self._units = WorkerUnits(registry, settings.load_time)
@@ -99,11 +100,10 @@ class Runners:
         self._compiled = compiled
         self._open_artifact = open_artifact
         self._host = host
+        self._failing = failing
         self._settings = settings
         self._runners: dict[str, Runner] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # tasks that end workers, by plugin name
-        # Awaited before the reply to the call that was one failure in a row too many.
-        self.failing: Callable[[Plugin], Awaitable[None]]
 
     async def probe(self, plugin: Plugin, artifact: int, *, upgrade: bool) -> tuple[Runner, frames.Ready]:
         """Have a worker load an artifact that is not in the store yet. Raises `BadRequest` if it cannot."""
@@ -259,7 +259,7 @@ class Runners:
     async def _failed(self, plugin: Plugin, error: CircleError) -> None:
         plugin.health.failed(str(error), time.monotonic(), time.time())
         if plugin.health.quarantine_due:
-            await self.failing(plugin)
+            await self._failing(plugin)
 
     async def watch_idle(self) -> None:
         """End workers without calls for `idle_worker` seconds; runs until cancelled."""

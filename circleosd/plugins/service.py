@@ -72,7 +72,6 @@ class PluginService(Handlers):
     async def start(self, runners: Runners) -> None:
         """Read the loaded plugins, and clean up after interrupted changes."""
         self._runners = runners
-        runners.failing = self._set_aside
         decided, records = await self._database.read(store.grants), await self._database.read(store.records)
         for loaded in await self._database.read(store.plugins):
             name = loaded.manifest.name
@@ -331,7 +330,7 @@ class PluginService(Handlers):
             await self._standing.put_aside(plugin, None, None, act.commit)
             return shown(plugin)
 
-    async def _set_aside(self, plugin: Plugin) -> None:
+    async def quarantine(self, plugin: Plugin) -> None:
         """A plugin failed too often in a row: quarantine it; that is on disk before anybody learns of it."""
         self._runners.retire(plugin.name)
         await self._standing.quarantine(plugin)

@@ -64,6 +64,11 @@ class Sink:
         self.complete = True
 
 
+async def failing(plugin: Plugin) -> None:
+    """No plugin fails."""
+    raise AssertionError
+
+
 async def refuse(call: str, args: dict[str, str], cause: Cause) -> bytes:
     """Answers no host call: none may come."""
     raise AssertionError
@@ -337,7 +342,7 @@ def test_a_worker_is_told_only_the_configuration_that_was_granted(tmp_path: Path
 
     async def probed() -> None:
         compiled = Compiled(tmp_path / "compiled", 0)
-        runners = Runners("", tmp_path, compiled, lambda digest: -1, lambda plugin: refuse, settings)
+        runners = Runners("", tmp_path, compiled, lambda digest: -1, lambda plugin: refuse, failing, settings)
         runner, _ = await runners.probe(plugin, 0, upgrade=False)
         await runners.adopt(runner)
         await runners.close()

@@ -211,6 +211,6 @@ def with_worker(
 
     settings = settings or PluginSettings()
     plugin = Plugin(Manifest("p", limits=Limits(**limits)), "", Record(), {}, settings)
-    runners = Runners("", directory, Compiled(directory, 0), open_artifact or unused, unused, settings)
+    runners = Runners("", directory, Compiled(directory, 0), open_artifact or unused, unused, unused, settings)
     runners._of(plugin).worker = worker
     return runners, plugin

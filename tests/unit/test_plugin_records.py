@@ -65,7 +65,8 @@ async def opened(directory: Path, database: Database, ledger: Ledger) -> PluginS
     kept = Database(directory / "kept.db", HOST_MIGRATIONS)
     service = PluginService(database, kept, artifacts, Signatures([], "off", os.environ), ledger, settings, "")
     compiled = Compiled(directory / "compiled", settings.cache)
-    await service.start(Runners("", directory, compiled, artifacts.open, service.host.of, settings))
+    runners = Runners("", directory, compiled, artifacts.open, service.host.of, service.quarantine, settings)
+    await service.start(runners)
     return service
 
 
@@ -165,7 +166,7 @@ def test_a_plugin_that_is_gone_when_it_is_to_be_quarantined_is_not(
             plugin.health.failed("trap", 0.0, 0.0)
 
         def fail_again() -> None:
-            quarantines.append(asyncio.create_task(service._set_aside(plugin)))
+            quarantines.append(asyncio.create_task(service.quarantine(plugin)))
 
         database.meanwhile = fail_again
         act = await by_root(ledger, Unload)
