@@ -414,6 +414,8 @@ def test_json_filter_gives_the_text_of_a_string(plugin: Starter) -> None:
         ),
         ('.a.b\n\n {"a": {"c": 1}}', "line 2, character 8: .a has no member b"),
         (".a\n[1]", "line 1, character 1: . is an array, not an object"),
+        ('["a"]\n[1]', "line 1, character 1: . is an array, not an object"),
+        ("[123456789012]\n[1]", "line 1, character 1: . has 1 element, none with the index 123456789012"),
         ('.a[7]\n{"a": [1]}', "line 1, character 7: .a has 1 element, none with the index 7"),
         ('.a[0]\n{"a": "x"}', "line 1, character 7: .a is a string, not an array"),
         (".a[99999999999999999999]\n{}", "line 1, character 1: . has no member a"),

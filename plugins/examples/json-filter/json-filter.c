@@ -387,7 +387,7 @@ static int read_byte(reader *r) {
 /* One step of a path. */
 typedef struct {
     const char *start; /* where the step begins */
-    text name;
+    text name;    /* or the digits of an index */
     bool escaped; /* `name` was quoted and may have escapes */
     bool indexed;
     uint64_t index;
@@ -453,6 +453,7 @@ static bool read_step(text path, text *rest, step *out) {
         if (!is_digit(rest)) {
             return path_error(path.at, path.end, rest->at, "expected an index or a name in quotes");
         }
+        const char *start = rest->at;
         out->indexed = true;
         while (is_digit(rest)) {
             if (out->index <= UINT32_MAX) {
@@ -460,6 +461,7 @@ static bool read_step(text path, text *rest, step *out) {
             }
             rest->at++;
         }
+        out->name = (text){start, rest->at};
     }
     if (!next_is(rest, ']')) {
         return path_error(path.at, path.end, rest->at, "expected ]");
@@ -486,13 +488,22 @@ static const char *kind_of(const text *value) {
     }
 }
 
+/* Where a step begins, as the part of the path before it. */
+static void say_before(text path, const step *wanted) {
+    if (wanted->start == path.at) {
+        say(".");
+    } else {
+        say_quoted(path.at, wanted->start);
+    }
+}
+
 /* Goes from `value` to the member or element that `wanted` names. The document is known to be correct. */
 static bool descend(text document, text path, const step *wanted, text *value) {
     char open = wanted->indexed ? '[' : '{';
     const char *inside = value->at;
     if (*inside != open) {
         say_place(document.at, inside);
-        say_quoted(path.at, wanted->start > path.at ? wanted->start : path.at + 1);
+        say_before(path, wanted);
         say(" is ");
         say(kind_of(value));
         say(wanted->indexed ? ", not an array" : ", not an object");
@@ -529,16 +540,15 @@ static bool descend(text document, text path, const step *wanted, text *value) {
         return true;
     }
     say_place(document.at, inside);
-    say_quoted(path.at, wanted->start > path.at ? wanted->start : path.at + 1);
+    say_before(path, wanted);
     if (wanted->indexed) {
         say(" has ");
         say_number(count);
         say(count == 1 ? " element, none with the index " : " elements, none with the index ");
-        say_number(wanted->index);
     } else {
         say(" has no member ");
-        say_quoted(wanted->name.at, wanted->name.end);
     }
+    say_quoted(wanted->name.at, wanted->name.end);
     return false;
 }
 
