@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -345,39 +346,71 @@ def test_pruning_by_number_keeps_the_chain_verifiable_and_says_so(tmp_path: Path
     book.database.close()
 
 
-def test_pruning_by_age_keeps_what_is_young_and_the_newest_thousand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    book = Open(tmp_path / "l.db", LedgerSettings(keep_days=10))
-    now = time.time()
+class Aged(Open):
+    """A ledger that keeps ten days, with rows of any age, each on an object that is called after its days."""
 
-    def fill(age: float, number: int) -> None:
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(path, LedgerSettings(keep_days=10))
+        self._monkeypatch = monkeypatch
+        self._now = time.time()
+
+    def fill(self, age: float, number: int) -> None:
         def work(tx: Transaction) -> None:
-            monkeypatch.setattr("circleosd.ledger.time", SimpleNamespace(time=lambda: now - age * 86400))
-            for _ in range(number):
-                book.ledger.append(tx, Entry("done", ROOT_CALLER, "act", f"{age}"))
-            monkeypatch.undo()
+            with self._monkeypatch.context() as patch:
+                patch.setattr("circleosd.ledger.time", SimpleNamespace(time=lambda: self._now - age * 86400))
+                for _ in range(number):
+                    self.ledger.append(tx, Entry("done", ROOT_CALLER, "act", f"{age}"))
 
-        asyncio.run(book.database.write(work))
+        asyncio.run(self.database.write(work))
 
-    fill(30, 1000)
-    assert len(book.history(lines=2000)) == 1000, "the newest thousand are kept whatever their age"
-    fill(10.5, 99)
-    assert len(book.history(lines=2000)) == 1099
-    fill(1, 1)
-    kept = book.history(lines=2000)
-    assert [kept[0]["object"], kept[-2]["object"], kept[-1]["action"]] == ["30", "1", "prune"]
-    assert len(kept) == 1001
-    fill(1, 1400)
-    objects = [row["object"] for row in book.history(lines=5000) if row["action"] == "act"]
-    assert objects == ["10.5"] * 99 + ["1"] * 1401, "what is a day beyond its time goes, what is not stays"
-    for number, left in enumerate((59, 19, 0), 1):  # of the 99, which are beyond it now
-        monkeypatch.setattr("circleosd.ledger.PRUNED_AT_ONCE", 40)
-        fill(-1.5, 1)
-        objects = [row["object"] for row in book.history(lines=5000) if row["action"] == "act"]
-        assert objects == ["10.5"] * left + ["1"] * 1401 + ["-1.5"] * number
+    def ages(self) -> list[tuple[str, int]]:
+        """The rows but those about pruning: how many of which age follow one another."""
+        objects = [str(row["object"]) for row in self.history(lines=5000) if row["action"] == "act"]
+        return [(age, len([*rows])) for age, rows in groupby(objects)]
+
+
+@pytest.fixture
+def aged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Aged]:
+    book = Aged(tmp_path / "l.db", monkeypatch)
+    yield book
     assert asyncio.run(book.ledger.audit())["problems"] == []
     book.database.close()
+
+
+def test_pruning_by_age_keeps_what_is_young_and_the_newest_thousand(
+    aged: Aged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aged.fill(30, 1000)
+    assert aged.ages() == [("30", 1000)], "the newest thousand are kept whatever their age"
+    aged.fill(10.5, 99)
+    aged.fill(1, 1)
+    assert aged.ages() == [("30", 900), ("10.5", 99), ("1", 1)]
+    assert aged.history()[-1]["action"] == "prune"
+    aged.fill(1, 1400)
+    assert aged.ages() == [("10.5", 99), ("1", 1401)], "what is a day beyond its time goes, what is not stays"
+    aged.fill(-1.5, 99)
+    monkeypatch.setattr("circleosd.ledger.PRUNED_AT_ONCE", 40)
+    for number, left in enumerate((59, 19), 100):  # of the 99, which are beyond it now
+        aged.fill(-1.5, 1)
+        assert aged.ages() == [("10.5", left), ("1", 1401), ("-1.5", number)]
+    aged.fill(-1.5, 1)
+    assert aged.ages() == [("1", 1401), ("-1.5", 102)]
+
+
+def test_a_clock_that_is_wrong_for_some_rows_prunes_none(aged: Aged) -> None:
+    aged.fill(1, 1500)
+    for wrong in (-5000, 20000):
+        aged.fill(wrong, 99)
+        aged.fill(1, 100)
+    aged.fill(20000, 200)
+    assert aged.ages() == [("1", 1500), ("-5000", 99), ("1", 100), ("20000", 99), ("1", 100), ("20000", 200)]
+
+
+def test_rows_of_a_clock_that_was_ahead_are_pruned_with_those_after_them(aged: Aged) -> None:
+    aged.fill(-5000, 200)
+    aged.fill(30, 300)
+    aged.fill(1, 1100)
+    assert aged.ages() == [("1", 1100)]
 
 
 def test_a_deleted_row_is_not_forgotten_by_pruning(tmp_path: Path) -> None:
