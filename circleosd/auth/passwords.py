@@ -119,9 +119,14 @@ def common() -> frozenset[str]:
 def check(password: str, name: str) -> None:
     """Refuse passwords that are guessed first. Raises `BadRequest`, which does not quote the password."""
     plain = normal(password).casefold()
-    core = plain.strip("0123456789!?.-_ ")
+    core = _core(plain)
     if plain in common() or core in common():
         raise BadRequest("the password is too common; choose another")
     few = len(set(plain)) < 4 or (not core and len(plain) < 16)
-    if few or core in (name.casefold(), "circleosd"):
+    if few or (core and core in (_core(name.casefold()), "circleosd")):
         raise BadRequest("the password is too easy to guess: the user's name, a few digits or one letter repeated")
+
+
+def _core(text: str) -> str:
+    """`text` without the digits and signs that people put around a word."""
+    return text.strip("0123456789!?.-_ ")

@@ -109,6 +109,19 @@ def test_what_everybody_tries_first_is_refused_without_quoting_it(password: str)
 
 
 @pytest.mark.parametrize(
+    ("name", "password"),
+    [("deploy01", "deploy01"), ("deploy01", "Deploy2026!"), ("_backup-", "backup99"), ("eve_2", "eve_2111")],
+)
+def test_the_name_of_a_user_is_no_password_also_if_it_ends_in_digits(name: str, password: str) -> None:
+    with pytest.raises(BadRequest, match="easy to guess: the user's name"):
+        passwords.check(password, name)
+
+
+def test_a_long_number_is_a_password_also_of_a_user_whose_name_has_no_letters() -> None:
+    passwords.check("9034 8127 5561 0042", "_1")
+
+
+@pytest.mark.parametrize(
     "password", ["correct horse", "long enough", "9034 8127 5561 0042", "zoë läuft heim", "x7#kPq!9"]
 )
 def test_other_passwords_are_accepted(password: str) -> None:
