@@ -1,15 +1,12 @@
-"""Plugins made for tests: core modules from WebAssembly text, shared objects from C."""
+"""Plugins made for tests: core modules from WebAssembly text, and files of plugins."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import wasmtime
-
-from tests import PROJECT
 
 # What every core module has: memory, a buffer at 1024 with room for 1 MiB, and the version of the ABI.
 CORE = """
@@ -59,15 +56,6 @@ def asking(hook: str, request: str) -> str:
     return f"""(data (i32.const 64) "{escaped}")
       (func (export "{hook}") {signature}
         (drop (call $host_call (i32.const 64) (i32.const {len(request)}))) {reply})"""
-
-
-def native(source: str, path: Path) -> bytes:
-    """A shared object from C; the handlers are named in the source."""
-    code = path.with_suffix(".c")
-    code.write_text(source)
-    include = str(PROJECT / "plugins/include")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-w", "-I", include, "-o", str(path), str(code)], check=True)
-    return path.read_bytes()
 
 
 def write(directory: Path, name: str, artifact: bytes, **manifest: Any) -> Path:

@@ -20,7 +20,7 @@ from tests.integration.embedded_host import EmbeddedHost, read_reply
 from tests.integration.made import CALLER, HOST_CALLS, asking, caller, core, write
 from tests.integration.people import ALICE, AUTH, BOB, PLUGINS, create, login
 from tests.integration.people import ask as ask_as
-from tests.native_source import native as handlers
+from tests.native_source import native
 from tests.waiting import SECONDS
 
 
@@ -224,9 +224,9 @@ def test_what_is_decided_while_a_plugin_is_loaded_waits_for_nothing_and_counts(
     host: EmbeddedHost, tmp_path: Path
 ) -> None:
     asks: dict[str, Any] = {"plugin_type": "native", "capabilities": ["kv"], "limits": {"time": 20}}
-    host.load(write(tmp_path, "slow", handlers(""), **asks), trust=True, grant="kv")
+    host.load(write(tmp_path, "slow", native(""), **asks), trust=True, grant="kv")
     host.load(write(tmp_path, "other", caller(), capabilities=["kv"]), grant="kv")
-    upgraded = write(tmp_path, "slow", handlers(SLOW), **asks | {"version": "2"})
+    upgraded = write(tmp_path, "slow", native(SLOW), **asks | {"version": "2"})
     with ThreadPoolExecutor() as threads:
         upgrade = threads.submit(host.ctl, "plugin", "load", str(upgraded), "--trust")
         host.wait_for(lambda: any(host.runtime.rglob("slow.staged.sock")))
@@ -483,7 +483,7 @@ def test_events_wait_while_their_plugin_is_held_back(new_host: NewHost, tmp_path
 def test_the_manager_does_not_exit_over_an_event_that_nobody_waits_for(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_SERVER_IDLE_EXIT": "0.2"})
     host.load(write(tmp_path, "source", caller(), capabilities=["events:news"]), grant="all")
-    listener = handlers("HANDLER(on_event) { sleep(1); host->log(1, payload, length); return 0; }", "on_event")
+    listener = native("HANDLER(on_event) { sleep(1); host->log(1, payload, length); return 0; }", "on_event")
     path = write(tmp_path, "slow", listener, plugin_type="native", capabilities=["events:news"])
     host.load(path, trust=True, grant="all")
     for payload in ("first", "second"):
@@ -572,8 +572,8 @@ def test_nobody_loads_what_is_granted_more_than_ones_own_rights_meanwhile(host: 
     create(host, "bound", role="admin")
     host.data(AUTH, "grant", name="bound", verb="service:restart", object="db", deny=True)
     asks: dict[str, Any] = {"plugin_type": "native", "capabilities": ["services:restart:*"], "limits": {"time": 20}}
-    host.load(write(tmp_path, "growing", handlers(""), **asks), trust=True)
-    path, token = write(tmp_path, "growing", handlers(SLOW), **asks | {"version": "2"}), login(host, "bound", BOB)
+    host.load(write(tmp_path, "growing", native(""), **asks), trust=True)
+    path, token = write(tmp_path, "growing", native(SLOW), **asks | {"version": "2"}), login(host, "bound", BOB)
     with loading_as(BOB, host, path, token=token, trust=True) as sock:
         host.wait_for(lambda: any(host.runtime.rglob("growing.staged.sock")))
         host.data(PLUGINS, "grant", id="growing", capability="services:restart:db")

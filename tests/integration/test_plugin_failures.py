@@ -19,9 +19,9 @@ from circleosd.worker.limits import hard_deadline
 from tests.component_text import component
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost, read_reply
-from tests.integration.made import ECHO, core, native, write
+from tests.integration.made import ECHO, core, write
 from tests.measuring import once_it_holds
-from tests.native_source import native as handlers
+from tests.native_source import native
 from tests.wasi_text import command
 from tests.wasm_binary import padded
 
@@ -29,12 +29,8 @@ TRAP = '(func $deep (unreachable)) (func (export "trap") (param i32) (result i64
 COMPLAIN = """(data (i32.const 64) "no such customer")
   (func (export "complain") (param i32) (result i64) (i64.const 0x4080000010))"""
 CRASH = """
-#include <circleosd_plugin.h>
-#include <signal.h>
-#include <unistd.h>
-#include <stdlib.h>
-static int crash(const circleosd_host *host, const char *text, size_t length, circleosd_reply *reply) {
-    switch (text[0]) {
+HANDLER(crash) {
+    switch (payload[0]) {
         case 's': *(volatile int *)8 = 1; break;
         case 'e': _exit(12);
         case 'z': exit(0);
@@ -43,9 +39,6 @@ static int crash(const circleosd_host *host, const char *text, size_t length, ci
     host->write(reply, "fine", 4);
     return 0;
 }
-static const circleosd_handler handlers[] = {{"crash", crash}};
-static const circleosd_plugin plugin = {1, 1, "crasher", "", handlers, 0};
-CIRCLEOSD_EXPORT const circleosd_plugin *plugin_init(void) { return &plugin; }
 """
 # The worker ends itself when its manager hangs up, as long as nobody takes that from it.
 STAY = """
@@ -90,7 +83,7 @@ def test_a_trap_is_told_with_its_backtrace_and_a_plugins_own_error_with_its_word
 def test_a_worker_that_ends_late_in_a_call_is_not_said_to_have_been_ended_for_its_time(
     host: EmbeddedHost, tmp_path: Path
 ) -> None:
-    artifact = native(CRASH, tmp_path / "build.so")
+    artifact = native(CRASH, "crash")
     host.load(write(tmp_path, "crasher", artifact, plugin_type="native", limits={"time": 0.3}), trust=True)
 
     def killed() -> dict[str, Any]:
@@ -116,7 +109,7 @@ def test_a_worker_that_died_is_a_failed_service_only_while_its_plugin_is_loaded(
     def failed() -> list[str]:
         return [row["name"] for row in host.data("service-registry", "list") if row["state"] == "failed"]
 
-    artifact = native(CRASH, tmp_path / "build.so")
+    artifact = native(CRASH, "crash")
     host.load(write(tmp_path, "mortal", artifact, plugin_type="native"), trust=True)
     assert "by SIGSEGV" in host.invoke("mortal", "crash", "s")["message"]
     assert "plugin@mortal" in failed()
@@ -152,7 +145,7 @@ def test_a_taken_over_worker_that_reports_what_is_no_text_has_broken_the_protoco
     forge = f"""HANDLER(forge) {{ UNUSED; const char *said = {body};
       unsigned char frame[256] = {{0, 0, 0, strlen(said), 19, 0, 0, 0, 1}}; memcpy(frame + 9, said, strlen(said));
       for (int fd = 3; fd < 16; fd++) send(fd, frame, 9 + strlen(said), MSG_NOSIGNAL); for (;;) pause(); }}"""
-    artifact = handlers(forge, "forge")
+    artifact = native(forge, "forge")
     host.load(write(tmp_path, "forger", artifact, plugin_type="native"), trust=True)
     reply = host.invoke("forger", "forge")
     assert reply["error"] == "plugin-failed", reply
@@ -166,7 +159,7 @@ def test_a_worker_that_does_not_even_end_itself_is_stopped_once_for_all_its_call
 ) -> None:
     hang = "HANDLER(hang) { UNUSED; signal(SIGALRM, SIG_IGN); for (;;) pause(); }"
     limits = {"time": 0.3, "concurrency": 4}
-    host.load(write(tmp_path, "hung", handlers(hang, "hang"), plugin_type="native", limits=limits), trust=True)
+    host.load(write(tmp_path, "hung", native(hang, "hang"), plugin_type="native", limits=limits), trust=True)
     with ThreadPoolExecutor(4) as pool:
         replies = [*pool.map(lambda _: host.invoke("hung", "hang", ""), range(4))]
     assert [reply["error"] for reply in replies] == ["timeout"] * 4
@@ -182,7 +175,7 @@ def test_a_worker_that_does_not_end_when_it_is_hung_up_on_is_stopped(
     new_host: NewHost, tmp_path: Path, action: str | None
 ) -> None:
     host = new_host({} if action else {"CIRCLEOSD_PLUGINS_IDLE_WORKER": "0.5"})
-    path = write(tmp_path, "clinging", handlers(STAY, "stay"), plugin_type="native", capabilities=["kv"])
+    path = write(tmp_path, "clinging", native(STAY, "stay"), plugin_type="native", capabilities=["kv"])
     host.load(path, trust=True)
     assert host.invoke("clinging", "stay")["ok"]
     pid = host.data("service-registry", "status", name="plugin@clinging")["pid"]
@@ -199,7 +192,7 @@ def test_a_native_plugin_that_hangs_while_it_is_loaded_keeps_nobody_waiting_for_
 ) -> None:
     hang = """__attribute__((constructor)) void hang(void) { sigset_t all; sigfillset(&all);
       sigprocmask(SIG_BLOCK, &all, 0); for (;;) pause(); }"""
-    path = write(tmp_path, "stuck", handlers(hang), plugin_type="native", limits={"time": 0.1})
+    path = write(tmp_path, "stuck", native(hang), plugin_type="native", limits={"time": 0.1})
     refused = host.ctl("plugin", "load", str(path), "--trust")
     assert refused.returncode == 9, refused.stderr
     said = "took longer than 10.6 s [timeout]\n"
@@ -218,7 +211,7 @@ HANDLER(start) { UNUSED; const char *answer; size_t size;
   if (host->call(call, strlen(call), &answer, &size) == 0 && !strcmp(answer, "true")) {
     signal(SIGALRM, SIG_IGN); for (;;) pause(); }
   return 0; }"""
-    artifact = handlers(once, "arm", more=".init = start")
+    artifact = native(once, "arm", more=".init = start")
     path = write(tmp_path, "starting", artifact, plugin_type="native", limits={"time": 0.3}, capabilities=["kv"])
     host.load(path, trust=True, grant="kv")
     assert host.invoke("starting", "arm")["error"] == "plugin-failed"
@@ -229,7 +222,7 @@ HANDLER(start) { UNUSED; const char *answer; size_t size;
 
 def test_code_that_does_not_end_while_it_is_loaded_took_too_long(host: EmbeddedHost, tmp_path: Path) -> None:
     endless = "__attribute__((constructor)) void endless(void) { for (;;) pause(); }"
-    path = write(tmp_path, "endless", handlers(endless), plugin_type="native", limits={"time": 0.5})
+    path = write(tmp_path, "endless", native(endless), plugin_type="native", limits={"time": 0.5})
     reply = host.call("plugin-manager", {"action": "load", "path": str(path), "trust": True})
     assert (reply["error"], reply["message"]) == ("timeout", "endless cannot be loaded: took longer than 0.5 s")
 
@@ -239,9 +232,9 @@ def test_code_that_ends_its_worker_while_it_is_loaded_is_told_with_where_its_wor
     host: EmbeddedHost, tmp_path: Path, upgrade: bool
 ) -> None:
     if upgrade:
-        host.load(write(tmp_path, "torn", handlers(""), plugin_type="native"), trust=True)
+        host.load(write(tmp_path, "torn", native(""), plugin_type="native"), trust=True)
     torn = '__attribute__((constructor)) void begin(void) { fprintf(stderr, "it is torn\\n"); abort(); }'
-    path = write(tmp_path, "torn", handlers(torn), plugin_type="native")
+    path = write(tmp_path, "torn", native(torn), plugin_type="native")
     reply = host.call("plugin-manager", {"action": "load", "path": str(path), "trust": True})
     said, step = reply["message"].split("; see: circlectl ")
     assert (reply["error"], said) == (
@@ -265,7 +258,7 @@ def test_code_that_ends_its_worker_while_it_is_loaded_is_told_with_where_its_wor
 def test_the_end_of_a_worker_is_told_and_the_next_call_gets_a_new_one(
     host: EmbeddedHost, tmp_path: Path, payload: str, error: str, words: str
 ) -> None:
-    artifact = native(CRASH, tmp_path / "build.so")
+    artifact = native(CRASH, "crash")
     path = write(tmp_path, "crasher", artifact, plugin_type="native", limits={"time": 1})
     host.load(path, trust=True)
     reply = host.invoke("crasher", "crash", payload)
@@ -286,7 +279,7 @@ def test_a_plugin_that_has_used_up_its_memory_has_failed_for_that_whatever_it_sa
     host: EmbeddedHost, tmp_path: Path, concurrency: int
 ) -> None:
     limits = {"memory": 16 << 20, "concurrency": concurrency}
-    artifact = handlers(HUNGRY, "eats")
+    artifact = native(HUNGRY, "eats")
     host.load(write(tmp_path, "hungry", artifact, plugin_type="native", limits=limits), trust=True)
     reply = host.invoke("hungry", "eats")
     assert reply["error"] == "limit", reply
@@ -297,7 +290,7 @@ def test_a_plugin_that_has_used_up_its_memory_has_failed_for_that_whatever_it_sa
 
 
 def test_a_worker_that_ended_leaves_the_manager_nothing_open(host: EmbeddedHost, tmp_path: Path) -> None:
-    host.load(write(tmp_path, "ending", native(CRASH, tmp_path / "build.so"), plugin_type="native"), trust=True)
+    host.load(write(tmp_path, "ending", native(CRASH, "crash"), plugin_type="native"), trust=True)
     descriptors = Path(f"/proc/{host.pid('plugin-manager')}/fd")
 
     def left_open() -> int:
@@ -419,7 +412,7 @@ def test_a_disabled_plugin_is_not_called_and_stays_so_over_an_upgrade(host: Embe
 
 
 def test_a_disabled_plugin_ends_the_call_in_hand_and_begins_none_that_waits(host: EmbeddedHost, tmp_path: Path) -> None:
-    host.load(write(tmp_path, "stopped", handlers(SLOWLY, "slow"), plugin_type="native"), trust=True)
+    host.load(write(tmp_path, "stopped", native(SLOWLY, "slow"), plugin_type="native"), trust=True)
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(host.invoke, "stopped", "slow", "x") for _ in range(2)]
         host.wait_for(lambda: details(host, "stopped")["waiting"] == 2)
@@ -451,7 +444,7 @@ def test_calls_in_hand_and_waiting_survive_an_upgrade(host: EmbeddedHost, tmp_pa
 def test_an_unload_lets_calls_in_hand_end_also_those_of_a_worker_that_was_retired_before(
     host: EmbeddedHost, tmp_path: Path, first: str
 ) -> None:
-    host.load(write(tmp_path, "leaving", handlers(SLOWLY, "slow"), plugin_type="native"), trust=True)
+    host.load(write(tmp_path, "leaving", native(SLOWLY, "slow"), plugin_type="native"), trust=True)
     with ThreadPoolExecutor(1) as pool:
         calling = pool.submit(host.invoke, "leaving", "slow", "x")
         host.wait_for(lambda: details(host, "leaving")["waiting"] == 1)
@@ -463,7 +456,7 @@ def test_an_unload_lets_calls_in_hand_end_also_those_of_a_worker_that_was_retire
 def test_a_decision_while_a_worker_starts_leaves_none_behind(host: EmbeddedHost, tmp_path: Path) -> None:
     slow = "__attribute__((constructor)) void slow(void) { usleep(500000); }"
     asks: dict[str, Any] = {"plugin_type": "native", "capabilities": ["clock"], "limits": {"time": 3}}
-    host.load(write(tmp_path, "starting", handlers(slow), **asks), trust=True, grant="clock")
+    host.load(write(tmp_path, "starting", native(slow), **asks), trust=True, grant="clock")
     host.data("plugin-manager", "revoke", id="starting", capability="clock")
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(host.invoke, "starting", "echo", "1")
@@ -557,7 +550,7 @@ def test_a_native_plugin_neither_fills_the_log_nor_steers_the_terminal(new_host:
     host = new_host({})
     flood = """HANDLER(flood) { UNUSED; static char much[65536]; memset(much, 'A', sizeof much);
       write(2, "\\033]0;owned\\007\\n", 12); for (;;) write(2, much, sizeof much); }"""
-    path = write(tmp_path, "flood", handlers(flood, "flood"), plugin_type="native", limits={"time": 1})
+    path = write(tmp_path, "flood", native(flood, "flood"), plugin_type="native", limits={"time": 1})
     host.load(path, trust=True)
     assert host.invoke("flood", "flood")["error"] == "timeout"
     assert "circleosd-plugin@flood: \N{REPLACEMENT CHARACTER}]0;owned\N{REPLACEMENT CHARACTER}" in host.log

@@ -15,19 +15,8 @@ import pytest
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import BIN, EmbeddedHost
 from tests.integration.keys import NAMESPACE, new_key, public, sign
-from tests.integration.made import ECHO, core, native, write
-
-GREETER = """
-#include <circleosd_plugin.h>
-static int greet(const circleosd_host *host, const char *text, size_t length, circleosd_reply *reply) {
-    host->write(reply, "hello, ", 7);
-    host->write(reply, text, length);
-    return 0;
-}
-static const circleosd_handler handlers[] = {{"greet", greet}};
-static const circleosd_plugin plugin = {1, 1, "greeter", "greets", handlers, 0};
-CIRCLEOSD_EXPORT const circleosd_plugin *plugin_init(void) { return &plugin; }
-"""
+from tests.integration.made import ECHO, core, write
+from tests.native_source import native
 
 
 class Signer:
@@ -208,12 +197,12 @@ def test_a_host_that_requires_signatures_loads_nothing_else(new_host: NewHost, t
 
 def test_native_code_runs_only_signed_or_on_somebodys_word(signer: Signer, tmp_path: Path) -> None:
     host = signer.host
-    path = write(tmp_path, "greeter", native(GREETER, tmp_path / "build.so"), plugin_type="native")
+    path = write(tmp_path, "greeter", native(""), plugin_type="native")
     refused = host.ctl("plugin", "load", str(path))
     assert refused.returncode == 4
     assert "--trust" in refused.stderr
     host.ok("plugin", "load", str(path), "--trust")
-    assert host.ok("plugin", "invoke", "greeter", "greet", "world") == "hello, world\n"
+    assert host.ok("plugin", "invoke", "greeter", "echo", "hello") == "hello\n"
     host.unload("greeter")
     host.ok("plugin", "sign", str(path), "--key", str(signer.key))
     assert "signed by alice" in host.ok("plugin", "load", str(path))
