@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 import sqlite3
 import time
 
@@ -11,9 +11,7 @@ from circleosd.auth import store
 from circleosd.auth.store import Session
 from circleosd.config import AuthSettings
 from circleosd.database import Database, Transaction
-from circleosd.errors import CircleError, Denied
-
-log = logging.getLogger(__name__)
+from circleosd.errors import Denied, Unavailable
 
 FLUSH = 60.0  # how many seconds a use may be held in memory only; at most a tenth of session_idle
 MOST = 1000  # number of uses in memory that are written at once, to keep each write short
@@ -73,13 +71,12 @@ class Sessions:
         self._uses[store.token_hash(token)] = time.time()
         due = time.monotonic() - self._written >= self._every or len(self._uses) >= MOST
         if due and self._task is None:
-            self._task = asyncio.create_task(self._flush_logged())
+            self._task = asyncio.create_task(self._flush_soon())
 
-    async def _flush_logged(self) -> None:
+    async def _flush_soon(self) -> None:
         try:
-            await self.flush()
-        except CircleError as error:
-            log.error("cannot save when sessions were last used: %s", error)
+            with contextlib.suppress(Unavailable):  # logged by the database; they are written later
+                await self.flush()
         finally:
             self._task = None
 

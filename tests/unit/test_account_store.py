@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,6 +183,25 @@ def test_uses_of_sessions_that_cannot_be_written_now_are_known_and_written_later
 
     asyncio.run(use())
     assert used(database, token) > NOW
+
+
+def test_uses_of_sessions_that_cannot_be_written_do_not_fill_the_log(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full() -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def use() -> None:
+        sessions = Sessions(database, AuthSettings())
+        for _ in range(3):
+            sessions.note("token")
+            await until(lambda: not sessions._task)
+
+    monkeypatch.setattr("circleosd.auth.sessions.MOST", 1)
+    monkeypatch.setattr(database, "_commit", full)
+    asyncio.run(use())
+    (message,) = caplog.messages
+    assert "database or disk is full" in message
 
 
 def test_of_too_many_failed_logins_those_longest_ago_are_forgotten(
