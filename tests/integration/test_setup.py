@@ -47,10 +47,15 @@ def test_a_python_that_is_too_old_or_not_where_it_was_said_to_be_is_told_before_
     assert refused(tmp_path, python) == "circleosd setup: Python 3.11 or newer is required, as in Debian 12 and later\n"
 
 
+def make(tree: Path, *arguments: str) -> str:
+    """What make prints in a tree."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.check_output(["make", *arguments], cwd=tree, env=environment, text=True)
+
+
 def planned(tree: Path) -> str:
     """What `make setup` would do in a tree."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    return subprocess.check_output(["make", "-n", "setup"], cwd=tree, env=environment, text=True)
+    return make(tree, "-n", "setup")
 
 
 def test_an_environment_that_was_moved_or_made_with_another_python_is_made_anew(tmp_path: Path) -> None:
@@ -64,9 +69,9 @@ def test_an_environment_that_was_moved_or_made_with_another_python_is_made_anew(
     older.touch()
     newer.touch()
     python.symlink_to(older)
-    ready = python.parent.parent / ".ready"
     assert "scripts/setup" in planned(tree)
-    ready.write_text(f"{tree} {older}\n")
+    (tree / "scripts/setup").write_text("#!/bin/sh\n")  # as if it had made that environment
+    make(tree, ".venv/.ready")
     assert "scripts/setup" not in planned(tree)
     tree.rename(tmp_path / "moved")
     assert "scripts/setup" in planned(tmp_path / "moved")

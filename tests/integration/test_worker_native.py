@@ -197,6 +197,13 @@ def test_a_library_whose_variables_are_larger_than_its_memory_is_refused_for_tha
         worker.ready()
 
 
+def test_what_a_library_only_reads_does_not_count_as_its_memory() -> None:
+    artifact = native("const char room[2 << 20] = {1}; HANDLER(look) { UNUSED; return 0; }", "look")
+    with start(artifact, plugin_type="native", memory=1 << 20) as worker:
+        worker.ready()
+        assert worker.invoke("look") == ""
+
+
 def test_a_library_that_spreads_over_more_addresses_than_its_worker_has_is_refused_for_that() -> None:
     artifact = shared_object("int variable = 1;", "gcc", "-xc", "-Wl,--section-start=.data=0x20000000")
     refused = pytest.raises(CallFailed, match=r"^limit: failed to map .* than its limit for memory of 1048576 bytes$")
