@@ -85,6 +85,16 @@ def test_a_schema_that_is_no_text_any_more_is_said_to_be_damaged(tmp_path: Path)
         Database(path, migrations)
 
 
+def test_a_damaged_page_is_a_reason_to_restore_a_backup(tmp_path: Path) -> None:
+    path, migrations = tmp_path / "d.db", ("CREATE TABLE numbers (number INTEGER)",)
+    Database(path, migrations).close()
+    path.write_bytes(path.read_bytes()[:4096] + bytes(4096))  # its schema alone is left
+    opened = Database(path, migrations)
+    with pytest.raises(Unavailable, match=rf"^cannot use d\.db: database disk image is malformed; {RESTORE}$"):
+        asyncio.run(opened.read(lambda db: db.execute("SELECT * FROM numbers").fetchall()))
+    opened.close()
+
+
 def test_a_commit_is_synced_in_a_way_in_which_no_reader_waits_for_it(database: Database) -> None:
     def told(tx: Transaction) -> list[object]:
         return [tx.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "foreign_keys")]

@@ -11,6 +11,7 @@ import pytest
 from circlectl import system
 from circlectl.asking import Asking
 from circleosd.errors import Denied
+from circleosd.paths import SERVICES
 from circleosd.plugins.host import PRIVILEGED
 
 
@@ -69,6 +70,11 @@ def test_rows_that_follow_are_shown_in_order_although_the_clock_is_set_back(know
         next(rows)
     (asked,) = services.followed
     assert ("since" in asked) == (known == 0)
+
+
+def test_an_action_as_rules_name_it_is_looked_for_where_it_is_carried_out() -> None:
+    assert system._action("service:enable") == (["service-registry"], "enable")
+    assert system._action("enable") == ([*SERVICES], "enable")
 
 
 def test_each_call_of_a_plugin_that_has_rows_can_be_searched_for() -> None:
