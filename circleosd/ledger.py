@@ -122,7 +122,7 @@ class Ledger:
         self._mirror = mirror
         self._settings = settings or LedgerSettings()
         self._flood: Flood[Entry] = Flood()
-        self._late: list[Entry] = []  # outcomes that could not be written
+        self._late: list[Entry] = []  # outcomes and refusals that could not be written
         self._timer: asyncio.Task[None] | None = None
         self._opened = time.monotonic()
         self._recalled = False
@@ -178,7 +178,7 @@ class Ledger:
         return (await self._write([entry]))[0]
 
     async def _write(self, entries: Sequence[Entry]) -> list[int]:
-        """Add rows, and the outcomes that could not be written before; return the numbers of the former."""
+        """Add rows, and those that could not be written before; return the numbers of the former."""
         late, self._late = self._late, []
         try:
             seqs = await self._database.write(lambda tx: [self.append(tx, entry) for entry in (*late, *entries)])
@@ -200,6 +200,9 @@ class Ledger:
         try:
             if self._flood.admit(who, kind, entry, time.monotonic()):
                 await self.record(entry)
+        except asyncio.CancelledError:  # as the service ends: `close` follows
+            self._late.append(entry)
+            raise
         except Exception:
             self._flood.not_written(who, kind)
             raise

@@ -245,7 +245,7 @@ class Service:
             denied = isinstance(error, Denied) and _matters(contract)
             if error and (denied or contract.effect is Effect.STATE) and not act.done:
                 act.done = True
-                await asyncio.shield(act.refuse("denied" if denied else "failed", error))
+                await act.refuse("denied" if denied else "failed", error)
             raise
         if contract.effect is Effect.STATE and not act.done:
             raise AssertionError(f"{endpoint.verb} changed state without a row in the ledger")

@@ -375,6 +375,44 @@ def test_the_outcome_of_an_act_that_the_end_of_the_service_cuts_off_is_written_i
     assert asyncio.run(registry.ledger.unfinished()) == []
 
 
+@pytest.mark.parametrize(
+    ("action", "name", "callers"),
+    [
+        ("stop", "nginx", [Caller(STRANGER)]),
+        ("stop", "readonly", [USERS["operator"]]),
+        ("logs", "nginx", [USERS["operator"], Caller(STRANGER)]),
+    ],
+    ids=["by the gate", "by the catalog", "after waiting"],
+)
+def test_a_denial_that_the_end_of_the_service_cuts_off_is_recorded(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, action: str, name: str, callers: list[Caller]
+) -> None:
+    writer, known = registry.database._writer, iter(callers)
+    busy, free = threading.Event(), threading.Event()
+
+    def be_busy() -> None:
+        busy.set()
+        free.wait()
+
+    async def identify(peer: Peer, token: str | None) -> Caller:
+        return next(known)
+
+    async def scenario() -> None:
+        writer.submit(be_busy)
+        line = json.dumps({"action": action, "name": name}).encode()
+        asking = asyncio.create_task(reply_to(registry.service, line, STRANGER))
+        await until(lambda: busy.is_set() and writer._work_queue.qsize())
+        asking.cancel()
+        await asyncio.wait([asking])
+        free.set()
+        await registry.service.close()
+
+    with monkeypatch.context() as auth:
+        auth.setattr(registry.service, "_identify", identify)
+        asyncio.run(scenario())
+    assert registry.history() == [("denied", action, name)]
+
+
 def test_an_act_that_did_not_begin_in_its_time_is_told_as_that_also_on_record(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
