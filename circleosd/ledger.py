@@ -305,7 +305,7 @@ class Ledger:
             tx.execute("SELECT max(time) FROM ledger WHERE seq = ?", (seq,)).fetchone()[0]
             for seq in (first, last - AT_LEAST_PRUNED + 1)
         )
-        if oldest is None or recent is None:  # altered
+        if not (isinstance(oldest, float) and isinstance(recent, float)):  # altered
             return 0
         now = time.time()
         limit, latest = min(now, recent) - self._settings.keep_days * DAY, max(now, recent)
