@@ -242,8 +242,8 @@ class Runners:
             return error
         # Of all the calls that ended with one worker, one counts.
         counts, worker.counted = not worker.counted, worker.lost
-        if isinstance(error, WorkerGone) and not isinstance(error, BrokeProtocol):
-            end = await self._units.how_it_ended(runner.instance)
+        if isinstance(error, WorkerGone):
+            end = await self._how_it_ended(runner, error)
             if (limit := _exceeded(plugin, end)) is None:
                 error = WorkerGone(f"{error}{end}")
             elif end == OVERDUE and plugin.bounds.concurrency > 1 and took < plugin.bounds.time:
@@ -406,10 +406,14 @@ class Runners:
         """The error for a worker that ended before its plugin was loaded."""
         if held_back := await self._units.held_back(runner.instance):
             return held_back
-        end = End() if isinstance(gone, BrokeProtocol) else await self._units.how_it_ended(runner.instance)
+        end = await self._how_it_ended(runner, gone)
         if limit := _exceeded(runner.plugin, end):
             return type(limit)(f"{runner.plugin.name} cannot be loaded: {limit}")
         return PluginFailed(f"{gone}{end}; see: circlectl service logs plugin@{runner.instance}")
+
+    async def _how_it_ended(self, runner: Runner, gone: WorkerGone) -> End:
+        """How a worker ended by itself; unknown if it was disconnected."""
+        return End() if isinstance(gone, BrokeProtocol) else await self._units.how_it_ended(runner.instance)
 
 
 def _exceeded(plugin: Plugin, end: End) -> CircleError | None:
