@@ -171,6 +171,8 @@ def _settle(invocation: str, scope: Scope) -> None:
         while (left := deadline - time.monotonic()) > 0:
             if not (entry := _entry(reader.get_next)):
                 reader.wait(left)
+            elif not _by_manager(entry, scope):  # anybody can log with these fields, even with several of each
+                continue
             elif entry["MESSAGE_ID"].hex == _NOT_STARTED:
                 return
             else:

@@ -136,6 +136,14 @@ def test_the_log_of_a_unit_with_a_namespace_has_what_is_in_there_and_what_system
     on_systemd(act)
 
 
+def test_the_last_lines_of_a_unit_that_poses_as_systemd_in_the_journal() -> None:
+    async def act(manager: SystemdUnits) -> list[str]:
+        assert await manager.job("start", "ct-forge.service") == "failed"
+        return await manager.log_tail("ct-forge.service", 5)
+
+    assert on_systemd(act)[-1] == "last words"
+
+
 def test_the_last_lines_are_there_even_when_journald_is_slow() -> None:
     async def act(manager: SystemdUnits) -> list[str]:
         run("systemctl", "kill", "--signal=STOP", "systemd-journald.service")
