@@ -198,6 +198,9 @@ def _reader(namespace: str = "") -> Any:
     except OSError as exc:
         raise Unavailable(f"cannot open the journal: {exc.strerror}") from exc
     reader.data_threshold = 4 * MAX_TEXT  # bytes of a field that are read; a character may take four
+    # The others are for fields that are not used here, and some fail on a value that anybody can log.
+    used = ("MESSAGE_ID", "__REALTIME_TIMESTAMP", "__MONOTONIC_TIMESTAMP", "__CURSOR")
+    reader.converters = {name: reader.converters[name] for name in used}
     return reader
 
 

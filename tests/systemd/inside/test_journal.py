@@ -114,6 +114,16 @@ subprocess.run(["journalctl", "--sync"], check=True)  # while this process can s
             assert [entry for entry in logs._backwards(reader, None) if ROW in entry] == []
 
 
+def test_no_other_field_of_an_entry_hides_its_message() -> None:
+    script = """
+import subprocess
+from systemd import journal
+journal.sendv("MESSAGE=said", f"COREDUMP_TIMESTAMP={10**30}", "PRIORITY=high", "MESSAGE_ID=none", "MESSAGE_ID=two")
+subprocess.run(["journalctl", "--sync"], check=True)  # while this process can still be told from others
+"""
+    assert texts(tail(say(shlex.join([sys.executable, "-c", script])), 10)) == ["said"]
+
+
 def test_a_message_of_several_lines_becomes_several_lines() -> None:
     script = """
 import subprocess
