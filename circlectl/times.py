@@ -58,6 +58,8 @@ def _timestamp(text: str) -> float:
         text = text[weekday.end() :]
     if re.fullmatch(r"[0-9]{2}:[0-9:.]+", text):
         text = f"{datetime.now(zone):%Y-%m-%d} {text}"
+    if re.match(r"[0-9-]{8,10}[+-]", text):  # an offset from UTC without a time, for which it would be taken
+        raise ValueError
     when = datetime.fromisoformat(text)
     if (weekday and when.strftime("%a") != weekday[1]) or (zone and when.tzinfo):
         raise ValueError

@@ -85,6 +85,9 @@ def test_a_time_may_have_the_day_of_the_week_and_utc() -> None:
     for wrong in (
         "Mon 2026-11-22 09:30",
         "2026-11-22T09:30:00+02:00 UTC",
+        "2026-11-22+02:00",
+        "2026-11-22-0500",
+        "20261122-0500",
         "UTC",
         " UTC",
         "Thu ",
