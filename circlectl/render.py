@@ -62,9 +62,9 @@ def value(name: str, item: Any) -> str:
     return printable(str(item))
 
 
-def printable(text: str) -> str:
-    """`text` with control characters shown as escapes."""
-    return "".join(repr(char)[1:-1] if char in STEERING else char for char in text)
+def printable(text: str, keep: str = "") -> str:
+    """`text` with control characters, except those in `keep`, shown as escapes."""
+    return "".join(repr(char)[1:-1] if char in STEERING and char not in keep else char for char in text)
 
 
 def _size(count: float) -> str:

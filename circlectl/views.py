@@ -19,7 +19,7 @@ def of(command: Command, data: Any, *, room: int | None = None) -> str | None:
     if special := _SPECIAL.get((command.group, command.verb)):
         return special(data)
     if isinstance(data, str):
-        return data if room is None else "\n".join(map(render.printable, data.split("\n")))
+        return data if room is None else render.printable(data, keep="\t\n")
     if isinstance(data, list):
         row_type = get_args(command.contract.reply)[0]
         hidden = _HIDDEN.get((command.group, command.verb), ())
@@ -113,7 +113,7 @@ def _timed(data: list[dict[str, Any]] | dict[str, Any], text: Callable[[dict[str
 
 
 def _log(lines: list[dict[str, Any]] | dict[str, Any]) -> str | None:
-    return _timed(lines, lambda row: render.printable(row["text"]))
+    return _timed(lines, lambda row: render.printable(row["text"], keep="\t"))
 
 
 def _change_of_state(row: dict[str, Any]) -> str:

@@ -16,6 +16,14 @@ def test_what_would_steer_a_terminal_or_reorder_a_line_is_shown_as_an_escape() -
     assert render.printable("Zoë 😀 שלום a\u00a0b") == "Zoë 😀 שלום a\u00a0b"
 
 
+def test_a_log_and_a_plugins_text_keep_their_tabs() -> None:
+    line = {"time": 0.0, "text": "\tat org.example\x1b[2J\r"}
+    shown = views.of(commands.of_group("service")["logs"], line, room=80)
+    assert str(shown).endswith("  \tat org.example\\x1b[2J\\r")
+    text = views.of(commands.of_group("plugin")["invoke"], "a\tb\n\x1b[2Jc\r", room=80)
+    assert text == "a\tb\n\\x1b[2Jc\\r"
+
+
 def test_a_followed_row_of_an_altered_record_steers_no_terminal() -> None:
     row: dict[str, Any] = {
         "time": 0.0, "service": "auth-service", "seq": 1, "actor": {"user": "a\x1b[31mb", "uid": 0}, "action": "x\r",
