@@ -484,8 +484,9 @@ def _select(
         where.append("uid = ?" if number else "user = ?")
         values.append(int(wanted.user) if number else wanted.user)
     if wanted.object is not None:
-        where.append("object GLOB ?" if re.search(r"[*?]", wanted.object) else "object = ?")
-        values.append(wanted.object)
+        glob = re.search(r"[*?]", wanted.object)
+        where.append("object GLOB ?" if glob else "object = ?")
+        values.append(wanted.object.replace("[", "[[]") if glob else wanted.object)  # as in rules, without brackets
     if wanted.action_name is not None:
         where.append("action = ?")
         values.append(wanted.action_name)

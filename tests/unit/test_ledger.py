@@ -436,6 +436,13 @@ def test_history_takes_a_uid_for_a_user_and_a_glob_for_an_object(opened: Open) -
         assert opened.history(user=nobody) == []
 
 
+@pytest.mark.parametrize("glob", ["/srv/[1]/*", "*/[1]/?.wasm", "*[*", "*]*"])
+def test_brackets_in_a_glob_for_an_object_stand_for_themselves(opened: Open, glob: str) -> None:
+    for name in ("/srv/[1]/a.wasm", "/srv/1/a.wasm"):
+        opened.record("load", object=name)
+    assert [row["object"] for row in opened.history(object=glob)] == ["/srv/[1]/a.wasm"]
+
+
 def test_a_repeated_refusal_is_one_row_and_a_count(opened: Open) -> None:
     async def scenario() -> None:
         refusal = Entry("denied", Caller(STRANGER), "stop", "nginx", error="denied", message="no")
