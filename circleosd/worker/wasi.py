@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import itertools
+import re
 from contextlib import suppress
 from ctypes import POINTER, byref, c_char_p, c_size_t, c_ssize_t, c_void_p, string_at
 from typing import Any, Final, Protocol
@@ -27,9 +28,13 @@ _INFO: Final = 1
 # Wasmtime does not pass on statuses that have another meaning for a shell.
 _OTHER_STATUS: Final = "exit with invalid exit status"
 
-
-# What Rust's runtime prints after the reason of a panic.
-_NOTE: Final = "note: "
+# What runtimes print after the reason why they end the program: Rust, Zig, Go, and SpiderMonkey.
+_AFTERWORD: Final = re.compile(
+    r"note: |Cannot print stack trace: |goroutine \d+ .*\]:$|\[signal .*\]$|runtime stack:$|\.\.\..* frames elided"
+    r"|Redirecting call to abort|Stack:$|\s+[^\s@]*@\S+$"
+)
+# A frame of a stack trace of Go, whose function is on the line before.
+_FRAME: Final = re.compile(r"\t.+:\d+( \+0x.*)?$")
 
 
 class Sink(Protocol):
@@ -55,7 +60,7 @@ class Collector:
 
 
 class LineLog:
-    """Logs each line for the call of the thread that created this, and remembers the last line that is not a note."""
+    """Logs each line for the call of the thread that created this, and remembers the last one that may be a reason."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -63,6 +68,7 @@ class LineLog:
         self._call = host.current
         self._rest = b""
         self.last = ""
+        self._before = ""
 
     def write(self, data: bytes) -> bool:
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -75,7 +81,7 @@ class LineLog:
     def follow(self) -> None:
         """From now on, lines belong to this thread's current call, which has none yet."""
         self._call = self._host.current
-        self.last = ""
+        self.last = self._before = ""
 
     def flush(self) -> None:
         """Logs a last line without a newline."""
@@ -85,9 +91,14 @@ class LineLog:
     def _log(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip()
         if text:
-            if not text.startswith(_NOTE):
-                self.last = text[:200]
+            self._remember(text)
             self._host.log(_INFO, text, self._call)
+
+    def _remember(self, text: str) -> None:
+        if _FRAME.match(text):
+            self.last = self._before
+        elif not _AFTERWORD.match(text):
+            self._before, self.last = self.last, text.strip()[:200]
 
 
 _sinks: Final[dict[int, Sink]] = {}

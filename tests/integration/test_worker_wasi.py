@@ -77,8 +77,32 @@ def test_a_trap_is_reported_with_its_function() -> None:
         assert caught.value.backtrace[0].startswith("crash ")
 
 
-@pytest.mark.parametrize("said", ["cannot read", "panicked:\ncannot read\nnote: read the manual\n"])
-def test_a_trap_is_explained_by_the_last_line_of_stderr_that_is_no_note(said: str) -> None:
+# What Go prints after the reason: every function of the stack, and below it where it was.
+TRACE = """
+goroutine 1 gp=0x2821c0 m=0 [running]:
+sync.(*Mutex).lockSlow(0x28e040)
+\t/usr/lib/go/src/sync/mutex.go:149 +0x2c
+...20 frames elided...
+main.main()
+\t/home/zoe/main.go:28 +0xcd fp=0x2baeb8
+created by runtime.gcenable in goroutine 1
+\t/usr/lib/go/src/runtime/mgc.go:214 +0x6
+"""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "cannot read",
+        "panicked:\ncannot read\nnote: read the manual\n",  # Rust
+        "cannot read\nCannot print stack trace: debug info unavailable for target\n",  # Zig
+        f"cannot read\n[signal 0xb code=0x0 addr=0x0 pc=0x0]\n{TRACE}",
+        f"panic: one [recovered]\n\tcannot read\n{TRACE}",
+        f"{TRACE}cannot read\n",
+        "cannot read\nStack:\n  handle@hello.js:18:11\nRedirecting call to abort() to mozalloc_abort\n",  # SpiderMonkey
+    ],
+)
+def test_a_trap_is_explained_by_the_last_line_of_stderr_that_gives_a_reason(said: str) -> None:
     body = f"(drop (call $write (i32.const 2) (i32.const 5000) (i32.const {len(said)}))) unreachable"
     with start(command(body, extra=f"(data (i32.const 5000) {json.dumps(said)})")) as worker:
         worker.ready()
