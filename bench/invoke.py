@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 from bench.bare_server import bare_server
+from tests.core_text import core
 from tests.integration.embedded_host import EmbeddedHost
-from tests.integration.made import ECHO, core, write
+from tests.integration.made import write
 
 ROUNDS = 10
 
@@ -87,7 +88,8 @@ class Measured(NamedTuple):
 def loaded(host: EmbeddedHost) -> Client:
     """Load a plugin that answers with its payload; a connection to the manager."""
     with tempfile.TemporaryDirectory() as directory:
-        path = write(Path(directory), "bench", core(ECHO), limits={"output": 2 << 20, "memory": 8 << 20})
+        artifact = core(memory="20", room=1 << 20)
+        path = write(Path(directory), "bench", artifact, limits={"output": 2 << 20, "memory": 8 << 20})
         host.ok("plugin", "load", str(path))
     return Client(str(host.runtime / "plugin-manager.sock"))
 

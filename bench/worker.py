@@ -18,9 +18,10 @@ from collections.abc import Callable
 from circleosd.worker import frames
 from tests import PROJECT
 from tests.component_text import component
+from tests.core_text import core
 from tests.native_source import native
 from tests.wasi_text import ECHO, command
-from tests.worker_driver import Worker, core, start
+from tests.worker_driver import Worker, start
 
 SIZES = {"64 B": 64, "4 KiB": 4096, "1 MiB": 1 << 20}
 # The floor: whole frames back, by the same means as the worker's, and nothing else.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.worker_driver import wat
+from tests.core_text import wat
 
 _PREVIEW1 = "wasi_snapshot_preview1"
 

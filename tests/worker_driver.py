@@ -20,15 +20,12 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import pytest
-import wasmtime
 
 from circleosd.worker import frames, limits
 from circleosd.worker.frames import Failed, Frame, Load, Ready
 from tests import PROJECT
 from tests.measuring import once_it_holds
 from tests.waiting import SECONDS
-
-SPIN = '(func $spin (export "spin") (param i32) (result i64) (loop $l (br $l)) unreachable)'
 
 # What systemd or the supervisor does before it starts a worker: the socket as descriptor 3, its own id.
 _START: Final = """
@@ -308,28 +305,6 @@ def _file(data: bytes) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def wat(text: str) -> bytes:
-    """WebAssembly from its text format."""
-    return bytes(wasmtime.wat2wasm(text))
-
-
-def core(
-    body: str = "", *, memory: str = "2", buffer: str = "(i32.const 1024)", room: int = 65536, imports: str = ""
-) -> bytes:
-    """A core plugin with the usual exports, `echo` and `explode`, and what `body` adds."""
-    return wat(
-        f"""(module {imports}
-          (memory (export "memory") {memory})
-          (global (export "circleosd_abi") i32 (i32.const 1))
-          (func (export "circleosd_buffer") (param $len i32) (result i32)
-            (select {buffer} (i32.const 0) (i32.le_u (local.get $len) (i32.const {room}))))
-          (func $echo (export "echo") (param $len i32) (result i64)
-            (i64.or (i64.shl (i64.const 1024) (i64.const 32)) (i64.extend_i32_u (local.get $len))))
-          (func $explode (export "explode") (param $len i32) (result i64) unreachable)
-          {body})"""
-    )
 
 
 def start(

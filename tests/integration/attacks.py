@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.core_text import core
 from tests.integration.embedded_host import EmbeddedHost
 from tests.integration.made import write
 from tests.measuring import TRIES
 from tests.native_source import native
-from tests.worker_driver import core
 
 RATE = 50
 PACER = Path(__file__).parent / "pacer.py"
@@ -27,8 +27,6 @@ SETTINGS = {"CIRCLEOSD_PLUGINS_BACK_OFF_AFTER": "100000", "CIRCLEOSD_PLUGINS_QUA
 NATIVE = {"plugin_type": "native", "limits": {"time": 0.3}}
 
 F = '(func (export "f") (param i32) (result i64)'
-LOG = '(import "circleosd" "log" (func $log (param i32 i32 i32)))'
-HOST_CALL = '(import "circleosd" "host_call" (func $host_call (param i32 i32) (result i32)))'
 
 
 class Attack(NamedTuple):

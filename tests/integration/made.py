@@ -1,4 +1,4 @@
-"""Plugins made for tests: core modules from WebAssembly text, and files of plugins."""
+"""Core plugins that make host calls, and the files that a plugin consists of."""
 
 from __future__ import annotations
 
@@ -6,23 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import wasmtime
+from tests.core_text import HOST_CALLS, core
 
-# What every core module has: memory, a buffer at 1024 with room for 1 MiB, and the version of the ABI.
-CORE = """
-(module
-  {imports}
-  (memory (export "memory") {pages})
-  (global (export "circleosd_abi") i32 (i32.const 1))
-  (func (export "circleosd_buffer") (param i32) (result i32)
-    (select (i32.const 1024) (i32.const 0) (i32.le_u (local.get 0) (i32.const 1048576))))
-  {body}
-)"""
-ECHO = """(func (export "echo") (param i32) (result i64)
-    (i64.or (i64.shl (i64.const 1024) (i64.const 32)) (i64.extend_i32_u (local.get 0))))"""
-HOST_CALLS = """
-  (import "circleosd" "host_call" (func $host_call (param i32 i32) (result i32)))
-  (import "circleosd" "host_answer" (func $host_answer (param i32 i32) (result i32)))"""
 # `call`: the payload is a host call, the reply its answer. `until_refused`: repeats the call until it fails.
 CALLER = """
   (func $call (export "call") (param $len i32) (result i64)
@@ -39,14 +24,9 @@ CALLER = """
     (i64.or (i64.shl (i64.const 1024) (i64.const 32)) (i64.extend_i32_u (local.get $answer))))"""
 
 
-def core(body: str, *, imports: str = "", pages: str = "40") -> bytes:
-    """A core module with the given functions."""
-    return bytes(wasmtime.wat2wasm(CORE.format(imports=imports, body=body, pages=pages)))
-
-
-def caller(more: str = "") -> bytes:
+def caller(more: str = "", *, imports: str = "") -> bytes:
     """A core module whose `call` makes the host call that it is given."""
-    return core(CALLER + more, imports=HOST_CALLS)
+    return core(CALLER + more, imports=HOST_CALLS + imports, memory="40", room=1 << 20)
 
 
 def asking(hook: str, request: str) -> str:

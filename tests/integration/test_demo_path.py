@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests import PROJECT
+from tests.core_text import wat
 from tests.integration.embedded_host import BIN, EmbeddedHost
-from tests.worker_driver import wat
 
 
 def test_a_plugin_is_loaded_called_and_unloaded(host: EmbeddedHost) -> None:

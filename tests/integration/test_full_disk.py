@@ -13,9 +13,10 @@ import pytest
 
 from circleosd.paths import SERVICES
 from tests import PROJECT
+from tests.core_text import core
 from tests.integration.conftest import running
 from tests.integration.embedded_host import EmbeddedHost
-from tests.integration.made import core, write
+from tests.integration.made import write
 from tests.integration.people import PASSWORD, create
 
 TRAP = '(func (export "trap") (param i32) (result i64) (unreachable))'

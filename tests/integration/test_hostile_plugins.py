@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.component_text import component
-from tests.integration.attacks import HOST_CALL, LOG, NATIVE, Attack, F, Paced, c, wasm
+from tests.core_text import HOST_CALLS, LOG, core
+from tests.integration.attacks import NATIVE, Attack, F, Paced, c, wasm
 from tests.integration.made import write
 from tests.wasi_text import SLEEP, command
-from tests.worker_driver import core
 
 NOTHING = f"{F} (i64.const 0))"
 
@@ -82,7 +82,7 @@ BROKEN = (
     ),
     Attack(
         "asks-from-nowhere",
-        lambda: wasm("(drop (call $host_call (i32.const -8) (i32.const 100))) unreachable", imports=HOST_CALL),
+        lambda: wasm("(drop (call $host_call (i32.const -8) (i32.const 100))) unreachable", imports=HOST_CALLS),
         says="outside memory",
     ),
     Attack(

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from tests.core_text import LOG, core
 from tests.door import acting_as
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost, read_reply
-from tests.integration.made import CALLER, HOST_CALLS, asking, caller, core, write
+from tests.integration.made import asking, caller, write
 from tests.integration.people import ALICE, AUTH, BOB, PLUGINS, create, login
 from tests.integration.people import ask as ask_as
 from tests.native_source import native
@@ -422,14 +423,13 @@ def test_an_event_is_kept_followed_and_delivered(host: EmbeddedHost, tmp_path: P
         host.unload(name)
 
 
-LOG = '(import "circleosd" "log" (func $log (param i32 i32 i32)))'
 LOGS = """(func (export "on_event") (param $len i32) (result i64)
     (call $log (i32.const 1) (i32.const 1024) (local.get $len)) (i64.const 0))"""
 
 
 def test_events_that_wait_are_not_delivered_after_a_revocation(host: EmbeddedHost, tmp_path: Path) -> None:
     host.load(write(tmp_path, "source", caller(), capabilities=["events:news"]), grant="all")
-    listener = core(CALLER + LOGS, imports=HOST_CALLS + LOG)
+    listener = caller(LOGS, imports=LOG)
     path = write(tmp_path, "listener", listener, capabilities=["kv", "events:news"], limits={"time": 20})
     host.load(path, grant="all")
     with ThreadPoolExecutor(1) as threads:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.core_text import core
 from tests.integration.embedded_host import EmbeddedHost
-from tests.integration.made import ECHO, core, write
+from tests.integration.made import write
 
 
 @pytest.fixture
 def store(host: EmbeddedHost, tmp_path: Path) -> Iterator[Path]:
     """The directory of the artifacts of a host that has loaded `echo`."""
-    host.load(write(tmp_path, "echo", core(ECHO)))
+    host.load(write(tmp_path, "echo", core()))
     digest = host.data("plugin-manager", "show", id="echo")["digest"]
     yield next(host.directory.rglob(digest)).parent
     host.unload("echo")
@@ -51,7 +52,7 @@ def test_a_missing_artifact_is_named_and_does_not_count_against_its_plugin(host:
 def test_a_store_that_takes_no_artifact_is_unavailable_until_it_does(
     host: EmbeddedHost, store: Path, tmp_path: Path
 ) -> None:
-    other = str(write(tmp_path, "other", core(ECHO)))
+    other = str(write(tmp_path, "other", core()))
     away = store.parent / "away"
     store.rename(away)
     try:
@@ -70,7 +71,7 @@ def test_what_is_no_artifact_in_the_store_keeps_nobody_from_loading_or_starting(
 ) -> None:
     (store / "lost+found" / "deep").mkdir(parents=True)
     try:
-        host.load(write(tmp_path, "other", core(ECHO)))
+        host.load(write(tmp_path, "other", core()))
         host.stop()
         host.start()
         assert host.ok("plugin", "invoke", "other", "echo", "still here") == "still here\n"

@@ -17,9 +17,10 @@ import pytest
 
 from circleosd.worker.limits import hard_deadline
 from tests.component_text import component
+from tests.core_text import LOG, SPIN, core
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost, read_reply
-from tests.integration.made import ECHO, core, write
+from tests.integration.made import write
 from tests.measuring import once_it_holds
 from tests.native_source import native
 from tests.wasi_text import command
@@ -63,7 +64,7 @@ def details(host: EmbeddedHost, plugin: str) -> dict[str, Any]:
 def test_a_trap_is_told_with_its_backtrace_and_a_plugins_own_error_with_its_words(
     host: EmbeddedHost, tmp_path: Path
 ) -> None:
-    host.load(write(tmp_path, "weak", core(TRAP + COMPLAIN + ECHO)))
+    host.load(write(tmp_path, "weak", core(TRAP + COMPLAIN)))
     reply = host.invoke("weak", "trap")
     assert reply["error"] == "plugin-failed"
     assert "trap: " in reply["message"]
@@ -306,8 +307,8 @@ def test_a_plugin_that_keeps_failing_is_held_back_then_quarantined_and_can_be_br
     new_host: NewHost, tmp_path: Path
 ) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_BACK_OFF_AFTER": "2", "CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "3"})
-    host.load(write(tmp_path, "weak", core(TRAP + ECHO)))
-    host.load(write(tmp_path, "strong", core(ECHO)))
+    host.load(write(tmp_path, "weak", core(TRAP)))
+    host.load(write(tmp_path, "strong", core()))
 
     def after_two_failures() -> dict[str, Any]:
         for _ in range(2):
@@ -338,7 +339,7 @@ def test_a_plugin_that_keeps_failing_is_held_back_then_quarantined_and_can_be_br
 
 def test_a_quarantine_is_on_disk_before_anybody_hears_of_it(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "1"})
-    host.load(write(tmp_path, "weak", core(TRAP + ECHO)))
+    host.load(write(tmp_path, "weak", core(TRAP)))
     file = host.database("plugins")
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
@@ -355,7 +356,7 @@ def test_a_quarantine_is_on_disk_before_anybody_hears_of_it(new_host: NewHost, t
 
 def test_failures_in_a_row_count_on_when_the_manager_has_been_away(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "3"})
-    host.load(write(tmp_path, "weak", core(TRAP + ECHO)))
+    host.load(write(tmp_path, "weak", core(TRAP)))
     for _ in range(2):
         host.invoke("weak", "trap")
         host.stop()
@@ -371,7 +372,7 @@ def test_failures_in_a_row_count_on_when_the_manager_has_been_away(new_host: New
 
 def test_a_plugin_that_is_brought_back_is_not_held_back_for_what_was(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "1"})
-    host.load(write(tmp_path, "weak", core(TRAP + ECHO)))
+    host.load(write(tmp_path, "weak", core(TRAP)))
     host.invoke("weak", "trap")
     host.data("plugin-manager", "enable", id="weak")
     assert host.invoke("weak", "echo", "x")["data"] == "x"
@@ -391,14 +392,14 @@ def test_a_new_version_of_a_quarantined_plugin_begins_anew(new_host: NewHost, tm
     host.load(path)
     host.invoke("weak", "trap")
     assert details(host, "weak")["state"] == "quarantined"
-    write(tmp_path, "weak", core(ECHO), version="2")
+    write(tmp_path, "weak", core(), version="2")
     host.load(path)
     assert host.invoke("weak", "echo", "x")["data"] == "x"
     assert details(host, "weak")["failures"] == 0
 
 
 def test_a_disabled_plugin_is_not_called_and_stays_so_over_an_upgrade(host: EmbeddedHost, tmp_path: Path) -> None:
-    path = write(tmp_path, "paused", core(ECHO))
+    path = write(tmp_path, "paused", core())
     host.load(path)
     host.ok("plugin", "disable", "paused", "--reason", "audit")
     refused = host.ctl("plugin", "invoke", "paused", "echo", "x")
@@ -425,12 +426,12 @@ def test_a_disabled_plugin_ends_the_call_in_hand_and_begins_none_that_waits(host
 
 
 def test_calls_in_hand_and_waiting_survive_an_upgrade(host: EmbeddedHost, tmp_path: Path) -> None:
-    path = write(tmp_path, "moving", core(ECHO))
+    path = write(tmp_path, "moving", core())
     host.load(path)
     with host.connect("plugin-manager") as sock:
         request = {"action": "invoke", "id": "moving", "func": "echo", "payload": "x"}
         sock.sendall((json.dumps(request).encode() + b"\n") * 300)
-        write(tmp_path, "moving", core(ECHO + TRAP), version="2")
+        write(tmp_path, "moving", core(TRAP), version="2")
         host.load(path)
         received = b""
         while received.count(b"\n") < 300:
@@ -471,8 +472,7 @@ def test_a_decision_while_a_worker_starts_leaves_none_behind(host: EmbeddedHost,
 def test_limits_have_defaults_and_ceilings_of_the_host(new_host: NewHost, tmp_path: Path) -> None:
     settings = {"MEMORY": "33554432", "DEFAULT_TIME": "0.5", "CONCURRENCY": "2"}
     host = new_host({f"CIRCLEOSD_PLUGINS_{name}": value for name, value in settings.items()})
-    spin = '(func (export "spin") (param i32) (result i64) (loop $on (br $on)) (i64.const 0))'
-    path = write(tmp_path, "spinner", core(spin))
+    path = write(tmp_path, "spinner", core(SPIN))
     host.load(path)
     limits = details(host, "spinner")["limits"]
     assert (limits["memory"], limits["time"], limits["concurrency"]) == (33554432, 0.5, 1)
@@ -480,7 +480,7 @@ def test_limits_have_defaults_and_ceilings_of_the_host(new_host: NewHost, tmp_pa
     assert reply["error"] == "timeout"
     assert "0.5 s" in reply["message"]
     for name, value in (("memory", 1 << 26), ("concurrency", 3), ("storage", 1 << 40)):
-        write(tmp_path, "spinner", core(spin), limits={name: value})
+        write(tmp_path, "spinner", core(SPIN), limits={name: value})
         refused = host.ctl("plugin", "load", str(path))
         assert refused.returncode == 8
         assert f"plugins.{name}" in refused.stderr
@@ -488,18 +488,17 @@ def test_limits_have_defaults_and_ceilings_of_the_host(new_host: NewHost, tmp_pa
 
 def test_a_host_may_allow_larger_artifacts(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_MAX_ARTIFACT": str(80 << 20)})
-    host.load(write(tmp_path, "large", padded(core(ECHO), 70 << 20)))
+    host.load(write(tmp_path, "large", padded(core(), 70 << 20)))
     assert host.invoke("large", "echo", "x")["data"] == "x"
 
 
 def test_a_deterministic_plugin_is_held_to_its_fuel_and_compiled_apart(host: EmbeddedHost, tmp_path: Path) -> None:
-    spin = '(func (export "spin") (param i32) (result i64) (loop $on (br $on)) (i64.const 0))'
-    path = write(tmp_path, "exact", core(spin + ECHO), deterministic=True, limits={"time": 0.1})
+    path = write(tmp_path, "exact", core(SPIN), deterministic=True, limits={"time": 0.1})
     host.load(path)
     reply = host.invoke("exact", "spin")
     assert reply["error"] == "limit", reply
     assert "fuel" in reply["message"]
-    write(tmp_path, "exact", core(spin + ECHO), limits={"time": 0.3})
+    write(tmp_path, "exact", core(SPIN), limits={"time": 0.3})
     host.load(path)
     assert host.invoke("exact", "spin")["error"] == "timeout"
     assert host.invoke("exact", "echo", "x")["data"] == "x"
@@ -509,7 +508,7 @@ def test_a_deterministic_plugin_is_held_to_its_fuel_and_compiled_apart(host: Emb
 def test_compilations_are_kept_within_their_bound(new_host: NewHost, tmp_path: Path) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_CACHE": "60000"})
     for number in range(6):
-        body = ECHO + f'(func (export "f{number}") (param i32) (result i64) (i64.const {number}))'
+        body = f'(func (export "f{number}") (param i32) (result i64) (i64.const {number}))'
         host.load(write(tmp_path, f"p{number}", core(body)))
     files = [path for path in (host.directory / "cache").rglob("*") if path.is_file()]
     assert 0 < sum(path.stat().st_size for path in files) <= 60_000
@@ -523,8 +522,7 @@ def test_a_plugins_log_cannot_pass_for_other_lines(host: EmbeddedHost, tmp_path:
     log = f"""(data (i32.const 64) "{text}")
       (func (export "say") (param i32) (result i64)
         (call $log (i32.const 1) (i32.const 64) (i32.const 18)) (i64.const 0))"""
-    imports = '(import "circleosd" "log" (func $log (param i32 i32 i32)))'
-    host.load(write(tmp_path, "chatty", core(log, imports=imports)))
+    host.load(write(tmp_path, "chatty", core(log, imports=LOG)))
     assert host.invoke("chatty", "say")["ok"]
     host.wait_for(lambda: "plugin chatty: one two\N{REPLACEMENT CHARACTER}[31m\tthree\n" in host.log)
     host.unload("chatty")
@@ -537,8 +535,7 @@ def test_a_plugins_messages_are_in_the_log_whatever_their_level(host: EmbeddedHo
           (call $log (local.get $level) (i32.const 64) (i32.const 5))
           (br_if $next (i32.lt_u (local.tee $level (i32.add (local.get $level) (i32.const 1))) (i32.const 4))))
         (i64.const 0))"""
-    imports = '(import "circleosd" "log" (func $log (param i32 i32 i32)))'
-    host.load(write(tmp_path, "levels", core(say, imports=imports)))
+    host.load(write(tmp_path, "levels", core(say, imports=LOG)))
     assert host.invoke("levels", "say")["ok"]
     host.wait_for(lambda: re.search(r"ERROR:\S+:plugin levels: heard\n", host.log) is not None)
     said = re.findall(r"(\w+):\S+:plugin levels: heard\n", host.log)

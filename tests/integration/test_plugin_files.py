@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from tests.core_text import core
 from tests.door import acting_as
 from tests.integration.embedded_host import EmbeddedHost, read_reply
-from tests.integration.made import ECHO, core, write
+from tests.integration.made import write
 from tests.integration.people import ALICE, PLUGINS, ask, create, login
 from tests.native_source import native
 from tests.wasi_text import command
@@ -60,7 +61,7 @@ def test_a_manifest_that_was_changed_is_told_by_its_digest_and_on_record(host: E
     """The version, and the artifact with its digest, may stay the same."""
     digests = []
     for url in ("one", "two"):
-        path = write(tmp_path, "changed", core(ECHO), config={"url": url})
+        path = write(tmp_path, "changed", core(), config={"url": url})
         host.load(path)
         (listed,) = (item for item in host.data("plugin-manager", "list") if item["id"] == "changed")
         digests.append(hashlib.sha256(path.with_suffix(".json").read_bytes()).hexdigest())
@@ -86,7 +87,7 @@ def test_a_manifest_that_was_changed_is_told_by_its_digest_and_on_record(host: E
 def test_what_is_beside_an_artifact_is_not_passed_over(
     host: EmbeddedHost, tmp_path: Path, suffix: str, field: str, kind: str, reason: str
 ) -> None:
-    path = write(tmp_path, "accompanied", core(ECHO))
+    path = write(tmp_path, "accompanied", core())
     beside = path.with_suffix(suffix)
     beside.unlink(missing_ok=True)
     if kind == "pipe":
@@ -105,17 +106,17 @@ def test_what_is_beside_an_artifact_is_not_passed_over(
 
 
 def test_a_webassembly_plugin_has_the_function_that_its_manifest_names(host: EmbeddedHost, tmp_path: Path) -> None:
-    refused = host.ctl("plugin", "load", str(write(tmp_path, "entered", core(ECHO), entry="handle")))
+    refused = host.ctl("plugin", "load", str(write(tmp_path, "entered", core(), entry="handle")))
     assert refused.returncode == 2
     assert "the manifest's entry 'handle' is not a function of the plugin; it has: echo" in refused.stderr
     assert host.data("plugin-manager", "list") == []
-    host.load(write(tmp_path, "entered", core(ECHO), entry="echo"))
+    host.load(write(tmp_path, "entered", core(), entry="echo"))
     host.unload("entered")
 
 
 def test_what_is_shown_of_an_instance_is_what_the_plugin_has(host: EmbeddedHost, tmp_path: Path) -> None:
     artifacts = {
-        "core": (core(ECHO), "shared"),
+        "core": (core(), "shared"),
         "wasi": (command(""), "fresh"),  # also where the manifest says otherwise
         "native": (native(""), "shared"),
     }
@@ -127,7 +128,7 @@ def test_what_is_shown_of_an_instance_is_what_the_plugin_has(host: EmbeddedHost,
 
 
 def test_a_file_that_is_passed_is_read_from_its_beginning(host: EmbeddedHost, tmp_path: Path) -> None:
-    path = write(tmp_path, "looked-at", core(ECHO))
+    path = write(tmp_path, "looked-at", core())
     request = {"action": "load", "path": "a", "manifest": "m", "files": ["path", "manifest"]}
     with path.open("rb") as artifact, path.with_suffix(".json").open("rb") as manifest, host.connect(PLUGINS) as sock:
         request["sha256"] = hashlib.sha256(artifact.read()).hexdigest()
@@ -140,7 +141,7 @@ def test_a_file_that_is_passed_is_read_from_its_beginning(host: EmbeddedHost, tm
 
 @pytest.mark.usefixtures("other_users")
 def test_nobody_reads_files_with_the_rights_of_the_service(host: EmbeddedHost, tmp_path: Path) -> None:
-    path = write(tmp_path, "secret", core(ECHO))
+    path = write(tmp_path, "secret", core())
     create(host, "alice", role="admin")
     token = login(host, "alice", ALICE)
     messages = set()

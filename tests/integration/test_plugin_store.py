@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 
+from tests.core_text import core
 from tests.door import acting_as
 from tests.integration.conftest import NewHost
 from tests.integration.crashing_manager import STEPS
 from tests.integration.embedded_host import EmbeddedHost, read_reply
-from tests.integration.made import ECHO, caller, core, write
+from tests.integration.made import caller, write
 from tests.integration.people import ALICE, ask, create, login
 from tests.native_source import native
 
@@ -199,7 +200,7 @@ def test_a_plugin_whose_load_died_with_the_manager_is_loaded_at_once(new_host: N
         os.kill(manager, signal.SIGKILL)
     host.wait_for(lambda: host.pid("plugin-manager") != manager)
     with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(host.load, write(tmp_path, "again", core(ECHO)))
+        loading = pool.submit(host.load, write(tmp_path, "again", core()))
         time.sleep(0.5)  # in which a load that waits for nothing gets to that worker
         os.kill(registry, signal.SIGCONT)
         loading.result()
@@ -212,9 +213,9 @@ def test_who_lost_the_right_while_a_plugin_is_loaded_loads_none_and_unloads_none
 ) -> None:
     host = new_host({})
     host.open_to_everybody()
-    host.load(write(tmp_path, "there", core(ECHO)))
+    host.load(write(tmp_path, "there", core()))
     create(host, "adam", role="admin")
-    path = write(tmp_path, "late", core(ECHO))
+    path = write(tmp_path, "late", core())
     token = login(host, "adam", ALICE)
     request = {"action": "load", "path": str(path), "manifest": "m", "files": ["path", "manifest"], "token": token}
     registry = host.pid("service-registry")

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.core_text import core
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import BIN, EmbeddedHost
 from tests.integration.keys import NAMESPACE, new_key, public, sign
-from tests.integration.made import ECHO, core, write
+from tests.integration.made import write
 from tests.native_source import native
 
 
@@ -28,7 +29,7 @@ class Signer:
         self.key = new_key(directory, "alice")
         self.signers = host.directory / "config" / "trusted-signers"
         self.signers.write_text(f"alice@example.org {public(self.key)}\n")
-        self.path = write(directory, "signed", core(ECHO), capabilities=["kv"])
+        self.path = write(directory, "signed", core(), capabilities=["kv"])
         self.manifest = self.path.with_suffix(".json")
         self.signature = Path(f"{self.manifest}.sig")
         self.sign()
@@ -147,7 +148,7 @@ def test_a_revoked_key_is_refused(signer: Signer) -> None:
 @pytest.mark.parametrize("named", [[], ["sha256"], ["size"]])
 def test_a_signed_manifest_without_the_artifacts_digest_and_size_is_refused(signer: Signer, named: list[str]) -> None:
     complete = json.loads(signer.manifest.read_text())
-    write(signer.directory, "signed", core(ECHO), **{key: complete[key] for key in named})
+    write(signer.directory, "signed", core(), **{key: complete[key] for key in named})
     signer.signature.write_bytes(sign(signer.key, signer.manifest.read_bytes()))
     assert "lacks the artifact's sha256" in signer.refused()
 
@@ -188,7 +189,7 @@ def test_verify_takes_other_signers_and_says_what_is_missing(signer: Signer, tmp
 def test_a_host_that_requires_signatures_loads_nothing_else(new_host: NewHost, tmp_path: Path) -> None:
     signer = Signer(new_host({"CIRCLEOSD_PLUGINS_TRUST": "require"}), tmp_path)
     signer.host.ok("plugin", "load", str(signer.path))
-    path = write(tmp_path, "unsigned", core(ECHO))
+    path = write(tmp_path, "unsigned", core())
     for more in ([], ["--trust"]):
         refused = signer.host.ctl("plugin", "load", str(path), *more)
         assert refused.returncode == 4

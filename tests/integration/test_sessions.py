@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from circleosd import wire
+from tests.core_text import core
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import EmbeddedHost, read_reply
-from tests.integration.made import core, write
+from tests.integration.made import write
 from tests.integration.people import (
     ALICE,
     AUTH,

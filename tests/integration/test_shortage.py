@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from circleosd.paths import SERVICES
+from tests.core_text import core
 from tests.integration import made
 from tests.integration.conftest import NewHost, running
 from tests.integration.embedded_host import EmbeddedHost, read_reply
@@ -82,7 +83,7 @@ def test_what_the_machine_lacks_for_a_worker_is_told_and_is_no_failure_of_its_pl
 ) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_BACK_OFF_AFTER": "1", "CIRCLEOSD_PLUGINS_QUARANTINE_AFTER": "2"})
     assert host.process is not None
-    artifact = made.write(tmp_path, "echo", made.core(made.ECHO))
+    artifact = made.write(tmp_path, "echo", core())
     with bounded(host.process.pid, resource.RLIMIT_SIGPENDING, 0):  # what it starts can make no timer
         refused = host.call("plugin-manager", {"action": "load", "path": str(artifact)})
     why = "echo cannot be loaded: its worker cannot continue: [Errno 11] cannot make a timer"
@@ -102,7 +103,7 @@ def test_a_worker_that_ends_before_it_is_connected_is_no_failure_of_its_plugin(
     new_host: NewHost, tmp_path: Path
 ) -> None:
     host = new_host({"CIRCLEOSD_PLUGINS_LOAD_TIME": "5", "CIRCLEOSD_PLUGINS_BACK_OFF_AFTER": "1"})
-    artifact = made.write(tmp_path, "echo", made.core(made.ECHO))
+    artifact = made.write(tmp_path, "echo", core())
     host.load(artifact)
     host.data("service-registry", "stop", name="plugin@echo")
     unit = host.units / "circleosd-plugin@.service"

@@ -9,15 +9,9 @@ import pytest
 
 from circleosd.worker import frames
 from tests.component_text import another, component
+from tests.core_text import wat
 from tests.measuring import once_it_holds
-from tests.worker_driver import (
-    CallFailed,
-    WorkerEnded,
-    interrupts_what_waited_for_its_instance,
-    recovers,
-    start,
-    wat,
-)
+from tests.worker_driver import CallFailed, WorkerEnded, interrupts_what_waited_for_its_instance, recovers, start
 
 RESULT = "(result (result {} (error string)))"
 CAN = '(canon lower (func $h "{}") (memory $memory) (realloc $realloc))'

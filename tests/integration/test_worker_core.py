@@ -14,17 +14,9 @@ from circleosd.worker import frames
 from circleosd.worker.instances import Instances
 from circleosd.worker.wasi import WasiPlugin
 from tests import PROJECT
+from tests.core_text import HOST_CALLS, LOG, SPIN, core, wat
 from tests.measuring import once_it_holds
-from tests.worker_driver import (
-    SPIN,
-    CallFailed,
-    WorkerEnded,
-    core,
-    interrupts_what_waited_for_its_instance,
-    recovers,
-    start,
-    wat,
-)
+from tests.worker_driver import CallFailed, WorkerEnded, interrupts_what_waited_for_its_instance, recovers, start
 
 COUNTER = """
   (global $count (mut i32) (i32.const 0))
@@ -32,10 +24,7 @@ COUNTER = """
     (global.set $count (i32.add (global.get $count) (i32.const 1)))
     (i32.store8 (i32.const 500) (i32.add (i32.const 48) (global.get $count)))
     (i64.or (i64.shl (i64.const 500) (i64.const 32)) (i64.const 1)))"""
-HOST = """
-  (import "circleosd" "log" (func $log (param i32 i32 i32)))
-  (import "circleosd" "host_call" (func $host_call (param i32 i32) (result i32)))
-  (import "circleosd" "host_answer" (func $host_answer (param i32 i32) (result i32)))"""
+HOST = LOG + HOST_CALLS
 # Passes its payload on as a host call, and the answer back, errors as errors.
 CALL = """
   (func (export "call") (param $len i32) (result i64) (local $status i32)
@@ -454,10 +443,9 @@ def test_instances_that_fail_to_begin_take_no_place_of_later_ones() -> None:
 
 
 def test_a_call_that_takes_too_long_does_not_end_the_one_beside_it() -> None:
-    spin = '(func (export "spin") (param i32) (result i64) (loop $l (br $l)) unreachable)'
 
     def ends() -> list[str]:
-        with start(core(spin + CALL, imports=HOST), granted=("kv",), concurrency=2, time=1.0, patient=False) as worker:
+        with start(core(SPIN + CALL, imports=HOST), granted=("kv",), concurrency=2, time=1.0, patient=False) as worker:
             worker.ready()
             worker.send("spin")
             time.sleep(0.5)
@@ -499,8 +487,7 @@ def test_two_threads_may_clear_away_after_their_calls_at_once(kind: Any) -> None
 
 
 def test_two_workers_do_not_wait_for_each_other() -> None:
-    spin = '(func (export "spin") (param i32) (result i64) (loop $l (br $l)) unreachable)'
-    with start(core(spin), time=300) as busy, start(core()) as other:
+    with start(core(SPIN), time=300) as busy, start(core()) as other:
         busy.ready()
         other.ready()
         busy.send("spin")

@@ -15,17 +15,16 @@ import pytest
 from circleosd.worker import frames
 from tests import PROJECT
 from tests.component_text import component
+from tests.core_text import HOST_CALLS, SPIN, core, wat
 from tests.measuring import once_it_holds
 from tests.waiting import wait_until
 from tests.wasi_text import ECHO, command
 from tests.wasm_binary import leb128
-from tests.worker_driver import SPIN, CallFailed, WorkerEnded, core, fails, start, still_works, wat
+from tests.worker_driver import CallFailed, WorkerEnded, fails, start, still_works
 
 PAGE = 65536
 
 
-IMPORTS = """(import "circleosd" "host_call" (func $host_call (param i32 i32) (result i32)))
-  (import "circleosd" "host_answer" (func $host_answer (param i32 i32) (result i32)))"""
 KEYS = '{"call":"kv.keys","args":{"prefix":""}}'
 
 
@@ -45,7 +44,7 @@ def test_a_call_just_within_its_time_is_not_cut_short_by_the_one_before() -> Non
         return frames.host_reply_body([])
 
     def ends() -> list[str]:
-        with start(core(ASK, imports=IMPORTS), time=0.7, patient=False, granted=("kv",)) as worker:
+        with start(core(ASK, imports=HOST_CALLS), time=0.7, patient=False, granted=("kv",)) as worker:
             worker.answer = slowly
             worker.ready()
             try:
@@ -59,7 +58,7 @@ def test_a_call_just_within_its_time_is_not_cut_short_by_the_one_before() -> Non
 def test_an_infinite_loop_of_host_calls_ends_at_its_time() -> None:
     loop = '(func (export "f") (param i32) (result i64) (loop $l (call $ask) (br $l)) unreachable)'
     for call, capability in (('{"call":"clock.now"}', "clock"), (KEYS, "kv")):
-        with start(core(request(call) + loop, imports=IMPORTS), time=0.3, granted=(capability,)) as worker:
+        with start(core(request(call) + loop, imports=HOST_CALLS), time=0.3, granted=(capability,)) as worker:
             worker.ready()
             assert fails(worker, "f").code == "timeout"
             still_works(worker)
@@ -67,7 +66,7 @@ def test_an_infinite_loop_of_host_calls_ends_at_its_time() -> None:
 
 
 def test_a_host_call_that_is_never_answered_ends_with_its_worker() -> None:
-    with start(core(ASK, imports=IMPORTS), time=0.2, patient=False, granted=("kv",)) as worker:
+    with start(core(ASK, imports=HOST_CALLS), time=0.2, patient=False, granted=("kv",)) as worker:
         worker.ready()
         worker.send("ask")
         assert worker.receive().kind == frames.HOST_CALL
@@ -96,7 +95,7 @@ def test_a_start_function_that_fails_later_fails_the_calls_it_concerns() -> None
       (start $begin)"""
     )
     made = iter(["y", "y", "n", "n", "y", "y", "y", "y"])
-    with start(core(body, imports=IMPORTS), granted=("kv",)) as worker:
+    with start(core(body, imports=HOST_CALLS), granted=("kv",)) as worker:
         worker.answer = lambda call, args: frames.host_reply_body(next(made))
         worker.ready()
         still_works(worker)

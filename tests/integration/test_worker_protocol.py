@@ -19,10 +19,11 @@ from circleosd.worker import frames
 from circleosd.worker.frames import Load
 from tests import PROJECT
 from tests.component_text import component
+from tests.core_text import HOST_CALLS, LOG, SPIN, core
 from tests.native_source import native
 from tests.waiting import SECONDS
 from tests.wasi_text import ECHO, command
-from tests.worker_driver import CallFailed, Worker, WorkerEnded, core, start
+from tests.worker_driver import CallFailed, Worker, WorkerEnded, start
 
 MOST: Final[dict[str, Any]] = {"time": 1e9, "memory": 2**48, "concurrency": 64, "output": frames.MAX_PAYLOAD}
 
@@ -95,7 +96,7 @@ def test_a_worker_whose_manager_hangs_up_ends_with_status_0_and_silently() -> No
 
 
 def test_a_worker_whose_manager_vanishes_during_a_call_ends_soon() -> None:
-    worker = start(core('(func (export "spin") (param i32) (result i64) (loop $l (br $l)) unreachable)'), time=0.3)
+    worker = start(core(SPIN), time=0.3)
     worker.ready()
     worker.send("spin")
     began = time.monotonic()
@@ -110,16 +111,13 @@ TALKATIVE = """
   (func (export "ask") (param $len i32) (result i64)
     (drop (call $host_call (i32.const 1024) (local.get $len)))
     (i64.const 0))"""
-IMPORTS = """
-  (import "circleosd" "log" (func $log (param i32 i32 i32)))
-  (import "circleosd" "host_call" (func $host_call (param i32 i32) (result i32)))"""
 ASKED = '{"call":"kv.keys","args":{"prefix":""}}'
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])
 @pytest.mark.parametrize("function", ["echo", "explode", "say", "ask"])
 def test_a_worker_of_whom_nobody_takes_anything_any_more_ends_silently(function: str, concurrency: int) -> None:
-    with start(core(TALKATIVE, imports=IMPORTS), concurrency=concurrency, granted=("kv",)) as worker:
+    with start(core(TALKATIVE, imports=LOG + HOST_CALLS), concurrency=concurrency, granted=("kv",)) as worker:
         worker.ready()
         worker.connection.shutdown(socket.SHUT_RD)
         worker.send(function, ASKED)
@@ -129,7 +127,7 @@ def test_a_worker_of_whom_nobody_takes_anything_any_more_ends_silently(function:
 
 @pytest.mark.parametrize("concurrency", [1, 2])
 def test_a_worker_whose_manager_vanishes_before_it_has_read_a_host_call_ends_silently(concurrency: int) -> None:
-    worker = start(core(TALKATIVE, imports=IMPORTS), concurrency=concurrency, granted=("kv",))
+    worker = start(core(TALKATIVE, imports=LOG + HOST_CALLS), concurrency=concurrency, granted=("kv",))
     worker.ready()
     worker.send("ask", ASKED)
     assert select.select([worker.connection], [], [], 20)[0]

@@ -17,10 +17,11 @@ import pytest
 
 from tests import PROJECT
 from tests.component_text import component
+from tests.core_text import core
 from tests.native_source import native
 from tests.waiting import SECONDS
 from tests.wasi_text import ECHO, command
-from tests.worker_driver import core, start
+from tests.worker_driver import start
 
 DUMPABLE = """
 #include <sys/prctl.h>

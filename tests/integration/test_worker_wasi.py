@@ -13,8 +13,9 @@ import pytest
 from circleosd.worker import frames
 from circleosd.worker.limits import MOST_THREADS
 from tests import PROJECT, worker_driver
+from tests.core_text import wat
 from tests.wasi_text import ECHO, SLEEP, command
-from tests.worker_driver import CallFailed, WorkerEnded, start, wat
+from tests.worker_driver import CallFailed, WorkerEnded, start
 
 
 @pytest.mark.parametrize("payload", ["", "x", "grüße\n", "x" * 65_537, "ä" * 500_000])

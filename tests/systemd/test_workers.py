@@ -9,7 +9,7 @@ import pytest
 
 from circleosd.plugins.voice import MOST_SAID
 from tests import PROJECT
-from tests.integration.made import core
+from tests.core_text import LOG, core
 from tests.native_source import native, shared_object
 from tests.systemd.installed import write
 from tests.systemd.machine import Machine
@@ -91,9 +91,7 @@ LOUD = """(func (export "f") (param i32) (result i64)
 def test_a_plugin_that_says_too_much_keeps_no_row_of_the_ledger_out_of_the_journal(
     machine: Machine, tmp_path: Path
 ) -> None:
-    (tmp_path / "loud.wasm").write_bytes(
-        core(LOUD, imports='(import "circleosd" "log" (func $log (param i32 i32 i32)))')
-    )
+    (tmp_path / "loud.wasm").write_bytes(core(LOUD, imports=LOG))
     machine.copy_from_host(str(tmp_path / "loud.wasm"), "/root/loud.wasm")
     # However large the disk, by which journald takes more (journald.conf(5)), it takes less than a plugin may say.
     write(machine, "/etc/systemd/journald.conf.d/burst.conf", "[Journal]\nRateLimitBurst=500\n")

@@ -15,8 +15,8 @@ from circleosd.worker.failure import PluginFailure
 from circleosd.worker.inspect import inspect, inspect_native
 from tests import PROJECT
 from tests.component_text import another, component
+from tests.core_text import core, wat
 from tests.wasi_text import ECHO, command
-from tests.worker_driver import core, wat
 
 ABI = '(global (export "circleosd_abi") i32 (i32.const 1))'
 MEMORY = '(memory (export "memory") 1)'

@@ -9,11 +9,11 @@ import time
 import pytest
 
 from tests.component_text import component
-from tests.integration.attacks import HOST_CALL, LOG, Attack, F, Paced, c, wasm
+from tests.core_text import HOST_CALLS, LOG, core
+from tests.integration.attacks import Attack, F, Paced, c, wasm
 from tests.integration.made import caller
 from tests.measuring import once_it_holds
 from tests.wasm_binary import padded
-from tests.worker_driver import core
 
 QUIET, LOUD = 8, 15  # calls of the well-behaved plugin before each attack, to compare with, and at least during each
 SLOWER = 3.0  # times
@@ -29,7 +29,7 @@ def asks_for_ever(request: str) -> bytes:
         f"""(data (i32.const 9000) "{escaped}")
         (func (export "f") (param i32) (result i64)
           (loop $l (drop (call $host_call (i32.const 9000) (i32.const {len(request)}))) (br $l)) unreachable)""",
-        imports=HOST_CALL,
+        imports=HOST_CALLS,
     )
 
 

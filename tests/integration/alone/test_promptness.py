@@ -12,11 +12,12 @@ import time
 import pytest
 
 from circleosd.paths import SERVICES
+from tests.core_text import SPIN, core
 from tests.integration.conftest import NewHost
 from tests.integration.embedded_host import HASTY, EmbeddedHost, to_the_end
 from tests.integration.people import ALICE, AUTH, PASSWORD, PLUGINS, REGISTRY, ask, create, login
 from tests.measuring import once_it_holds
-from tests.worker_driver import SPIN, core, fails, start, still_works
+from tests.worker_driver import fails, start, still_works
 
 
 @pytest.mark.usefixtures("other_users")
