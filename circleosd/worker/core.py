@@ -25,7 +25,7 @@ from circleosd.worker.engine import (
 from circleosd.worker.failure import PluginFailure, contained, require_text
 from circleosd.worker.frames import MAX_HOST_CALL, MAX_LOG, Buffer, Load, json_body
 from circleosd.worker.host import TOO_LONG, Host
-from circleosd.worker.inspect import Artifact
+from circleosd.worker.inspect import CORE_IMPORTS, Artifact
 from circleosd.worker.instances import Instances
 
 # From this size on, a payload is copied to the plugin directly from the receive buffer.
@@ -265,11 +265,9 @@ class _Imports:
     def link(self, engine: Engine, module: Pointer) -> Pointer:
         """The module with its imports resolved: a `wasmtime_instance_pre_t *`."""
         linker = c.wasmtime_linker_new(engine.pointer)
-        for name, parameters, results, function in (
-            ("log", 3, 0, self._log),
-            ("host_call", 2, 1, self._host_call),
-            ("host_answer", 2, 1, self._host_answer),
-        ):
+        functions = {"log": self._log, "host_call": self._host_call, "host_answer": self._host_answer}
+        for name, function in functions.items():
+            parameters, results = CORE_IMPORTS[name]
             callback = c.wasmtime_func_unchecked_callback_t(_trapping(function))
             self._callbacks.append(callback)
             engine.check(
@@ -279,7 +277,7 @@ class _Imports:
                     len("circleosd"),
                     chars(name),
                     len(name),
-                    i32_function_type(parameters, results),
+                    i32_function_type(len(parameters), len(results)),
                     callback,
                     None,
                     NO_FINALIZER,

@@ -15,15 +15,16 @@ from typing import Final, NamedTuple, NoReturn
 from circleosd.worker.binary import FUNC, GLOBAL, I32, I64, MEMORY, Data, Module, Reader, read_module, refuse, sections
 from circleosd.worker.failure import PluginFailure
 from circleosd.worker.frames import MAX_FUNCTIONS, MAX_ITEM, MAX_ITEMS, MAX_NAME, Abi
+from circleosd.worker.host import CALLS
 
 CORE_ABI_VERSION: Final = 1
 VARIABLES: Final = 16  # from this value on, an exported global is the address of a variable
 CORE_IMPORTS: Final = {
-    "log": ((0x7F, 0x7F, 0x7F), ()),
-    "host_call": ((0x7F, 0x7F), (0x7F,)),
-    "host_answer": ((0x7F, 0x7F), (0x7F,)),
+    "log": ((I32, I32, I32), ()),
+    "host_call": ((I32, I32), (I32,)),
+    "host_answer": ((I32, I32), (I32,)),
 }
-INTERFACES: Final = ("log", "kv", "config", "clock", "services", "events")
+INTERFACES: Final = ("log", *dict.fromkeys(call.partition(".")[0] for call in CALLS))
 INTERFACE_VERSION: Final = "0.1.0"
 HOOKS: Final = frozenset({"describe", "init", "on-event"})
 # wasi:http would be a way out to the network; nothing else of WASI 0.2 is left out.
