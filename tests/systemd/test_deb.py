@@ -178,6 +178,15 @@ def test_what_the_package_brings_is_as_debian_has_it(package: Path, tmp_path: Pa
         assert set(done.stdout.splitlines()) <= {"W: circleosd: copyright-without-copyright-notice"}
 
 
+def test_the_size_does_not_depend_on_the_file_system_of_the_build(package: Path, tmp_path: Path) -> None:
+    """It is counted as deb-substvars(5) says."""
+    subprocess.run(["dpkg-deb", "--extract", package, tmp_path], check=True)
+    found = [tmp_path, *tmp_path.rglob("*")]
+    files = [path for path in found if path.is_file() and not path.is_symlink()]
+    size = sum(-(-path.stat().st_size // 1024) for path in files) + len(found) - len(files)
+    assert subprocess.check_output(["dpkg-deb", "--field", package, "Installed-Size"], text=True) == f"{size}\n"
+
+
 def test_any_message_bus_of_the_system_will_do_for_the_package(package: Path) -> None:
     """With dbus-broker it works as well, and there dbus can be removed."""
     done = subprocess.run(["dpkg-deb", "--field", package, "Depends"], capture_output=True, text=True, check=True)
