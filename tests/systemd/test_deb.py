@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -185,6 +186,16 @@ def test_the_size_does_not_depend_on_the_file_system_of_the_build(package: Path,
     files = [path for path in found if path.is_file() and not path.is_symlink()]
     size = sum(-(-path.stat().st_size // 1024) for path in files) + len(found) - len(files)
     assert subprocess.check_output(["dpkg-deb", "--field", package, "Installed-Size"], text=True) == f"{size}\n"
+
+
+def test_importing_reads_what_is_compiled_and_no_sources(package: Path, tmp_path: Path) -> None:
+    """PEP 552: no hash of the source, but its time and size."""
+    subprocess.run(["dpkg-deb", "--extract", package, tmp_path], check=True)
+    compiled = [*tmp_path.rglob("*.pyc")]
+    assert len(compiled) > 300
+    for path in compiled:
+        source = (path.parent.parent / f"{path.name.partition('.')[0]}.py").stat()
+        assert struct.unpack("<3I", path.read_bytes()[4:16]) == (0, int(source.st_mtime), source.st_size), path
 
 
 def test_any_message_bus_of_the_system_will_do_for_the_package(package: Path) -> None:
