@@ -31,7 +31,8 @@ def parse(text: str) -> float:
     """Seconds since the epoch from such a number, a span ago (`10min`, `-2h`, `1d 6h ago`), `now`, `today` or
     `yesterday`, or a date and time (ISO 8601, or as systemd prints them: `Thu 2026-11-26 09:30:00 UTC`).
 
-    A time without a date is today's, one without a zone local. Raises `BadRequest`.
+    A time without a date is today's, one without a zone local; besides UTC, the zone may be the local one by its short
+    name (`CET`). Raises `BadRequest`.
     """
     try:
         if re.fullmatch(r"@?[0-9]{1,15}(\.[0-9]+)?", text):
@@ -51,16 +52,25 @@ def parse(text: str) -> float:
 
 
 def _timestamp(text: str) -> float:
-    """Raises ValueError, also if the day of the week does not match the date."""
-    zone = UTC if text.endswith(" UTC") else None
-    text = text.removesuffix(" UTC")
+    """Raises ValueError, also if the day of the week or the zone does not match the date."""
+    zone = None
+    if named := re.search(r" ([A-Z]{3,5}|[+-][0-9]{2,4})$", text):
+        zone, text = named[1], text[: named.start()]
     if weekday := re.match(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun) ", text):
         text = text[weekday.end() :]
     if re.fullmatch(r"[0-9]{2}:[0-9:.]+", text):
-        text = f"{datetime.now(zone):%Y-%m-%d} {text}"
+        text = f"{datetime.now(UTC if zone == 'UTC' else None):%Y-%m-%d} {text}"
     if re.match(r"[0-9-]{8,10}[+-]", text):  # an offset from UTC without a time, for which it would be taken
         raise ValueError
     when = datetime.fromisoformat(text)
     if (weekday and when.strftime("%a") != weekday[1]) or (zone and when.tzinfo):
         raise ValueError
-    return (when.replace(tzinfo=zone) if zone else when).timestamp()
+    if zone is None:
+        return when.timestamp()
+    if zone == "UTC":
+        return when.replace(tzinfo=UTC).timestamp()
+    for again in (0, 1):  # an hour occurs twice when summer time ends, and not at all when it begins
+        local = when.replace(fold=again).astimezone()
+        if local.tzname() == zone and local.replace(tzinfo=None) == when:
+            return local.timestamp()
+    raise ValueError

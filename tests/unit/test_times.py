@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -72,6 +73,31 @@ def test_times_are_what_systemd_takes_them_for() -> None:
         once_it_holds(partial(both, text), lambda times: times[1] == times[2], tries=2)  # midnight may come in between
     for text in ("1.5h", "500ms", "1month", "2M 1m", "1y", "1h30min"):
         assert int(analyzed("timespan", text, "μs: ")) / 1e6 == SPANS.get(text, 5400), text
+
+
+@pytest.fixture
+def zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Moves to a time zone."""
+
+    def move(name: str) -> None:
+        monkeypatch.setenv("TZ", name)
+        time.tzset()
+
+    yield move
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_a_time_may_have_the_local_zone_as_systemd_prints_it(zone: Callable[[str], None]) -> None:
+    zone("CET-1CEST,M3.5.0,M10.5.0/3")
+    assert times.parse("Sun 2026-11-22 09:30:00 CET") == times.parse("2026-11-22 09:30") == 1795336200.0
+    twice = [times.parse(f"Sun 2026-10-25 02:30:00 {name}") for name in ("CEST", "CET")]
+    assert twice == [1792888200.0, 1792891800.0]
+    for wrong in ("2026-11-22 09:30 CEST", "2026-11-22 09:30 EST", "2026-03-29 02:30 CET", "2026-03-29 02:30 CEST"):
+        with pytest.raises(BadRequest, match="is not a time"):
+            times.parse(wrong)
+    zone("<+03>-3")
+    assert times.parse("Sun 2026-11-22 09:30:00 +03") == 1795329000.0
 
 
 def test_a_time_may_have_the_day_of_the_week_and_utc() -> None:
