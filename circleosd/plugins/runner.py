@@ -60,6 +60,16 @@ class Runner:
         self.connecting = asyncio.Lock()
         self.turns = Fair(at_once)
 
+    @property
+    def live(self) -> Worker | None:
+        """The worker, unless none was started yet or its connection is lost."""
+        return None if self.worker is None or self.worker.lost else self.worker
+
+    def close(self) -> None:
+        """Close the connection to the worker, which then ends by itself."""
+        if self.worker:
+            self.worker.close()
+
     def load_request(self, *, precompiled: bool) -> frames.Load:
         """The request that tells the worker what to run."""
         manifest, bounds = self.plugin.manifest, self.plugin.bounds
@@ -132,8 +142,7 @@ class Runners:
 
     async def discard(self, runner: Runner) -> None:
         """End a worker and its socket."""
-        if runner.worker:
-            runner.worker.close()
+        runner.close()
         await self._units.remove(runner.instance)
 
     async def remove(self, name: str) -> None:
@@ -150,7 +159,7 @@ class Runners:
     def connected(self, name: str) -> bool:
         """Whether the plugin currently has a worker."""
         runner = self._runners.get(name)
-        return runner is not None and runner.worker is not None and not runner.worker.lost
+        return runner is not None and runner.live is not None
 
     def waiting(self, name: str) -> int:
         """The number of running and waiting calls of the plugin."""
@@ -200,8 +209,7 @@ class Runners:
             try:
                 if runner.retired or plugin.health.held_for(time.monotonic()):
                     raise Superseded
-                worker = runner.worker
-                if worker is None or worker.lost:
+                if (worker := runner.live) is None:
                     worker, waited = await self._ready(runner, cause), True
                 if renew and waited:
                     await renew()
@@ -222,8 +230,7 @@ class Runners:
             # Whoever retired it may have waited for less time than its worker took to start.
             if runner.retired and not runner.places.taken:
                 runner.finished.set()
-                if runner.worker:
-                    runner.worker.close()
+                runner.close()
 
     def _of(self, plugin: Plugin) -> Runner:
         """The runner of this version with its current grants."""
@@ -276,8 +283,7 @@ class Runners:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for runner in self._runners.values():
-            if runner.worker:
-                runner.worker.close()
+            runner.close()
 
     async def clean(self, names: set[str]) -> None:
         """Stop the sockets left behind by a manager that died: of staged versions, and of plugins not in `names`."""
@@ -294,7 +300,7 @@ class Runners:
         async with runner.connecting:
             if not runner.retired:  # otherwise this would wait for itself
                 await self._left(runner.plugin.name)
-            if not runner.retired and (runner.worker is None or runner.worker.lost):
+            if not runner.retired and runner.live is None:
                 artifact = self._open_artifact(runner.plugin.digest)
                 try:
                     await self._connect(runner, artifact, cause)
@@ -397,8 +403,7 @@ class Runners:
         except TimeoutError:
             log.warning("plugin %s: its worker is ended although calls are still running", runner.plugin.name)
         finally:
-            if runner.worker:
-                runner.worker.close()
+            runner.close()
         if runner.worker:
             await self._units.see_off(runner.instance)
 
