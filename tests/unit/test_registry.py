@@ -192,6 +192,18 @@ def test_workers_are_no_services_to_plugins(registry: Registry) -> None:
     assert registry.ask({"action": "restart", "name": "plugin@echo"})["ok"]
 
 
+def interrupted(registry: Registry, action: str, name: str = "nginx") -> dict[str, Any]:
+    """The newest row after a start that follows an act of which only the intent was recorded."""
+
+    async def started() -> None:
+        await registry.ledger.record(Row("intent", Caller(ROOT), action, name))
+        await registry.service.start()
+
+    asyncio.run(started())
+    row: dict[str, Any] = registry.ask({"action": "history"})["data"][-1]
+    return row
+
+
 @pytest.mark.parametrize(
     ("action", "state", "error", "says"),
     [
@@ -211,14 +223,14 @@ def test_workers_are_no_services_to_plugins(registry: Registry) -> None:
 def test_an_intent_without_outcome_is_resolved_at_the_next_start_by_looking_at_the_unit(
     registry: Registry, action: str, state: str, error: str | None, says: str
 ) -> None:
-    async def interrupted() -> None:
+    async def started_twice() -> None:
         intent = Row("intent", Caller(Peer(1000, 1000, 77), user="alice"), action, "nginx", before="inactive")
         await registry.ledger.record(intent)
         await registry.service.start()
         await registry.service.start()
 
     registry.units.active["nginx.service"] = state
-    asyncio.run(interrupted())
+    asyncio.run(started_twice())
     intent, outcome = registry.ask({"action": "history"})["data"]
     assert (outcome["phase"], outcome["intent"], outcome["error"]) == ("outcome", intent["seq"], error)
     assert outcome["actor"] == intent["actor"]
@@ -228,12 +240,7 @@ def test_an_intent_without_outcome_is_resolved_at_the_next_start_by_looking_at_t
 
 
 def test_an_interrupted_act_of_another_version_has_an_unknown_outcome(registry: Registry) -> None:
-    async def interrupted() -> None:
-        await registry.ledger.record(Row("intent", Caller(ROOT), "freeze", "nginx"))
-        await registry.service.start()
-
-    asyncio.run(interrupted())
-    outcome = registry.ask({"action": "history"})["data"][-1]
+    outcome = interrupted(registry, "freeze")
     assert (outcome["phase"], outcome["error"]) == ("outcome", "internal")
     assert outcome["message"].endswith("at its next start its outcome is unknown")
 
@@ -242,12 +249,7 @@ def test_an_interrupted_act_of_another_version_has_an_unknown_outcome(registry: 
 def test_an_interrupted_switch_is_resolved_by_looking_at_the_unit_file(
     registry: Registry, action: str, error: str | None
 ) -> None:
-    async def interrupted() -> None:
-        await registry.ledger.record(Row("intent", Caller(ROOT), action, "nginx"))
-        await registry.service.start()
-
-    asyncio.run(interrupted())
-    outcome = registry.ask({"action": "history"})["data"][-1]
+    outcome = interrupted(registry, action)
     assert (outcome["error"], outcome["after"]) == (error, "disabled")
     assert "the unit file nginx.service is disabled" in outcome["message"]
 
@@ -258,13 +260,8 @@ def test_an_interrupted_switch_of_a_unit_that_is_gone_is_resolved_too(
     async def gone(unit: str) -> str:
         raise NotFound(f"no unit file {unit}")
 
-    async def interrupted() -> None:
-        await registry.ledger.record(Row("intent", Caller(ROOT), "enable", "nginx"))
-        await registry.service.start()
-
     monkeypatch.setattr(registry.units, "enabled", gone)
-    asyncio.run(interrupted())
-    outcome = registry.ask({"action": "history"})["data"][-1]
+    outcome = interrupted(registry, "enable")
     assert (outcome["phase"], outcome["error"]) == ("outcome", "not-found")
     assert "the unit file nginx.service cannot be inspected: no unit file nginx.service" in outcome["message"]
 
@@ -276,12 +273,7 @@ def test_enabling_tells_what_was_before(registry: Registry) -> None:
 
 
 def test_an_act_on_what_is_no_longer_cataloged_is_resolved_too(registry: Registry) -> None:
-    async def interrupted() -> None:
-        await registry.ledger.record(Row("intent", Caller(ROOT), "stop", "forgotten"))
-        await registry.service.start()
-
-    asyncio.run(interrupted())
-    assert "the catalog has no service forgotten" in registry.ask({"action": "history"})["data"][-1]["message"]
+    assert "the catalog has no service forgotten" in interrupted(registry, "stop", "forgotten")["message"]
 
 
 def test_a_start_that_gets_no_answer_about_an_act_says_so(
@@ -291,13 +283,9 @@ def test_a_start_that_gets_no_answer_about_an_act_says_so(
         await asyncio.Event().wait()
         return []
 
-    async def interrupted() -> None:
-        await registry.ledger.record(Row("intent", Caller(ROOT), "stop", "nginx"))
-        await registry.service.start()
-
     monkeypatch.setattr(service, "RECOVERY", 0.01)
     monkeypatch.setattr(registry.units, "states", silent)
-    asyncio.run(interrupted())
+    interrupted(registry, "stop")
     assert caplog.messages == ["row 1 has no outcome yet: cannot find out: no answer"]
 
 
