@@ -166,6 +166,32 @@ class Runners:
         runner = self._runners.get(name)
         return runner.places.taken if runner else 0
 
+    async def watch_idle(self) -> None:
+        """End workers without calls for `idle_worker` seconds; runs until cancelled."""
+        while True:
+            await asyncio.sleep(min(SWEEP, self._settings.idle_worker))
+            limit = time.monotonic() - self._settings.idle_worker
+            for name, runner in [*self._runners.items()]:
+                if runner.worker and not runner.places.taken and runner.used < limit:
+                    self.retire(name)
+
+    async def close(self) -> None:
+        """End all workers."""
+        for task in [*self._tasks]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for runner in self._runners.values():
+            runner.close()
+
+    async def clean(self, names: set[str]) -> None:
+        """Stop the sockets left behind by a manager that died: of staged versions, and of plugins not in `names`."""
+        for path in self._sockets.glob("*.sock"):
+            if path.stem not in names:
+                log.info("stopping the worker of %s, which is not loaded", path.stem)
+                await self._units.remove(path.stem)
+
+    # calls
+
     async def call(
         self,
         plugin: Plugin,
@@ -268,29 +294,7 @@ class Runners:
         if plugin.health.quarantine_due:
             await self._failing(plugin)
 
-    async def watch_idle(self) -> None:
-        """End workers without calls for `idle_worker` seconds; runs until cancelled."""
-        while True:
-            await asyncio.sleep(min(SWEEP, self._settings.idle_worker))
-            limit = time.monotonic() - self._settings.idle_worker
-            for name, runner in [*self._runners.items()]:
-                if runner.worker and not runner.places.taken and runner.used < limit:
-                    self.retire(name)
-
-    async def close(self) -> None:
-        """End all workers."""
-        for task in [*self._tasks]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for runner in self._runners.values():
-            runner.close()
-
-    async def clean(self, names: set[str]) -> None:
-        """Stop the sockets left behind by a manager that died: of staged versions, and of plugins not in `names`."""
-        for path in self._sockets.glob("*.sock"):
-            if path.stem not in names:
-                log.info("stopping the worker of %s, which is not loaded", path.stem)
-                await self._units.remove(path.stem)
+    # starting workers
 
     async def _ready(self, runner: Runner, cause: Cause) -> Worker:
         """The connected worker; started and loaded, because of `cause`, if there is none.
@@ -375,6 +379,8 @@ class Runners:
         runner.worker = worker
         runner.used = time.monotonic()
         return ready
+
+    # ending workers
 
     def _end(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """End a worker of the plugin with `work`; until that is done, the plugin gets no other."""
