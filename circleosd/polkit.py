@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import stat
-import sys
 import tempfile
 from collections.abc import Iterable
 from functools import partial
@@ -184,7 +183,7 @@ def show(directory: Path) -> int:
     except OSError as exc:
         raise BadRequest(f"cannot read {directory}: {exc.strerror}") from exc
     for problem in found.problems:
-        print(f"circleosd: {problem}", file=sys.stderr)
+        journal.complain(f"circleosd: {problem}")
     print(rule(found.entries.values()), end="")
     return 1 if found.problems else 0
 

@@ -62,8 +62,8 @@ def set_up() -> None:
 
 
 def complain(text: str) -> None:
-    """Report an error on standard error, with a priority if that is the journal."""
-    print(f"<3>{text}" if _is_the_journal(2) else text, file=sys.stderr)
+    """Report an error on one line of standard error, with a priority if that is the journal."""
+    print("<3>" * _is_the_journal(2) + _one_line(text), file=sys.stderr)
 
 
 def _is_the_journal(descriptor: int) -> bool:

@@ -33,6 +33,12 @@ def test_what_a_message_holds_passes_for_no_other_line_and_steers_no_terminal(
     assert shown == f"{begins}plugin p said: a <1>forged??[2J??x?y\tz ü"
 
 
+def test_a_complaint_is_one_line_and_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    journal.complain("cannot read /a\n<0>forged\x1b[2J\u202e.toml")
+    shown = capsys.readouterr().err.replace("\N{REPLACEMENT CHARACTER}", "?")
+    assert shown == "cannot read /a <0>forged?[2J?.toml\n"
+
+
 def test_a_traceback_has_its_lines_each_with_its_priority() -> None:
     try:
         raise ValueError("as it was")
