@@ -24,12 +24,13 @@ def linked(previous: bytes, body: str) -> bytes:
     return hashlib.sha256(previous + body.encode()).digest()
 
 
-def follow(rows: Iterable[Row], first: int, previous: bytes) -> Followed:
+def follow(rows: Iterable[Row], first: int, previous: bytes, first_left: int | None) -> Followed:
     """Verify rows (`seq`, `body`, `hash`) that should start with number `first`, after a row with the hash `previous`.
 
-    Stops collecting problems once there are as many as are shown.
+    `first_left` is the first remaining row according to the newest row about pruning; 1 if there is none. Stops
+    collecting problems once there are as many as are shown.
     """
-    problems: list[str] = []
+    problems = [f"no row records the removal of those before row {first}"] if first_left != first else []
     expected = first
     for row in rows:
         if len(problems) < PROBLEMS_SHOWN and (problem := _problem(row, expected, previous)):
@@ -39,13 +40,8 @@ def follow(rows: Iterable[Row], first: int, previous: bytes) -> Followed:
 
 
 def audit(rows: Iterable[Row], ends: Row, first_left: int | None) -> list[str]:
-    """The problems of the whole chain: its rows, and its ends according to the row of `ledger_ends`.
-
-    `first_left` is the first remaining row according to the newest row about pruning; 1 if there is none.
-    """
-    problems, digest, seen = follow(rows, ends["pruned_seq"] + 1, ends["pruned_hash"])
-    if first_left != ends["pruned_seq"] + 1:
-        problems.insert(0, f"no row records the removal of those before row {ends['pruned_seq'] + 1}")
+    """The problems of the whole chain: its rows, and its ends according to the row of `ledger_ends`."""
+    problems, digest, seen = follow(rows, ends["pruned_seq"] + 1, ends["pruned_hash"], first_left)
     last = ends["last_seq"]
     if seen < last:
         problems.append(f"{_rows(seen + 1, last)} missing at the end")

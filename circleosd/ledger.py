@@ -271,7 +271,8 @@ class Ledger:
         there = tx.execute("SELECT min(seq) AS seq FROM ledger WHERE seq >= ?", (up_to,)).fetchone()
         up_to = int(there["seq"])  # at least the row that was just written
         rows = tx.execute("SELECT seq, body, hash FROM ledger WHERE seq <= ? ORDER BY seq", (up_to,))
-        problems, digest, _ = chain.follow(rows, first, ends["pruned_hash"])
+        first_left = _first_left(tx) if first > 1 else 1  # the first time, it would look at every row
+        problems, digest, _ = chain.follow(rows, first, ends["pruned_hash"], first_left)
         tx.execute("DELETE FROM ledger WHERE seq <= ?", (up_to,))
         tx.execute("UPDATE ledger_ends SET pruned_seq = ?, pruned_hash = ?", (up_to, digest))
         self._insert(
@@ -386,8 +387,6 @@ class Ledger:
         if (ends := _ends(connection)) is None:
             problems = ["the table with the ends of its chain has been removed or altered"]
             return Audited(service=self._service, rows=count, first=0, last=0, hash="", problems=problems)
-        likely = connection.execute(f"SELECT body FROM ledger WHERE instr(body, '{_PRUNED}') ORDER BY seq DESC LIMIT 1")
-        newest = likely.fetchone()
         rows = connection.execute("SELECT seq, body, hash FROM ledger ORDER BY seq")
         return Audited(
             service=self._service,
@@ -395,7 +394,7 @@ class Ledger:
             first=ends["pruned_seq"] + 1,
             last=ends["last_seq"],
             hash=ends["last_hash"].hex(),
-            problems=chain.audit(rows, ends, _first_left(newest["body"]) if newest else 1),
+            problems=chain.audit(rows, ends, _first_left(connection)),
         )
 
     def _event(self, seq: int, body: str) -> Event:
@@ -432,10 +431,13 @@ def _ends(connection: sqlite3.Connection | Transaction) -> sqlite3.Row | None:
     return ends if written else None
 
 
-def _first_left(body: Any) -> int | None:
-    """The first remaining row according to a row about pruning; None if it names none."""
+def _first_left(connection: sqlite3.Connection | Transaction) -> int | None:
+    """The first remaining row according to the newest row about pruning; 1 if there is none, None if it names none."""
+    newest = f"SELECT body FROM ledger WHERE instr(body, '{_PRUNED}') ORDER BY seq DESC LIMIT 1"
+    if (row := connection.execute(newest).fetchone()) is None:
+        return 1
     try:
-        first = wire.decode_object(body.encode())["after"]["first"]
+        first = wire.decode_object(row["body"].encode())["after"]["first"]
     except (BadRequest, AttributeError, TypeError, LookupError):
         return None
     return first if isinstance(first, int) else None

@@ -426,6 +426,23 @@ def test_a_deleted_row_is_not_forgotten_by_pruning(tmp_path: Path) -> None:
     book.database.close()
 
 
+@pytest.mark.parametrize("already", [50, 150])
+def test_the_oldest_rows_removed_without_a_row_that_says_so_are_not_forgotten_by_pruning(
+    tmp_path: Path, already: int
+) -> None:
+    book = Open(tmp_path / "l.db", LedgerSettings(keep_rows=100))
+    for _ in range(already):
+        book.record("act", object="x")
+    cut = asyncio.run(book.ledger.audit())["first"] + 9
+    raw(tmp_path, *(statement.format(cut) for statement in CUT))
+    for _ in range(70):
+        book.record("act", object="x")
+    told = [str(row["message"]) for row in book.history(lines=1000) if row["action"] == "prune" and row["error"]]
+    assert told == [f"not what CircleOSD wrote: no row records the removal of those before row {cut + 1}"]
+    assert asyncio.run(book.ledger.audit())["problems"] == []
+    book.database.close()
+
+
 def test_history_takes_a_uid_for_a_user_and_a_glob_for_an_object(opened: Open) -> None:
     for name in ("web-1", "web-2", "db"):
         opened.record("start", object=name)
