@@ -27,7 +27,6 @@ USER = "circleosd-registry"
 SWITCH_USER = "circleosd-switch"  # of the units that enable or disable one unit each
 CATALOG = Path("/etc/circleosd/services.d")
 RULES = Path("/etc/polkit-1/rules.d/49-circleosd.rules")  # before the distribution's 50-default.rules
-WORKER_VERBS = ("start", "stop", "restart")
 SWITCHING = ("org.freedesktop.systemd1.manage-unit-files", "org.freedesktop.systemd1.reload-daemon")
 ROUNDS = 20  # how often a catalog that keeps changing is read again
 
@@ -89,7 +88,7 @@ def rule(entries: Iterable[Entry]) -> str:
         "switching": json.dumps(SWITCHING),
         "listed": json.dumps(sorted(listed), indent=8)[:-1] + "    ]",
         "worker": json.dumps(rf"^{catalog.WORKER_UNITS}{catalog.WORKER}\.(service|socket)$"),
-        "verbs": json.dumps(WORKER_VERBS),
+        "verbs": json.dumps(catalog.WORKER_VERBS),
     }
 
 

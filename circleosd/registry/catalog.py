@@ -33,6 +33,7 @@ PLUGIN_PREFIX = "plugin@"
 MAX_FILE = 1024 * 1024  # bytes of a catalog file; some 10,000 services
 WORKER_UNITS = "circleosd-plugin@"
 WORKER = rf"{PLUGIN_NAME}(?:\.staged)?"  # the instance of such a unit; for an upgrade, see plugins/runner.py
+WORKER_VERBS: tuple[AnyVerb, ...] = ("start", "stop", "restart")
 
 if TYPE_CHECKING:  # a registry without catalog files does not need validators
     from pydantic_core import SchemaValidator
@@ -84,14 +85,14 @@ class Catalog:
         worker = re.fullmatch(rf"{PLUGIN_PREFIX}({WORKER})(\.socket)?", name)
         if worker and workers and (sockets or not worker[2]):
             unit = f"{WORKER_UNITS}{worker[1]}{worker[2] or '.service'}"
-            return Entry(name, unit, f"worker of the plugin {worker[1]}")
+            return Entry(name, unit, f"worker of the plugin {worker[1]}", [*WORKER_VERBS])
         raise NotFound(f"no service {name} in the catalog; see: circlectl service list; to add it, see circleosd(8)")
 
 
 def plugin_entry(unit: str) -> Entry:
     """The entry of a worker's unit, `circleosd-plugin@X.service`."""
     name = unit.removeprefix(WORKER_UNITS).removesuffix(".service")
-    return Entry(PLUGIN_PREFIX + name, unit, f"worker of the plugin {name}")
+    return Entry(PLUGIN_PREFIX + name, unit, f"worker of the plugin {name}", [*WORKER_VERBS])
 
 
 class Reader:

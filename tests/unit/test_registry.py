@@ -167,6 +167,19 @@ def test_a_worker_is_started_where_its_socket_is(registry: Registry) -> None:
     assert registry.ask({"action": "start", "name": "plugin@echo"})["ok"]
 
 
+@pytest.mark.parametrize("name", ["plugin@echo", "plugin@echo.staged", "plugin@echo.socket"])
+@pytest.mark.parametrize("verb", ["reload", "enable", "disable"])
+def test_a_worker_is_only_started_and_stopped_which_is_all_that_polkit_allows(
+    registry: Registry, verb: str, name: str
+) -> None:
+    for kind in ("service", "socket"):
+        registry.units.active[f"circleosd-{name.removesuffix('.socket')}.{kind}"] = "active"
+    reply = registry.ask({"action": verb, "name": name})
+    told = f"the catalog does not allow {verb} for {name}; it allows: start, stop, restart"
+    assert (reply["error"], reply["message"]) == ("denied", told)
+    assert (registry.units.jobs, registry.units.boot) == ([], {})
+
+
 def test_a_workers_socket_is_for_the_plugin_manager_and_root(registry: Registry) -> None:
     for unit in ("circleosd-plugin@echo.service", "circleosd-plugin@echo.socket"):
         registry.units.active[unit] = "active"
