@@ -81,7 +81,10 @@ class FrameError(Exception):
 
 
 class Limits(NamedTuple):
-    """`memory` and `output` in bytes, `time` in seconds, `concurrency` in calls at once."""
+    """`memory` and `output` in bytes, `time` in seconds, `concurrency` in calls at once.
+
+    Calls that share an instance of WebAssembly have the concurrency 1.
+    """
 
     memory: int = 64 << 20
     time: float = 5.0

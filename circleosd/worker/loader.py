@@ -45,8 +45,8 @@ class Loaded(NamedTuple):
     ready: Ready
 
 
-def load_plugin(load: Load, descriptors: list[int], channel: Channel, host: Host, parallel: int) -> Loaded:
-    """Loads and confines, for `parallel` concurrent calls. Raises `PluginFailure` if the plugin is refused."""
+def load_plugin(load: Load, descriptors: list[int], channel: Channel, host: Host) -> Loaded:
+    """Loads and confines. Raises `PluginFailure` if the plugin is refused."""
     wanted = 2 if load.precompiled else 1
     if len(descriptors) != wanted:
         raise FrameError(f"{len(descriptors)} descriptors came with the load request, not {wanted}")
@@ -56,34 +56,28 @@ def load_plugin(load: Load, descriptors: list[int], channel: Channel, host: Host
     with mmap.mmap(descriptors[0], size, access=mmap.ACCESS_READ) as data:
         if load.plugin_type == "native":
             inspect.inspect_native(data, load.limits.memory)
-            return _load_native(load, descriptors[0], host, parallel)
+            return _load_native(load, descriptors[0], host)
         artifact = inspect.inspect(data, load.abi)
-        return _load_wasm(load, artifact, data, descriptors[1:], channel, host, parallel)
+        return _load_wasm(load, artifact, data, descriptors[1:], channel, host)
 
 
 def _load_wasm(
-    load: Load,
-    artifact: inspect.Artifact,
-    data: mmap.mmap,
-    precompiled: list[int],
-    channel: Channel,
-    host: Host,
-    parallel: int,
+    load: Load, artifact: inspect.Artifact, data: mmap.mmap, precompiled: list[int], channel: Channel, host: Host
 ) -> Loaded:
-    threads = limits.bound_threads()
+    threads, concurrency = limits.bound_threads(), load.limits.concurrency
     kind: Kind = "component" if artifact.abi == "component" else "module"
     engine, code = _compiled(kind, load, data, precompiled, channel)
     plugin_class = _plugin_class(artifact.abi)
-    stacks = parallel + (0 if artifact.abi == "core" else 2 * threads)
+    stacks = concurrency + (0 if artifact.abi == "core" else 2 * threads)
     # A text that crosses a component's boundary may be as large as its memory, and Wasmtime copies it twice.
-    memories = parallel + 1 + (parallel if artifact.abi == "component" else 0)
+    memories = concurrency + 1 + (concurrency if artifact.abi == "component" else 0)
     # A command that reads and writes piece by piece may have less memory than its payload. The process holds the
     # payload as received and in its streams, like the reply, and the next call's before this one's are deleted.
-    carried = parallel * 3 * (MAX_PAYLOAD + load.limits.output)
+    carried = concurrency * 3 * (MAX_PAYLOAD + load.limits.output)
     limits.share_one_heap()
     limits.bound_memory(load.limits.memory * memories + carried + stacks * THREAD_STACK)
     sandbox = confine()
-    watch = _watch(load, parallel, engine.tick())
+    watch = _watch(load, engine.tick())
     limits.forbid_timers()
     watch.begin()
     try:
@@ -133,18 +127,18 @@ def _plugin_class(abi: Abi) -> Callable[[Any, Any, inspect.Artifact, Load, Host]
     return WasiPlugin
 
 
-def _load_native(load: Load, artifact: int, host: Host, parallel: int) -> Loaded:
+def _load_native(load: Load, artifact: int, host: Host) -> Loaded:
     from circleosd.worker.native import NativePlugin
 
     limits.share_one_heap()
-    extra = load.limits.memory + parallel * THREAD_STACK
+    extra = load.limits.memory + load.limits.concurrency * THREAD_STACK
     limits.bound_memory(extra)
     limits.bound_mappings(extra)  # not for wasm: Wasmtime reserves gigabytes of address space
     limits.forbid_files()
     sandbox = confine(artifact)
-    if "seccomp" not in sandbox and parallel == 1:
+    if "seccomp" not in sandbox and load.limits.concurrency == 1:
         limits.forbid_processes()
-    watch = _watch(load, parallel, None)
+    watch = _watch(load, None)
     limits.forbid_timers()
     watch.begin()
     try:
@@ -154,5 +148,5 @@ def _load_native(load: Load, artifact: int, host: Host, parallel: int) -> Loaded
     return Loaded(plugin, watch, Ready("native", plugin.functions, [], plugin.description, sandbox))
 
 
-def _watch(load: Load, parallel: int, tick: tuple[int, int] | None) -> Watch:
-    return (SharedWatch if parallel > 1 else Watch)(load.limits.time, tick)
+def _watch(load: Load, tick: tuple[int, int] | None) -> Watch:
+    return (SharedWatch if load.limits.concurrency > 1 else Watch)(load.limits.time, tick)

@@ -22,11 +22,9 @@ from circleosd.worker.loader import THREAD_STACK, Loaded, load_plugin
 
 def begin(channel: Channel, load: Load, descriptors: list[int]) -> _Serial | None:
     """Loads the plugin and reports READY; None after FAILED. Raises OSError if the machine lacks something."""
-    # A shared instance admits one call at a time.
-    parallel = 1 if load.plugin_type == "wasm" and load.instance == "shared" else load.limits.concurrency
-    session = _Parallel(channel, load, parallel) if parallel > 1 else _Serial(channel, load)
+    session = (_Parallel if load.limits.concurrency > 1 else _Serial)(channel, load)
     try:
-        session.loaded = load_plugin(load, descriptors, channel, session.host, parallel)
+        session.loaded = load_plugin(load, descriptors, channel, session.host)
         session.prepare()
     except PluginFailure as exc:
         channel.send(frames.FAILED, 0, frames.failed_body(exc.as_failed()))
@@ -106,11 +104,11 @@ class _Serial:
 class _Parallel(_Serial):
     """Concurrent calls, on as many threads; the first thread only reads."""
 
-    def __init__(self, channel: Channel, load: Load, parallel: int) -> None:
+    def __init__(self, channel: Channel, load: Load) -> None:
         super().__init__(channel, load)
         self._tasks: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self._replies: dict[int, queue.SimpleQueue[Buffer]] = {}
-        self._threads = parallel
+        self._threads = load.limits.concurrency
         self._serving = False
 
     def prepare(self) -> None:

@@ -223,14 +223,6 @@ def test_initialize_runs_once_in_each_instance_before_any_call() -> None:
         assert [shared.invoke("count") for _ in range(2)] == ["6", "7"]
 
 
-def test_a_shared_instance_has_one_thread_whatever_the_limits_say() -> None:
-    with start(core(), instance="shared", concurrency=4) as shared, start(core(), concurrency=4) as fresh:
-        for worker in (shared, fresh):
-            worker.ready()
-            worker.invoke("echo", "x")
-        assert int(fresh.status()["Threads"]) - int(shared.status()["Threads"]) == 4
-
-
 def test_host_calls_reach_the_manager_and_their_answers_the_plugin() -> None:
     stored: dict[str, str] = {}
 

@@ -55,6 +55,6 @@ def test_a_worker_that_can_have_no_threads_for_its_calls_is_not_ready(monkeypatc
     monkeypatch.setattr(threading.Thread, "start", refuse)
     monkeypatch.setattr(threading, "stack_size", lambda size: 0)
     with socket.socket(socket.AF_UNIX) as connection:
-        parallel = session._Parallel(Channel(connection), LOAD, 2)
+        parallel = session._Parallel(Channel(connection), LOAD)
         with pytest.raises(OSError, match="can't start new thread"):
             parallel.prepare()
