@@ -64,6 +64,7 @@ class Act:
     after: Any = None
     message: str | None = None
     found: Any = None
+    intent: int | None = None  # its row's number
     begun = False  # the handler runs, or has run
     done = False  # only the reply is left, which must not time out
     _actor: dict[str, Any] | None = None
@@ -107,17 +108,20 @@ class Act:
     def _committed(self) -> None:
         self.done = True
 
-    async def record(self, phase: Phase, error: CircleError | None = None, intent: int | None = None) -> int:
-        """Add a row; return its number. Both rows of an act have the same actor, as found for the first one."""
-        if phase == "intent":
-            self._actor = actor(self.caller)
-        return await self._ledger.record(self._entry(phase, error, intent))
+    async def intend(self) -> None:
+        """Record that an act outside the database is about to begin."""
+        self._actor = actor(self.caller)  # as found now, also in the second row
+        self.intent = await self._ledger.record(self._entry("intent"))
+
+    async def conclude(self, error: CircleError | None) -> None:
+        """Record how that ended."""
+        await self._ledger.record(self._entry("outcome", error)._replace(intent=self.intent))
 
     async def refuse(self, phase: Phase, error: CircleError) -> None:
         """Record that the act was not carried out."""
         await self._ledger.refuse(self._entry(phase, error))
 
-    def _entry(self, phase: Phase, error: CircleError | None = None, intent: int | None = None) -> Entry:
+    def _entry(self, phase: Phase, error: CircleError | None = None) -> Entry:
         return Entry(
             phase=phase,
             caller=self.caller,
@@ -129,6 +133,5 @@ class Act:
             error=error.code if error else None,
             message=str(error) if error else None,
             duration=None if phase == "intent" else round(time.monotonic() - self._started, 6),
-            intent=intent,
             actor=self._actor,
         )

@@ -235,53 +235,43 @@ class Service:
     async def _carry_out(self, endpoint: Endpoint, parsed: Any, act: Act) -> Any:
         """Run the handler and make sure that the ledger is written."""
         contract = endpoint.contract
-        if contract.effect is Effect.EXTERNAL:
-            return await self._carry_out_external(endpoint, parsed, act)
-        act.begun = True
+        effect = contract.effect
         try:
+            if effect is Effect.EXTERNAL:
+                await self._intend(parsed, act)
+            act.begun = True
             result = await endpoint.handler(parsed, act)
         except BaseException as exc:
             error = self._failure(exc, act)
             denied = isinstance(error, Denied) and _matters(contract)
-            if error and (denied or contract.effect is Effect.STATE) and not act.done:
+            if error and (denied or effect is not Effect.NONE) and not act.done:
                 act.done = True
-                await act.refuse("denied" if denied else "failed", error)
+                if act.intent:
+                    await _conclude(act, error)
+                else:
+                    await act.refuse("denied" if denied else "failed", error)
             raise
-        if contract.effect is Effect.STATE and not act.done:
+        if effect is Effect.EXTERNAL:
+            act.done = True
+            await _conclude(act)
+        elif effect is Effect.STATE and not act.done:
             raise AssertionError(f"{endpoint.verb} changed state without a row in the ledger")
         if contract.row_field and not isinstance(result, AsyncGenerator):
             return [row for row in result if self._shows(endpoint, act.caller, row)]
         return result
 
-    async def _carry_out_external(self, endpoint: Endpoint, parsed: Any, act: Act) -> Any:
-        """Record the intent of an act outside the database, carry it out, and record its outcome."""
-        try:
-            self._handlers.check(parsed, act)
-        except CircleError as refusal:  # floods of denials are counted, whereas an intent always has its row
-            act.done = True
-            await act.refuse("denied" if isinstance(refusal, Denied) else "failed", refusal)
-            raise
+    async def _intend(self, parsed: Any, act: Act) -> None:
+        """Record an intent, and determine the previous state meanwhile."""
+        self._handlers.check(parsed, act)  # floods of denials are counted, whereas an intent always has its row
         looking = asyncio.create_task(self._handlers.look(parsed, act))
         try:
-            intent = await act.record("intent")
+            await act.intend()
+            if (task := asyncio.current_task()) and task.cancelling():  # the write ignored that
+                raise asyncio.CancelledError
+            await looking
         except BaseException:
             looking.cancel()
             raise
-        try:
-            if (task := asyncio.current_task()) and task.cancelling():  # the write of the intent ignored that
-                looking.cancel()
-                raise asyncio.CancelledError
-            await looking
-            act.begun = True
-            result = await endpoint.handler(parsed, act)
-        except BaseException as exc:
-            if error := self._failure(exc, act):
-                act.done = True
-                await _conclude(act, intent, error)
-            raise
-        act.done = True
-        await _conclude(act, intent)
-        return result
 
     def _failure(self, exc: BaseException, act: Act) -> CircleError | None:
         """The error to record; None if the end of the service cut off what had begun: its next start finds out more."""
@@ -365,10 +355,10 @@ async def _in_parts(items: list[Any]) -> list[bytes]:
     return parts
 
 
-async def _conclude(act: Act, intent: int, error: CircleError | None = None) -> None:
+async def _conclude(act: Act, error: CircleError | None = None) -> None:
     """Record how an act outside the database ended. Raises the error of writing, which then also tells that."""
     try:
-        await act.record("outcome", error, intent)
+        await act.conclude(error)
     except CircleError as exc:
         how = f"it failed: {error}" if error else "it was carried out"
         raise type(exc)(f"{how}, but that is not on record yet: {exc}") from exc

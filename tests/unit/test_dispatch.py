@@ -126,6 +126,35 @@ def test_no_act_begins_that_took_all_its_time_to_be_recorded(
     assert [(row["phase"], row["error"]) for row in rows] == [("intent", None), ("outcome", "timeout")]
 
 
+def test_an_act_that_cannot_even_be_intended_in_its_time_has_failed_on_record(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadlines, writer = Ending(), registry.database._writer
+    busy, free = threading.Event(), threading.Event()
+
+    def be_busy() -> None:
+        busy.set()
+        free.wait()
+
+    async def scenario() -> dict[str, Any]:
+        writer.submit(be_busy)
+        asking = asyncio.create_task(reply_to(registry.service, b'{"action":"start","name":"nginx"}', ROOT))
+        await until(lambda: busy.is_set() and writer._work_queue.qsize())
+        deadlines.pass_now()
+        await asyncio.sleep(0)
+        free.set()
+        told: dict[str, Any] = json.loads(await asking)
+        return told
+
+    monkeypatch.setattr(registry.service, "_deadlines", deadlines)
+    reply = asyncio.run(scenario())
+    (row,) = registry.ask({"action": "history"})["data"]
+    assert registry.units.jobs == []
+    assert (row["phase"], row["action"], row["object"]) == ("failed", "start", "nginx")
+    for told in (reply, row):
+        assert (told["error"], told["message"]) == ("timeout", "not begun within 60 s (server.request_timeout)")
+
+
 def test_a_stranger_is_denied_before_parameters_are_looked_at_and_that_is_recorded(registry: Registry) -> None:
     reply = registry.ask({"action": "stop", "name": "nginx", "nonsense": 1}, STRANGER)
     assert reply["error"] == "denied"
