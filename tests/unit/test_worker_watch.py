@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from circleosd.worker import watch
+from circleosd.worker import engine, watch
+from circleosd.worker.engine import Engine
+from circleosd.worker.frames import Limits
 from circleosd.worker.limits import GRACE, hard_deadline
 from circleosd.worker.watch import SharedWatch, Watch
 
@@ -60,6 +62,13 @@ def test_a_call_and_what_follows_it_are_interrupted_before_the_worker_ends(
         call.extend()
         assert alarm.due - alarm.now > latest + GRACE / 5  # a tick may come late
         call.end()
+
+
+def test_a_tick_that_comes_late_takes_nothing_of_the_next_calls_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(engine, "_set_deadline", lambda context, ticks: given.append(ticks))
+    Engine("module", Limits(time=SECONDS), deterministic=False).allow(None)
+    assert given == [watch.ticks(SECONDS) + 1]
 
 
 @pytest.mark.parametrize("kind", [Watch, SharedWatch])
