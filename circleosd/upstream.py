@@ -1,4 +1,4 @@
-"""Requests from one service to another: the same protocol, without blocking the event loop."""
+"""Requests from one service to another, without blocking the event loop; above all, who a caller is."""
 
 from __future__ import annotations
 
