@@ -31,7 +31,7 @@ _OTHER_STATUS: Final = "exit with invalid exit status"
 # What runtimes print after the reason why they end the program: Rust, Zig, Go, and SpiderMonkey.
 _AFTERWORD: Final = re.compile(
     r"note: |Cannot print stack trace: |goroutine \d+ .*\]:$|\[signal .*\]$|runtime stack:$|\.\.\..* frames elided"
-    r"|Redirecting call to abort|Stack:$|\s+[^\s@]*@\S+$"
+    r"|\s+(left|right): |Redirecting call to abort|Stack:$|\s+[^\s@]*@\S+$"
 )
 # A frame of a stack trace of Go, whose function is on the line before.
 _FRAME: Final = re.compile(r"\t.+:\d+( \+0x.*)?$")

@@ -96,6 +96,7 @@ created by runtime.gcenable in goroutine 1
     [
         "cannot read",
         "panicked:\ncannot read\nnote: read the manual\n",  # Rust
+        "panicked:\ncannot read\n  left: 3\n right: 4\nnote: read the manual\n",
         "cannot read\nCannot print stack trace: debug info unavailable for target\n",  # Zig
         f"cannot read\n[signal 0xb code=0x0 addr=0x0 pc=0x0]\n{TRACE}",
         f"panic: one [recovered]\n\tcannot read\n{TRACE}",
