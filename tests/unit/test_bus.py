@@ -7,6 +7,7 @@ import gc
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -212,4 +213,29 @@ def test_a_bus_without_a_systemd_is_said_to_lack_it(
 
     why = "the connection was lost" if ends else "it did not come within 0.1 s"
     with pytest.raises(Unavailable, match=f"^cannot find systemd on the message bus at unix:path=.*/bus: {why}$"):
+        asyncio.run(asyncio.wait_for(main(), SECONDS))
+
+
+LOOPS = pytest.mark.skipif(
+    tuple(map(int, version("dbus-fast").split(".")[:3])) < (4, 2, 8), reason="this dbus-fast would loop forever"
+)
+
+
+@pytest.mark.parametrize("fault", ["address", "refusal", "nonsense", pytest.param("silence", marks=LOOPS)])
+def test_a_bus_that_lets_nobody_in_cannot_be_reached(tmp_path: Path, fault: str) -> None:
+    async def turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"AUTH EXTERNAL")
+        if fault == "refusal":
+            writer.write(b"REJECTED EXTERNAL\r\n")
+        elif fault == "nonsense":
+            writer.write(b"OK 1234deadbeef\r\n")
+            await reader.readuntil(b"Hello\0")
+            writer.write(b"?" * 64)
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_unix_server(turn_away, tmp_path / "bus"):
+            await connect("nonsense" if fault == "address" else f"unix:path={tmp_path}/bus")
+
+    with pytest.raises(Unavailable, match=r"^cannot reach the message bus at "):
         asyncio.run(asyncio.wait_for(main(), SECONDS))
