@@ -104,9 +104,15 @@ python3Packages.buildPythonApplication {
     installShellCompletion completions/circlectl.{bash,fish,zsh}
   '';
 
+  # With them the libraries, for a release of one may lack a name that is used here.
   pythonImportsCheck = [
     "circlectl"
-    "circleosd"
+    "circleosd.systemd.bus"
+    "circleosd.systemd.logs"
+    "circleosd.systemd.notify"
+    "circleosd.validation"
+    "circleosd.worker.component"
+    "circleosd.worker.wasi"
   ];
 
   doCheck = withTests;

@@ -240,6 +240,15 @@ def test_the_package_depends_on_what_the_project_does() -> None:
 
 
 @nix
+def test_no_package_is_built_with_a_library_that_lacks_a_name_used_here() -> None:
+    # argon2 and Fire are imported late, by those who hash a password or run a command.
+    imports = "; ".join(f"import {module}" for module in package("pythonImportsCheck"))
+    command = [sys.executable, "-c", f"import sys; {imports}; print(*sys.modules)"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=True)
+    assert {"dbus_fast", "pydantic_core", "sdnotify", "systemd", "wasmtime"} <= set(done.stdout.split())
+
+
+@nix
 def test_the_development_shell_has_what_the_tests_are_run_with() -> None:
     made = " ".join(f'{name} = "{name}";' for name in ("hatchling", "mypy", "pytest", "pytest-timeout", "pytest-xdist"))
     packages = f"""{{
