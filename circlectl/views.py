@@ -90,7 +90,7 @@ def _rules(data: list[dict[str, Any]]) -> str:
 
 
 def _answer(data: dict[str, Any]) -> str:
-    return f"{'yes' if data['allowed'] else 'no'}: {data['why']}"
+    return render.printable(f"{'yes' if data['allowed'] else 'no'}: {data['why']}")
 
 
 def _change(before: Any, after: Any) -> str:
@@ -153,7 +153,7 @@ def _verified(data: dict[str, Any]) -> str:
 
 
 def _signed(data: dict[str, Any]) -> str:
-    return f"signed {data['manifest']}; the signature is {data['signature']}"
+    return render.printable(f"signed {data['manifest']}; the signature is {data['signature']}")
 
 
 def _events(data: list[dict[str, Any]] | dict[str, Any]) -> str | None:

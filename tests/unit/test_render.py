@@ -37,6 +37,19 @@ def test_a_followed_row_of_an_altered_record_steers_no_terminal() -> None:
 
 
 @pytest.mark.parametrize(
+    ("group", "verb", "reply"),
+    [
+        ("user", "can", {"allowed": False, "why": "service:restart a\nyes: \x1b[1mb needs the role operator"}),
+        ("plugin", "sign", {"manifest": "a\n\x1b[1m.json", "signature": "a\n\x1b[1m.json.sig"}),
+    ],
+)
+def test_no_name_that_was_given_on_the_command_line_steers_a_terminal(
+    group: str, verb: str, reply: dict[str, Any]
+) -> None:
+    assert str(views.of(commands.of_group(group)[verb], reply)).isprintable()
+
+
+@pytest.mark.parametrize(
     ("name", "shown"),
     [
         ("plugin@a.staged", "plugin@a.staged"),
