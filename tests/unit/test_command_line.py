@@ -332,7 +332,7 @@ sys.meta_path.insert(0, Interrupting())
 from circlectl.__main__ import main
 main()
 """
-    done = subprocess.run([sys.executable, "-I", "-c", code, "--version"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
