@@ -20,6 +20,10 @@
 #ifndef CIRCLEOSD_COMPONENT_H
 #define CIRCLEOSD_COMPONENT_H
 
+#if defined(__wasi__) || defined(__EMSCRIPTEN__)
+#error "compile with --target=wasm32: this header uses the memory that the heap of a C library would use"
+#endif
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

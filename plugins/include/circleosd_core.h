@@ -19,6 +19,10 @@
 #ifndef CIRCLEOSD_CORE_H
 #define CIRCLEOSD_CORE_H
 
+#if defined(__wasi__) || defined(__EMSCRIPTEN__)
+#error "compile with --target=wasm32: this header uses the memory that the heap of a C library would use"
+#endif
+
 #include <stddef.h>
 #include <stdint.h>
 

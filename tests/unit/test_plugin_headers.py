@@ -87,6 +87,19 @@ def component(everything: Path) -> Iterator[Worker]:
         yield worker
 
 
+@pytest.mark.parametrize("header", ["circleosd_core.h", "circleosd_component.h"])
+@pytest.mark.parametrize("option", ["--target=wasm32-wasi", "-D__EMSCRIPTEN__"])
+def test_headers_are_refused_with_a_c_library_whose_heap_is_where_they_put_texts(
+    tmp_path: Path, header: str, option: str
+) -> None:
+    source = tmp_path / "plugin.c"
+    source.write_text(f"#include <{header}>\n")
+    options = ("-ffreestanding", "-fsyntax-only", "-I", str(PLUGINS / "include"), str(source))
+    run("clang", "--target=wasm32", *options)
+    with pytest.raises(AssertionError, match="compile with --target=wasm32: "):
+        run("clang", "--target=wasm32", option, *options)
+
+
 def refusing(call: str, args: dict[str, str]) -> bytes:
     return frames.host_error_body("conflict", f"not now: {call}")
 
