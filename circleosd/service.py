@@ -365,7 +365,7 @@ async def _conclude(act: Act, error: CircleError | None = None) -> None:
 
 
 def _error_of(exc: BaseException) -> CircleError:
-    """The ledger's name for an exception that ended an act."""
+    """The error that the caller is told, and that the ledger records, for an exception."""
     if isinstance(exc, CircleError):
         return exc
     if isinstance(exc, TimeoutError):
