@@ -275,10 +275,11 @@ class Runners:
             return error
         # Of all the calls that ended with one worker, one counts.
         counts, worker.counted = not worker.counted, worker.lost
+        step = ""
         if isinstance(error, WorkerGone):
             end = await self._how_it_ended(runner, error)
             if (limit := _exceeded(plugin, end)) is None:
-                error = WorkerGone(f"{error}{end}")
+                error, step = WorkerGone(f"{error}{end}"), "" if end == End() else _logs(runner)
             elif end == OVERDUE and plugin.bounds.concurrency > 1 and took < plugin.bounds.time:
                 error = WorkerGone(f"{error}, for something else in it {limit}")
             else:
@@ -287,7 +288,7 @@ class Runners:
             await self._units.stop(runner.instance)
         if counts:
             await self._failed(plugin, error)
-        return error
+        return WorkerGone(f"{error}{step}") if step else error
 
     async def _failed(self, plugin: Plugin, error: CircleError) -> None:
         plugin.health.failed(str(error), time.monotonic(), time.time())
@@ -373,8 +374,7 @@ class Runners:
                 worker.abort()
                 if isinstance(exc, Timeout) and not worker.heard:
                     why = f"the worker of {plugin.name} did not start within {timeout:g} s"
-                    step = f"circlectl service logs plugin@{runner.instance}"
-                    raise NotStarted(f"{why}; see: {step}") from exc
+                    raise NotStarted(f"{why}{_logs(runner)}") from exc
                 raise
         runner.worker = worker
         runner.used = time.monotonic()
@@ -420,11 +420,16 @@ class Runners:
         end = await self._how_it_ended(runner, gone)
         if limit := _exceeded(runner.plugin, end):
             return type(limit)(f"{runner.plugin.name} cannot be loaded: {limit}")
-        return PluginFailed(f"{gone}{end}; see: circlectl service logs plugin@{runner.instance}")
+        return PluginFailed(f"{gone}{end}{_logs(runner)}")
 
     async def _how_it_ended(self, runner: Runner, gone: WorkerGone) -> End:
         """How a worker ended by itself; unknown if it was disconnected."""
         return End() if isinstance(gone, BrokeProtocol) else await self._units.how_it_ended(runner.instance)
+
+
+def _logs(runner: Runner) -> str:
+    """Where to read more than how a worker ended."""
+    return f"; see: circlectl service logs plugin@{runner.instance}"
 
 
 def _exceeded(plugin: Plugin, end: End) -> CircleError | None:

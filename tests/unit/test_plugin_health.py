@@ -171,24 +171,24 @@ def test_who_did_not_take_too_long_is_not_told_so(
 
 
 @pytest.mark.parametrize(
-    ("worker", "told"),
+    ("worker", "kept", "step"),
     [
-        (Dying, "the worker of p ended during the call with exit status 0"),
-        (Disconnected, "the worker of p broke the protocol"),
+        (Dying, "the worker of p ended during the call with exit status 0", "; see: circlectl service logs plugin@p"),
+        (Disconnected, "the worker of p broke the protocol", ""),
     ],
 )
-def test_how_a_worker_ended_is_told_unless_it_was_disconnected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: type[Dying], told: str
+def test_how_a_worker_ended_and_where_to_read_why_is_told_unless_it_was_disconnected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: type[Dying], kept: str, step: str
 ) -> None:
 
     async def ended(self: WorkerUnits, instance: str) -> End:
         return End(status=0)
 
-    async def called() -> str:
+    async def called() -> tuple[str, str | None]:
         runners, plugin = with_worker(tmp_path, worker(0.001))
         with pytest.raises(WorkerGone) as caught:
             await runners.call(plugin, "f", "x")
-        return str(caught.value)
+        return str(caught.value), plugin.health.record.last_error
 
     monkeypatch.setattr(WorkerUnits, "how_it_ended", ended)
-    assert asyncio.run(called()) == told
+    assert asyncio.run(called()) == (kept + step, kept)
