@@ -28,10 +28,12 @@ _INFO: Final = 1
 # Wasmtime does not pass on statuses that have another meaning for a shell.
 _OTHER_STATUS: Final = "exit with invalid exit status"
 
-# What runtimes print after the reason why they end the program: Rust, Zig, Go, and SpiderMonkey.
+# What runtimes print after the reason why they end the program: Rust, Zig, Go, Python and SpiderMonkey.
 _AFTERWORD: Final = re.compile(
-    r"note: |Cannot print stack trace: |goroutine \d+ .*\]:$|\[signal .*\]$|runtime stack:$|\.\.\..* frames elided"
-    r"|\s+(left|right): |Redirecting call to abort|Stack:$|\s+[^\s@]*@\S+$"
+    r"note: |\s+(left|right): |Cannot print stack trace: "
+    r"|goroutine \d+ .*\]:$|\[signal .*\]$|runtime stack:$|\.\.\..* frames elided"
+    r"|thread '.*panicked at \S+:$|Python function threw an unexpected exception$|lost sys\.stderr$"
+    r"|Redirecting call to abort|Stack:$|\s+[^\s@]*@\S+$"
 )
 # A frame of a stack trace of Go, whose function is on the line before.
 _FRAME: Final = re.compile(r"\t.+:\d+( \+0x.*)?$")

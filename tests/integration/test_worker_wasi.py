@@ -101,6 +101,8 @@ created by runtime.gcenable in goroutine 1
         f"cannot read\n[signal 0xb code=0x0 addr=0x0 pc=0x0]\n{TRACE}",
         f"panic: one [recovered]\n\tcannot read\n{TRACE}",
         f"{TRACE}cannot read\n",
+        "cannot read\nlost sys.stderr\nthread '<unnamed>' (1) panicked at runtime/src/lib.rs:1293:29:\n"
+        "Python function threw an unexpected exception\nnote: read the manual\n",
         "cannot read\nStack:\n  handle@hello.js:18:11\nRedirecting call to abort() to mozalloc_abort\n",  # SpiderMonkey
     ],
 )
