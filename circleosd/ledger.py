@@ -297,28 +297,23 @@ class Ledger:
     def _too_old(self, tx: Transaction, first: int, last: int) -> int:
         """The last row to prune because of its age. Checked only when the oldest row is a day over the limit.
 
-        The clock may be wrong, or have been. If it is ahead, it counts only once AT_LEAST_PRUNED rows were written by
-        it; and a row of a later time than now is as old as the rows after it.
+        The clock may be ahead: it counts only once AT_LEAST_PRUNED rows were written by it.
         """
         if last - first + 1 < ALWAYS_KEPT + AT_LEAST_PRUNED:
             return 0
-        oldest, recent = (
-            tx.execute("SELECT max(time) FROM ledger WHERE seq = ?", (seq,)).fetchone()[0]
-            for seq in (first, last - AT_LEAST_PRUNED + 1)
-        )
-        if not (isinstance(oldest, float) and isinstance(recent, float)):  # altered
+        recent = "SELECT min(time, ?) AS now FROM ledger WHERE seq = ?"
+        known = tx.execute(recent, (time.time(), last - AT_LEAST_PRUNED + 1)).fetchone()
+        if known is None or known["now"] is None:  # removed or altered
             return 0
-        now = time.time()
-        limit, latest = min(now, recent) - self._settings.keep_days * DAY, max(now, recent)
-        if limit - DAY <= oldest <= latest:
+        limit = known["now"] - self._settings.keep_days * DAY
+        if not tx.execute("SELECT 1 FROM ledger WHERE seq = ? AND time < ?", (first, limit - DAY)).fetchone():
             return 0
         kept = tx.execute(
-            "SELECT min(seq) FROM ledger WHERE seq BETWEEN ? AND ? AND time BETWEEN ? AND ?",
-            (first, first + PRUNED_AT_ONCE, limit, latest),
-        ).fetchone()[0]
-        up_to = min((first + PRUNED_AT_ONCE if kept is None else kept) - 1, last - ALWAYS_KEPT)
-        old = "SELECT 1 FROM ledger WHERE seq BETWEEN ? AND ? AND time < ?"
-        return up_to if tx.execute(old, (first, up_to, limit - DAY)).fetchone() else 0
+            "SELECT min(seq) AS seq FROM ledger WHERE seq BETWEEN ? AND ? AND time >= ?",
+            (first, first + PRUNED_AT_ONCE, limit),
+        ).fetchone()
+        young = kept["seq"] if kept["seq"] is not None else first + PRUNED_AT_ONCE
+        return min(int(young) - 1, last - ALWAYS_KEPT)
 
     # reading
 

@@ -406,13 +406,6 @@ def test_a_clock_that_is_wrong_for_some_rows_prunes_none(aged: Aged) -> None:
     assert aged.ages() == [("1", 1500), ("-5000", 99), ("1", 100), ("20000", 99), ("1", 100), ("20000", 200)]
 
 
-def test_rows_of_a_clock_that_was_ahead_are_pruned_with_those_after_them(aged: Aged) -> None:
-    aged.fill(-5000, 200)
-    aged.fill(30, 300)
-    aged.fill(1, 1100)
-    assert aged.ages() == [("1", 1100)]
-
-
 def test_a_deleted_row_is_not_forgotten_by_pruning(tmp_path: Path) -> None:
     book = Open(tmp_path / "l.db", LedgerSettings(keep_rows=100))
     for _ in range(105):
