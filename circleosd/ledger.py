@@ -195,9 +195,9 @@ class Ledger:
         who = _whose(caller.peer.uid, caller.user, caller.plugin)
         by = entry.params.get("called_by")  # otherwise the last of several callers would be blamed for all
         kind = (caller.user, entry.action, entry.object, entry.phase, entry.error, by)
-        if not self._recalled and time.monotonic() < self._opened + MEMORY:
-            await self._recall()
         try:
+            if not self._recalled and time.monotonic() < self._opened + MEMORY:
+                await self._recall()
             if self._flood.admit(who, kind, entry, time.monotonic()):
                 await self.record(entry)
         except asyncio.CancelledError:  # as the service ends: `close` follows
