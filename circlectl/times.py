@@ -54,7 +54,7 @@ def parse(text: str) -> float:
 def _timestamp(text: str) -> float:
     """Raises ValueError, also if the day of the week or the zone does not match the date."""
     zone = None
-    if named := re.search(r" ([A-Z]{3,5}|[+-][0-9]{2,4})$", text):
+    if named := re.search(r" ([A-Za-z]{3,5}|[+-][0-9]{2,4})$", text):
         zone, text = named[1], text[: named.start()]
     if weekday := re.match(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun) ", text):
         text = text[weekday.end() :]

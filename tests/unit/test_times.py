@@ -98,6 +98,8 @@ def test_a_time_may_have_the_local_zone_as_systemd_prints_it(zone: Callable[[str
             times.parse(wrong)
     zone("<+03>-3")
     assert times.parse("Sun 2026-11-22 09:30:00 +03") == 1795329000.0
+    zone("ChST-10")
+    assert times.parse("Sun 2026-11-22 09:30:00 ChST") == 1795303800.0
 
 
 def test_a_time_may_have_the_day_of_the_week_and_utc() -> None:
