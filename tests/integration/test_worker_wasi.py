@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -115,6 +116,22 @@ def test_a_trap_is_explained_by_the_last_line_of_stderr_that_gives_a_reason(said
         assert caught.value.code == "plugin-failed"
         assert caught.value.message == "trap: wasm `unreachable` instruction executed: cannot read"
         assert caught.value.backtrace
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("cannot connect to\n\tdb.example.org:5432\n", "db.example.org:5432"),
+        ("there is no user\n  zoe@example.org\n", "zoe@example.org"),
+        ("it begins\nthread 'main' (1) panicked at main.rs:2:5:\n\n", "thread 'main' (1) panicked at main.rs:2:5:"),
+    ],
+)
+def test_what_a_program_says_itself_is_taken_for_no_stack_trace(said: str, reason: str) -> None:
+    body = f"(drop (call $write (i32.const 2) (i32.const 5000) (i32.const {len(said)}))) (call $exit (i32.const 1))"
+    with start(command(body, extra=f"(data (i32.const 5000) {json.dumps(said)})")) as worker:
+        worker.ready()
+        with pytest.raises(CallFailed, match=f"^plugin-failed: exited with status 1: {re.escape(reason)}$"):
+            worker.invoke("handle")
 
 
 def test_output_that_is_not_utf8_fails_with_the_place() -> None:
