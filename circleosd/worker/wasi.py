@@ -30,7 +30,7 @@ _OTHER_STATUS: Final = "exit with invalid exit status"
 
 # What runtimes print after the reason why they end the program: Rust, Zig, Go, Python and SpiderMonkey.
 _AFTERWORD: Final = re.compile(
-    r"note: |\s+(left|right): |Cannot print stack trace: "
+    r"note: |\s+(left|right): |stack backtrace:$|(Cannot print|Unable to dump) stack trace: "
     r"|goroutine \d+ .*\]:$|\[signal .*\]$|runtime stack:$|\.\.\..* frames elided"
     r"|thread '.*panicked at runtime/\S+:$|Python function threw an unexpected exception$|lost sys\.stderr$"
     r"|Redirecting call to abort|Stack:$|\s+[^\s@]*@\S+:\d+:\d+$"

@@ -98,7 +98,9 @@ created by runtime.gcenable in goroutine 1
         "cannot read",
         "panicked:\ncannot read\nnote: read the manual\n",  # Rust
         "panicked:\ncannot read\n  left: 3\n right: 4\nnote: read the manual\n",
+        "panicked:\ncannot read\nstack backtrace:\nnote: Some details are omitted\n",
         "cannot read\nCannot print stack trace: debug info unavailable for target\n",  # Zig
+        "cannot read\nUnable to dump stack trace: not implemented for Wasm\n",
         f"cannot read\n[signal 0xb code=0x0 addr=0x0 pc=0x0]\n{TRACE}",
         f"panic: one [recovered]\n\tcannot read\n{TRACE}",
         f"{TRACE}cannot read\n",
