@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 SECONDS = 60.0  # after which it is given up
 LOOK = 0.01  # seconds between looks
@@ -25,3 +26,11 @@ def wait_until(condition: Callable[[], bool]) -> float:
             raise TimeoutError
         time.sleep(LOOK)
     return time.monotonic() - begun
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended. The first process of a container may leave it a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True

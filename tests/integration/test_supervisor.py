@@ -19,6 +19,7 @@ from circleosd.embedded.process import BURST
 from tests.integration.conftest import NewHost, running
 from tests.integration.embedded_host import EmbeddedHost, read_reply
 from tests.integration.people import ALICE, ask
+from tests.waiting import ended
 
 LIVELY = """
 import os, socket, time
@@ -95,7 +96,7 @@ def test_what_a_service_leaves_behind_ends_with_it(host: EmbeddedHost) -> None:
     host.wait_for(lambda: host.data("service-registry", "status", name="parent")["state"] == "inactive")
     lines = [line["text"] for line in host.data("service-registry", "logs", name="parent")]
     child = next(int(text.split()[1]) for text in lines if text.startswith("child "))
-    host.wait_for(lambda: not Path(f"/proc/{child}").exists())
+    host.wait_for(lambda: ended(child))
 
 
 @pytest.mark.parametrize(

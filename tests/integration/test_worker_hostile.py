@@ -17,7 +17,7 @@ from tests import PROJECT
 from tests.component_text import component
 from tests.core_text import HOST_CALLS, SPIN, core, wat
 from tests.measuring import once_it_holds
-from tests.waiting import wait_until
+from tests.waiting import ended, wait_until
 from tests.wasi_text import ECHO, command
 from tests.wasm_binary import leb128
 from tests.worker_driver import CallFailed, WorkerEnded, fails, start, still_works
@@ -313,20 +313,12 @@ def test_a_compilation_ends_with_its_worker() -> None:
         time.sleep(0.005)
     worker.process.kill()
     worker.close()
-    wait_until(lambda: _state(child) in ("", "Z"))
+    wait_until(lambda: ended(int(child)))
 
 
 def _read(path: str) -> str:
     with open(path, encoding="ascii") as file:
         return file.read()
-
-
-def _state(pid: str) -> str:
-    """A process's state by its letter, or nothing when it is gone."""
-    try:
-        return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def mutations(count: int) -> list[bytes]:
