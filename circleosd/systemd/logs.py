@@ -71,11 +71,13 @@ def of_run(source: Source, began: float, invocation: str, lines: int, *, ended: 
     found: list[LogLine] = []  # newest first
     with _about(source) as reader:
         for entry in _backwards(reader, began - EARLY):
-            if entry.get(_INVOCATION[scope], invocation) != invocation or len(found) >= lines:
-                break  # older entries are about the previous run, or there are enough lines
+            if len(found) >= lines:
+                break
+            if _by_manager(entry, scope):
+                if entry.get(_INVOCATION[scope], invocation) != invocation:
+                    break  # older entries are about the previous run
             # journald may be too late to learn the invocation of a process that ends immediately
-            ours = entry.get("_SYSTEMD_INVOCATION_ID", invocation) == invocation
-            if ours and not _by_manager(entry, scope):
+            elif entry.get("_SYSTEMD_INVOCATION_ID", invocation) == invocation:
                 found += reversed([*_lines(entry)])
     return [line.text for line in reversed(found[: min(lines, MAX_LINES)])]
 

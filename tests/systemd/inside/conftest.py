@@ -33,8 +33,8 @@ UNITS = {
         "[Service]\nType=oneshot\nExecStart=sh -c 'echo one; sleep 0.2'\nExecStart=sh -c 'echo two; exit 3'\n"
     ),
     "ct-forge.service": (
-        "[Service]\nType=oneshot\nExecStart=sh -c '"
-        'printf "MESSAGE=x\\nMESSAGE_ID=%%s\\nMESSAGE_ID=%%s\\nINVOCATION_ID=$INVOCATION_ID\\n"'
+        "[Service]\nType=oneshot\nExecStart=sh -c 'echo first words; journalctl --sync; "
+        'printf "MESSAGE=x\\nMESSAGE_ID=%%s\\nMESSAGE_ID=%%s\\nINVOCATION_ID=$INVOCATION_ID\\nINVOCATION_ID=0\\n"'
         " d9b373ed55a64feb8242e02dbe79a49c 7ad2d189f7e94e70a38c781354912448 | logger --journald;"
         " echo last words; exit 3'\n"
     ),

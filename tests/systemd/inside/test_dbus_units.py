@@ -141,7 +141,8 @@ def test_the_last_lines_of_a_unit_that_poses_as_systemd_in_the_journal() -> None
         assert await manager.job("start", "ct-forge.service") == "failed"
         return await manager.log_tail("ct-forge.service", 5)
 
-    assert on_systemd(act)[-1] == "last words"
+    said = on_systemd(act)
+    assert (said[0], said[-1]) == ("first words", "last words")
 
 
 def test_the_last_lines_are_there_even_when_journald_is_slow() -> None:
