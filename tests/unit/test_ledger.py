@@ -292,6 +292,7 @@ def test_a_ledger_that_cannot_be_continued_says_so(opened: Open, sql: str) -> No
     [
         "UPDATE ledger SET hash = 'x' WHERE seq = 3",
         "UPDATE ledger SET body = json_set(body, '$.time', 'never') WHERE seq = 1",
+        "UPDATE ledger SET body = json_set(body, '$.time', 'never') WHERE seq = 1052",  # by which ages are told
         "UPDATE ledger SET body = substr(body, 2) WHERE seq = 3",
         ROTTEN.format(3),
         BLOB.format(3),
@@ -404,6 +405,15 @@ def test_a_clock_that_is_wrong_for_some_rows_prunes_none(aged: Aged) -> None:
         aged.fill(1, 100)
     aged.fill(20000, 200)
     assert aged.ages() == [("1", 1500), ("-5000", 99), ("1", 100), ("20000", 99), ("1", 100), ("20000", 200)]
+
+
+@pytest.mark.parametrize("later", [[("1", 1000), ("16", 99)], [("1", 950), ("16", 50), ("1", 99)]], ids=["is", "was"])
+def test_a_clock_that_is_or_was_behind_for_some_rows_prunes_only_what_is_old_by_it(
+    aged: Aged, later: list[tuple[str, int]]
+) -> None:
+    for age, number in [("30", 50), *later]:
+        aged.fill(int(age), number)
+    assert aged.ages() == later
 
 
 def test_a_deleted_row_is_not_forgotten_by_pruning(tmp_path: Path) -> None:
