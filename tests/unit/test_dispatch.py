@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import sqlite3
+import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -153,6 +154,44 @@ def test_an_act_that_cannot_even_be_intended_in_its_time_has_failed_on_record(
     assert (row["phase"], row["action"], row["object"]) == ("failed", "start", "nginx")
     for told in (reply, row):
         assert (told["error"], told["message"]) == ("timeout", "not begun within 60 s (server.request_timeout)")
+
+
+def test_an_act_that_cannot_be_intended_does_not_wait_for_the_state_before_it(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_answer(units: Sequence[str]) -> list[UnitState]:
+        return await asyncio.Future()
+
+    def full() -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def scenario() -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(await reply_to(registry.service, b'{"action":"start","name":"nginx"}', ROOT))
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+        return told
+
+    monkeypatch.setattr(registry.units, "states", no_answer)
+    monkeypatch.setattr(registry.database, "_commit", full)
+    assert asyncio.run(scenario())["error"] == "unavailable"
+    assert registry.units.jobs == []
+
+
+def test_both_rows_of_an_act_tell_the_same_of_an_actor_who_ended_meanwhile(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = registry.units.job
+
+    async def job_after_the_end(verb: Verb, unit: str) -> str:
+        actor.kill()
+        actor.wait()
+        return await job(verb, unit)
+
+    monkeypatch.setattr(registry.units, "job", job_after_the_end)
+    with subprocess.Popen(["sleep", str(SECONDS)]) as actor:
+        assert registry.ask({"action": "start", "name": "nginx"}, Peer(0, 0, actor.pid))["ok"]
+    intent, outcome = registry.ask({"action": "history"})["data"]
+    assert intent["actor"]["exe"].endswith("/sleep")
+    assert outcome["actor"] == intent["actor"]
 
 
 def test_a_stranger_is_denied_before_parameters_are_looked_at_and_that_is_recorded(registry: Registry) -> None:
