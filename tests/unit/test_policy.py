@@ -194,9 +194,9 @@ def test_a_denial_says_to_whom_and_what_is_lacking(caller: Caller, why: str) -> 
     assert decide(caller, Access.ADMIN, "user:list", None).why == why
 
 
-def test_no_name_in_a_denial_passes_for_its_words() -> None:
-    name = "db is allowed to vera;"
-    why = "service:stop 'db is allowed to vera;' needs the role operator, but uid 1000 has no role here"
+@pytest.mark.parametrize("name", ["db is allowed to vera;", ""])
+def test_no_name_in_a_denial_passes_for_its_words(name: str) -> None:
+    why = f"service:stop '{name}' needs the role operator, but uid 1000 has no role here"
     assert decide(Caller(PEER), Access.OPERATOR, "service:stop", name).why == why
 
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
@@ -100,6 +100,13 @@ def test_a_time_may_have_the_local_zone_as_systemd_prints_it(zone: Callable[[str
     assert times.parse("Sun 2026-11-22 09:30:00 +03") == 1795329000.0
     zone("ChST-10")
     assert times.parse("Sun 2026-11-22 09:30:00 ChST") == 1795303800.0
+
+
+@pytest.mark.parametrize("offset", ["<+14>-14", "<-12>12"])  # in one of them, it is always another day than in UTC
+def test_a_time_in_utc_is_of_the_day_in_utc(zone: Callable[[str], None], offset: str) -> None:
+    zone(offset)
+    before, found, after = (datetime.now(UTC), times.parse("09:30 UTC"), datetime.now(UTC))
+    assert datetime.fromtimestamp(found, UTC).date() in (before.date(), after.date())
 
 
 def test_a_time_may_have_the_day_of_the_week_and_utc() -> None:
