@@ -156,12 +156,14 @@ def test_an_act_that_cannot_even_be_intended_in_its_time_has_failed_on_record(
         assert (told["error"], told["message"]) == ("timeout", "not begun within 60 s (server.request_timeout)")
 
 
+async def no_answer(units: Sequence[str]) -> list[UnitState]:
+    """The states of units, which never come."""
+    return await asyncio.Future()
+
+
 def test_an_act_that_cannot_be_intended_does_not_wait_for_the_state_before_it(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def no_answer(units: Sequence[str]) -> list[UnitState]:
-        return await asyncio.Future()
-
     def full() -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
@@ -485,9 +487,6 @@ def test_a_denial_that_the_end_of_the_service_cuts_off_is_recorded(
 def test_an_act_that_did_not_begin_in_its_time_is_told_as_that_also_on_record(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def no_answer(units: Sequence[str]) -> list[UnitState]:
-        return await asyncio.Future()
-
     monkeypatch.setattr(registry.units, "states", no_answer)
     monkeypatch.setattr(registry.service, "_deadlines", Deadlines(0.1))
     reply = registry.ask({"action": "restart", "name": "nginx"})
