@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import sqlite3
 import subprocess
 import threading
@@ -189,8 +190,9 @@ def test_both_rows_of_an_act_tell_the_same_of_an_actor_who_ended_meanwhile(
         return await job(verb, unit)
 
     monkeypatch.setattr(registry.units, "job", job_after_the_end)
+    request = {"action": "start", "name": "nginx", "token": "operator"}
     with subprocess.Popen(["sleep", str(SECONDS)]) as actor:
-        assert registry.ask({"action": "start", "name": "nginx"}, Peer(0, 0, actor.pid))["ok"]
+        assert registry.ask(request, Peer(os.geteuid(), os.getegid(), actor.pid))["ok"]
     intent, outcome = registry.ask({"action": "history"})["data"]
     assert intent["actor"]["exe"].endswith("/sleep")
     assert outcome["actor"] == intent["actor"]
