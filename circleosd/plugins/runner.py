@@ -20,7 +20,7 @@ from circleosd.plugins.compiled import Compiled, Incoming
 from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.workers import GRACE, BrokeProtocol, Exceeded, HostCalls, Worker, WorkerGone, is_fault
-from circleosd.plugins.workerunits import End, WorkerUnits
+from circleosd.plugins.workerunits import End, WorkerUnits, see_log
 from circleosd.worker import frames
 from circleosd.worker.cachekey import cache_key
 from circleosd.worker.limits import NO_MEMORY, hard_deadline
@@ -279,7 +279,7 @@ class Runners:
         if isinstance(error, WorkerGone):
             end = await self._how_it_ended(runner, error)
             if (limit := _exceeded(plugin, end)) is None:
-                error, step = WorkerGone(f"{error}{end}"), "" if end == End() else _logs(runner)
+                error, step = WorkerGone(f"{error}{end}"), "" if end == End() else f"; {see_log(runner.instance)}"
             elif end == OVERDUE and plugin.bounds.concurrency > 1 and took < plugin.bounds.time:
                 error = WorkerGone(f"{error}, for something else in it {limit}")
             else:
@@ -374,7 +374,7 @@ class Runners:
                 worker.abort()
                 if isinstance(exc, Timeout) and not worker.heard:
                     why = f"the worker of {plugin.name} did not start within {timeout:g} s"
-                    raise NotStarted(f"{why}{_logs(runner)}") from exc
+                    raise NotStarted(f"{why}; {see_log(runner.instance)}") from exc
                 raise
         runner.worker = worker
         runner.used = time.monotonic()
@@ -420,16 +420,11 @@ class Runners:
         end = await self._how_it_ended(runner, gone)
         if limit := _exceeded(runner.plugin, end):
             return type(limit)(f"{runner.plugin.name} cannot be loaded: {limit}")
-        return PluginFailed(f"{gone}{end}{_logs(runner)}")
+        return PluginFailed(f"{gone}{end}; {see_log(runner.instance)}")
 
     async def _how_it_ended(self, runner: Runner, gone: WorkerGone) -> End:
         """How a worker ended by itself; unknown if it was disconnected."""
         return End() if isinstance(gone, BrokeProtocol) else await self._units.how_it_ended(runner.instance)
-
-
-def _logs(runner: Runner) -> str:
-    """Where to read more than how a worker ended."""
-    return f"; see: circlectl service logs plugin@{runner.instance}"
 
 
 def _exceeded(plugin: Plugin, end: End) -> CircleError | None:

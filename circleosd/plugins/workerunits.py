@@ -33,6 +33,11 @@ class End(NamedTuple):
         return f" with exit status {self.status}" if self.status is not None else ""
 
 
+def see_log(instance: str) -> str:
+    """The next step for who needs to know more about a worker, as the end of a sentence."""
+    return f"see: circlectl service logs plugin@{instance}"
+
+
 class WorkerUnits:
     """`registry` is where service-registry listens; it may take `timeout` seconds to answer.
 
@@ -70,9 +75,7 @@ class WorkerUnits:
             )
         state = await self._state(instance)
         if state and state["result"] == "resources":
-            return Unavailable(
-                f"the worker of {instance} cannot be started; see: circlectl service logs plugin@{instance}"
-            )
+            return Unavailable(f"the worker of {instance} cannot be started; {see_log(instance)}")
         return None
 
     async def _state(self, unit: str) -> ServiceStatus | None:
