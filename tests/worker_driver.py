@@ -362,7 +362,7 @@ def interrupts_what_waited_for_its_instance(artifact: bytes, quick: str, slow: s
                 made = worker.receive().call_id
                 call_id = worker.send(slow, payload)
                 assert worker.receive().call_id == call_id != made
-                time.sleep(0.7)
+                time.sleep(0.7)  # most of the call's time, for which the host call of its instance goes on
                 for waiting in (made, call_id):
                     worker.connection.sendall(frames.encode(frames.HOST_REPLY, waiting, frames.host_reply_body("made")))
                 with pytest.raises(CallFailed, match=r"took longer than 1 s"):
