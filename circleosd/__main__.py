@@ -236,10 +236,10 @@ async def _registry(settings: Settings, runtime: str, state: str) -> Composed:
     from circleosd.api import auth, plugins
     from circleosd.api import registry as contracts
     from circleosd.database import Database
+    from circleosd.identities import Identities
     from circleosd.policy import Grant
     from circleosd.registry import catalog
     from circleosd.registry.service import MIGRATIONS, RegistryService
-    from circleosd.upstream import Identities
 
     database = Database(f"{state}/registry.db", MIGRATIONS)
     directories = [Path(path) / "services.d" for path in paths.config_dirs(os.environ)]
@@ -281,6 +281,7 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
     from circleosd.api import auth, registry
     from circleosd.api import plugins as contracts
     from circleosd.database import Database
+    from circleosd.identities import Identities
     from circleosd.ledger import Ledger
     from circleosd.plugins.compiled import Compiled
     from circleosd.plugins.runner import Runners
@@ -288,7 +289,6 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
     from circleosd.plugins.signatures import Signatures
     from circleosd.plugins.store import MIGRATIONS, Artifacts
     from circleosd.systemd.journal import Mirror
-    from circleosd.upstream import Identities
 
     database = Database(f"{state}/plugins.db", MIGRATIONS)
     artifacts = Artifacts(Path(state, "store"))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import json
 import os
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,9 +16,8 @@ import pytest
 
 from circlectl.asking import Asking
 from circleosd import client, upstream, wire
-from circleosd.errors import Denied, Limit, Timeout, Unavailable
-from circleosd.policy import Peer
-from tests.waiting import SECONDS, until
+from circleosd.errors import Limit, Timeout, Unavailable
+from tests.waiting import SECONDS
 
 
 def listener(path: Path) -> socket.socket:
@@ -137,50 +134,6 @@ def test_who_is_refused_before_the_request_was_sent_is_told_why(
                 asyncio.run(asking())
 
 
-def test_many_tokens_at_once_are_asked_about_in_few_connections(tmp_path: Path) -> None:
-    path, most, open_now = str(tmp_path / "auth-service.sock"), 0, 0
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal most, open_now
-        open_now += 1
-        most = max(most, open_now)
-        await reader.readline()
-        await asyncio.sleep(0.001)  # in which all others who may would connect
-        writer.write(wire.failure(Denied("no session")))
-        await reader.read()
-        open_now -= 1
-        writer.close()
-
-    async def run() -> list[object]:
-        identities = upstream.Identities(path, timeout=10)
-        peer = Peer(uid=os.getuid() + 1, gid=0, pid=0)
-        async with await asyncio.start_unix_server(answer, path):
-            asked = (identities.identify(peer, f"token {number}") for number in range(200))
-            return [type(found) for found in await asyncio.gather(*asked, return_exceptions=True)]
-
-    assert asyncio.run(run()) == [Denied] * 200
-    assert 1 < most <= 3 * upstream.ASKED_AT_ONCE  # the ends of some may not have been noticed here
-
-
-def test_who_has_one_token_does_not_wait_for_all_those_of_another(tmp_path: Path) -> None:
-    path, asked_about = str(tmp_path / "auth-service.sock"), list[int]()
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked_about.append(json.loads(await reader.readline())["uid"])
-        writer.write(wire.failure(Denied("no session")))
-        writer.close()
-
-    async def run() -> None:
-        identities = upstream.Identities(path, timeout=10)
-        uids = [*[70_001] * 200, 70_002]
-        async with await asyncio.start_unix_server(answer, path):
-            asked = (identities.identify(Peer(uid, 0, 0), f"token {number}") for number, uid in enumerate(uids))
-            await asyncio.gather(*asked, return_exceptions=True)
-
-    asyncio.run(run())
-    assert asked_about.index(70_002) < 100
-
-
 @pytest.mark.parametrize(
     ("sent", "said"), [(b"", "without an answer"), (b'{"ok":true,"da', "without the whole answer")]
 )
@@ -227,69 +180,6 @@ def test_an_answer_that_is_too_long_is_told_as_that(tmp_path: Path, monkeypatch:
         with pytest.raises(Limit, match="the answer of s has more than 1000 bytes"):
             asyncio.run(upstream.ask(str(path), {"action": "x"}, timeout=10))
         service.join(SECONDS)
-
-
-@contextlib.asynccontextmanager
-async def auth_service(path: str) -> AsyncIterator[tuple[asyncio.Event, list[str]]]:
-    """What answers, once it may `go` on, that a token is olga's, and the tokens that it was asked about."""
-    go, asked = asyncio.Event(), list[str]()
-    olga = {"user": "olga", "role": "operator", "uid": 1, "session": "s", "expires": None, "grants": []}
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append(json.loads(await reader.readline())["presented"])
-        await go.wait()
-        writer.write(wire.success(olga))
-        writer.close()
-
-    async with await asyncio.start_unix_server(answer, path):
-        yield go, asked
-
-
-def test_who_gives_up_takes_nobody_along_that_waits_for_the_same_answer(tmp_path: Path) -> None:
-    path = str(tmp_path / "auth-service.sock")
-
-    async def run() -> None:
-        identities, peer = upstream.Identities(path, timeout=10), Peer(os.getuid() + 1, 0, 0)
-        async with auth_service(path) as (go, asked):
-            one, other = (asyncio.create_task(identities.identify(peer, "token")) for _ in range(2))
-            await until(lambda: asked)
-            one.cancel()
-            await asyncio.wait([one])
-            go.set()
-            assert (await other).user == "olga"
-            assert asked == ["token"]
-
-    asyncio.run(asyncio.wait_for(run(), SECONDS))
-
-
-def test_many_tokens_are_not_all_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "MAX_CACHED", 3)
-    path = str(tmp_path / "auth-service.sock")
-
-    async def run() -> None:
-        identities, peer = upstream.Identities(path, timeout=10), Peer(os.getuid() + 1, 0, 0)
-        async with auth_service(path) as (go, asked):
-            go.set()
-            for number in range(10):
-                assert (await identities.identify(peer, f"token {number}")).user == "olga"
-                assert len(identities._known) <= 3
-            assert len(asked) == 10
-
-    asyncio.run(asyncio.wait_for(run(), SECONDS))
-
-
-def test_who_sends_a_token_is_a_person_and_speaks_for_no_plugin(tmp_path: Path) -> None:
-    path = str(tmp_path / "auth-service.sock")
-
-    async def run() -> None:
-        identities, own = upstream.Identities(path, timeout=10), Peer(os.getuid(), 0, 0)
-        async with auth_service(path) as (go, _):
-            go.set()
-            assert (await identities.identify(own, None)).vouches
-            person = await identities.identify(own, "token")
-            assert (person.user, person.vouches) == ("olga", False)
-
-    asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
 def test_nobody_is_told_to_join_the_group_that_stands_for_those_of_other_user_namespaces(
