@@ -55,13 +55,12 @@ def _memory(pid: int) -> int | None:
 
 
 class Unit:
-    """A socket or a service. It is active while its task runs; cancelling the task stops it."""
+    """A unit of any type. It is active while its task runs; cancelling the task stops it."""
 
     def __init__(self, name: str, supervisor: Supervisor) -> None:
         self._supervisor, self._file = supervisor, supervisor.file(name)
         self.state = UnitState(name, self._file.get("Unit", "Description"), "loaded", "inactive", "dead", time.time())
         self.lines: deque[LogLine] = deque(maxlen=LOG_LINES)
-        self.listener: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
         self._started: asyncio.Future[str]
 
@@ -114,9 +113,7 @@ class Unit:
         try:
             self._file = self._supervisor.file(self.state.unit)
             self.state = replace(self.state, description=self._file.get("Unit", "Description"))
-            if not (work := {"socket": self._listen, "service": self._serve}.get(self.state.unit.rpartition(".")[2])):
-                raise BadRequest("the embedded mode runs only sockets and services")
-            await work()
+            await self._work()
         except (CircleError, OSError, ValueError, OverflowError, subprocess.SubprocessError) as exc:
             self.state = replace(self.state, result="resources")
             self._say(f"cannot run {self.state.unit}: {exc}")
@@ -124,8 +121,17 @@ class Unit:
             failed = self.state.result != "success" and self.state.sub != "auto-restart"
             self._enter("failed" if failed else "inactive", "failed" if failed else "dead")
 
-    async def _listen(self) -> None:
-        """Listen, and run the service of the same name while there are connections for it to accept."""
+    async def _work(self) -> None:
+        """What a unit of its type does while it is active."""
+        raise BadRequest("the embedded mode runs only sockets and services")
+
+
+class Socket(Unit):
+    """Listens, and runs the service of the same name while there are connections for it to accept."""
+
+    listener: socket.socket | None = None
+
+    async def _work(self) -> None:
         service = self._supervisor.unit(self.state.unit.removesuffix("socket") + "service")
         path, mode = self._file.get("Socket", "ListenStream"), self._file.get("Socket", "SocketMode", "0666")
         if not path.startswith("/"):
@@ -145,8 +151,14 @@ class Unit:
                         continue
                 await asyncio.sleep(0 if service.state.result == "success" else PAUSE)
 
-    async def _serve(self) -> None:
-        """Run the process, again and again as Restart= says, with a longer delay after each failure."""
+
+class Service(Unit):
+    """Runs a process, again and again as Restart= says, with a longer delay after each failure."""
+
+    _watchdog: float  # seconds until the process has to notify again; it is ended at the deadline
+    _deadline: asyncio.Timeout
+
+    async def _work(self) -> None:
         policy, failures = self._file.get("Service", "Restart", "no", of=("no", "always", "on-failure")), 0
         first = self._file.seconds("Service", "RestartSec", "100ms")
         final = self._file.ends("RestartPreventExitStatus")
@@ -248,13 +260,14 @@ class Supervisor:
     def unit(self, name: str) -> Unit:
         """A unit. Raises `NotFound`, `UnitFailed`."""
         if name not in self._units:
-            self._units[name] = Unit(name, self)
+            kind: type[Unit] = {"socket": Socket, "service": Service}.get(name.rpartition(".")[2], Unit)
+            self._units[name] = kind(name, self)
         return self._units[name]
 
-    def socket_of(self, service: str) -> Unit | None:
+    def socket_of(self, service: str) -> Socket | None:
         """The socket that starts a service, if it is listening."""
         unit = self._units.get(service.removesuffix("service") + "socket")
-        return unit if unit and unit.state.active == "active" else None
+        return unit if isinstance(unit, Socket) and unit.state.active == "active" else None
 
     async def job(self, verb: str, name: str) -> str:
         """Start, stop or restart a unit; return the job's result. Raises `NotFound`, `UnitFailed`, `Conflict`."""
@@ -280,7 +293,7 @@ class Supervisor:
         data, ancillary, _, _ = notify.recvmsg(4096, socket.CMSG_SPACE(_ucred.size))
         senders = [_ucred.unpack(content)[0] for _, _, content in ancillary]
         for unit in self._units.values():
-            if unit.state.pid in senders:
+            if isinstance(unit, Service) and unit.state.pid in senders:
                 unit.notified(data.decode("utf-8", "replace"))
 
     def tell(self, name: str, event: UnitState | LogLine) -> None:
