@@ -11,7 +11,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from circleosd import wire
-from circleosd.embedded.supervisor import LOG_LINES, Supervisor
+from circleosd.embedded.supervisor import Supervisor
+from circleosd.embedded.units import LOG_LINES
 from circleosd.errors import BadRequest, CircleError, Denied, Internal
 from circleosd.policy import Peer, role_of_uid
 from circleosd.registry.units import LogLine, UnitState
