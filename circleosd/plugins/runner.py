@@ -17,22 +17,20 @@ from circleosd.fair import Fair
 from circleosd.places import Places
 from circleosd.plugins.cause import NOBODY, Cause
 from circleosd.plugins.compiled import Compiled, Incoming
+from circleosd.plugins.failures import OVERDUE, BrokeProtocol, End, WorkerGone, exceeded, is_fault
 from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
-from circleosd.plugins.workers import GRACE, BrokeProtocol, Exceeded, HostCalls, Worker, WorkerGone, is_fault
-from circleosd.plugins.workerunits import End, WorkerUnits, see_log
+from circleosd.plugins.workers import GRACE, HostCalls, Worker
+from circleosd.plugins.workerunits import WorkerUnits, see_log
 from circleosd.worker import frames
 from circleosd.worker.cachekey import cache_key
-from circleosd.worker.limits import NO_MEMORY, hard_deadline
+from circleosd.worker.limits import hard_deadline
 
 log = logging.getLogger(__name__)
 
 STAGED = ".staged"  # suffix of the instance of an upgrade, while the old version keeps running
 NATIVE_START = 10.0  # seconds for a worker to start, without compilation
 SWEEP = 2.0  # seconds between checks for idle workers
-# How a worker ends itself if plugin code cannot be interrupted, and if it has no memory left.
-OVERDUE = End(signal="SIGALRM")
-EXHAUSTED = End(status=NO_MEMORY)
 
 
 class NotStarted(Unavailable):
@@ -278,7 +276,7 @@ class Runners:
         step = ""
         if isinstance(error, WorkerGone):
             end = await self._how_it_ended(runner, error)
-            if (limit := _exceeded(plugin, end)) is None:
+            if (limit := exceeded(end, plugin.bounds)) is None:
                 error, step = WorkerGone(f"{error}{end}"), "" if end == End() else f"; {see_log(runner.instance)}"
             elif end == OVERDUE and plugin.bounds.concurrency > 1 and took < plugin.bounds.time:
                 error = WorkerGone(f"{error}, for something else in it {limit}")
@@ -418,19 +416,10 @@ class Runners:
         if held_back := await self._units.held_back(runner.instance):
             return held_back
         end = await self._how_it_ended(runner, gone)
-        if limit := _exceeded(runner.plugin, end):
+        if limit := exceeded(end, runner.plugin.bounds):
             return type(limit)(f"{runner.plugin.name} cannot be loaded: {limit}")
         return PluginFailed(f"{gone}{end}; {see_log(runner.instance)}")
 
     async def _how_it_ended(self, runner: Runner, gone: WorkerGone) -> End:
         """How a worker ended by itself; unknown if it was disconnected."""
         return End() if isinstance(gone, BrokeProtocol) else await self._units.how_it_ended(runner.instance)
-
-
-def _exceeded(plugin: Plugin, end: End) -> CircleError | None:
-    """The error for the limit because of which a worker ended itself; None if it ended in another way."""
-    if end == OVERDUE:
-        return Timeout(f"took longer than {plugin.bounds.time:g} s")
-    if end == EXHAUSTED:
-        return Exceeded(f"used up its limit for memory of {plugin.bounds.memory} bytes")
-    return None

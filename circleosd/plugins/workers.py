@@ -17,9 +17,11 @@ from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from circleosd import upstream
-from circleosd.errors import BadRequest, CircleError, Limit, NotFound, PluginFailed, Timeout, Unavailable
+from circleosd.errors import CircleError, Limit, Timeout
 from circleosd.handoff import Handoff
+from circleosd.plugins import failures
 from circleosd.plugins.cause import NOBODY, Cause
+from circleosd.plugins.failures import BrokeProtocol, WorkerGone
 from circleosd.plugins.voice import Voice
 from circleosd.worker import frames
 from circleosd.worker.frames import HEADER, FrameError
@@ -44,22 +46,6 @@ class HostCalls(Protocol):
     """Answers a worker's host calls with the body of HOST_REPLY. `cause`: the call during which the worker asks."""
 
     def __call__(self, call: str, args: dict[str, str], cause: Cause) -> Awaitable[bytes]: ...
-
-
-class Trapped(PluginFailed):
-    """The plugin's code did something forbidden, and was stopped."""
-
-
-class Exceeded(Limit):
-    """The plugin's code exceeded a limit, and was stopped."""
-
-
-class WorkerGone(PluginFailed):
-    """The worker's process ended while it was needed."""
-
-
-class BrokeProtocol(WorkerGone):
-    """The worker was disconnected for what it sent, which is why it ended."""
 
 
 class _Work:
@@ -152,7 +138,7 @@ class Worker(asyncio.BufferedProtocol):
         if kind == frames.READY:
             return self._checked(lambda: _ready(load, frames.parse_ready(body)))
         failed = self._checked(lambda: frames.parse_failed(body))
-        raise _of_load(failed.code)(f"{self._name} cannot be loaded: {_with_backtrace(failed)}")
+        raise failures.of_load(self._name, failed)
 
     async def call(self, kind: int, name: str, payload: bytes, timeout: float, cause: Cause) -> bytes | bytearray:
         """Call a function (INVOKE) or deliver an event (EVENT, with the topic `name`); return the reply.
@@ -184,7 +170,7 @@ class Worker(asyncio.BufferedProtocol):
         answer, body = await self._reply(number, waiting)
         if answer == frames.RESULT:
             return body
-        raise _failure(self._checked(lambda: frames.parse_failed(body)))
+        raise failures.of_call(self._checked(lambda: frames.parse_failed(body)))
 
     def close(self) -> None:
         """Close the connection; the worker ends by itself."""
@@ -367,37 +353,3 @@ def _ready(load: frames.Load, ready: frames.Ready) -> frames.Ready:
     if load.abi not in (None, ready.abi) or (ready.abi == "native") != (load.plugin_type == "native"):
         raise FrameError(f"it was to load a {load.plugin_type} plugin, but reports the ABI {ready.abi}")
     return ready
-
-
-def is_fault(error: CircleError) -> bool:
-    """Whether an error of `Worker.call` is the plugin's fault, not its answer or its caller's mistake."""
-    return isinstance(error, (Trapped, Exceeded, WorkerGone, Timeout))
-
-
-def _failure(failed: frames.Failed) -> CircleError:
-    """The error for a FAILED frame, with the plugin's own message or the trap and its backtrace."""
-    message = _with_backtrace(failed)
-    if failed.restarted:
-        message += "; its state was discarded"
-    error: type[CircleError] = (_REPORTED if failed.reported else _STOPPED)[failed.code]
-    return error(message)
-
-
-def _with_backtrace(failed: frames.Failed) -> str:
-    return failed.message + (f" (at {', '.join(failed.backtrace)})" if failed.backtrace else "")
-
-
-def _of_load(code: str) -> type[CircleError]:
-    """The error for a failed load: an artifact that cannot run is the request's mistake, unless prevented."""
-    return {"limit": Limit, "timeout": Timeout, "unavailable": Unavailable}.get(code, BadRequest)
-
-
-_STOPPED: dict[str, type[CircleError]] = {
-    "plugin-failed": Trapped,
-    "timeout": Timeout,
-    "limit": Exceeded,
-    "not-found": NotFound,
-    "bad-request": BadRequest,
-    "unavailable": Trapped,  # a worker that is ready does not say so
-}
-_REPORTED = {**_STOPPED, "plugin-failed": PluginFailed, "limit": Limit}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from circleosd import upstream
 from circleosd.errors import CircleError, NotFound, Unavailable
+from circleosd.plugins.failures import End
 
 if TYPE_CHECKING:  # another service's contracts, not needed at run time
     from circleosd.api.registry import ServiceStatus
@@ -17,20 +18,6 @@ log = logging.getLogger(__name__)
 LOOKS = 20  # checks of a worker that has ended, until that is visible …
 LOOK = 0.02  # … with so many seconds in between
 PATIENCE = 100  # checks of a worker that must end by itself, which takes some milliseconds
-
-
-class End(NamedTuple):
-    """How a worker ended: by a signal, or with an exit status; neither if that is unknown."""
-
-    signal: str | None = None
-    status: int | None = None
-    out_of_memory: bool = False  # of the unit or the host: killed by the kernel
-
-    def __str__(self) -> str:
-        """The end of a sentence."""
-        if self.signal:
-            return f" by {self.signal}{', out of memory (oom-kill)' if self.out_of_memory else ''}"
-        return f" with exit status {self.status}" if self.status is not None else ""
 
 
 def see_log(instance: str) -> str:

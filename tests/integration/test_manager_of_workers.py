@@ -20,12 +20,13 @@ from circleosd.config import PluginSettings
 from circleosd.errors import Limit, PluginFailed, Timeout
 from circleosd.plugins.cause import Cause
 from circleosd.plugins.compiled import Compiled
+from circleosd.plugins.failures import BrokeProtocol, WorkerGone
 from circleosd.plugins.manifest import Capability, Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners
 from circleosd.plugins.store import Record
 from circleosd.plugins.voice import Voice
-from circleosd.plugins.workers import GRACE, BrokeProtocol, HostCalls, Worker, WorkerGone
+from circleosd.plugins.workers import GRACE, HostCalls, Worker
 from circleosd.worker import frames
 from circleosd.worker.channel import Channel
 from circleosd.worker.frames import (

@@ -11,14 +11,14 @@ import pytest
 
 from circleosd.config import PluginSettings
 from circleosd.errors import CircleError, Conflict, PluginFailed
+from circleosd.plugins.failures import OVERDUE, BrokeProtocol, End, Trapped, WorkerGone
 from circleosd.plugins.health import Health
 from circleosd.plugins.manifest import Manifest
 from circleosd.plugins.plugin import Plugin
-from circleosd.plugins.runner import OVERDUE, Superseded
+from circleosd.plugins.runner import Superseded
 from circleosd.plugins.store import Loaded, Record
 from circleosd.plugins.views import shown
-from circleosd.plugins.workers import BrokeProtocol, Trapped, WorkerGone
-from circleosd.plugins.workerunits import End, WorkerUnits
+from circleosd.plugins.workerunits import WorkerUnits
 from tests.unit.fakes import SlowWorker, with_worker
 
 
