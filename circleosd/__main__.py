@@ -300,7 +300,7 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
         database,
         Database(f"{state}/kept.db", HOST_MIGRATIONS),
         artifacts,
-        Signatures([Path(path) for path in paths.config_dirs(os.environ)], settings.plugins.trust, os.environ),
+        Signatures([Path(path) for path in paths.config_dirs(os.environ)], os.environ),
         ledger,
         settings.plugins,
         registry_path,

@@ -1,4 +1,4 @@
-"""From the files of a request to a plugin that may be loaded: reads them, compares them, judges the signature."""
+"""From the files of a request to a plugin that may be loaded: reads them and compares them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from circleosd.plugins import capabilities
 from circleosd.plugins import manifest as manifests
 from circleosd.plugins.files import Given
 from circleosd.plugins.manifest import MAX_MANIFEST, Manifest
-from circleosd.plugins.signatures import MAX_SIGNATURE, MAX_SIGNERS, Signatures, Trust
+from circleosd.plugins.signatures import MAX_SIGNATURE, MAX_SIGNERS, Signatures
 from circleosd.plugins.store import Artifacts, Loaded, Staged
+from circleosd.plugins.trust import Trust
 from circleosd.worker.frames import Ready
 
 VERIFIED_AT_ONCE = 2  # plugins, for all who only ask
@@ -38,7 +39,7 @@ class Candidate(NamedTuple):
 
 
 class Loading:
-    """Reads candidates and judges them."""
+    """Reads candidates, and verifies the signatures of those that are not to be loaded."""
 
     def __init__(self, artifacts: Artifacts, signatures: Signatures, settings: PluginSettings) -> None:
         self._artifacts = artifacts
@@ -80,22 +81,6 @@ class Loading:
             return self._artifacts.stage(source, self._settings.max_artifact)
         finally:
             os.close(source)
-
-    async def judge(self, candidate: Candidate, *, explicit: bool, before: Loaded | None) -> Trust:
-        """Whether the candidate is trusted enough. `before` is the version that is loaded. Raises `Denied`."""
-        manifest = candidate.manifest
-        trust = await self._signatures.judge(
-            candidate.content or b"",
-            candidate.signature,
-            native=manifest.plugin_type == "native",
-            explicit=explicit,
-        )
-        if before and before.signer and not trust.signer and not explicit and self._settings.trust != "off":
-            raise Denied(
-                f"the loaded version {before.manifest.version} is signed by {before.signer}, but this one is not: "
-                f"{trust.warning}; load it with --trust if that is intended"
-            )
-        return trust
 
     async def verify(self, files: Given, request: Verify, uid: int | None) -> Verified:
         """The reply to `plugin verify`; limited per `uid`. Raises `Limit`, `BadSignature`, and as `candidate` does."""

@@ -30,6 +30,7 @@ from circleosd.plugins.runner import Runners, Superseded
 from circleosd.plugins.signatures import Signatures
 from circleosd.plugins.standing import Standing
 from circleosd.plugins.store import Artifacts, Record
+from circleosd.plugins.trust import Trusting
 from circleosd.plugins.views import brief, brief_of, instance_of, itself, shown, to_say
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class PluginService(Handlers):
         self._kept = kept
         self._artifacts = artifacts
         self._loading = Loading(artifacts, signatures, settings)
+        self._trusting = Trusting(signatures, settings.trust)
         self._ledger = ledger
         self._settings = settings
         self._kv = KeyValue(kept)
@@ -127,7 +129,8 @@ class PluginService(Handlers):
         if request.sha256 not in (None, staged.digest):
             raise BadRequest(f"the artifact's sha256 is {staged.digest}, not {request.sha256}")
         grants = to_grant(manifest, request.grant)
-        trust = await self._loading.judge(candidate, explicit=request.trust, before=before.loaded if before else None)
+        content, signature, known = candidate.content or b"", candidate.signature, before.loaded if before else None
+        trust = await self._trusting.judge(manifest, content, signature, explicit=request.trust, before=known)
         decided = _inherited(before, manifest) | grants
         plugin = Plugin(manifest, staged.digest, _fresh(before), decided, self._settings)
         if before:

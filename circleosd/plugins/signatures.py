@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from circleosd.api.plugins import NAMESPACE
-from circleosd.config import TrustPolicy
 from circleosd.errors import Denied, Timeout, Unavailable, unreadable
 
 SIGNERS = "trusted-signers"
@@ -41,10 +40,6 @@ class Problem(StrEnum):
     EXPIRED = "expired"
     NOT_YET = "not-yet-valid"
     REVOKED = "revoked"
-
-
-# With these, the signature is intact: somebody vouches, and the caller may know them better than the host does.
-OPEN_TO_TRUST = frozenset({Problem.UNKNOWN, Problem.EXPIRED, Problem.NOT_YET})
 
 
 class BadSignature(Denied):
@@ -73,14 +68,6 @@ class Signer(NamedTuple):
     key: str
 
 
-class Trust(NamedTuple):
-    """The basis of a load: the trusted signer, or the warning for the caller."""
-
-    signer: str | None
-    key: str | None
-    warning: str | None
-
-
 class _Ran(NamedTuple):
     status: int
     out: str
@@ -88,47 +75,13 @@ class _Ran(NamedTuple):
 
 
 class Signatures:
-    """Verifies and judges signatures, by the last trusted-signers and revoked-signers in `directories`."""
+    """Verifies signatures, by the last trusted-signers and revoked-signers in `directories`."""
 
-    def __init__(self, directories: Sequence[Path], policy: TrustPolicy, environment: Mapping[str, str]) -> None:
+    def __init__(self, directories: Sequence[Path], environment: Mapping[str, str]) -> None:
         self._directories = directories
-        self._policy = policy
         self._environment = {name: environment[name] for name in ("PATH", "TZ", "HOME") if name in environment} | {
             "LC_ALL": "C"
         }
-
-    async def judge(self, manifest: bytes, signature: bytes | None, *, native: bool, explicit: bool) -> Trust:
-        """Decide whether a plugin may be loaded. `explicit`: the caller explicitly trusts it.
-
-        Raises `Denied` with the reason.
-        """
-        if self._policy == "off" and not native:
-            return Trust(None, None, None)
-        if signature is None:
-            return self._unsigned("it is not signed", None, native=native, explicit=explicit)
-        try:
-            signer = await self.verify(manifest, signature)
-        except BadSignature as error:
-            if not (explicit and error.problem in OPEN_TO_TRUST and self._policy != "require"):
-                raise
-            return Trust(None, None, f"loaded on trust: {error}")
-        if signer.principal is None:
-            why = f"it is signed with the key {signer.key}, but this host trusts no signers yet ({SIGNERS})"
-            return self._unsigned(why, signer.key, native=native, explicit=explicit)
-        return Trust(signer.principal, signer.key, None)
-
-    def _unsigned(self, why: str, key: str | None, *, native: bool, explicit: bool) -> Trust:
-        if self._policy == "require":
-            raise Denied(
-                f"this host loads only plugins from trusted signers (plugins.trust = require): {why}; "
-                f"have it signed by a signer in {SIGNERS}"
-            )
-        if native and not explicit:
-            raise Denied(
-                f"{why}, and native code is not confined by WebAssembly; "
-                "load it with --trust if you trust its author, or have it signed"
-            )
-        return Trust(None, key, f"loaded on trust: {why}" if explicit else why)
 
     async def verify(self, manifest: bytes, signature: bytes, signers: bytes | None = None) -> Signer:
         """The signer of `manifest`. `signers` replaces the host's trusted-signers.

@@ -9,8 +9,8 @@ from typing import Any
 
 from circleosd.api import plugins as api
 from circleosd.plugins.plugin import Plugin
-from circleosd.plugins.signatures import Trust
 from circleosd.plugins.store import Loaded, Record
+from circleosd.plugins.trust import Trust
 from circleosd.policy import Caller, Peer
 
 

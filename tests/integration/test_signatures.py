@@ -13,7 +13,9 @@ import pytest
 
 from circleosd.config import TrustPolicy
 from circleosd.errors import Denied, Timeout, Unavailable
-from circleosd.plugins.signatures import MAX_LINES, BadSignature, Problem, Signatures, Trust
+from circleosd.plugins.manifest import Manifest
+from circleosd.plugins.signatures import MAX_LINES, BadSignature, Problem, Signatures
+from circleosd.plugins.trust import Trust, Trusting
 from tests.integration.keys import NAMESPACE, new_key, public, sign
 
 MANIFEST = b'{"name": "example", "sha256": "00"}\n'
@@ -39,8 +41,9 @@ class Host:
         native: bool = False,
         explicit: bool = False,
     ) -> Trust:
-        signatures = Signatures([self.directory], policy, os.environ)
-        return asyncio.run(signatures.judge(manifest, signature, native=native, explicit=explicit))
+        trusting = Trusting(Signatures([self.directory], os.environ), policy)
+        plugin = Manifest("example", plugin_type="native" if native else "wasm")
+        return asyncio.run(trusting.judge(plugin, manifest, signature, explicit=explicit, before=None))
 
     def refusal(self, signature: bytes, manifest: bytes = MANIFEST, *, policy: TrustPolicy = "require") -> BadSignature:
         with pytest.raises(BadSignature) as caught:
@@ -67,7 +70,7 @@ def test_a_byte_order_mark_is_no_part_of_a_signers_name(signers: Host) -> None:
     signers.trust(f"\ufeffalice@example.org {public(signers.alice)}", f"m@example.org {public(signers.mallory)}")
     assert signers.judge(sign(signers.alice, MANIFEST)).signer == "alice@example.org"
     assert signers.judge(sign(signers.mallory, MANIFEST)).signer == "m@example.org"
-    signatures, content = Signatures([], "require", os.environ), (signers.directory / "trusted-signers").read_bytes()
+    signatures, content = Signatures([], os.environ), (signers.directory / "trusted-signers").read_bytes()
     signer = asyncio.run(signatures.verify(MANIFEST, sign(signers.alice, MANIFEST), content))
     assert signer.principal == "alice@example.org", "as of --signers"
 
@@ -126,7 +129,7 @@ def for_other_purposes(host: Host) -> bytes:
 
 def test_a_key_with_endless_lines_for_other_purposes_costs_few_runs_and_no_memory(signers: Host) -> None:
     environment = slowed(signers, "ls -l /proc/$PPID/fd | grep -c memfd: >> runs")
-    signatures = Signatures([signers.directory], "require", environment)
+    signatures = Signatures([signers.directory], environment)
     with pytest.raises(BadSignature, match="move the line that does before them"):
         asyncio.run(signatures.verify(MANIFEST, sign(signers.alice, MANIFEST), for_other_purposes(signers)))
     files = (signers.directory / "runs").read_text().split()
@@ -136,7 +139,7 @@ def test_a_key_with_endless_lines_for_other_purposes_costs_few_runs_and_no_memor
 
 def test_a_verification_has_one_deadline_for_all_its_runs(signers: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("circleosd.plugins.signatures.SECONDS", 1.0)
-    slow = Signatures([signers.directory], "require", slowed(signers, "sleep 0.2"))
+    slow = Signatures([signers.directory], slowed(signers, "sleep 0.2"))
     with pytest.raises(Timeout, match="ssh-keygen did not answer"):
         asyncio.run(slow.verify(MANIFEST, sign(signers.alice, MANIFEST), for_other_purposes(signers)))
 
@@ -263,15 +266,15 @@ def test_the_most_important_directory_with_trusted_signers_counts(signers: Host,
     other = tmp_path / "other"
     other.mkdir()
     (other / "trusted-signers").write_text(f"mallory@example.org {public(signers.mallory)}\n")
-    signatures = Signatures([signers.directory, other, tmp_path / "none"], "require", os.environ)
-    trust = asyncio.run(signatures.judge(MANIFEST, sign(signers.mallory, MANIFEST), native=False, explicit=False))
-    assert trust.signer == "mallory@example.org"
+    signatures = Signatures([signers.directory, other, tmp_path / "none"], os.environ)
+    signer = asyncio.run(signatures.verify(MANIFEST, sign(signers.mallory, MANIFEST)))
+    assert signer.principal == "mallory@example.org"
 
 
 def test_without_ssh_keygen_nothing_signed_is_loaded(signers: Host) -> None:
-    signatures = Signatures([signers.directory], "warn", {"PATH": "/nonexistent"})
+    signatures = Signatures([signers.directory], {"PATH": "/nonexistent"})
     with pytest.raises(Unavailable, match="ssh-keygen"):
-        asyncio.run(signatures.judge(MANIFEST, sign(signers.alice, MANIFEST), native=False, explicit=False))
+        asyncio.run(signatures.verify(MANIFEST, sign(signers.alice, MANIFEST)))
 
 
 @pytest.mark.parametrize("policy", ["warn", "require"])
@@ -336,6 +339,6 @@ def test_why_trusted_signers_cannot_be_read_is_said(signers: Host) -> None:
 def test_a_list_of_keys_that_cannot_be_looked_for_lets_nobody_pass(signers: Host) -> None:
     loop = signers.directory / "loop"
     loop.symlink_to("loop")
-    signatures = Signatures([signers.directory, loop], "warn", os.environ)
+    signatures = Signatures([signers.directory, loop], os.environ)
     with pytest.raises(Unavailable, match="cannot read"):
         asyncio.run(signatures.verify(MANIFEST, sign(signers.alice, MANIFEST)))

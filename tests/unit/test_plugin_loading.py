@@ -44,7 +44,7 @@ def test_an_artifact_that_is_still_being_copied_keeps_its_descriptor(
         return b""
 
     monkeypatch.setattr(store, "_read", slow_read)
-    loading = Loading(Artifacts(tmp_path / "store"), Signatures([], "off", os.environ), PluginSettings())
+    loading = Loading(Artifacts(tmp_path / "store"), Signatures([], os.environ), PluginSettings())
 
     async def load() -> None:
         async with loading.candidate(Given({}, US), Load(path=str(artifact))):
@@ -78,7 +78,7 @@ def test_what_a_disk_does_not_let_go_fails_no_load_and_takes_the_place_of_no_err
     artifact = tmp_path / "p.wasm"
     artifact.write_bytes(WASM)
     artifacts = Artifacts(tmp_path / "store")
-    loading = Loading(artifacts, Signatures([], "off", os.environ), PluginSettings())
+    loading = Loading(artifacts, Signatures([], os.environ), PluginSettings())
 
     async def load() -> None:
         async with loading.candidate(Given({}, US), Load(path=str(artifact))) as candidate:
@@ -156,7 +156,7 @@ class Waiting(Signatures):
     """Signatures that nobody has verified yet."""
 
     def __init__(self) -> None:
-        super().__init__([], "warn", {})
+        super().__init__([], {})
         self.asked = 0
 
     async def verify(self, manifest: bytes, signature: bytes, signers: bytes | None = None) -> Signer:

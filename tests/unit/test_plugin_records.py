@@ -63,7 +63,7 @@ async def opened(directory: Path, database: Database, ledger: Ledger) -> PluginS
     """A manager of what the database has."""
     artifacts, settings = Artifacts(directory / "store"), PluginSettings()
     kept = Database(directory / "kept.db", HOST_MIGRATIONS)
-    service = PluginService(database, kept, artifacts, Signatures([], "off", os.environ), ledger, settings, "")
+    service = PluginService(database, kept, artifacts, Signatures([], os.environ), ledger, settings, "")
     compiled = Compiled(directory / "compiled", settings.cache)
     runners = Runners("", directory, compiled, artifacts.open, service.host.of, service.quarantine, settings)
     await service.start(runners)
