@@ -1,27 +1,21 @@
-"""Events that plugins emit: the latest are kept for people to read, and other plugins may receive them.
-
-Delivery is at most once: events still waiting when the manager ends are lost.
-"""
+"""Events that plugins emit: the latest are kept for people to read, and passed on to other plugins."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
-from typing import NamedTuple, cast
-from weakref import WeakSet
+from typing import cast
 
 from circleosd.api.plugins import PluginEvent
 from circleosd.database import Database, Transaction
-from circleosd.errors import CircleError, Limit, NotFound
+from circleosd.errors import Limit
 from circleosd.fair import Fair
 from circleosd.places import Places
 from circleosd.plugins.cause import Cause
 from circleosd.plugins.plugin import Plugin
-from circleosd.plugins.voice import WARNING
 
 SCHEMA = """
 CREATE TABLE events (
@@ -34,18 +28,12 @@ CREATE TABLE events (
 """
 KEPT = 1000  # events
 MAX_PAYLOAD = 16 * 1024  # bytes of one event
-WAITING = 64  # events that may wait for one plugin
+WAITING = 64  # events that may wait for one follower
 DEEPEST = 4  # how many events in a row may cause one another
 FOLLOWED_AT_ONCE = 16  # events read at once for a follower, who may be slow
 READINGS, READINGS_BY_ONE = 128, 16  # of the newest events in hand, and of one uid; each may have 16 MB
 
-Deliver = Callable[[Plugin, str, str, Cause], Awaitable[None]]
-
-
-class _Waiting(NamedTuple):
-    topic: str
-    payload: str
-    cause: Cause
+PassOn = Callable[[Plugin, str, str, Cause], None]
 
 
 class _Follower:
@@ -70,21 +58,17 @@ class _Follower:
 
 
 class Events:
-    """The events of all plugins. `plugins` returns the loaded ones, `deliver` passes an event to one."""
+    """The events of all plugins. `pass_on` is called with each one: its plugin, topic and payload, and its cause."""
 
-    def __init__(self, database: Database, plugins: Callable[[], Iterable[Plugin]], deliver: Deliver) -> None:
+    def __init__(self, database: Database, pass_on: PassOn) -> None:
         self._database = database
-        self._plugins = plugins
-        self._deliver = deliver
-        self._deaf: WeakSet[Plugin] = WeakSet()  # plugins that only emit have an events capability too
-        self._waiting: dict[Plugin, deque[_Waiting]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._pass_on = pass_on
         self._followers: set[_Follower] = set()
         self._reading = Fair(1)
         self._readings = Places("readings of events", READINGS, READINGS_BY_ONE)
 
     async def emit(self, plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
-        """Store an event that `cause` led to; pass it to every other plugin that may receive it. Raises `Limit`."""
+        """Store an event that `cause` led to, and pass it on. Raises `Limit`."""
         if len(payload.encode()) > MAX_PAYLOAD:
             raise Limit(f"an event may have at most {MAX_PAYLOAD} bytes")
         if cause.depth >= DEEPEST:
@@ -104,9 +88,7 @@ class Events:
         event = PluginEvent(seq=seq, time=now, plugin=plugin.name, topic=topic, payload=payload)
         for follower in self._followers:
             follower.put(event)
-        for other in self._plugins():
-            if other.name != plugin.name and other not in self._deaf and other.holds(f"events:{topic}"):
-                self._queue(other, _Waiting(topic, payload, cause._replace(depth=cause.depth + 1)))
+        self._pass_on(plugin, topic, payload, cause)
 
     async def last(self, count: int, topic: str | None, uid: int | None) -> list[PluginEvent]:
         """The newest events, oldest first; the places are limited per `uid`. Raises `Limit`."""
@@ -132,49 +114,6 @@ class Events:
                     yield event
         finally:
             self._followers.discard(follower)
-
-    @property
-    def delivering(self) -> bool:
-        """Whether an event is being delivered to a plugin, or waiting."""
-        return bool(self._waiting)
-
-    def close(self) -> None:
-        """Stop delivering."""
-        for task in self._tasks:
-            task.cancel()
-
-    def _queue(self, plugin: Plugin, event: _Waiting) -> None:
-        waiting = self._waiting.get(plugin)
-        if waiting is not None and len(waiting) >= WAITING:
-            _warn(plugin, f"an event of {event.topic} is lost: {WAITING} are already waiting")
-            return
-        if waiting is not None:
-            waiting.append(event)
-            return
-        self._waiting[plugin] = deque([event])
-        task = asyncio.create_task(self._drain(plugin))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _drain(self, plugin: Plugin) -> None:
-        """Deliver the waiting events of one plugin, in order."""
-        waiting = self._waiting[plugin]
-        try:
-            while waiting:
-                event = waiting.popleft()
-                try:
-                    await self._deliver(plugin, event.topic, event.payload, event.cause)
-                except NotFound:
-                    self._deaf.add(plugin)
-                    return
-                except CircleError as error:
-                    _warn(plugin, f"cannot take an event of {event.topic}: {error}")
-        finally:
-            del self._waiting[plugin]
-
-
-def _warn(plugin: Plugin, text: str) -> None:
-    plugin.voice.say(WARNING, text, time.monotonic())
 
 
 _EVENTS = "SELECT seq, time, plugin, topic, payload FROM events WHERE (?1 IS NULL OR topic = ?1)"

@@ -19,6 +19,7 @@ from circleosd.handlers import Act, Handlers
 from circleosd.ledger import Entry, Ledger
 from circleosd.plugins import capabilities, events, keyvalue, store
 from circleosd.plugins.cause import Cause
+from circleosd.plugins.delivery import Delivery
 from circleosd.plugins.events import Events
 from circleosd.plugins.files import given
 from circleosd.plugins.host import Host
@@ -60,7 +61,8 @@ class PluginService(Handlers):
         self._ledger = ledger
         self._settings = settings
         self._kv = KeyValue(kept)
-        self._events = Events(kept, lambda: self._plugins.values(), self._deliver)
+        self._delivery = Delivery(lambda: self._plugins.values(), self._deliver)
+        self._events = Events(kept, self._delivery.offer)
         self.host = Host(self._kv, self._events, registry, self._refused)
         self._plugins: dict[str, Plugin] = {}
         # One load or unload at a time; and one change of the records, which waits for no compilation and no call.
@@ -93,14 +95,14 @@ class PluginService(Handlers):
 
     def busy(self) -> bool:
         """Emitted events are delivered even after the caller has gone."""
-        return self._events.delivering
+        return self._delivery.busy
 
     async def close(self) -> None:
         """End the workers and save the plugins' records. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        self._events.close()
+        self._delivery.close()
         for task in [*self._tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

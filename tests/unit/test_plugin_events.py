@@ -1,4 +1,4 @@
-"""Events that are read, or that nobody takes as fast as they are emitted."""
+"""Events that people read, and how many are kept for them."""
 
 from __future__ import annotations
 
@@ -14,39 +14,29 @@ import pytest
 from circleosd.api.plugins import PluginEvent
 from circleosd.config import PluginSettings
 from circleosd.database import Database
-from circleosd.errors import Limit, PluginFailed
+from circleosd.errors import Limit
 from circleosd.plugins.cause import Cause
-from circleosd.plugins.events import FOLLOWED_AT_ONCE, READINGS_BY_ONE, WAITING, Deliver, Events
+from circleosd.plugins.events import FOLLOWED_AT_ONCE, READINGS_BY_ONE, WAITING, Events
 from circleosd.plugins.keyvalue import KeyValue
-from circleosd.plugins.manifest import Capability, Manifest
+from circleosd.plugins.manifest import Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.service import HOST_MIGRATIONS
 from circleosd.plugins.store import Record
-from tests.waiting import SECONDS, until
+from tests.waiting import SECONDS
 
 
-def plugin(name: str) -> Plugin:
-    """A plugin with the capability `events:*`."""
-    manifest = Manifest(name, capabilities=(Capability("events:*"),))
-    return Plugin(manifest, "", Record(), {"events:*": True}, PluginSettings())
-
-
-def with_events(directory: Path, deliver: Deliver, use: Callable[[Events, Plugin], Awaitable[None]]) -> None:
-    """Have `use` emit events as a plugin beside which there is another, to which `deliver` hands them."""
+def with_events(directory: Path, use: Callable[[Events, Plugin], Awaitable[None]]) -> None:
+    """Have `use` emit events as a plugin."""
 
     async def run() -> None:
-        emitting, other = plugin("emitting"), plugin("other")
         kept = Database(directory / "kept.db", HOST_MIGRATIONS)
         try:
-            await use(Events(kept, lambda: (emitting, other), deliver), emitting)
+            emitting = Plugin(Manifest("emitting"), "", Record(), {}, PluginSettings())
+            await use(Events(kept, lambda *event: None), emitting)
         finally:
             kept.close()
 
     asyncio.run(asyncio.wait_for(run(), SECONDS))
-
-
-async def taken(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
-    """Takes an event at once."""
 
 
 def test_who_follows_and_reads_too_slowly_is_told_that_events_are_lost(tmp_path: Path) -> None:
@@ -61,49 +51,7 @@ def test_who_follows_and_reads_too_slowly_is_told_that_events_are_lost(tmp_path:
         with pytest.raises(Limit, match=f"more than {WAITING} events were waiting"):
             await anext(following)
 
-    with_events(tmp_path, taken, use)
-
-
-def test_a_plugin_gets_in_order_what_waits_for_it_and_what_is_too_much_is_lost(tmp_path: Path) -> None:
-    got: list[str] = []
-
-    async def use(events: Events, emitting: Plugin) -> None:
-        for number in range(WAITING + 5):
-            await events.emit(emitting, "t", str(number), Cause())
-        assert events.delivering
-        go.set()
-        await until(lambda: not events.delivering)
-
-    async def deliver(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
-        await go.wait()
-        got.append(payload)
-
-    go = asyncio.Event()
-    with_events(tmp_path, deliver, use)
-    assert got == [str(number) for number in range(1 + WAITING)]
-
-
-def test_a_plugin_that_fails_at_events_or_loses_them_fills_the_log_no_faster_than_with_its_own_messages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("circleosd.plugins.voice.MOST_SAID", 3)
-
-    async def use(events: Events, emitting: Plugin) -> None:
-        for number in range(WAITING + 3):
-            await events.emit(emitting, "t", str(number), Cause())
-        go.set()
-        await until(lambda: not events.delivering)
-
-    async def deliver(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
-        await go.wait()
-        raise PluginFailed("x" * 65_536)
-
-    go = asyncio.Event()
-    with_events(tmp_path, deliver, use)
-    lost = f"plugin other: an event of t is lost: {WAITING} are already waiting"
-    failed = f"plugin other: {'cannot take an event of t: '.ljust(8192, 'x')}…"
-    dropped = "plugin other: logged more than 3 messages within 30 s; the rest is dropped"
-    assert caplog.messages == [lost, lost, failed, dropped]
+    with_events(tmp_path, use)
 
 
 def test_who_follows_a_topic_gets_the_events_of_that_alone_before_and_after(tmp_path: Path) -> None:
@@ -119,7 +67,7 @@ def test_who_follows_a_topic_gets_the_events_of_that_alone_before_and_after(tmp_
             ("wanted", "after")
         ] * 2
 
-    with_events(tmp_path, taken, use)
+    with_events(tmp_path, use)
 
 
 @pytest.mark.parametrize(("topic", "step"), [(None, 1), ("odd", 2)])
@@ -146,22 +94,7 @@ def test_who_follows_gets_the_newest_and_then_what_comes(tmp_path: Path, topic: 
         await cast(AsyncGenerator[PluginEvent, None], following).aclose()
         assert not events._followers
 
-    with_events(tmp_path, taken, use)
-
-
-def test_what_an_old_version_emits_in_its_last_call_is_not_for_the_new_one(tmp_path: Path) -> None:
-    got: list[str] = []
-
-    async def use(events: Events, emitting: Plugin) -> None:
-        old = plugin("other")
-        await events.emit(old, "t", "", Cause())
-        await until(lambda: not events.delivering)
-
-    async def deliver(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
-        got.append(plugin.name)
-
-    with_events(tmp_path, deliver, use)
-    assert got == ["emitting"]
+    with_events(tmp_path, use)
 
 
 def test_what_plugins_keep_can_be_had_while_many_events_are_read(
@@ -184,7 +117,7 @@ def test_what_plugins_keep_can_be_had_while_many_events_are_read(
         assert await asyncio.gather(*readings) == [[]] * READINGS_BY_ONE
 
     monkeypatch.setattr("circleosd.plugins.events._last", slow)
-    with_events(tmp_path, taken, use)
+    with_events(tmp_path, use)
 
 
 def test_the_newest_events_are_kept_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +128,7 @@ def test_the_newest_events_are_kept_and_no_others(tmp_path: Path, monkeypatch: p
             await events.emit(emitting, "t", str(number), Cause())
         assert [event["payload"] for event in await events.last(10, None, None)] == ["2", "3", "4"]
 
-    with_events(tmp_path, taken, use)
+    with_events(tmp_path, use)
 
 
 def test_an_event_has_no_more_bytes_and_follows_from_no_more_others_than_the_reference_says(tmp_path: Path) -> None:
@@ -206,4 +139,4 @@ def test_an_event_has_no_more_bytes_and_follows_from_no_more_others_than_the_ref
         with pytest.raises(Limit, match="follows from a chain of 4 others"):
             await events.emit(emitting, "t", "", Cause(4))
 
-    with_events(tmp_path, taken, use)
+    with_events(tmp_path, use)

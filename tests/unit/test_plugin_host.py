@@ -32,13 +32,13 @@ async def answered(directory: Path, call: str, args: dict[str, str], *, granted:
     async def note(plugin: Plugin, call: str, name: str, error: Denied, cause: Cause) -> None:
         denied.append((plugin.name, call, name))
 
-    async def deliver(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
-        raise AssertionError("nobody takes events")
+    def pass_on(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
+        raise AssertionError("there are no events")
 
     manifest = Manifest("p", capabilities=tuple(map(Capability, ASKED)))
     plugin = Plugin(manifest, "", Record(), dict.fromkeys(ASKED, granted), PluginSettings())
     kept = Database(directory / "kept.db", HOST_MIGRATIONS)
-    host = Host(KeyValue(kept), Events(kept, lambda: (), deliver), str(directory / "nobody"), note)
+    host = Host(KeyValue(kept), Events(kept, pass_on), str(directory / "nobody"), note)
     body = await host.of(plugin)(call, args, Cause())
     kept.close()
     return frames.parse_host_reply(body), denied
