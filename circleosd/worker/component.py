@@ -79,9 +79,9 @@ class ComponentPlugin:
         self._candidates = artifact.hooks
         self._wasi = any(name.startswith("wasi:") for name in artifact.imports)
         self._instances = Instances(engine, self._new_instance, shared=load.instance == "shared")
-        self._callbacks: list[Any] = []
         self._indices = {name: self._index(name) for name in (*artifact.functions, *artifact.hooks)}
-        self._linker = self._link(artifact.imports)
+        self._imports = _Imports(engine, host)
+        self._linker = self._imports.link(artifact.imports, wasi=self._wasi)
         instance = self._new_instance()
         self.functions = self._callable(instance, artifact.functions)
         if "on-event" in self._candidates - (self._hooks or set()):  # unlike `init`, no toolchain has one of its own
@@ -214,9 +214,19 @@ class ComponentPlugin:
         finally:
             _val_delete(byref(result))
 
-    def _link(self, imports: list[str]) -> Pointer:
+
+class _Imports:
+    """The interfaces that a component may import."""
+
+    def __init__(self, engine: Engine, host: Host) -> None:
+        self._engine = engine
+        self._host = host
+        self._callbacks: list[Any] = []
+
+    def link(self, imports: list[str], *, wasi: bool) -> Pointer:
+        """A `wasmtime_component_linker_t *` with the interfaces of these names, and with WASI if wanted."""
         linker = c.wasmtime_component_linker_new(self._engine.pointer)
-        if self._wasi:
+        if wasi:
             self._engine.check(c.wasmtime_component_linker_add_wasip2(linker))
         root = c.wasmtime_component_linker_root(linker)
         for name in imports:
