@@ -1,9 +1,7 @@
 """The ledger: every change and every denied attempt, in the service's own database, chained by hash (chain.py).
 
-A row's `body` is one JSON object (the fields of `api.common.Event`, without the service). `ledger_ends` has one row:
-the hash of the last pruned row, where the chain starts, and that of the last row, where it ends. So altered, inserted
-and deleted rows are detected, including the oldest and the newest. Phases: `done` (state changed in the same
-transaction), `intent` and then `outcome` (an act outside the database), `failed`, `denied`.
+Phases: `done` (state changed in the same transaction), `intent` and then `outcome` (an act outside the database),
+`failed`, `denied`.
 """
 
 from __future__ import annotations
@@ -13,71 +11,34 @@ import contextlib
 import json
 import logging
 import os
-import re
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
-from circleosd import chain, wire
+from circleosd import chain
 from circleosd.actor import actor
 from circleosd.api.common import Audited, Event, Follow, History
 from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
-from circleosd.errors import BadRequest, CircleError, Conflict, Unavailable
+from circleosd.errors import Conflict, Unavailable
 from circleosd.flood import MEMORY, STRANGERS, Counted, Flood, Who
 from circleosd.policy import Caller, Peer, role_of_uid
+from circleosd.rows import as_event, chain_ends, first_left, matching
 
 log = logging.getLogger(__name__)
 
 Phase = Literal["done", "intent", "outcome", "failed", "denied"]
-
-# A body may be damaged. Queries would fail on invalid JSON; and removing a row, and with it every change, would fail if
-# an index entry did not match the body. So these columns have no index.
-_OF_BODY = "GENERATED ALWAYS AS (CASE WHEN json_valid(body) THEN json_extract(body, '$.{}') END) VIRTUAL"
-
-SCHEMA = f"""
-CREATE TABLE ledger (
-    seq INTEGER PRIMARY KEY,
-    body TEXT NOT NULL,
-    hash BLOB NOT NULL,
-    time REAL {_OF_BODY.format("time")},
-    user TEXT {_OF_BODY.format("actor.user")},
-    uid INTEGER {_OF_BODY.format("actor.uid")},
-    object TEXT {_OF_BODY.format("object")},
-    action TEXT {_OF_BODY.format("action")},
-    error TEXT {_OF_BODY.format("error")}
-);
-CREATE TABLE ledger_ends (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    pruned_seq INTEGER NOT NULL,
-    pruned_hash BLOB NOT NULL,
-    last_seq INTEGER NOT NULL,
-    last_hash BLOB NOT NULL
-);
-INSERT INTO ledger_ends VALUES (1, 0, zeroblob(32), 0, zeroblob(32));
-CREATE TABLE ledger_open (seq INTEGER PRIMARY KEY)
-"""
 
 PRUNED_AT_ONCE = 5000  # rows that one append removes at most, so that no caller waits long for it
 SLACK = 0.05  # of keep_rows: how much the ledger grows before it is pruned again, which also writes a row
 ALWAYS_KEPT = 1000  # rows that are not removed for their age alone: a wrong clock must not empty the ledger …
 AT_LEAST_PRUNED = 100  # … and fewer rows are not worth a row about their removal
 DAY = 86400.0
-END_OF_TIME = 253402300800.0  # the year 10000; much later times cannot be shown
-_NONE = type(None)
-SHAPE: dict[str, tuple[type, ...]] = {  # of a row's body
-    "seq": (int,), "time": (int, float), "phase": (str,), "actor": (dict,), "action": (str,), "object": (str, _NONE),
-    "params": (dict,), "before": (object,), "after": (object,), "error": (str, _NONE), "message": (str, _NONE),
-    "duration": (int, float, _NONE), "intent": (int, _NONE), "count": (int,),
-}  # fmt: skip
-ACTOR = ("uid", "gid", "pid", "exe", "unit", "login", "user", "session", "plugin")
 TEXT_SHOWN = 256  # characters of a text parameter that are stored
-_PRUNED = '"action":"prune"'  # in the body of a row about pruning; within a text, the quotes would be escaped
 FOLLOWED_AT_ONCE = 200  # rows that a follower holds in memory
 RECALLED = 2000  # newest rows that are searched for those that count against allowances (flood.py)
-LAST = 2**62  # larger than any row's number; an integer of SQLite may be twice as large
 
 
 class Entry(NamedTuple):
@@ -137,7 +98,7 @@ class Ledger:
         return seq
 
     def _insert(self, tx: Transaction, entry: Entry) -> int:
-        ends = _ends(tx)
+        ends = chain_ends(tx)
         if ends is None or tx.execute("SELECT 1 FROM ledger WHERE seq = ?", (ends["last_seq"] + 1,)).fetchone():
             raise Unavailable(f"cannot continue the ledger of {self._service}: it was altered")
         seq = int(ends["last_seq"]) + 1
@@ -165,7 +126,7 @@ class Ledger:
             tx.execute("INSERT INTO ledger_open (seq) VALUES (?)", (seq,))
         elif entry.intent is not None:
             tx.execute("DELETE FROM ledger_open WHERE seq = ?", (entry.intent,))
-        event = self._event(seq, body)
+        event = as_event(self._service, seq, body)
         tx.after_commit(lambda: self._mirror(event))
         tx.after_commit(self._wake)
         return seq
@@ -216,7 +177,7 @@ class Ledger:
         def select(connection: sqlite3.Connection) -> list[tuple[Who, float]]:
             newest = "seq > (SELECT max(seq) FROM ledger) - ? AND time BETWEEN ? AND ? AND error IS NOT NULL"
             sql, now = f"SELECT seq, body FROM ledger WHERE {newest} ORDER BY time", time.time()
-            found = (self._event(*row) for row in connection.execute(sql, (RECALLED, now - MEMORY, now)))
+            found = (as_event(self._service, *row) for row in connection.execute(sql, (RECALLED, now - MEMORY, now)))
             return [(who, row["time"] - now) for row in found if (who := _refused(row))]
 
         ages = await self._database.read(select)
@@ -271,8 +232,8 @@ class Ledger:
         there = tx.execute("SELECT min(seq) AS seq FROM ledger WHERE seq >= ?", (up_to,)).fetchone()
         up_to = int(there["seq"])  # at least the row that was just written
         rows = tx.execute("SELECT seq, body, hash FROM ledger WHERE seq <= ? ORDER BY seq", (up_to,))
-        first_left = _first_left(tx) if first > 1 else 1  # the first time, it would look at every row
-        problems, digest, _ = chain.follow(rows, first, ends["pruned_hash"], first_left)
+        left = first_left(tx) if first > 1 else 1  # the first time, it would look at every row
+        problems, digest, _ = chain.follow(rows, first, ends["pruned_hash"], left)
         tx.execute("DELETE FROM ledger WHERE seq <= ?", (up_to,))
         tx.execute("UPDATE ledger_ends SET pruned_seq = ?, pruned_hash = ?", (up_to, digest))
         self._insert(
@@ -321,8 +282,8 @@ class Ledger:
         """The newest matching rows, oldest first."""
 
         def select(connection: sqlite3.Connection) -> list[Event]:  # decoding 10,000 rows takes about a second
-            rows = _select(connection, wanted, wanted.since, 0, "DESC", wanted.lines)
-            return [self._event(*row) for row in reversed(rows)]
+            rows = matching(connection, wanted, wanted.since, 0, "DESC", wanted.lines)
+            return [as_event(self._service, *row) for row in reversed(rows)]
 
         return await self._database.scan(select)
 
@@ -341,16 +302,16 @@ class Ledger:
                 def select(
                     connection: sqlite3.Connection, after: int = after, since: float | None = since
                 ) -> tuple[list[sqlite3.Row], int]:
-                    ends = _ends(connection)
+                    ends = chain_ends(connection)
                     last = ends["last_seq"] if ends else after
-                    return _select(connection, wanted, since, after, "ASC", FOLLOWED_AT_ONCE), last
+                    return matching(connection, wanted, since, after, "ASC", FOLLOWED_AT_ONCE), last
 
                 rows, last = await self._database.scan(select)
                 if last < after:
                     why = f"it ends with row {last}, but row {after} was already shown"
                     raise Conflict(f"the record of {self._service} was replaced: {why}; follow it again")
                 for row in rows:
-                    yield self._event(*row)
+                    yield as_event(self._service, *row)
                 if len(rows) < FOLLOWED_AT_ONCE:
                     after, since = last, None  # what is written from now on is new, even if the clock is set back
                     await woken.wait()
@@ -370,7 +331,7 @@ class Ledger:
             sql = "SELECT seq, body FROM ledger JOIN ledger_open USING (seq) ORDER BY seq"
             return connection.execute(sql).fetchall()
 
-        found = [self._event(*row) for row in await self._database.read(select)]
+        found = [as_event(self._service, *row) for row in await self._database.read(select)]
         return [event for event in found if event["phase"] == "intent"]
 
     async def audit(self) -> Audited:
@@ -379,7 +340,7 @@ class Ledger:
 
     def _audit(self, connection: sqlite3.Connection) -> Audited:
         count = connection.execute("SELECT count(*) FROM ledger").fetchone()[0]
-        if (ends := _ends(connection)) is None:
+        if (ends := chain_ends(connection)) is None:
             problems = ["the table with the ends of its chain has been removed or altered"]
             return Audited(service=self._service, rows=count, first=0, last=0, hash="", problems=problems)
         rows = connection.execute("SELECT seq, body, hash FROM ledger ORDER BY seq")
@@ -389,63 +350,8 @@ class Ledger:
             first=ends["pruned_seq"] + 1,
             last=ends["last_seq"],
             hash=ends["last_hash"].hex(),
-            problems=chain.audit(rows, ends, _first_left(connection)),
+            problems=chain.audit(rows, ends, first_left(connection)),
         )
-
-    def _event(self, seq: int, body: str) -> Event:
-        """A row for display. One that CircleOSD cannot have written is marked, so that the others can be read."""
-        try:
-            row = wire.decode_shallow(body.encode())  # a row that could be read but not shown is also invalid
-        except (CircleError, AttributeError):
-            row = {}
-        if _well_formed(row, seq):
-            return cast(Event, {"service": self._service, **row})
-        return Event(
-            service=self._service,
-            seq=seq,
-            time=0.0,
-            phase="failed",
-            actor=dict.fromkeys(ACTOR),
-            action="?",
-            object=None,
-            params={},
-            before=None,
-            after=None,
-            error=Conflict.code,
-            message=f"row {seq} is not what CircleOSD wrote; see: circlectl system history --verify",
-            duration=None,
-            intent=None,
-            count=1,
-        )
-
-
-def _ends(connection: sqlite3.Connection | Transaction) -> sqlite3.Row | None:
-    """The row of `ledger_ends`; None if it is missing or invalid."""
-    ends: sqlite3.Row | None = connection.execute("SELECT * FROM ledger_ends").fetchone()
-    written = ends and [type(value) for value in ends] == [int, int, bytes, int, bytes] and ends["last_seq"] < LAST
-    return ends if written else None
-
-
-def _first_left(connection: sqlite3.Connection | Transaction) -> int | None:
-    """The first remaining row according to the newest row about pruning; 1 if there is none, None if it names none."""
-    newest = f"SELECT body FROM ledger WHERE instr(body, '{_PRUNED}') ORDER BY seq DESC LIMIT 1"
-    if (row := connection.execute(newest).fetchone()) is None:
-        return 1
-    try:
-        first = wire.decode_object(row["body"].encode())["after"]["first"]
-    except (BadRequest, AttributeError, TypeError, LookupError):
-        return None
-    return first if isinstance(first, int) else None
-
-
-def _well_formed(row: dict[str, Any], seq: int) -> bool:
-    return (
-        row.keys() == SHAPE.keys()
-        and all(isinstance(row[key], types) for key, types in SHAPE.items())
-        and row["seq"] == seq
-        and 0 <= row["time"] < END_OF_TIME
-        and row["actor"].keys() == set(ACTOR)
-    )
 
 
 def _refused(row: Event) -> Who | None:
@@ -470,27 +376,3 @@ def _summary(window: Counted[Entry]) -> Entry:
         by = "uids without a user"
     message = f"{window.count} more refused attempts by {by}, of different kinds; the last: {window.last.message}"
     return window.last._replace(attempts=window.count, object=None, params={}, message=message)
-
-
-def _select(
-    connection: sqlite3.Connection, wanted: History | Follow, since: float | None, after: int, order: str, lines: int
-) -> list[sqlite3.Row]:
-    where, values = ["seq > ?"], list[Any]([after])
-    if wanted.user is not None:
-        number = re.fullmatch(r"[0-9]{1,10}", wanted.user)
-        where.append("uid = ?" if number else "user = ?")
-        values.append(int(wanted.user) if number else wanted.user)
-    if wanted.object is not None:
-        glob = re.search(r"[*?]", wanted.object)
-        where.append("object GLOB ?" if glob else "object = ?")
-        values.append(wanted.object.replace("[", "[[]") if glob else wanted.object)  # as in rules, without brackets
-    if wanted.action_name is not None:
-        where.append("action = ?")
-        values.append(wanted.action_name)
-    if since is not None:
-        where.append("time >= ?")
-        values.append(since)
-    if wanted.failed:
-        where.append("error IS NOT NULL")
-    sql = f"SELECT seq, body FROM ledger WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT ?"
-    return connection.execute(sql, (*values, lines)).fetchall()

@@ -7,11 +7,11 @@ import sqlite3
 from base64 import urlsafe_b64encode
 from typing import NamedTuple
 
-from circleosd import ledger
 from circleosd.api.auth import Rule, User
 from circleosd.auth.backoff import Failures
 from circleosd.database import Transaction
 from circleosd.policy import Grant, Role
+from circleosd.rows import LEDGER_SCHEMA
 
 MIGRATIONS = (
     """
@@ -56,7 +56,7 @@ CREATE TABLE failures (
 ) WITHOUT ROWID;
 CREATE INDEX failures_last ON failures (last);
 """
-    + ledger.SCHEMA,
+    + LEDGER_SCHEMA,
 )
 
 TOKEN_BYTES = 32  # 256 bits; a hash without salt is enough for what cannot be guessed

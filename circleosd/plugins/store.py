@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from circleosd import ledger
 from circleosd.database import Transaction
 from circleosd.errors import BadRequest, Limit, Unavailable, shortage
 from circleosd.plugins import manifest as manifests
 from circleosd.plugins.manifest import Manifest
+from circleosd.rows import LEDGER_SCHEMA
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ CREATE TABLE plugins (
     loaded REAL NOT NULL
 ) WITHOUT ROWID;
 """
-    + ledger.SCHEMA,
+    + LEDGER_SCHEMA,
     """
 ALTER TABLE plugins ADD COLUMN imports TEXT NOT NULL DEFAULT '[]';
 ALTER TABLE plugins ADD COLUMN signer TEXT;

@@ -10,7 +10,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
 
-from circleosd import ledger
 from circleosd.api import plugins
 from circleosd.api import registry as api
 from circleosd.api.common import Event
@@ -21,10 +20,11 @@ from circleosd.places import Places
 from circleosd.registry.catalog import PLUGIN_PREFIX, WORKER_UNITS, Catalog, Entry, plugin_entry
 from circleosd.registry.explaining import explain, skipped
 from circleosd.registry.units import LogLine, Switch, UnitManager, UnitState, Verb
+from circleosd.rows import LEDGER_SCHEMA
 
 log = logging.getLogger(__name__)
 
-MIGRATIONS = (ledger.SCHEMA,)
+MIGRATIONS = (LEDGER_SCHEMA,)
 DOWN: dict[Verb, tuple[str, ...]] = {  # states in which a job that is done has nevertheless failed
     "start": ("failed",),
     "stop": (),

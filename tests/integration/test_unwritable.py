@@ -108,14 +108,14 @@ def test_verify_tells_of_one_record_also_while_another_cannot_be_asked(new_host:
 def test_a_database_that_cannot_be_opened_for_lack_of_space_says_so(tmp_path: Path) -> None:
     program = f"""
 import contextlib, pathlib
-from circleosd import database, ledger
+from circleosd import database, rows
 place = pathlib.Path({str(tmp_path)!r})
-database.Database(place / "l.db", (ledger.SCHEMA,)).close()
+database.Database(place / "l.db", (rows.LEDGER_SCHEMA,)).close()
 with contextlib.suppress(OSError), open(place / "rest", "wb", buffering=0) as file:
     while True:
         file.write(bytes(4096))
 try:
-    database.Database(place / "l.db", (ledger.SCHEMA,))
+    database.Database(place / "l.db", (rows.LEDGER_SCHEMA,))
 except database.Unavailable as error:
     print(error)
 """

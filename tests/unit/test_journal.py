@@ -16,7 +16,8 @@ from typing import get_args
 import pytest
 
 from circleosd.api.common import Event
-from circleosd.ledger import ACTOR, Phase
+from circleosd.ledger import Phase
+from circleosd.rows import ACTOR
 from circleosd.systemd import journal
 from circleosd.systemd.journal import Mirror, _OneLine, _Prefixed
 from tests import PROJECT

@@ -27,6 +27,7 @@ from circleosd.database import Database, Transaction
 from circleosd.errors import Conflict, Unavailable
 from circleosd.ledger import Entry, Ledger
 from circleosd.policy import Caller, Peer, Role
+from circleosd.rows import LEDGER_SCHEMA, as_event
 from tests.unit.fakes import ROOT, STRANGER
 from tests.waiting import SECONDS, until
 
@@ -37,7 +38,7 @@ class Open:
     """A database with a ledger, and what was mirrored."""
 
     def __init__(self, path: Path, settings: LedgerSettings | None = None) -> None:
-        self.database = Database(path, (ledger.SCHEMA,))
+        self.database = Database(path, (LEDGER_SCHEMA,))
         self.mirrored: list[Event] = []
         self.ledger = Ledger(self.database, "a-service", self.mirrored.append, settings)
 
@@ -93,13 +94,13 @@ def test_history_filters_and_returns_the_newest_in_order(opened: Open) -> None:
 
 def test_rows_are_read_beside_the_event_loop(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     opened.record("start", object="x")
-    read, threads = Ledger._event, []
+    threads = []
 
-    def noted(self: Ledger, seq: int, body: str) -> Event:
+    def noted(service: str, seq: int, body: str) -> Event:
         threads.append(threading.current_thread())
-        return read(self, seq, body)
+        return as_event(service, seq, body)
 
-    monkeypatch.setattr(Ledger, "_event", noted)
+    monkeypatch.setattr(ledger, "as_event", noted)
     assert [row["object"] for row in opened.history()] == ["x"]
     assert threads
     assert threading.main_thread() not in threads
