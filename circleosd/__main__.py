@@ -243,7 +243,10 @@ async def _registry(settings: Settings, runtime: str, state: str) -> Composed:
 
     database = Database(f"{state}/registry.db", MIGRATIONS)
     directories = [Path(path) / "services.d" for path in paths.config_dirs(os.environ)]
-    handlers = RegistryService(catalog.Reader(directories), _unit_manager(settings.registry.unit_timeout))
+    units = _unit_manager(settings.registry.unit_timeout)
+    # Whoever writes the system's catalog decides which unit a name, and so a right, is about.
+    check = catalog.only(0) if _is_of_the_system() else catalog.anybody
+    handlers = RegistryService(catalog.Reader(directories, check), units)
     # The plugin manager runs its workers as units, and reads and restarts the services that plugins were granted.
     workers = tuple(Grant(f"service:{verb}", "plugin@*") for verb in ("start", "stop"))
     workers += tuple(Grant(f"service:{verb}", "*") for verb in ("status", "restart"))
@@ -263,8 +266,13 @@ def _unit_manager(timeout: float) -> UnitManager:
         return SupervisedUnits(supervisor, timeout=timeout)
     from circleosd.systemd.units import SystemdUnits
 
+    return SystemdUnits(scope="system" if _is_of_the_system() else "user", timeout=timeout)
+
+
+def _is_of_the_system() -> bool:
+    """Whether this is a service of the system's manager, not of a user's or of the embedded mode."""
     # A user manager sets this for its services, the system manager does not (systemd.exec(5)).
-    return SystemdUnits(scope="user" if os.environ.get("XDG_RUNTIME_DIR") else "system", timeout=timeout)
+    return not os.environ.get("CIRCLEOSD_SUPERVISOR") and not os.environ.get("XDG_RUNTIME_DIR")
 
 
 def _take_short_turns() -> None:

@@ -12,7 +12,6 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -95,28 +94,19 @@ def rule(entries: Iterable[Entry]) -> str:
 def trusted(directory: Path, owner: int) -> Catalog:
     """The part of the catalog in `directory` that only the user `owner` can have written."""
 
-    def check(path: Path, found: os.stat_result) -> None:
-        if found.st_uid != owner:
-            raise Denied(f"{path} belongs to uid {found.st_uid}, not to uid {owner}")
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise Denied(f"{path} is writable by others than its owner; see: chmod go-w {path}")
-
-    def text(path: Path) -> str:
+    def text(path: Path, check: catalog.Check) -> str:
         # The checked file is the one that is read; the target of a link could not be trusted.
         if path.is_symlink():
             raise Denied(f"{path} is a symbolic link; put the file itself there")
-        return catalog.text_of(path, partial(check, path), os.O_NOFOLLOW)
+        return catalog.text_of(path, check, os.O_NOFOLLOW)
 
     try:
         for place in (directory.parent, directory):
             if place.is_symlink():
                 raise Denied(f"{place} is a symbolic link; put the directory itself there")
-            check(place, place.lstat())
-    except FileNotFoundError:
-        return catalog.read([])
     except Denied as error:
         return Catalog(catalog.read([]).entries, (str(error),))
-    return catalog.read([directory], text)
+    return catalog.read([directory], text, catalog.only(owner))
 
 
 def write(text: str, target: Path) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from circleosd.api.contract import Length, Pattern
 from circleosd.api.plugins import PLUGIN_NAME
 from circleosd.api.registry import ServiceName
-from circleosd.errors import BadRequest, CircleError, NotFound, shortage, unreadable
+from circleosd.errors import BadRequest, CircleError, Denied, NotFound, shortage, unreadable
 from circleosd.paths import SERVICES
 from circleosd.registry.units import Switch, Verb
 
@@ -61,6 +61,8 @@ class Entry:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic's own protocol
 
 
+Check = Callable[[Path, os.stat_result], None]  # raises `Denied` for what must not be used
+
 OWN = tuple(Entry(name, f"circleosd-{part}.service") for name, part in SERVICES.items())
 # Under another name, the registry could stop itself while it waits for the result.
 OWN_UNITS = frozenset(re.sub(r"service$", kind, entry.unit) for entry in OWN for kind in ("service", "socket"))
@@ -95,26 +97,46 @@ def plugin_entry(unit: str) -> Entry:
     return Entry(PLUGIN_PREFIX + name, unit, f"worker of the plugin {name}", [*WORKER_VERBS])
 
 
-class Reader:
-    """Reads the drop-in files of `directories` again whenever one has changed, and while one of them cannot be read."""
+def anybody(path: Path, found: os.stat_result) -> None:
+    """A `Check` that accepts everything."""
 
-    def __init__(self, directories: Sequence[Path]) -> None:
+
+def only(owner: int) -> Check:
+    """A check that accepts what only the user `owner` can have written."""
+
+    def check(path: Path, found: os.stat_result) -> None:
+        if found.st_uid != owner:
+            raise Denied(f"{path} belongs to uid {found.st_uid}, not to uid {owner}")
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise Denied(f"{path} is writable by others than its owner; see: chmod go-w {path}")
+
+    return check
+
+
+class Reader:
+    """Reads the drop-in files of `directories` again whenever one has changed, and while one of them cannot be read.
+
+    Files and directories that `check` refuses are skipped.
+    """
+
+    def __init__(self, directories: Sequence[Path], check: Check = anybody) -> None:
         self._directories = directories
+        self._check = check
         self._seen: object = None
         self._catalog = Catalog({}, ())
 
     def __call__(self) -> Catalog:
         """The catalog as currently on disk. Raises `Limit` as `read` does."""
-        files, problems = _files(self._directories)
+        files, problems = _files(self._directories, self._check)
         # ctime: a change of mode or owner may make a file readable. Size: two quick writes may have the same ctime.
         found = [(path, _stat(path)) for path in files]
         seen = (problems, [(path, now and (now.st_ctime_ns, now.st_ino, now.st_size)) for path, now in found])
         if seen != self._seen or self._catalog.unread:  # the cause of a problem need not be in the files
-            self._catalog, self._seen = read(self._directories), seen
+            self._catalog, self._seen = read(self._directories, check=self._check), seen
         return self._catalog
 
 
-def text_of(path: Path, check: Callable[[os.stat_result], None] = lambda found: None, flags: int = 0) -> str:
+def text_of(path: Path, check: Check = anybody, flags: int = 0) -> str:
     """The text of a catalog file, after `check` has accepted it. `flags` as in open(2).
 
     Never blocks, as opening a pipe would. Raises OSError, ValueError, `BadRequest`, and what `check` raises.
@@ -124,21 +146,22 @@ def text_of(path: Path, check: Callable[[os.stat_result], None] = lambda found: 
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE:
             raise BadRequest(f"it is not a regular file of at most {MAX_FILE} bytes")
-        check(found)
+        check(path, found)
         return file.read(MAX_FILE).decode("utf-8-sig")  # with a byte order mark or without
 
 
-def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> Catalog:
-    """Read the drop-in files, each with `text`. Of two entries with the same name, the later one counts.
+def read(directories: Sequence[Path], text: Callable[[Path, Check], str] = text_of, check: Check = anybody) -> Catalog:
+    """Read the drop-in files, each with `text`, if `check` accepts them and their directories. Of two entries with the
+    same name, the later one counts.
 
     A file that cannot be used is skipped and listed in `problems`: one bad file must not disable all services. Raises
     `Limit` if descriptors or memory are lacking: what is in the files is then not known.
     """
     entries, unread = {entry.name: entry for entry in OWN}, False
-    files, problems = _files(directories)
+    files, problems = _files(directories, check)
     for path in files:
         try:
-            for entry in parse(text(path)):
+            for entry in parse(text(path, check)):
                 if entry.name in {own.name for own in OWN} or entry.name.startswith(PLUGIN_PREFIX):
                     raise BadRequest(f"the name {entry.name} is reserved for CircleOSD")
                 if entry.unit in OWN_UNITS or entry.unit.startswith(WORKER_UNITS):
@@ -148,7 +171,8 @@ def read(directories: Sequence[Path], text: Callable[[Path], str] = text_of) -> 
             if lacking := shortage(exc):
                 raise lacking from exc
             unread = unread or isinstance(exc, OSError)
-            problems.append(f"{path}: {unreadable(path, exc) if isinstance(exc, OSError) else exc}")
+            what = unreadable(path, exc) if isinstance(exc, OSError) else exc
+            problems.append(str(exc) if isinstance(exc, Denied) else f"{path}: {what}")
     return Catalog(entries, tuple(problems), unread)
 
 
@@ -189,12 +213,17 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _files(directories: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """The drop-in files in the order in which they count, and the directories whose files cannot be listed."""
+def _files(directories: Sequence[Path], check: Check) -> tuple[list[Path], list[str]]:
+    """The drop-in files in the order in which they count, and why those of a directory are not among them."""
     files, problems = [], []
     for directory in directories:
         try:
             names = os.listdir(directory)
+            for place in (directory.parent, directory):
+                check(place, place.stat())
+        except Denied as error:
+            problems.append(str(error))
+            continue
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as exc:

@@ -180,6 +180,17 @@ def test_what_the_polkit_rule_leaves_out_is_refused_with_where_the_reason_is(mac
     machine.succeed(f"rm {link}")
 
 
+def test_a_catalog_file_that_others_may_write_gives_no_name_to_a_unit(machine: Machine) -> None:
+    file = "/etc/circleosd/services.d/zz-loose.toml"
+    write(machine, file, '[[service]]\nname = "calm"\nunit = "dbus.service"\n')
+    assert "dbus.service" in machine.succeed("circlectl service list")
+    machine.succeed(f"chown root:alice {file}; chmod 664 {file}")
+    said = machine.succeed("circlectl service list 2>&1")
+    assert f"cannot use a catalog file: {file} is writable by others than its owner; see: chmod go-w {file}" in said
+    assert "dbus.service" not in said
+    assert "ct-calm.service" in machine.succeed("circlectl service status calm", f"rm {file}")
+
+
 def test_what_systemd_would_not_enable_is_refused_and_leaves_no_failed_unit(machine: Machine) -> None:
     machine.succeed("ln -s /dev/null /etc/systemd/system/ct-masked.service; systemctl daemon-reload")
     machine.succeed("systemctl reset-failed", "systemctl enable ct-named.service")

@@ -198,6 +198,29 @@ def test_a_reader_sees_that_a_file_may_be_read_now() -> None:
             assert child.communicate("\n")[0] == "True\n"
 
 
+def test_a_reader_believes_only_what_one_user_alone_can_write_if_it_must_not_believe_others(tmp_path: Path) -> None:
+    directory, file = tmp_path / "services.d", tmp_path / "services.d" / "b.toml"
+    directory.mkdir(mode=0o755)
+    (directory / "a.toml").write_text(GOOD)
+    file.write_text(GOOD.replace("nginx.service", "ssh.service"))
+    for place, mode in ((tmp_path, 0o755), (directory / "a.toml", 0o644), (file, 0o664)):
+        place.chmod(mode)
+    reader = catalog.Reader([directory], catalog.only(os.getuid()))
+    assert reader().find("nginx").unit == "nginx.service"
+    assert reader().problems == (f"{file} is writable by others than its owner; see: chmod go-w {file}",)
+    file.chmod(0o644)
+    assert reader().find("nginx").unit == "ssh.service"
+    for place in (directory, tmp_path):
+        place.chmod(0o775)
+        assert reader().problems == (f"{place} is writable by others than its owner; see: chmod go-w {place}",)
+        assert {*reader().entries.values()} == {*catalog.OWN}
+        place.chmod(0o755)
+        assert (reader().problems, "nginx" in reader().entries) == ((), True)
+    others = catalog.Reader([directory], catalog.only(os.getuid() + 1))
+    assert "belongs to uid" in others().problems[0]
+    assert {*others().entries.values()} == {*catalog.OWN}
+
+
 @pytest.mark.timeout(60)
 def test_what_is_no_file_of_a_sensible_size_is_named_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.toml")
