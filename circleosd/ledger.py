@@ -25,17 +25,13 @@ from circleosd.database import Database, Transaction
 from circleosd.errors import Conflict, Unavailable
 from circleosd.flood import MEMORY, STRANGERS, Counted, Flood, Who
 from circleosd.policy import Caller, Peer, role_of_uid
+from circleosd.pruning import Pruned, prune
 from circleosd.rows import as_event, chain_ends, first_left, matching
 
 log = logging.getLogger(__name__)
 
 Phase = Literal["done", "intent", "outcome", "failed", "denied"]
 
-PRUNED_AT_ONCE = 5000  # rows that one append removes at most, so that no caller waits long for it
-SLACK = 0.05  # of keep_rows: how much the ledger grows before it is pruned again, which also writes a row
-ALWAYS_KEPT = 1000  # rows that are not removed for their age alone: a wrong clock must not empty the ledger …
-AT_LEAST_PRUNED = 100  # … and fewer rows are not worth a row about their removal
-DAY = 86400.0
 TEXT_SHOWN = 256  # characters of a text parameter that are stored
 FOLLOWED_AT_ONCE = 200  # rows that a follower holds in memory
 RECALLED = 2000  # newest rows that are searched for those that count against allowances (flood.py)
@@ -94,7 +90,8 @@ class Ledger:
     def append(self, tx: Transaction, entry: Entry) -> int:
         """Add a row within a transaction; return its number."""
         seq = self._insert(tx, entry)
-        self._prune(tx)
+        if pruned := prune(tx, self._settings, time.time()):
+            self._insert(tx, _about(pruned))
         return seq
 
     def _insert(self, tx: Transaction, entry: Entry) -> int:
@@ -216,66 +213,6 @@ class Ledger:
             await asyncio.wait([timer])  # it may hold unwritten counts
         await self._write_counts(float("inf"))
 
-    # pruning
-
-    def _prune(self, tx: Transaction) -> None:
-        """Remove the oldest rows beyond the limits, and write a row about that.
-
-        If the removed rows had been tampered with, that row is a failure and says what was wrong.
-        """
-        ends = tx.execute("SELECT pruned_seq, pruned_hash, last_seq FROM ledger_ends").fetchone()
-        first, last = ends["pruned_seq"] + 1, ends["last_seq"]
-        up_to = min(max(self._too_many(first, last), self._too_old(tx, first, last)), first - 1 + PRUNED_AT_ONCE)
-        if up_to < first:
-            return
-        # The chain continues from the last removed row, so this must be an existing row.
-        there = tx.execute("SELECT min(seq) AS seq FROM ledger WHERE seq >= ?", (up_to,)).fetchone()
-        up_to = int(there["seq"])  # at least the row that was just written
-        rows = tx.execute("SELECT seq, body, hash FROM ledger WHERE seq <= ? ORDER BY seq", (up_to,))
-        left = first_left(tx) if first > 1 else 1  # the first time, it would look at every row
-        problems, digest, _ = chain.follow(rows, first, ends["pruned_hash"], left)
-        tx.execute("DELETE FROM ledger WHERE seq <= ?", (up_to,))
-        tx.execute("UPDATE ledger_ends SET pruned_seq = ?, pruned_hash = ?", (up_to, digest))
-        self._insert(
-            tx,
-            Entry(
-                phase="failed" if problems else "done",
-                caller=Caller(Peer(os.getuid(), os.getgid(), os.getpid())),
-                action="prune",
-                object=None,
-                before={"first": first},
-                after={"first": up_to + 1},
-                error=Conflict.code if problems else None,
-                message=f"not what CircleOSD wrote: {'; '.join(problems)}" if problems else None,
-            ),
-        )
-
-    def _too_many(self, first: int, last: int) -> int:
-        """The last row to prune because of the number of rows; below `first` if there are not too many."""
-        keep = self._settings.keep_rows
-        return last - keep if last - first + 1 > keep * (1 + SLACK) else 0
-
-    def _too_old(self, tx: Transaction, first: int, last: int) -> int:
-        """The last row to prune because of its age. Checked only when the oldest row is a day over the limit.
-
-        The clock may be ahead: it counts only once AT_LEAST_PRUNED rows were written by it.
-        """
-        if last - first + 1 < ALWAYS_KEPT + AT_LEAST_PRUNED:
-            return 0
-        recent = "SELECT min(time, ?) AS now FROM ledger WHERE seq = ?"
-        known = tx.execute(recent, (time.time(), last - AT_LEAST_PRUNED + 1)).fetchone()
-        if known is None or known["now"] is None:  # removed or altered
-            return 0
-        limit = known["now"] - self._settings.keep_days * DAY
-        if not tx.execute("SELECT 1 FROM ledger WHERE seq = ? AND time < ?", (first, limit - DAY)).fetchone():
-            return 0
-        kept = tx.execute(
-            "SELECT min(seq) AS seq FROM ledger WHERE seq BETWEEN ? AND ? AND time >= ?",
-            (first, first + PRUNED_AT_ONCE, limit),
-        ).fetchone()
-        young = kept["seq"] if kept["seq"] is not None else first + PRUNED_AT_ONCE
-        return min(int(young) - 1, last - ALWAYS_KEPT)
-
     # reading
 
     async def history(self, wanted: History) -> list[Event]:
@@ -352,6 +289,21 @@ class Ledger:
             hash=ends["last_hash"].hex(),
             problems=chain.audit(rows, ends, first_left(connection)),
         )
+
+
+def _about(pruned: Pruned) -> Entry:
+    """The row for removed rows: a failure if these had been tampered with."""
+    problems = pruned.problems
+    return Entry(
+        phase="failed" if problems else "done",
+        caller=Caller(Peer(os.getuid(), os.getgid(), os.getpid())),
+        action="prune",
+        object=None,
+        before={"first": pruned.first},
+        after={"first": pruned.last + 1},
+        error=Conflict.code if problems else None,
+        message=f"not what CircleOSD wrote: {'; '.join(problems)}" if problems else None,
+    )
 
 
 def _refused(row: Event) -> Who | None:

@@ -391,7 +391,7 @@ def test_pruning_by_age_keeps_what_is_young_and_the_newest_thousand(
     aged.fill(1, 1400)
     assert aged.ages() == [("10.5", 99), ("1", 1401)], "what is a day beyond its time goes, what is not stays"
     aged.fill(-1.5, 99)
-    monkeypatch.setattr("circleosd.ledger.PRUNED_AT_ONCE", 40)
+    monkeypatch.setattr("circleosd.pruning.PRUNED_AT_ONCE", 40)
     for number, left in enumerate((59, 19), 100):  # of the 99, which are beyond it now
         aged.fill(-1.5, 1)
         assert aged.ages() == [("10.5", left), ("1", 1401), ("-1.5", number)]
