@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import struct
 
 TURN = 100_000  # nanoseconds, the shortest that the kernel grants
@@ -20,7 +19,7 @@ def take_short_turns() -> bool:
 
     Returns whether the kernel accepted the request; an older kernel accepts and ignores it.
     """
-    number = _SCHED_SETATTR.get(platform.machine())
+    number = _SCHED_SETATTR.get(os.uname().machine)
     if number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return False
     # struct sched_attr: size, policy; flags; nice, priority; runtime, deadline, period

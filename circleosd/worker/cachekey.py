@@ -6,7 +6,6 @@ Does not import Wasmtime: the manager, which never runs plugin code, uses this t
 from __future__ import annotations
 
 import os
-import platform
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -42,7 +41,7 @@ def _host() -> str:
         if line.partition(":")[0].strip() in ("flags", "Features"):
             features = line
             break
-    machine = platform.machine()
+    machine = os.uname().machine
     wasmtime = distribution("wasmtime")
     library = os.path.realpath(str(wasmtime.locate_file(f"wasmtime/linux-{machine}/_libwasmtime.so")))
     return f"{wasmtime.version}\n{library}\n{machine}\n{features}"

@@ -7,7 +7,7 @@ skipped. Compilation validates what is only skimmed here.
 from __future__ import annotations
 
 import itertools
-import platform
+import os
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, NoReturn
@@ -87,9 +87,9 @@ def inspect_native(data: Data, memory: int) -> None:
     if int.from_bytes(data[16:18], "little") != 3:
         refuse("is an ELF file, but not a shared object: link it with -shared")
     machine = int.from_bytes(data[18:20], "little")
-    wanted = {"x86_64": 62, "aarch64": 183}.get(platform.machine())
+    wanted = {"x86_64": 62, "aarch64": 183}.get(os.uname().machine)
     if wanted is not None and machine != wanted:
-        refuse(f"is for another machine (ELF machine {machine}), not for {platform.machine()}")
+        refuse(f"is for another machine (ELF machine {machine}), not for {os.uname().machine}")
     # Otherwise the worker would end by SIGBUS: dlopen(3) maps what is not there.
     table, entries = int.from_bytes(data[32:40], "little"), int.from_bytes(data[56:58], "little")
     variables = 0

@@ -14,7 +14,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 import sys
 from pathlib import Path
@@ -246,7 +245,7 @@ def _checked(result: int, what: str) -> int:
 
 
 def _seccomp(libc: ctypes.CDLL) -> bool:
-    machine = _MACHINES.get(platform.machine())
+    machine = _MACHINES.get(os.uname().machine)
     if machine is None:
         return False
     program = _filter(*machine, pid=os.getpid())

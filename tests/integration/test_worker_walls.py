@@ -70,11 +70,12 @@ def test_a_worker_has_every_wall_that_the_kernel_offers_and_no_privileges(
 
 # As on a machine whose calls have numbers that the filter does not know.
 WITHOUT_SECCOMP = """
-    import errno, os, platform, socket, sys
+    import errno, os, socket, sys
+    from types import SimpleNamespace
     from circleosd.worker import limits, sandbox
     port, hidden = int(sys.argv[1]), "\\0" + sys.argv[2]
     limits.settle()
-    platform.machine = lambda: "m68k"
+    os.uname = lambda: SimpleNamespace(machine="m68k")
     assert "seccomp" not in sandbox.confine()
 
     def connect(family, address):
