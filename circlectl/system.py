@@ -39,7 +39,7 @@ MOST = 10_000  # rows that one service gives (common.History)
 # Errors of a single service; others concern the request, which is the same for all.
 _OF_ONE = (Unavailable, Timeout, Limit, Internal)
 
-ANSWER = 20.0  # seconds for a report: a start that resolves interrupted acts takes up to ten (circleosd/service.py)
+ANSWER = 20.0  # seconds for a report: a start that resolves interrupted acts takes up to ten (circleosd/recovery.py)
 
 CONTRACTS: tuple[type[Request], ...] = (Status, History)
 

@@ -20,14 +20,13 @@ from circleosd.api.common import EVERYWHERE, Audit, Audited, Event, Follow, Heal
 from circleosd.api.contract import Effect, Mark, Request, completed, parameters
 from circleosd.deadlines import Deadlines
 from circleosd.errors import BadRequest, CircleError, Denied, Internal, Timeout, Unavailable, UnknownAction, shortage
-from circleosd.handlers import Act, Files, Handlers, Identify, Resolution
-from circleosd.ledger import Entry, Ledger, shown
+from circleosd.handlers import Act, Files, Handlers, Identify
+from circleosd.ledger import Ledger, shown
 from circleosd.policy import Access, Caller, Peer, authorize, sees
 
 log = logging.getLogger(__name__)
 
 PART = 200  # items of a list that are encoded at once, in some milliseconds
-RECOVERY = 10.0  # seconds that a start waits for the outcome of interrupted acts
 
 
 class Endpoint:
@@ -81,39 +80,10 @@ class Service:
 
     async def start(self) -> None:
         """Complete the record of acts interrupted by the end of the last process. Call before serving."""
-        intents = await self._ledger.unfinished()
-        resolutions = await asyncio.gather(*map(self._resolve, intents))  # all of them together wait no longer than one
-        for intent, found in zip(intents, resolutions, strict=True):
-            if found is None:
-                continue
-            outcome = Entry(
-                phase="outcome",
-                caller=Caller(Peer(intent["actor"]["uid"], intent["actor"]["gid"], intent["actor"]["pid"])),
-                actor=intent["actor"],
-                action=intent["action"],
-                object=intent["object"],
-                params=intent["params"],
-                before=intent["before"],
-                after=found.after,
-                error=found.error,
-                message=f"{self.name} ended before the outcome was known; at its next start {found.found}",
-                intent=intent["seq"],
-            )
-            try:
-                await self._ledger.record(outcome)
-            except CircleError as error:  # only a running service can report what is wrong with its record
-                log.error("row %d has no outcome yet: %s", intent["seq"], error)
+        if intents := await self._ledger.unfinished():
+            from circleosd.recovery import complete  # most starts need none of it
 
-    async def _resolve(self, intent: Event) -> Resolution | None:
-        """How an act ended; None if that cannot be determined now."""
-        try:
-            async with asyncio.timeout(RECOVERY):
-                return await self._handlers.resolve(intent)
-        except (CircleError, TimeoutError) as error:
-            log.warning("row %d has no outcome yet: cannot find out: %s", intent["seq"], str(error) or "no answer")
-        except Exception:  # which must not end every start
-            log.exception("row %d has no outcome yet: cannot find out", intent["seq"])
-        return None
+            await complete(self.name, intents, self._handlers, self._ledger)
 
     def busy(self) -> bool:
         """Whether something is under way that no connection waits for."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from circleosd import service
+from circleosd import recovery
 from circleosd.errors import NotFound
 from circleosd.ledger import Entry as Row
 from circleosd.policy import Caller, Peer, Role
@@ -296,7 +296,7 @@ def test_a_start_that_gets_no_answer_about_an_act_says_so(
         await asyncio.Event().wait()
         return []
 
-    monkeypatch.setattr(service, "RECOVERY", 0.01)
+    monkeypatch.setattr(recovery, "PATIENCE", 0.01)
     monkeypatch.setattr(registry.units, "states", silent)
     interrupted(registry, "stop")
     assert caplog.messages == ["row 1 has no outcome yet: cannot find out: no answer"]
