@@ -13,7 +13,7 @@ from typing import Any, cast
 from circleosd.api import plugins
 from circleosd.api import registry as api
 from circleosd.api.common import Event
-from circleosd.errors import Conflict, Denied, NotFound, UnitFailed
+from circleosd.errors import Conflict, Denied, Limit, NotFound, UnitFailed
 from circleosd.fair import Fair
 from circleosd.handlers import Act, Handlers, Resolution
 from circleosd.places import Places
@@ -116,7 +116,10 @@ class RegistryService(Handlers):
 
     async def _check_logged(self, entry: Entry) -> None:
         """Raises `NotFound` for a unit that neither exists nor has logged anything; a removed unit's log remains."""
-        if await self._units.logs(entry.unit, 1):
+        try:
+            if await self._units.logs(entry.unit, 1):
+                return
+        except Limit:  # it has entries
             return
         (state,) = await self._units.states([entry.unit])
         await self._check_worker(entry, state)

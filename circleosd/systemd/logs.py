@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ MAX_TEXT = 2048  # characters of a line that are shown; journald itself cuts at 
 BATCH = 200  # lines after which `follow` delivers what it has read so far
 SETTLE = 1.0  # seconds for journald to write how a unit ended: 2–4 ms when idle, over 300 when flooded
 STRAGGLERS = 0.05  # seconds by which lines may come later than systemd's message that the run is over; measured: 0.1 ms
+READING = 5.0  # seconds for the last lines of a unit, which may log any number of entries that have none
 EARLY = 0.05  # seconds by which a line may seem older than its run, whose time is taken after the process was created
 
 # systemd's messages that a unit could not be started; that its run ended badly, or well.
@@ -51,10 +53,11 @@ class Source(NamedTuple):
 def tail(source: Source, lines: int, since: float | None) -> list[LogLine]:
     """The last `lines` lines of a unit and of the manager about it, oldest first, none older than `since`.
 
-    `lines` is limited to MAX_LINES. Raises `Unavailable` if this process may not read the journal.
+    `lines` is limited to MAX_LINES. Raises `Unavailable` if this process may not read the journal, `Limit` if it takes
+    too long to find them.
     """
     with _about(source) as reader:
-        return _last(reader, lines, since)[0]
+        return _last(reader, source, lines, since)[0]
 
 
 def of_run(source: Source, began: float, invocation: str, lines: int, *, ended: bool) -> list[str]:
@@ -69,8 +72,8 @@ def of_run(source: Source, began: float, invocation: str, lines: int, *, ended: 
     if ended:
         _settle(invocation, scope)
     found: list[LogLine] = []  # newest first
-    with _about(source) as reader:
-        for entry in _backwards(reader, began - EARLY):
+    with _about(source) as reader, suppress(Limit):
+        for entry in _backwards(reader, source, began - EARLY):
             if len(found) >= lines:
                 break
             if _by_manager(entry, scope):
@@ -118,7 +121,7 @@ class _Follower:
                 f"cannot follow the log of {source.unit}: {exc.strerror}; too many logs are being followed"
             ) from exc
         began = time.time()
-        found, cursor = _last(reader, lines, since)
+        found, cursor = _last(reader, source, lines, since)
         if cursor is None:
             reader.seek_realtime(began)
         else:
@@ -238,21 +241,27 @@ def _entry(step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             continue
 
 
-def _backwards(reader: Any, since: float | None) -> Iterator[dict[str, Any]]:
-    """The entries from the newest to that of `since`."""
+def _backwards(reader: Any, source: Source, since: float | None) -> Iterator[dict[str, Any]]:
+    """The entries from the newest to that of `since`. Raises `Limit` after `READING` seconds."""
+    deadline = time.monotonic() + READING
     reader.seek_tail()
     while entry := _entry(reader.get_previous):
         if since is not None and entry["__REALTIME_TIMESTAMP"].timestamp() < since:
             return
         yield entry
+        if time.monotonic() > deadline:
+            raise Limit(
+                f"it takes more than {READING:g} s to find so many lines in the log of {source.unit}; "
+                "ask for fewer of them, or only for later ones (--since)"
+            )
 
 
-def _last(reader: Any, lines: int, since: float | None) -> tuple[list[LogLine], str | None]:
+def _last(reader: Any, source: Source, lines: int, since: float | None) -> tuple[list[LogLine], str | None]:
     """The last lines, oldest first, and the cursor of the newest entry; None if there is none."""
     lines = min(lines, MAX_LINES)
     newest: str | None = None
     found: list[LogLine] = []  # newest first
-    for entry in _backwards(reader, since):
+    for entry in _backwards(reader, source, since):
         newest = newest or entry["__CURSOR"]
         found += reversed([*_lines(entry)])
         if len(found) >= lines:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
 
 from circleosd import recovery
-from circleosd.errors import NotFound
+from circleosd.errors import Limit, NotFound
 from circleosd.ledger import Entry as Row
 from circleosd.policy import Caller, Peer, Role
 from circleosd.registry.catalog import Catalog, Entry
@@ -128,6 +128,25 @@ def test_a_log_of_nothing_is_not_found_unless_there_was_a_unit_that_logged(
     assert asyncio.run(problem("ghost")) == "the unit ghost.service of the service ghost does not exist"
     registry.units.active["circleosd-plugin@any.service"] = "inactive"
     assert "no worker of the plugin any" in (asyncio.run(problem("plugin@any")) or "")
+
+
+def test_a_log_that_takes_too_long_to_look_through_can_be_followed(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(unit: str, lines: int, since: float | None = None) -> list[LogLine]:
+        raise Limit("it takes too long")
+
+    async def followed(unit: str, lines: int, since: float | None = None) -> AsyncGenerator[LogLine, None]:
+        yield LogLine(1.0, "a new line")
+
+    async def follow() -> bytes:
+        reply = await registry.service.dispatch(b'{"action":"logs","name":"nginx","follow":true}', ROOT, NoFiles())
+        return reply if isinstance(reply, bytes) else await anext(reply)
+
+    monkeypatch.setattr(registry.units, "logs", endless)
+    monkeypatch.setattr(registry.units, "follow", followed)
+    assert json.loads(asyncio.run(follow()))["data"]["text"] == "a new line"
+    assert registry.ask({"action": "logs", "name": "nginx"})["error"] == "limit"
 
 
 def test_a_next_step_is_said_for_the_manager_that_has_the_unit(

@@ -110,8 +110,9 @@ subprocess.run(["journalctl", "--sync"], check=True)  # while this process can s
     assert [text for text in texts(found) if unit not in text] == ["not a row"]
     assert any("Deactivated successfully" in line.text for line in found)
     if own:  # there may be very many of them
-        with logs._about(logs.Source(unit, "system")) as reader:
-            assert [entry for entry in logs._backwards(reader, None) if ROW in entry] == []
+        source = logs.Source(unit, "system")
+        with logs._about(source) as reader:
+            assert [entry for entry in logs._backwards(reader, source, None) if ROW in entry] == []
 
 
 def test_no_other_field_of_an_entry_hides_its_message() -> None:
