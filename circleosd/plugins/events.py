@@ -37,14 +37,17 @@ PassOn = Callable[[Plugin, str, str, Cause], None]
 
 
 class _Follower:
-    """Somebody who reads events as they are emitted."""
+    """Somebody who reads events of a topic, or of all, as they are emitted."""
 
-    def __init__(self) -> None:
+    def __init__(self, topic: str | None) -> None:
+        self._topic = topic
         self._queue: asyncio.Queue[PluginEvent] = asyncio.Queue(WAITING)
         self._lost = False
 
     def put(self, event: PluginEvent) -> None:
         """Never waits: a reader who is too slow loses the stream."""
+        if self._topic not in (None, event["topic"]):
+            return
         try:
             self._queue.put_nowait(event)
         except asyncio.QueueFull:
@@ -98,7 +101,7 @@ class Events:
 
     async def follow(self, count: int, topic: str | None) -> AsyncGenerator[PluginEvent, None]:
         """The newest events, then new ones as they are emitted. Raises `Limit` if they are not read fast enough."""
-        follower = _Follower()
+        follower = _Follower(topic)
         self._followers.add(follower)
         try:
             known = 0
@@ -110,7 +113,7 @@ class Events:
                         yield event
             while True:
                 event = await follower.next()
-                if event["seq"] > known and topic in (None, event["topic"]):
+                if event["seq"] > known:
                     yield event
         finally:
             self._followers.discard(follower)

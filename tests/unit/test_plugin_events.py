@@ -54,6 +54,21 @@ def test_who_follows_and_reads_too_slowly_is_told_that_events_are_lost(tmp_path:
     with_events(tmp_path, use)
 
 
+def test_who_follows_a_topic_loses_nothing_to_a_flood_of_others(tmp_path: Path) -> None:
+    async def use(events: Events, emitting: Plugin) -> None:
+        following = events.follow(0, "calm")
+        first = asyncio.ensure_future(anext(following))
+        await asyncio.sleep(0)
+        await events.emit(emitting, "calm", "first", Cause())
+        assert (await first)["payload"] == "first"
+        for _ in range(WAITING + 1):  # while the first one is being read
+            await events.emit(emitting, "noise", "", Cause())
+        await events.emit(emitting, "calm", "second", Cause())
+        assert (await anext(following))["payload"] == "second"
+
+    with_events(tmp_path, use)
+
+
 def test_who_follows_a_topic_gets_the_events_of_that_alone_before_and_after(tmp_path: Path) -> None:
     async def use(events: Events, emitting: Plugin) -> None:
         for topic in ("wanted", "other", "wanted", "other"):
