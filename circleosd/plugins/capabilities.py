@@ -101,11 +101,12 @@ def effective(asked: Iterable[str], decided: Mapping[str, bool], configured: Ite
 def inherited(asked: Collection[str], decided: Mapping[str, bool]) -> dict[str, bool]:
     """The decisions about a version that apply to the next, which requests `asked`. A `*` stands for each name.
 
-    A `*` that would bring back a revoked name is not granted unless that was decided.
+    A `*` that would bring back a revoked name is not granted unless that was decided. What was revoked stays so even if
+    `asked` lacks it: the version after the next may request it again.
     """
     wider = {item: False for name, yes in decided.items() if not yes for item in asked if covers(item, name)}
     narrower = {item: yes for name, yes in decided.items() for item in asked if covers(name, item)}
-    return wider | narrower | {name: yes for name, yes in decided.items() if is_covered(name, asked)}
+    return wider | narrower | {name: yes for name, yes in decided.items() if not yes or is_covered(name, asked)}
 
 
 def split(text: str) -> tuple[str, ...]:

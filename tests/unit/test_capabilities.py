@@ -93,11 +93,22 @@ def test_an_upgrade_that_asks_for_less_keeps_what_was_decided_of_more() -> None:
     for yes in (True, False):
         decided = {"events:*": yes, "services:restart:*": not yes, "kv": yes}
         narrower = {"events:a": yes, "events:b": yes, "kv": yes}
-        assert capabilities.inherited(("events:a", "kv", "events:b"), decided) == narrower
+        inherited = capabilities.inherited(("events:a", "kv", "events:b"), decided)
+        assert inherited == narrower | {name: False for name, given in decided.items() if not given}
     decided = {"events:a": True, "events:*": False, "events:b": True}
-    assert capabilities.inherited(("events:a", "events:c"), decided) == {"events:a": True, "events:c": False}
+    inherited = capabilities.inherited(("events:a", "events:c"), decided)
+    assert inherited == {"events:a": True, "events:c": False, "events:*": False}
     assert capabilities.inherited(("events:*",), decided) == decided
-    assert capabilities.inherited(("kv",), decided) == {}
+    assert capabilities.inherited(("kv",), decided) == {"events:*": False}
+
+
+@pytest.mark.parametrize(("revoked", "asked"), [("events:a", "events:a"), ("events:*", "events:a"), ("kv", "kv")])
+def test_what_was_revoked_does_not_come_back_by_way_of_a_version_that_does_not_ask_for_it(
+    revoked: str, asked: str
+) -> None:
+    between = capabilities.inherited(("clock",), {revoked: False})
+    decided = capabilities.inherited((asked,), between)
+    assert capabilities.effective((asked,), decided, (revoked, "clock")) == ()
 
 
 def test_an_upgrade_that_asks_for_every_name_does_not_bring_back_a_revoked_one() -> None:
