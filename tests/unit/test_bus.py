@@ -221,21 +221,35 @@ LOOPS = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("fault", ["address", "refusal", "nonsense", pytest.param("silence", marks=LOOPS)])
-def test_a_bus_that_lets_nobody_in_cannot_be_reached(tmp_path: Path, fault: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("address", ""),
+        ("refusal", "authentication failed: "),
+        pytest.param("silence", "", marks=LOOPS),
+        ("no text", "'utf-8' codec "),
+        ("nonsense", ""),
+        ("no name", ""),
+        ("hanging up", "it hung up$"),
+    ],
+)
+def test_a_bus_that_lets_nobody_in_cannot_be_reached(tmp_path: Path, fault: str, why: str) -> None:
     async def turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"AUTH EXTERNAL")
         if fault == "refusal":
             writer.write(b"REJECTED EXTERNAL\r\n")
-        elif fault == "nonsense":
+        elif fault == "no text":
+            writer.write(b"\xff\r\n")
+        elif fault != "silence":
             writer.write(b"OK 1234deadbeef\r\n")
             await reader.readuntil(b"Hello\0")
-            writer.write(b"?" * 64)
+            nameless = Message(message_type=MessageType.METHOD_RETURN, reply_serial=1, sender=DAEMON[0], serial=1)
+            writer.write({"nonsense": b"?" * 64, "no name": bytes(nameless._marshall(False))}.get(fault, b""))
         writer.close()
 
     async def main() -> None:
         async with await asyncio.start_unix_server(turn_away, tmp_path / "bus"):
             await connect("nonsense" if fault == "address" else f"unix:path={tmp_path}/bus")
 
-    with pytest.raises(Unavailable, match=r"^cannot reach the message bus at "):
+    with pytest.raises(Unavailable, match=rf"^cannot reach the message bus at [^ ]+: {why}"):
         asyncio.run(asyncio.wait_for(main(), SECONDS))
