@@ -25,6 +25,7 @@ WRITE_CACHE = 2048
 READ_CACHE = 2048
 SCAN_CACHE = 512
 LEAST_SPACE = 64 * 1024  # bytes that SQLite may need to open a file: its index of the WAL has 32 KiB
+LEAST_INODES = 2  # for the WAL and its index
 LOGGED_EVERY = 60.0  # seconds: others decide how often a database that cannot be used is asked
 RESTORE = "restore a backup, see: man circleosd"
 # SQLite quotes data of a damaged file that it cannot read; if that is not text, Python's sqlite3 fails on the message.
@@ -93,8 +94,8 @@ class Database:
 
     def _why_not(self, failure: Exception) -> str:
         """Why the file could not be opened; SQLite only says that it could not."""
-        if self._disk_is_full():
-            return "no space is left on its disk"
+        if missing := self._missing_on_disk():
+            return f"no {missing} left on its disk"
         if getattr(failure, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
             try:
                 os.close(os.open(self.path, os.O_RDWR))
@@ -102,9 +103,13 @@ class Database:
                 return exc.strerror or str(exc)
         return _told(failure)
 
-    def _disk_is_full(self) -> bool:
+    def _missing_on_disk(self) -> str | None:
         found = os.statvfs(os.path.dirname(self.path) or ".")
-        return found.f_bavail * found.f_frsize < LEAST_SPACE
+        if found.f_bavail * found.f_frsize < LEAST_SPACE:
+            return "space is"
+        if found.f_files and found.f_favail < LEAST_INODES:  # without f_files, the file system makes inodes as needed
+            return "inodes are"
+        return None
 
     def _at_path(self) -> tuple[int, int] | None:
         try:

@@ -105,25 +105,33 @@ def test_verify_tells_of_one_record_also_while_another_cannot_be_asked(new_host:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts a file system that gets full")
-def test_a_database_that_cannot_be_opened_for_lack_of_space_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "fill", "lacking"),
+    [
+        ("size=1m", "(place / 'rest').write_bytes(bytes(1 << 20))", "space is"),
+        ("nr_inodes=9", "for number in range(9): (place / str(number)).touch()", "inodes are"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_for_lack_of_room_says_so(
+    tmp_path: Path, size: str, fill: str, lacking: str
+) -> None:
     program = f"""
 import contextlib, pathlib
 from circleosd import database, rows
 place = pathlib.Path({str(tmp_path)!r})
 database.Database(place / "l.db", (rows.LEDGER_SCHEMA,)).close()
-with contextlib.suppress(OSError), open(place / "rest", "wb", buffering=0) as file:
-    while True:
-        file.write(bytes(4096))
+with contextlib.suppress(OSError):
+    {fill}
 try:
     database.Database(place / "l.db", (rows.LEDGER_SCHEMA,))
 except database.Unavailable as error:
     print(error)
 """
-    mounted = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3"'
+    mounted = 'mount -t tmpfs -o "$4" tmpfs "$1" && exec "$2" -c "$3"'
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", mounted, "sh", tmp_path, sys.executable, program],
+        ["unshare", "--mount", "sh", "-c", mounted, "sh", tmp_path, sys.executable, program, size],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     if "mount: " in done.stderr or "unshare: " in done.stderr:
         pytest.skip(f"no mounts here: {done.stderr}")
-    assert done.stdout == f"cannot open {tmp_path}/l.db: no space is left on its disk\n", done.stderr
+    assert done.stdout == f"cannot open {tmp_path}/l.db: no {lacking} left on its disk\n", done.stderr
