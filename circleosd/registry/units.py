@@ -119,7 +119,7 @@ class UnitManager(Protocol):
     async def logs(self, unit: str, lines: int, since: float | None = None) -> list[LogLine]:
         """The last `lines` lines about `unit`, oldest first, none older than `since` (seconds since the epoch).
 
-        Raises `Unavailable` when this process may not read the log, `Limit` when it takes too long to find them.
+        Raises `Unavailable` when this process may not read the log, `Limit` when they would be too far back.
         """
 
     def follow(self, unit: str, lines: int, since: float | None = None) -> AsyncGenerator[LogLine, None]:

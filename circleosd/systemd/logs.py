@@ -28,7 +28,7 @@ MAX_TEXT = 2048  # characters of a line that are shown; journald itself cuts at 
 BATCH = 200  # lines after which `follow` delivers what it has read so far
 SETTLE = 1.0  # seconds for journald to write how a unit ended: 2–4 ms when idle, over 300 when flooded
 STRAGGLERS = 0.05  # seconds by which lines may come later than systemd's message that the run is over; measured: 0.1 ms
-READING = 5.0  # seconds for the last lines of a unit, which may log any number of entries that have none
+MOST_READ = 50_000  # entries, in some seconds: a unit may log any number of them that have no lines
 EARLY = 0.05  # seconds by which a line may seem older than its run, whose time is taken after the process was created
 
 # systemd's messages that a unit could not be started; that its run ended badly, or well.
@@ -53,8 +53,8 @@ class Source(NamedTuple):
 def tail(source: Source, lines: int, since: float | None) -> list[LogLine]:
     """The last `lines` lines of a unit and of the manager about it, oldest first, none older than `since`.
 
-    `lines` is limited to MAX_LINES. Raises `Unavailable` if this process may not read the journal, `Limit` if it takes
-    too long to find them.
+    `lines` is limited to MAX_LINES. Raises `Unavailable` if this process may not read the journal, `Limit` if they are
+    not among the last entries.
     """
     with _about(source) as reader:
         return _last(reader, source, lines, since)[0]
@@ -242,16 +242,17 @@ def _entry(step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _backwards(reader: Any, source: Source, since: float | None) -> Iterator[dict[str, Any]]:
-    """The entries from the newest to that of `since`. Raises `Limit` after `READING` seconds."""
-    deadline = time.monotonic() + READING
+    """The entries from the newest to that of `since`. Raises `Limit` after `MOST_READ` of them."""
     reader.seek_tail()
+    left = MOST_READ
     while entry := _entry(reader.get_previous):
         if since is not None and entry["__REALTIME_TIMESTAMP"].timestamp() < since:
             return
         yield entry
-        if time.monotonic() > deadline:
+        left -= 1
+        if not left:
             raise Limit(
-                f"it takes more than {READING:g} s to find so many lines in the log of {source.unit}; "
+                f"the last {MOST_READ} entries in the log of {source.unit} have fewer lines than that; "
                 "ask for fewer of them, or only for later ones (--since)"
             )
 

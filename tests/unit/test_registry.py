@@ -130,11 +130,11 @@ def test_a_log_of_nothing_is_not_found_unless_there_was_a_unit_that_logged(
     assert "no worker of the plugin any" in (asyncio.run(problem("plugin@any")) or "")
 
 
-def test_a_log_that_takes_too_long_to_look_through_can_be_followed(
+def test_a_log_whose_last_lines_are_too_far_back_can_be_followed(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def endless(unit: str, lines: int, since: float | None = None) -> list[LogLine]:
-        raise Limit("it takes too long")
+        raise Limit("they are too far back")
 
     async def followed(unit: str, lines: int, since: float | None = None) -> AsyncGenerator[LogLine, None]:
         yield LogLine(1.0, "a new line")
