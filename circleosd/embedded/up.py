@@ -99,14 +99,21 @@ def _make(directory: Path) -> None:
     Raises `BadRequest` if it, or the one in which it would have to be made, belongs to a user other than root: that
     user could replace the sockets in it and be told passwords, or change what CircleOSD has stored.
     """
-    there = directory.absolute()
+    there, missing = directory.absolute(), list[Path]()
     while not os.path.lexists(there):
+        missing.append(there)
         there = there.parent
-    for found in (there.lstat(), there.stat()):
-        if found.st_uid not in (0, os.getuid(), UNMAPPED):
-            why = f"{there} belongs to uid {found.st_uid}"
-            raise BadRequest(f"cannot run CircleOSD at {directory}: {why}; choose another directory")
+
+    def check(place: Path) -> None:
+        for found in (place.lstat(), place.stat()):
+            if found.st_uid not in (0, os.getuid(), UNMAPPED):
+                why = f"{place} belongs to uid {found.st_uid}"
+                raise BadRequest(f"cannot run CircleOSD at {directory}: {why}; choose another directory")
+
+    check(there)
     directory.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        check(place)  # in /tmp, somebody else may have made it by now
 
 
 @contextlib.contextmanager

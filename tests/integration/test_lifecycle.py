@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from circleosd.embedded.up import _make
+from circleosd.errors import BadRequest
 from circleosd.paths import SERVICES
 from tests import PROJECT
 from tests.integration.conftest import NewHost
@@ -469,6 +471,27 @@ def test_a_place_in_the_hands_of_another_user_is_refused(
             running.terminate()
     assert (says or "listening below") in said
     assert running.returncode == (2 if says else 0)
+
+
+@pytest.mark.usefixtures("other_users")
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_place_that_another_user_makes_at_the_last_moment_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    mkdir = Path.mkdir
+    mkdir(tmp_path / "ours")
+
+    def too_late(path: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        if linked:
+            (tmp_path / "trial").symlink_to("ours")
+        else:
+            mkdir(tmp_path / "trial")
+        os.chown(tmp_path / "trial", 4_000_000, 4_000_000, follow_symlinks=False)
+        mkdir(path, mode, parents, exist_ok)
+
+    monkeypatch.setattr(Path, "mkdir", too_late)
+    with pytest.raises(BadRequest, match="trial belongs to uid 4000000"):
+        _make(tmp_path / "trial" / "run")
 
 
 @pytest.mark.parametrize(
