@@ -46,6 +46,9 @@ PARTS: Final[dict[Kind, Parts]] = {"module": Parts(1, 1, 8), "component": Parts(
 # Wasmtime's words when an instance does not fit its store or its slot.
 _LIMIT_SIGNS: Final = ("exceeds the limit of", "exceeds the per-instance limit", "resource limit exceeded")
 
+# Its words for a feature that `configuration` leaves off; it may tell to enable it, which a plugin's author cannot.
+_FEATURE_SIGNS: Final = re.compile("enabled|disabled|proposal|feature|required for")
+
 NO_FINALIZER: Final = ctypes.cast(0, ctypes.CFUNCTYPE(None, c_void_p))
 _I32: Final = 0
 _PAGE: Final = 64 << 10
@@ -222,7 +225,9 @@ def compile_code(kind: Kind, data: bytes, *, deterministic: bool) -> bytes:
     error = functions.new(engine, _bytes_pointer(data), len(data), byref(pointer))
     if error:
         reason = take_error(error).cause
-        raise PluginFailure("bad-request", f"it does not compile: {reason}")
+        wanting = _FEATURE_SIGNS.search(re.sub("`[^`]*`", "", reason))
+        what = "needs a feature that this host does not support" if wanting else "does not compile"
+        raise PluginFailure("bad-request", f"it {what}: {reason}")
     vector = c.wasm_byte_vec_t()
     error = functions.serialize(pointer, byref(vector))
     if error:
