@@ -227,7 +227,8 @@ async def _auth(settings: Settings, runtime: str, state: str) -> Composed:
 
     database = Database(f"{state}/auth.db", MIGRATIONS)
     handlers = AuthService(database, settings.auth, services=frozenset(_uids().values()))
-    return _service(contracts, handlers, handlers.identify, database, settings), database, settings.auth.max_line
+    ledger = _ledger(contracts, database, settings)
+    return _service(contracts, handlers, handlers.identify, ledger, settings), database, settings.auth.max_line
 
 
 async def _registry(settings: Settings, runtime: str, state: str) -> Composed:
@@ -255,7 +256,8 @@ async def _registry(settings: Settings, runtime: str, state: str) -> Composed:
         timeout=settings.server.request_timeout,
         trusted={uid: workers for service, uid in _uids().items() if service == plugins.SERVICE},
     )
-    service = _service(contracts, handlers, identities.identify, database, settings)
+    ledger = _ledger(contracts, database, settings)
+    service = _service(contracts, handlers, identities.identify, ledger, settings)
     return service, database, settings.registry.max_line
 
 
@@ -290,20 +292,18 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
     from circleosd.api import plugins as contracts
     from circleosd.database import Database
     from circleosd.identities import Identities
-    from circleosd.ledger import Ledger
     from circleosd.plugins.compiled import Compiled
     from circleosd.plugins.runner import Runners
     from circleosd.plugins.service import HOST_MIGRATIONS, PluginService
     from circleosd.plugins.signatures import Signatures
     from circleosd.plugins.store import MIGRATIONS, Artifacts
-    from circleosd.systemd.journal import Mirror
 
     database = Database(f"{state}/plugins.db", MIGRATIONS)
     artifacts = Artifacts(Path(state, "store"))
     registry_path = paths.socket_path(registry.SERVICE, runtime)
     compiled = Compiled(Path(os.environ.get("CACHE_DIRECTORY") or f"{state}/compiled"), settings.plugins.cache)
     compiled.sweep(starting=True)
-    ledger = Ledger(database, contracts.SERVICE, Mirror(), settings.ledger)
+    ledger = _ledger(contracts, database, settings)
     handlers = PluginService(
         database,
         Database(f"{state}/kept.db", HOST_MIGRATIONS),
@@ -318,22 +318,20 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
     await handlers.start(runners)
     identities = Identities(paths.socket_path(auth.SERVICE, runtime), timeout=settings.server.request_timeout)
     asyncio.get_running_loop().call_later(1.0, _take_short_turns)
-    service = _service(contracts, handlers, identities.identify, database, settings, ledger)
+    service = _service(contracts, handlers, identities.identify, ledger, settings)
     return service, database, settings.plugins.max_line
 
 
-def _service(
-    contracts: Any,
-    handlers: Handlers,
-    identify: Identify,
-    database: Database,
-    settings: Settings,
-    ledger: Ledger | None = None,
-) -> Service:
-    """The service that serves one module of contracts."""
+def _ledger(contracts: Any, database: Database, settings: Settings) -> Ledger:
     from circleosd.ledger import Ledger
-    from circleosd.service import Service
     from circleosd.systemd.journal import Mirror
+
+    return Ledger(database, contracts.SERVICE, Mirror(), settings.ledger)
+
+
+def _service(contracts: Any, handlers: Handlers, identify: Identify, ledger: Ledger, settings: Settings) -> Service:
+    """The service that serves one module of contracts."""
+    from circleosd.service import Service
 
     return Service(
         contracts.SERVICE,
@@ -341,7 +339,7 @@ def _service(
         contracts.CONTRACTS,
         handlers,
         identify=identify,
-        ledger=ledger or Ledger(database, contracts.SERVICE, Mirror(), settings.ledger),
+        ledger=ledger,
         request_timeout=settings.server.request_timeout,
     )
 
