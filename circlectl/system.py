@@ -1,6 +1,7 @@
 """Commands that ask every service: the state of CircleOSD, and what was done through it."""
 
 import time
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from circlectl.asking import Asking
@@ -82,29 +83,34 @@ def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | No
     query["lines"] = min(2 * count or 1, MOST) if 0 <= count < MOST else count
     from circlectl.ordering import merged
 
-    records: list[list[dict[str, Any]]] = []
-    known: dict[str, int] = {}
-    first: CircleError | None = None
-    for service in services:
-        try:
-            found = ask.once(service, {**query, "action": "history"})
-        except _OF_ONE as error:
-            first = first or error
-        else:
-            records.append(found)
-            known[service] = found[-1]["seq"] if found else 0
-    rows = _newest(merged(records, time.time()), count)
+    found, first = _of_each(ask, services, {**query, "action": "history"})
+    rows = _newest(merged([*found.values()], time.time()), count)
     if not following:
         return rows, first
     if first:
-        if not known:
+        if not found:
             raise first
         ask.said(f"{first} [{first.code}]; meanwhile showing the others")
     del query["lines"]
     query.pop("since", None)  # a row after a known one is new, even if the clock was set back
     from circlectl.following import follow
 
-    return follow(ask, query, rows, {service: known.get(service, 0) for service in services}, since), None
+    known = {service: found[service][-1]["seq"] if found.get(service) else 0 for service in services}
+    return follow(ask, query, rows, known, since), None
+
+
+def _of_each(
+    ask: Asking, services: Iterable[str], request: dict[str, Any]
+) -> tuple[dict[str, Any], CircleError | None]:
+    """The reply of each service that can be asked, and the first error of one that cannot."""
+    found: dict[str, Any] = {}
+    first: CircleError | None = None
+    for service in services:
+        try:
+            found[service] = ask.once(service, request)
+        except _OF_ONE as error:
+            first = first or error
+    return found, first
 
 
 def _action(name: str) -> tuple[list[str], str]:
@@ -133,16 +139,10 @@ def _newest(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 def _verify(ask: Asking) -> tuple[Any, CircleError | None]:
     """What each service reports, and an error: of a broken record, or else of a service that cannot be asked."""
-    found: list[Any] = []
-    problem: CircleError | None = None
-    for service in SERVICES:
-        try:
-            found.append(ask.once(service, {"action": "audit"}))
-        except _OF_ONE as error:
-            problem = problem or error
-    if broken := [f"{item['service']}: {item['problems'][0]}" for item in found if item["problems"]]:
+    found, problem = _of_each(ask, SERVICES, {"action": "audit"})
+    if broken := [f"{name}: {item['problems'][0]}" for name, item in found.items() if item["problems"]]:
         problem = Conflict(f"the record is not what CircleOSD wrote: {'; '.join(broken)}")
-    return found, problem
+    return [*found.values()], problem
 
 
 COMMANDS = {"status": status, "history": history}
