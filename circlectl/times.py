@@ -31,8 +31,8 @@ def parse(text: str) -> float:
     """Seconds since the epoch from such a number, a span ago (`10min`, `-2h`, `1d 6h ago`), `now`, `today` or
     `yesterday`, or a date and time (ISO 8601, or as systemd prints them: `Thu 2026-11-26 09:30:00 UTC`).
 
-    A time without a date is today's, one without a zone local; besides UTC, the zone may be the local one by its short
-    name (`CET`). Raises `BadRequest`.
+    A time without a date is today's, one without a zone local. The zone may be UTC, an offset from it (`+0100`), or the
+    local one by its short name (`CET`). Raises `BadRequest`.
     """
     try:
         if re.fullmatch(r"@?[0-9]{1,15}(\.[0-9]+)?", text):
@@ -53,8 +53,8 @@ def parse(text: str) -> float:
 
 def _timestamp(text: str) -> float:
     """Raises ValueError, also if the day of the week or the zone does not match the date."""
-    zone = None
-    if named := re.search(r" ([A-Za-z]{3,5}|[+-][0-9]{2,4})$", text):
+    text, zone = re.sub(r" ([+-][0-9:]+)$", r"\1", text), None
+    if named := re.search(r" ([A-Za-z]{3,5})$", text):
         zone, text = named[1], text[: named.start()]
     if weekday := re.match(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun) ", text):
         text = text[weekday.end() :]

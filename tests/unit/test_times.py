@@ -96,10 +96,15 @@ def test_a_time_may_have_the_local_zone_as_systemd_prints_it(zone: Callable[[str
     for wrong in ("2026-11-22 09:30 CEST", "2026-11-22 09:30 EST", "2026-03-29 02:30 CET", "2026-03-29 02:30 CEST"):
         with pytest.raises(BadRequest, match="is not a time"):
             times.parse(wrong)
-    zone("<+03>-3")
-    assert times.parse("Sun 2026-11-22 09:30:00 +03") == 1795329000.0
     zone("ChST-10")
     assert times.parse("Sun 2026-11-22 09:30:00 ChST") == 1795303800.0
+
+
+@pytest.mark.parametrize("local", ["CET-1", "<+03>-3"])  # in the latter, systemd prints it so
+def test_a_time_may_have_its_offset_from_utc_after_a_blank_too(zone: Callable[[str], None], local: str) -> None:
+    zone(local)
+    for offset in ("+03", " +03", " +0300", " +03:00"):
+        assert times.parse(f"Sun 2026-11-22 09:30:00{offset}") == 1795329000.0
 
 
 @pytest.mark.parametrize("offset", ["<+14>-14", "<-12>12"])  # in one of them, it is always another day than in UTC
@@ -122,6 +127,7 @@ def test_a_time_may_have_the_day_of_the_week_and_utc() -> None:
         "2026-11-22T09:30:00+02:00 UTC",
         "2026-11-22+02:00",
         "2026-11-22-0500",
+        "2026-11-22 -0500",
         "20261122-0500",
         "UTC",
         " UTC",
