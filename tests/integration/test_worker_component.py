@@ -653,12 +653,14 @@ def test_a_component_that_traps_has_failed_with_its_last_line_of_stderr() -> Non
     assert caught.value.message == "trap: wasm `unreachable` instruction executed: all is lost"
 
 
-def test_a_shared_component_that_exits_in_silence_is_not_given_the_words_of_an_earlier_call() -> None:
-    handle = f"""(if (local.get $len) (then (call $write (call $err) {PAYLOAD} (i32.const 64)))
-      (else (call $exit' (i32.const 1)))) {NOTHING}"""
+@pytest.mark.parametrize("said", ["", "\tmain.go:5"], ids=["silence", "a stack trace"])
+def test_a_shared_component_that_gives_no_reason_is_not_given_the_words_of_an_earlier_call(said: str) -> None:
+    handle = f"""(if (local.get $len) (then (call $write (call $err) {PAYLOAD} (i32.const 64))))
+      (if (i32.or (i32.eqz (local.get $len)) (i32.eq (i32.load8_u (local.get $ptr)) (i32.const 9)))
+        (then (call $exit' (i32.const 1)))) {NOTHING}"""
     with start(component(imports=OUTPUTS, host=OUTPUTS_HOST, handle=handle), instance="shared") as worker:
         worker.ready()
-        worker.invoke("handle", "done")
+        worker.invoke("handle", "almost\ndone")
         with pytest.raises(CallFailed) as caught:
-            worker.invoke("handle", "")
+            worker.invoke("handle", said)
     assert caught.value.message == "exited with status 1"
