@@ -74,7 +74,6 @@ def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | No
         return _verify(ask)
     following = query.pop("follow", False)
     started = time.time()
-    since = max(started, query.get("since", started))  # for the rows of a service that has none yet
     services = [*SERVICES]
     if "action_name" in query:
         services, query["action_name"] = _action(query["action_name"])
@@ -96,7 +95,7 @@ def history(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | No
     from circlectl.following import follow
 
     known = {service: found[service][-1]["seq"] if found.get(service) else 0 for service in services}
-    return follow(ask, query, rows, known, since), None
+    return follow(ask, query, rows, known, started), None
 
 
 def _of_each(
