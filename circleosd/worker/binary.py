@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from typing import Final, NoReturn, TypeAlias
+from typing import Final, NamedTuple, NoReturn, TypeAlias
 
 from circleosd.worker.failure import PluginFailure
 
@@ -114,14 +114,34 @@ def sections(data: Data) -> list[tuple[int, Reader]]:
     return sections
 
 
+class Import(NamedTuple):
+    """An import of that kind, such as FUNC. `type_index` is the type of a function; 0 for other kinds."""
+
+    source: str
+    name: str
+    kind: int
+    type_index: int
+
+
+class Global(NamedTuple):
+    """A global variable. `value` is its initial value if that is a constant i32 in the module."""
+
+    valtype: int
+    mutable: bool
+    value: int | None
+
+
 class Module:
-    """The parts of a core module that identify it."""
+    """The parts of a core module that identify it. `functions`: their types, by index; `exports`: kind and index.
+
+    Functions and globals include the imported ones, which come first.
+    """
 
     def __init__(self) -> None:
         self.types: list[Type] = []
-        self.imports: list[tuple[str, str, int, int]] = []
+        self.imports: list[Import] = []
         self.functions: list[int] = []
-        self.globals: list[tuple[int, bool, int | None]] = []
+        self.globals: list[Global] = []
         self.memories = 0
         self.exports: dict[str, tuple[int, int]] = {}
         self.data: list[Reader] = []
@@ -179,6 +199,9 @@ def _types(module: Module, section: Reader) -> None:
         module.types.append((parameters, tuple(section.valtype() for _ in range(section.count("results")))))
 
 
+_IMPORTED: Final = Global(0, mutable=True, value=None)  # nothing is known of it
+
+
 def _imports(module: Module, section: Reader) -> None:
     for _ in range(section.count("imports")):
         source, name, kind = section.name(), section.name(), section.byte()
@@ -195,7 +218,7 @@ def _imports(module: Module, section: Reader) -> None:
         elif kind == GLOBAL:
             section.valtype()
             section.byte()
-            module.globals.append((0, True, None))
+            module.globals.append(_IMPORTED)
         elif kind == TAG:
             section.byte()
             section.leb()
@@ -203,14 +226,14 @@ def _imports(module: Module, section: Reader) -> None:
             refuse("has compact imports (several for one name), which this host does not support")
         else:
             refuse(f"has an import of the kind {kind}, which this host does not support")
-        module.imports.append((source, name, kind, index))
+        module.imports.append(Import(source, name, kind, index))
 
 
 def _globals(module: Module, section: Reader) -> None:
     for _ in range(section.count("globals")):
         valtype = section.valtype()
         mutable = section.byte() != 0
-        module.globals.append((valtype, mutable, _constant(section)))
+        module.globals.append(Global(valtype, mutable, _constant(section)))
 
 
 def _constant(section: Reader) -> int | None:

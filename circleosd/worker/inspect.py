@@ -130,7 +130,7 @@ def _module(data: Data) -> Artifact:
 
 
 def _refuse_foreign(module: Module) -> NoReturn:
-    sources = dict.fromkeys(source for source, *_ in module.imports)
+    sources = dict.fromkeys(item.source for item in module.imports)
     if "cabi_realloc" in module.exports or any(source.startswith("circleosd:plugin/") for source in sources):
         step = ": the core of a component is not a plugin, make the component with wasm-tools component new"
     elif _WASI in sources:
@@ -179,7 +179,7 @@ def _core(module: Module) -> Artifact:
     ]
     if not functions:
         refuse("exports no handler: no function of the type (i32) -> i64")
-    imports = [f"circleosd.{name}" for _, name, _, _ in module.imports]
+    imports = [f"circleosd.{item.name}" for item in module.imports]
     hooks = frozenset(name for name in ("_initialize", "on_event") if module.exported(name, FUNC) is not None)
     return Artifact("core", functions, imports, hooks)
 
@@ -192,10 +192,10 @@ def _wasi(module: Module) -> Artifact:
         refuse("exports no memory")
     if module.memories > 1:
         refuse(f"has {module.memories} memories: a wasi command has one")
-    for source, name, kind, _ in module.imports:
-        if source != _WASI or kind != FUNC:
-            _refuse_import("wasi command", _WASI, source, name)
-    return Artifact("wasi", ["handle"], [f"{source}.{name}" for source, name, _, _ in module.imports])
+    for item in module.imports:
+        if item.source != _WASI or item.kind != FUNC:
+            _refuse_import("wasi command", _WASI, item.source, item.name)
+    return Artifact("wasi", ["handle"], [f"{item.source}.{item.name}" for item in module.imports])
 
 
 def _refuse_import(what: str, only: str, source: str, name: str) -> NoReturn:
