@@ -16,7 +16,7 @@ from circleosd.worker.frames import LEVELS, MAX_DESCRIPTION, MAX_HOST_CALL, MAX_
 from circleosd.worker.host import CALLS, TOO_LONG, Answer, Host
 from circleosd.worker.inspect import INTERFACE_VERSION, Artifact, require_few
 from circleosd.worker.instances import Instances
-from circleosd.worker.wasi import LineLog, Streams, exit_failure, explained, set_wasi
+from circleosd.worker.wasihost import LineLog, Streams, exit_failure, explained, set_wasi
 
 _call = c._wasmtime_component_func_call
 _val_delete = c._wasmtime_component_val_delete
