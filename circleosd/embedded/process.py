@@ -38,16 +38,8 @@ class Process:
     def __init__(
         self, file: UnitFile, specifiers: Mapping[str, str], watchdog: float, listener: socket.socket | None
     ) -> None:
-        supervisor, environment = os.getpid(), dict(os.environ)
-        for assignment in file.words("Service", "Environment"):
-            key, _, environment[key] = assignment.partition("=")
-        for key, specifier in DIRECTORIES.items():
-            paths = [Path(specifiers[specifier], name) for name in file.words("Service", key)]
-            for path in paths:
-                path.mkdir(parents=True, exist_ok=True)
-                path.chmod(int(file.get("Service", f"{key}Mode", "0755"), 8))
-            if paths:
-                environment[key.removesuffix("Directory").upper() + "_DIRECTORY"] = ":".join(map(str, paths))
+        supervisor = os.getpid()
+        environment = {**os.environ, **_environment(file), **_directories(file, specifiers)}
         if watchdog < math.inf:
             environment["WATCHDOG_USEC"] = str(int(watchdog * 1e6))
         if listener:
@@ -112,3 +104,22 @@ class Process:
                     whole, rest = [*whole, rest], b""
                 for line in whole:
                     yield line.decode("utf-8", "replace")
+
+
+def _environment(file: UnitFile) -> dict[str, str]:
+    """The variables that the unit file sets (Environment=, systemd.exec(5))."""
+    assignments = (assignment.partition("=") for assignment in file.words("Service", "Environment"))
+    return {key: value for key, _, value in assignments}
+
+
+def _directories(file: UnitFile, specifiers: Mapping[str, str]) -> dict[str, str]:
+    """Make the directories of the service (StateDirectory= and the like); return the variables that name them."""
+    variables = {}
+    for key, specifier in DIRECTORIES.items():
+        paths = [Path(specifiers[specifier], name) for name in file.words("Service", key)]
+        for path in paths:
+            path.mkdir(parents=True, exist_ok=True)
+            path.chmod(int(file.get("Service", f"{key}Mode", "0755"), 8))
+        if paths:
+            variables[key.removesuffix("Directory").upper() + "_DIRECTORY"] = ":".join(map(str, paths))
+    return variables

@@ -43,11 +43,7 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
     for directory in (state, cache):
         _make(directory)
     ours = Notifier()
-    for key in [key for key in os.environ if key.startswith(("LISTEN_", "WATCHDOG_"))]:
-        del os.environ[key]
-    os.environ.update(CIRCLEOSD_SUPERVISOR=control_path, NOTIFY_SOCKET=notify_path)
-    # Our own programs are next to the interpreter.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+    _set_environment(control_path, notify_path)
     specifiers = {
         "t/circleosd": str(runtime), "t": str(runtime.parent), "S": str(state), "C": str(cache),
     }  # fmt: skip
@@ -80,6 +76,15 @@ async def run(runtime: Path, state: Path, cache: Path, places: Sequence[Path]) -
             server.stop()
             await serving
             loop.remove_reader(notify)
+
+
+def _set_environment(control: str, notify: str) -> None:
+    """Set what the services inherit: how they reach the supervisor, not how we reach our own service manager."""
+    for key in [key for key in os.environ if key.startswith(("LISTEN_", "WATCHDOG_"))]:
+        del os.environ[key]
+    os.environ.update(CIRCLEOSD_SUPERVISOR=control, NOTIFY_SOCKET=notify)
+    # Our own programs are next to the interpreter.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
 
 
 def found_with(runtime: str, env: Mapping[str, str]) -> str:
