@@ -221,14 +221,18 @@ def _hold(directory: str) -> None:
 
 async def _auth(settings: Settings, runtime: str, state: str) -> Composed:
     from circleosd.api import auth as contracts
+    from circleosd.auth.callers import Callers
     from circleosd.auth.service import AuthService
+    from circleosd.auth.sessions import Sessions
     from circleosd.auth.store import MIGRATIONS
     from circleosd.database import Database
 
     database = Database(f"{state}/auth.db", MIGRATIONS)
-    handlers = AuthService(database, settings.auth, services=frozenset(_uids().values()))
+    sessions = Sessions(database, settings.auth)
+    callers = Callers(database, sessions, frozenset(_uids().values()))
+    handlers = AuthService(database, settings.auth, sessions, callers)
     ledger = _ledger(contracts, database, settings)
-    return _service(contracts, handlers, handlers.identify, ledger, settings), database, settings.auth.max_line
+    return _service(contracts, handlers, callers.identify, ledger, settings), database, settings.auth.max_line
 
 
 async def _registry(settings: Settings, runtime: str, state: str) -> Composed:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from collections.abc import Sequence
 
 from circleosd.api import auth as api
 from circleosd.auth import passwords, rules, store
+from circleosd.auth.callers import Callers
 from circleosd.auth.logins import Logins
 from circleosd.auth.passwords import Passwords
 from circleosd.auth.sessions import Sessions
@@ -19,7 +19,7 @@ from circleosd.delegation import require_within
 from circleosd.errors import BadRequest, Conflict, Denied, Exists, Limit, NotFound
 from circleosd.fair import Fair
 from circleosd.handlers import Act, Handlers
-from circleosd.policy import Caller, Grant, Peer, higher, role_of_uid
+from circleosd.policy import Caller, Grant, Peer
 
 RESERVED = ("root", "nobody")  # and names that start with circleosd: all of these would be mistaken for something else
 MAX_RULES = 200  # per user; all of them are sent with every verification and checked at every decision
@@ -27,74 +27,28 @@ SESSIONS_SHOWN = 1000
 
 
 class AuthService(Handlers):
-    """Users, logins, sessions and rules.
+    """Users, logins, sessions and rules."""
 
-    `services` are the uids of the services, which may ask about others' tokens.
-    """
-
-    def __init__(self, database: Database, settings: AuthSettings, *, services: frozenset[int]) -> None:
+    def __init__(self, database: Database, settings: AuthSettings, sessions: Sessions, callers: Callers) -> None:
         self._database = database
         self._settings = settings
+        self._sessions = sessions
+        self._callers = callers
         self._passwords = Passwords(settings)
-        self._sessions = Sessions(database, settings)
         self._logins = Logins(settings)
         self._listing = Fair(1)  # there may be many users, and every identification waits for this thread
-        self._own_uid = os.getuid()
-        self._services = services
 
     async def close(self) -> None:
         await self._sessions.flush()
 
     # who asks
 
-    async def identify(self, peer: Peer, token: str | None) -> Caller:
-        """The caller of a connection to this service. Raises `Denied` for a token without a valid session."""
-        caller = self._by_uid(peer)
-        if token is None and (caller.privileged or peer.uid in self._services):
-            return caller
-        return (await self._looked_up(caller, token))[0]
-
-    def _by_uid(self, peer: Peer) -> Caller:
-        """The caller according to the peer's uid alone."""
-        role = role_of_uid(peer.uid, self._own_uid)
-        return Caller(peer, role, privileged=role is not None)
-
-    async def _looked_up(self, caller: Caller, token: str | None) -> tuple[Caller, store.Session | None]:
-        """The result of `_known`; if there is a session, this counts as a use of it."""
-        found = await self._database.read(lambda db: self._known(db, caller, token))
-        if token is not None:
-            self._sessions.note(token)
-        return found
-
-    def _known(
-        self, db: sqlite3.Connection | Transaction, caller: Caller, token: str | None
-    ) -> tuple[Caller, store.Session | None]:
-        """A caller, by the token or, without one, by the uid, and the session of the token. Raises `Denied`."""
-        if token is None:
-            account = store.account_of_uid(db, caller.peer.uid)
-            if account is None:
-                return caller, None
-            return caller._replace(role=account.role, user=account.name, grants=store.grants(db, account.name)), None
-        session = self._sessions.find(db, token, caller.peer.uid)
-        role, grants = higher(caller.role, session.role), store.grants(db, session.user)
-        return caller._replace(role=role, user=session.user, session=session.id, grants=grants), session
-
-    def _still(self, tx: Transaction, act: Act) -> None:
-        """Raises `Denied` if the caller may not do this any more.
-
-        An act may have waited since it was admitted, mostly for the hash of a password; a user who was disabled or
-        deleted in the meantime must not change anything.
-        """
-        caller = self._by_uid(act.caller.peer)
-        if not caller.privileged:
-            act.go_on_as(self._known(tx, caller, act.token)[0])
-
     async def verify(self, request: api.Verify, act: Act) -> api.Identity:
         peer = act.caller.peer
         uid = peer.uid if request.uid is None else request.uid
-        if uid != peer.uid and not (act.caller.privileged or peer.uid in self._services):
+        if uid != peer.uid and not (act.caller.privileged or self._callers.is_ours(peer.uid)):
             raise Denied("only CircleOSD's own services may ask about another uid")
-        return self._identity(*await self._looked_up(Caller(Peer(uid, -1, -1)), request.presented or act.token))
+        return self._identity(*await self._callers.looked_up(Caller(Peer(uid, -1, -1)), request.presented or act.token))
 
     async def whoami(self, request: api.WhoAmI, act: Act) -> api.Identity:
         token, uid = act.token, act.caller.peer.uid
@@ -130,7 +84,7 @@ class AuthService(Handlers):
         hashed = await self._passwords.hash(request.password, uid) if request.password is not None else None
 
         def work(tx: Transaction) -> api.User:
-            self._still(tx, act)
+            self._callers.renew(tx, act)
             require_within(act.caller, store.role_of(request.role), ())
             store.insert_user(tx, name, hashed, request.role, request.uid, time.time())
             user = store.shown(self._find(tx, name))
@@ -232,7 +186,7 @@ class AuthService(Handlers):
 
     def _require_free(self, uid: int | None) -> None:
         """Raises `BadRequest` for a uid that is CircleOSD's own."""
-        if uid in {self._own_uid, *self._services}:
+        if uid is not None and self._callers.is_ours(uid):
             raise BadRequest(f"uid {uid} belongs to CircleOSD itself; it needs no user")
 
     async def _set_disabled(self, request: api.Disable | api.Enable, act: Act) -> api.User:
@@ -407,7 +361,7 @@ class AuthService(Handlers):
 
         Raises `NotFound`, and `Denied` if that user may do more than the caller.
         """
-        self._still(tx, act)
+        self._callers.renew(tx, act)
         account = self._find(tx, name)
         if name != act.caller.user:
             require_within(act.caller, account.role, store.grants(tx, name))

@@ -10,7 +10,9 @@ from typing import Any
 from circleosd.api import auth as accounts
 from circleosd.api import registry as contracts
 from circleosd.api.common import Event
+from circleosd.auth.callers import Callers
 from circleosd.auth.service import AuthService
+from circleosd.auth.sessions import Sessions
 from circleosd.config import AuthSettings
 from circleosd.database import Database
 from circleosd.ledger import Ledger
@@ -68,14 +70,16 @@ class Accounts(_Dispatched):
     def __init__(self, database: Database, services: frozenset[int] = frozenset(), login_tries: int = 5) -> None:
         self.database = database
         settings = AuthSettings(hash_memory=64, hash_passes=1, login_tries=login_tries)
-        self.users = AuthService(database, settings, services=services)
+        sessions = Sessions(database, settings)
+        callers = Callers(database, sessions, services)
+        self.users = AuthService(database, settings, sessions, callers)
         self.ledger = Ledger(database, accounts.SERVICE, lambda event: None)
         self.service = Service(
             accounts.SERVICE,
             accounts.GROUP,
             accounts.CONTRACTS,
             self.users,
-            identify=self.users.identify,
+            identify=callers.identify,
             ledger=self.ledger,
             request_timeout=60,
         )
