@@ -54,6 +54,16 @@ def exceeded(end: End, bounds: Bounds) -> CircleError | None:
     return None
 
 
+def cut_off(gone: WorkerGone, end: End, bounds: Bounds, took: float) -> CircleError:
+    """The error for a call that was cut off after `took` seconds, because its worker ended."""
+    limit = exceeded(end, bounds)
+    if limit is None:
+        return WorkerGone(f"{gone}{end}")
+    if end == OVERDUE and bounds.concurrency > 1 and took < bounds.time:
+        return WorkerGone(f"{gone}, for something else in it {limit}")
+    return type(limit)(f"{limit}, and its worker was ended")
+
+
 def is_fault(error: CircleError) -> bool:
     """Whether an error of `Worker.call` is the plugin's fault, not its answer or its caller's mistake."""
     return isinstance(error, (Trapped, Exceeded, WorkerGone, Timeout))

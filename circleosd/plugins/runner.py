@@ -17,7 +17,7 @@ from circleosd.fair import Fair
 from circleosd.places import Places
 from circleosd.plugins.cause import NOBODY, Cause
 from circleosd.plugins.compiled import Compiled, Incoming
-from circleosd.plugins.failures import OVERDUE, BrokeProtocol, End, WorkerGone, exceeded, is_fault
+from circleosd.plugins.failures import BrokeProtocol, End, WorkerGone, cut_off, exceeded, is_fault
 from circleosd.plugins.host import PASSED_ON
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.workers import GRACE, HostCalls, Worker
@@ -276,12 +276,9 @@ class Runners:
         step = ""
         if isinstance(error, WorkerGone):
             end = await self._how_it_ended(runner, error)
-            if (limit := exceeded(end, plugin.bounds)) is None:
-                error, step = WorkerGone(f"{error}{end}"), "" if end == End() else f"; {see_log(runner.instance)}"
-            elif end == OVERDUE and plugin.bounds.concurrency > 1 and took < plugin.bounds.time:
-                error = WorkerGone(f"{error}, for something else in it {limit}")
-            else:
-                error = type(limit)(f"{limit}, and its worker was ended")
+            error = cut_off(error, end, plugin.bounds, took)
+            if end != End() and exceeded(end, plugin.bounds) is None:
+                step = f"; {see_log(runner.instance)}"
         elif isinstance(error, Timeout) and worker.lost and counts:  # it did not even end itself
             await self._units.stop(runner.instance)
         if counts:
