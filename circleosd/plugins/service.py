@@ -32,7 +32,7 @@ from circleosd.plugins.signatures import Signatures
 from circleosd.plugins.standing import Standing
 from circleosd.plugins.store import Artifacts, Record
 from circleosd.plugins.trust import Trusting
-from circleosd.plugins.views import brief, brief_of, instance_of, itself, shown, to_say
+from circleosd.plugins.views import brief, brief_of, details, itself, shown, to_say
 
 log = logging.getLogger(__name__)
 
@@ -225,22 +225,9 @@ class PluginService(Handlers):
 
     async def show(self, request: api.Show, act: Act) -> api.Details:
         plugin = self._find(request.id)
-        record, loaded, manifest = plugin.health.record, plugin.loaded, plugin.manifest
-        return api.Details(
-            **shown(plugin),
-            reason=record.reason,
-            since=record.since,
-            key=loaded.key,
-            imports=[*loaded.imports],
-            instance=instance_of(loaded),
-            deterministic=manifest.deterministic,
-            limits=plugin.bounds._asdict(),
-            stored=await self._kv.used(plugin.name),
-            last_error=record.last_error,
-            last_failed=record.last_failed,
-            worker="running" if self._runners.connected(plugin.name) else "none",
-            waiting=self._runners.waiting(plugin.name),
-        )
+        stored = await self._kv.used(plugin.name)
+        running, waiting = self._runners.connected(plugin.name), self._runners.waiting(plugin.name)
+        return details(plugin, stored=stored, running=running, waiting=waiting)
 
     async def events(
         self, request: api.Events, act: Act

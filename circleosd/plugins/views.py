@@ -36,7 +36,27 @@ def shown(plugin: Plugin) -> api.Plugin:
     )
 
 
-def instance_of(loaded: Loaded) -> str:
+def details(plugin: Plugin, *, stored: int, running: bool, waiting: int) -> api.Details:
+    """A plugin in the reply to `plugin show`: with the bytes that it stores, whether it has a worker, and its calls."""
+    record, loaded = plugin.health.record, plugin.loaded
+    return api.Details(
+        **shown(plugin),
+        reason=record.reason,
+        since=record.since,
+        key=loaded.key,
+        imports=[*loaded.imports],
+        instance=_instance_of(loaded),
+        deterministic=plugin.manifest.deterministic,
+        limits=plugin.bounds._asdict(),
+        stored=stored,
+        last_error=record.last_error,
+        last_failed=record.last_failed,
+        worker="running" if running else "none",
+        waiting=waiting,
+    )
+
+
+def _instance_of(loaded: Loaded) -> str:
     """Whether calls share an instance; for two ABIs, this does not depend on the manifest (ABI.md, "Instances")."""
     return {"native": "shared", "wasi": "fresh"}.get(loaded.abi, loaded.manifest.instance)
 
