@@ -91,13 +91,15 @@ class Reader:
             self.skip_leb()
         return byte
 
-    def limits(self) -> None:
+    def limits(self) -> int:
+        """Skip the size of a table or memory; return its flags."""
         flags = self.byte()
         self.skip_leb()
         if flags & 1:
             self.skip_leb()
         if flags & 8:
             self.skip_leb()
+        return flags
 
 
 def sections(data: Data) -> list[tuple[int, Reader]]:
@@ -178,7 +180,8 @@ def read_module(data: Data) -> Module:
         elif kind == 3:
             module.functions += [section.leb() for _ in range(section.count("functions"))]
         elif kind == 5:
-            module.memories += section.count("memories")
+            for _ in range(section.count("memories")):
+                _memory(module, section)
         elif kind == 6:
             _globals(module, section)
         elif kind == 7:
@@ -213,8 +216,7 @@ def _imports(module: Module, section: Reader) -> None:
             section.valtype()
             section.limits()
         elif kind == MEMORY:
-            section.limits()
-            module.memories += 1
+            _memory(module, section)
         elif kind == GLOBAL:
             section.valtype()
             section.byte()
@@ -227,6 +229,15 @@ def _imports(module: Module, section: Reader) -> None:
         else:
             refuse(f"has an import of the kind {kind}, which this host does not support")
         module.imports.append(Import(source, name, kind, index))
+
+
+def _memory(module: Module, section: Reader) -> None:
+    flags = section.limits()
+    # Data of a shared memory, and addresses in a 64-bit one, are not where the version of a core plugin is looked for.
+    for flag, what in ((2, "shared"), (4, "64-bit")):
+        if flags & flag:
+            refuse(f"has a {what} memory, which this host does not support")
+    module.memories += 1
 
 
 def _globals(module: Module, section: Reader) -> None:

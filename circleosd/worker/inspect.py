@@ -154,6 +154,12 @@ def _core(module: Module) -> Artifact:
     version = value if value in range(VARIABLES) else module.word(value)
     if version != CORE_ABI_VERSION:
         refuse(f"has version {version} of the core ABI: this host has version {CORE_ABI_VERSION}")
+    for source, name, kind, type_index in module.imports:
+        wanted = CORE_IMPORTS.get(name) if source == "circleosd" and kind == FUNC else None
+        if wanted is None:
+            _refuse_import("core plugin", "circleosd", source, name)
+        if module.types[type_index] != wanted:
+            refuse(f"imports circleosd.{name} with a type other than in ABI.md")
     if module.exported("memory", MEMORY) is None:
         refuse("exports no memory")
     if module.memories > 1:
@@ -166,12 +172,6 @@ def _core(module: Module) -> Artifact:
     initialize = module.exported("_initialize", FUNC)
     if initialize is not None and module.function_type(initialize) != ((), ()):
         refuse("exports _initialize with a type other than () -> ()")
-    for source, name, kind, type_index in module.imports:
-        wanted = CORE_IMPORTS.get(name) if source == "circleosd" and kind == FUNC else None
-        if wanted is None:
-            _refuse_import("core plugin", "circleosd", source, name)
-        if module.types[type_index] != wanted:
-            refuse(f"imports circleosd.{name} with a type other than in ABI.md")
     functions = [
         name
         for name, (kind, index) in module.exports.items()
@@ -188,13 +188,13 @@ def _wasi(module: Module) -> Artifact:
     start = module.exported("_start", FUNC)
     if start is None or module.function_type(start) != ((), ()):
         refuse("exports _start, but not as a function of the type () -> ()")
+    for source, name, kind, _ in module.imports:
+        if source != _WASI or kind != FUNC:
+            _refuse_import("wasi command", _WASI, source, name)
     if module.exported("memory", MEMORY) is None:
         refuse("exports no memory")
     if module.memories > 1:
         refuse(f"has {module.memories} memories: a wasi command has one")
-    for item in module.imports:
-        if item.source != _WASI or item.kind != FUNC:
-            _refuse_import("wasi command", _WASI, item.source, item.name)
     return Artifact("wasi", ["handle"], [f"{item.source}.{item.name}" for item in module.imports])
 
 

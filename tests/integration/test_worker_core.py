@@ -503,9 +503,9 @@ def test_a_feature_that_the_reference_does_not_promise_is_refused_by_name(body: 
         worker.ready()
 
 
-@pytest.mark.parametrize(("memory", "reason"), [("i64 2", "64-bit memories"), ("2 4 shared", "shared memories")])
+@pytest.mark.parametrize(("memory", "reason"), [("i64 2", "64-bit memory"), ("2 4 shared", "shared memory")])
 def test_a_memory_that_the_reference_does_not_promise_is_refused(memory: str, reason: str) -> None:
-    with start(core(memory=memory)) as worker, pytest.raises(CallFailed, match=f"does not support: .*{reason}"):
+    with start(core(memory=memory)) as worker, pytest.raises(CallFailed, match=reason):
         worker.ready()
 
 

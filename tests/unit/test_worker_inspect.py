@@ -19,6 +19,7 @@ from tests.core_text import core, wat
 from tests.wasi_text import ECHO, command
 
 ABI = '(global (export "circleosd_abi") i32 (i32.const 1))'
+VARIABLE = '(global (export "circleosd_abi") i32 (i32.const 1024))'
 MEMORY = '(memory (export "memory") 1)'
 BUFFER = '(func (export "circleosd_buffer") (param i32) (result i32) i32.const 0)'
 HANDLER = '(func (export "handle") (param i32) (result i64) i64.const 0)'
@@ -95,7 +96,12 @@ def test_what_is_no_module_is_refused_with_the_reason(data: bytes, reason: str) 
         (ABI.replace("i32 (i32.const 1)", "i64 (i64.const 1)") + MEMORY + BUFFER + HANDLER, "constant i32 global"),
         (MEMORY + BUFFER + HANDLER.replace('"handle"', '"circleosd_abi"'), "not as a global"),
         (ABI + MEMORY + "(memory 1)" + BUFFER + HANDLER, "has 2 memories"),
+        (VARIABLE + "(memory 1 2 shared)" + BUFFER + HANDLER, "has a shared memory, which this host does not support"),
+        (VARIABLE.replace("i32", "i64") + "(memory i64 1)" + HANDLER, "has a 64-bit memory, which this host does not"),
+        ('(import "env" "memory" (memory 1))' + ABI + BUFFER + HANDLER, "imports env.memory: a core plugin may import"),
         (ABI + MEMORY + BUFFER + HANDLER + INITIALIZE, "_initialize with a type other"),
+        ('(import "env" "memory" (memory 1 2 shared)) (func (export "_start"))', "has a shared memory"),
+        ('(import "env" "memory" (memory 1)) (func (export "_start"))', "imports env.memory: a wasi command may"),
         ('(func (export "_start")) ', "exports no memory"),
         (MEMORY + '(func (export "_start") (param i32))', "not as a function of the type () -> ()"),
     ],
