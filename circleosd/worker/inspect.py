@@ -125,13 +125,15 @@ def _inspect(data: Data) -> Artifact:
 def _module(data: Data) -> Artifact:
     module = read_module(data)
     if "circleosd_abi" not in module.exports and "_start" not in module.exports:
-        _refuse_foreign(module)
+        _refuse_foreign(module, data)
     return _core(module) if "circleosd_abi" in module.exports else _wasi(module)
 
 
-def _refuse_foreign(module: Module) -> NoReturn:
+def _refuse_foreign(module: Module, data: Data) -> NoReturn:
     sources = dict.fromkeys(item.source for item in module.imports)
-    if "cabi_realloc" in module.exports or any(source.startswith("circleosd:plugin/") for source in sources):
+    if any(kind == 0 and section.name() == "linking" for kind, section in sections(data)):
+        step = ": an object file is not a plugin, link it"
+    elif "cabi_realloc" in module.exports or any(source.startswith("circleosd:plugin/") for source in sources):
         step = ": the core of a component is not a plugin, make the component with wasm-tools component new"
     elif _WASI in sources:
         step = ": a WASI library (reactor) is not a plugin, build a command instead"

@@ -135,6 +135,12 @@ def test_the_core_of_a_component_without_imports_is_known_by_what_it_exports() -
     assert "the core of a component is not a plugin" in refusal(wat(f"(module {MEMORY} {allocator})"))
 
 
+def test_an_object_file_is_told_from_a_module() -> None:
+    imports = '(import "env" "__linear_memory" (memory 1))'
+    data = wat(f"(module {imports} {BUFFER})") + b"\0\x08\x07linking"
+    assert "imports from env: an object file is not a plugin, link it" in refusal(data)
+
+
 def variable(address: int, *segments: str) -> bytes:
     """A plugin whose version is a variable, as compilers export one, and memory that holds these segments."""
     return wat(f"(module {ABI.replace('1)', f'{address})')} {MEMORY} {BUFFER} {HANDLER} {''.join(segments)})")
