@@ -336,11 +336,11 @@ def still_works(worker: Worker) -> None:
 
 
 def recovers(worker: Worker, function: str, says: str) -> None:
-    """Each new instance begins with a host call: without an answer it fails, and takes no place of later ones."""
+    """Each new instance makes a host call: without an answer it fails, and takes no place of later ones."""
     there = worker.answer = lambda call, args: frames.host_reply_body(None)
     worker.ready()
-    worker.answer = lambda call, args: frames.host_error_body("unavailable", "gone")
     assert worker.invoke(function, "made before") == "made before"
+    worker.answer = lambda call, args: frames.host_error_body("unavailable", "gone")
     for _ in range(8):
         with pytest.raises(CallFailed, match=says):
             worker.invoke(function)

@@ -426,11 +426,17 @@ def test_a_deterministic_call_that_has_to_wait_for_its_instance_has_all_its_fuel
         assert [worker.receive().kind for _ in calls] == [frames.RESULT] * 2
 
 
-def test_instances_that_fail_to_begin_take_no_place_of_later_ones() -> None:
+@pytest.mark.parametrize("when", ["at the beginning", "for room"])
+def test_instances_that_fail_before_their_call_take_no_place_of_later_ones(when: str) -> None:
     body = r"""(data (i32.const 64) "{\"call\":\"kv.get\",\"args\":{\"key\":\"k\"}}")
-      (func (export "_initialize")
-        (if (i32.lt_s (call $host_call (i32.const 64) (i32.const 36)) (i32.const 0)) (then unreachable)))"""
-    with start(core(body, imports=HOST), granted=("kv",)) as worker:
+      (func $ask (result i32)
+        (if (i32.lt_s (call $host_call (i32.const 64) (i32.const 36)) (i32.const 0)) (then unreachable))
+        (i32.const 1024))"""
+    if when == "for room":
+        artifact = core(body, imports=HOST, buffer="(call $ask)")
+    else:
+        artifact = core(body + '(func (export "_initialize") (drop (call $ask)))', imports=HOST)
+    with start(artifact, granted=("kv",)) as worker:
         recovers(worker, "echo", "unreachable")
 
 
