@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,6 +43,8 @@ def request(command: Command, words: Sequence[str], ask: Asking, *, stdin: bool)
 
 def _secrets(command: Command, given: Mapping[str, str], ask: Asking, *, stdin: bool) -> dict[str, str]:
     """The passwords that the command takes."""
+    from circlectl import prompting
+
     if command.contract.own_object and "name" not in given:
         _require_oneself(ask, command)
     found: dict[str, str] = {}
@@ -53,7 +54,7 @@ def _secrets(command: Command, given: Mapping[str, str], ask: Asking, *, stdin: 
         if item.name == "password" and "uid" in given and not stdin:  # the uid identifies the user
             continue
         what = "current password" if item.name == "old" else "new password" if "old" in found else item.name
-        if (secret := _secret(item, what, stdin=stdin)) is not None:
+        if (secret := prompting.secret(item, what, stdin=stdin)) is not None:
             found[item.name] = secret
     return found
 
@@ -104,67 +105,6 @@ def _require_oneself(ask: Asking, command: Command) -> None:
     """Raises `BadRequest` unless the caller is a user, before prompting for passwords in vain."""
     if ask.once(command.service, {"action": "whoami"})["user"] is None:
         raise BadRequest(f"{command.group} {command.verb} needs NAME: you are not a CircleOSD user")
-
-
-def _secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
-    """Read a password, called `name` in messages: a line of standard input, or from the terminal without echo.
-
-    An empty one is None if it is optional. Raises `BadRequest`.
-    """
-    try:
-        secret = _read_secret(item, name, stdin=stdin)
-        (secret or "").encode()
-    except EOFError:
-        raise BadRequest(f"no {name} was given") from None
-    except UnicodeError:  # the exception would quote the password
-        raise BadRequest(f"the {name} is not UTF-8 text") from None
-    return secret
-
-
-def _read_secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
-    if stdin:
-        line = sys.stdin.readline()
-        if not line:
-            raise BadRequest(f"no {name} on standard input")
-        secret = line.removesuffix("\n").removesuffix("\r")  # of a file from Windows: nobody could type it
-        return secret if secret or item.required else None
-    if not sys.stdin.isatty():
-        if not item.required:
-            return None
-        raise BadRequest(f"no terminal to prompt for the {name}; pass it on standard input with --password-stdin")
-    secret = _typed(f"{name.capitalize()}: ")
-    if secret:
-        item.check(secret)
-        if Mark.NEW in item.marks and _typed(f"{name.capitalize()} again: ") != secret:
-            raise BadRequest(f"the two {name}s do not match")
-    return secret if secret or item.required else None
-
-
-def _typed(prompt: str) -> str:
-    """A line from the terminal without echo. Subsequent output starts on its own line, even if this raises."""
-    import getpass
-    import signal
-
-    before = signal.signal(signal.SIGCONT, lambda *_: _resumed(prompt))
-    try:
-        return getpass.getpass(prompt)
-    except BaseException:
-        with contextlib.suppress(OSError), open("/dev/tty", "w", encoding="utf-8") as terminal:
-            print(file=terminal)
-        raise
-    finally:
-        signal.signal(signal.SIGCONT, before)
-
-
-def _resumed(prompt: str) -> None:
-    """Prompt again after a stop (Ctrl-Z, fg), for which the shell had turned echo on."""
-    import termios
-
-    with contextlib.suppress(OSError, termios.error), open("/dev/tty", "r+b", buffering=0) as terminal:
-        modes = termios.tcgetattr(terminal)
-        modes[3] &= ~termios.ECHO
-        termios.tcsetattr(terminal, termios.TCSAFLUSH, modes)
-        terminal.write(prompt.encode())
 
 
 def _open_files(command: Command, request: dict[str, Any]) -> list[int]:
