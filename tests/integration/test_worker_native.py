@@ -236,6 +236,19 @@ HANDLER(meet) { UNUSED; pthread_barrier_wait(&barrier); return host->write(reply
         assert received == sent
 
 
+@pytest.mark.parametrize(("concurrency", "thread"), [(1, "the same"), (2, "another")])
+def test_handlers_run_on_the_thread_that_loaded_the_plugin_unless_several_do(concurrency: int, thread: str) -> None:
+    """Runtimes of other languages know only the thread on which they were started."""
+    where = """
+static pthread_t first;
+HANDLER(begin) { UNUSED; first = pthread_self(); return 0; }
+HANDLER(where) { UNUSED; SAY(pthread_equal(first, pthread_self()) ? "the same" : "another"); return 0; }"""
+    data = native(where, "where", more=".init = begin")
+    with start(data, plugin_type="native", concurrency=concurrency) as worker:
+        worker.ready()
+        assert [worker.invoke("where") for _ in range(3)] == [thread] * 3
+
+
 def test_the_stacks_of_a_plugins_threads_count_for_its_memory_as_the_reference_says() -> None:
     run = """
 static void *wait(void *gate) { return pthread_barrier_wait(gate), NULL; }
