@@ -97,15 +97,15 @@ def trusted(directory: Path, owner: int) -> Catalog:
     def text(path: Path, check: catalog.Check) -> str:
         # The checked file is the one that is read; the target of a link could not be trusted.
         if path.is_symlink():
-            raise Denied(f"{path} is a symbolic link; put the file itself there")
+            raise Denied("it is a symbolic link; put the file itself there")
         return catalog.text_of(path, check, os.O_NOFOLLOW)
 
     try:
         for place in (directory.parent, directory):
             if place.is_symlink():
-                raise Denied(f"{place} is a symbolic link; put the directory itself there")
+                raise Denied("it is a symbolic link; put the directory itself there")
     except Denied as error:
-        return Catalog(catalog.read([]).entries, (str(error),))
+        return Catalog(catalog.read([]).entries, (f"{place}: {error}",))
     return catalog.read([directory], text, catalog.only(owner))
 
 

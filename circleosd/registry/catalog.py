@@ -106,9 +106,9 @@ def only(owner: int) -> Check:
 
     def check(path: Path, found: os.stat_result) -> None:
         if found.st_uid != owner:
-            raise Denied(f"{path} belongs to uid {found.st_uid}, not to uid {owner}")
+            raise Denied(f"it belongs to uid {found.st_uid}, not to uid {owner}")
         if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise Denied(f"{path} is writable by others than its owner; see: chmod go-w {path}")
+            raise Denied(f"it is writable by others than its owner; see: chmod go-w {path}")
 
     return check
 
@@ -171,8 +171,7 @@ def read(directories: Sequence[Path], text: Callable[[Path, Check], str] = text_
             if lacking := shortage(exc):
                 raise lacking from exc
             unread = unread or isinstance(exc, OSError)
-            what = unreadable(path, exc) if isinstance(exc, OSError) else exc
-            problems.append(str(exc) if isinstance(exc, Denied) else f"{path}: {what}")
+            problems.append(f"{path}: {unreadable(path, exc) if isinstance(exc, OSError) else exc}")
     return Catalog(entries, tuple(problems), unread)
 
 
@@ -222,7 +221,7 @@ def _files(directories: Sequence[Path], check: Check) -> tuple[list[Path], list[
             for place in (directory.parent, directory):
                 check(place, place.stat())
         except Denied as error:
-            problems.append(str(error))
+            problems.append(f"{place}: {error}")
             continue
         except (FileNotFoundError, NotADirectoryError):
             continue

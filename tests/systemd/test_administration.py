@@ -176,7 +176,7 @@ def test_what_the_polkit_rule_leaves_out_is_refused_with_where_the_reason_is(mac
     said = refused(machine, "service start linked", 4)
     where = "journalctl --unit circleosd-polkit.service"
     assert where in said
-    assert f"{link} is a symbolic link; put the file itself there" in machine.succeed(f"{where} --priority err")
+    assert f"{link}: it is a symbolic link; put the file itself there" in machine.succeed(f"{where} --priority err")
     machine.succeed(f"rm {link}")
 
 
@@ -186,7 +186,7 @@ def test_a_catalog_file_that_others_may_write_gives_no_name_to_a_unit(machine: M
     assert "dbus.service" in machine.succeed("circlectl service list")
     machine.succeed(f"chown root:alice {file}; chmod 664 {file}")
     said = machine.succeed("circlectl service list 2>&1")
-    assert f"cannot use a catalog file: {file} is writable by others than its owner; see: chmod go-w {file}" in said
+    assert f"cannot use a catalog file: {file}: it is writable by others than its owner; see: chmod go-w {file}" in said
     assert "dbus.service" not in said
     assert "ct-calm.service" in machine.succeed("circlectl service status calm", f"rm {file}")
 

@@ -207,12 +207,12 @@ def test_a_reader_believes_only_what_one_user_alone_can_write_if_it_must_not_bel
         place.chmod(mode)
     reader = catalog.Reader([directory], catalog.only(os.getuid()))
     assert reader().find("nginx").unit == "nginx.service"
-    assert reader().problems == (f"{file} is writable by others than its owner; see: chmod go-w {file}",)
+    assert reader().problems == (f"{file}: it is writable by others than its owner; see: chmod go-w {file}",)
     file.chmod(0o644)
     assert reader().find("nginx").unit == "ssh.service"
     for place in (directory, tmp_path):
         place.chmod(0o775)
-        assert reader().problems == (f"{place} is writable by others than its owner; see: chmod go-w {place}",)
+        assert reader().problems == (f"{place}: it is writable by others than its owner; see: chmod go-w {place}",)
         assert {*reader().entries.values()} == {*catalog.OWN}
         place.chmod(0o755)
         assert (reader().problems, "nginx" in reader().entries) == ((), True)
