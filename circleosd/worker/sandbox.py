@@ -3,10 +3,10 @@
 landlock(7): no file can be written, created or removed, and only the files of the interpreter and of the system's
 libraries can be read; no TCP; no signals or abstract sockets beyond the process. seccomp(2): no other process, no
 program, no socket, none of the calls that administer the machine. It also denies what Landlock leaves to processes of
-the same uid: signals to, limits of and priorities of other processes, modes, owners and times of files, and memory that
-outlives the process. And it denies what would leave less for others: asynchronous I/O, which is limited for the whole
-machine, and watches of files, which with PrivateUsers= count as root's. Either is skipped, and reported as missing, if
-the kernel lacks it.
+the same uid: signals to, limits of and priorities of other processes, modes, owners, times, attributes and leases of
+files, and memory that outlives the process. And it denies what would leave less for others: asynchronous I/O, which is
+limited for the whole machine, and watches of files, which with PrivateUsers= count as root's. Either is skipped, and
+reported as missing, if the kernel lacks it.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ _SELF_ONLY: Final = {
     "sched_setattr": (314, 274),
 }
 _ZERO_IS_SELF: Final = frozenset(_SELF_ONLY) - {"kill", "tgkill"}
-# Calls with many commands, of which these are denied: F_SETOWN, F_SETSIG and F_SETOWN_EX, FIOSETOWN and SIOCSPGRP, with
-# which a descriptor sends signals to others; TIOCSTI and TIOCLINUX, which type on a terminal.
-_COMMANDS: Final = {
-    "fcntl": ((72, 25), (8, 10, 15)),
-    "ioctl": ((16, 29), (0x8901, 0x8902, 0x5412, 0x541C)),
-}
+# Calls with many commands. For one, all are allowed except F_SETOWN, F_SETSIG, F_SETOWN_EX and F_SETLEASE: with these,
+# a descriptor sends signals to others, or keeps others from opening the file. For the other, few are allowed: TCGETS,
+# TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX. File systems have commands that change any file of the same uid, and
+# terminals have some that type on them.
+_FCNTL: Final = ((72, 25), (8, 10, 15, 1024))
+_IOCTL: Final = ((16, 29), (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451))
 _REFUSED: Final[dict[str, tuple[int | None, int | None]]] = {
     "fork": (57, None),
     "vfork": (58, None),
@@ -281,9 +281,9 @@ def _filter(architecture: int, column: int, *, pid: int) -> bytes:
         own = [pid, 0] if name in _ZERO_IS_SELF else [pid]
         passed = [step for value in own for step in (_jump(_EQUAL, value, 0, 1), allow)]
         program += _where(numbers[column], _AT_FIRST, passed, refuse)
-    for numbers, commands in _COMMANDS.values():
-        refused = [step for value in commands for step in (_jump(_EQUAL, value, 0, 1), refuse)]
-        program += _where(numbers[column], _AT_SECOND, refused, allow)
+    for (numbers, commands), then, otherwise in ((_FCNTL, refuse, allow), (_IOCTL, allow, refuse)):
+        steps = [step for value in commands for step in (_jump(_EQUAL, value, 0, 1), then)]
+        program += _where(numbers[column], _AT_SECOND, steps, otherwise)
     return b"".join([*program, allow])
 
 

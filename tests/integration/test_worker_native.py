@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from circleosd.worker import frames
+from circleosd.worker import frames, sandbox
 from circleosd.worker.limits import hard_deadline
 from tests import PROJECT
 from tests.native_source import native, shared_object
@@ -531,6 +531,8 @@ def test_a_worker_of_a_native_plugin_does_without_wasmtimes_memory() -> None:
 
 # What Landlock leaves to whoever has the same uid. `payload` is a process or a path.
 MEDDLING = """
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/ipc.h>
 #include <sys/msg.h>
 #include <sys/resource.h>
@@ -546,6 +548,9 @@ HANDLER(turns) { UNUSED; cpu_set_t one; CPU_ZERO(&one); CPU_SET(0, &one); struct
 HANDLER(files) { UNUSED; int a = chmod(payload, 0) ? errno : 0, b = utimensat(AT_FDCWD, payload, 0, 0) ? errno : 0;
   SAY("%d %d %d", a, b, setxattr(payload, "user.x", "y", 1, 0) ? errno : 0); return 0; }
 HANDLER(owns) { UNUSED; SAY("%d", fcntl(0, F_SETOWN, atoi(payload)) ? errno : 0); return 0; }
+HANDLER(holds) { UNUSED; int file = open(payload, O_RDONLY | O_CLOEXEC), flags = 0;
+  int a = fcntl(file, F_SETLEASE, F_RDLCK) ? errno : 0, b = ioctl(file, FS_IOC_GETFLAGS, &flags) ? errno : 0;
+  SAY("%d %d", a, b); return 0; }
 HANDLER(keeps) { UNUSED; int a = shmget(IPC_PRIVATE, 4096, 0600) < 0 ? errno : 0;
   SAY("%d %d", a, msgget(IPC_PRIVATE, 0600) < 0 ? errno : 0); return 0; }
 HANDLER(timers) { UNUSED; timer_t timer; struct sigevent e = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR2};
@@ -562,7 +567,7 @@ def test_a_native_plugin_meddles_with_no_process_and_no_file_of_its_own_uid(tmp_
     there.write_text("untouched")
     before = there.stat()
     me = str(os.getpid())
-    names = ("limits", "turns", "files", "owns", "keeps", "timers", "shares")
+    names = ("limits", "turns", "files", "owns", "holds", "keeps", "timers", "shares")
     with start(native(MEDDLING, *names), plugin_type="native", memory=64 << 20) as worker:
         if "seccomp" not in worker.ready().sandbox:
             pytest.skip("this kernel offers no seccomp")
@@ -573,6 +578,7 @@ def test_a_native_plugin_meddles_with_no_process_and_no_file_of_its_own_uid(tmp_
         assert worker.invoke("turns", me) == "1 1 1"
         assert worker.invoke("files", str(there)) == "1 1 1"
         assert worker.invoke("owns", me) == "1"
+        assert worker.invoke("holds", sandbox.__file__) == "1 1"
         assert worker.invoke("keeps") == "1 1"
         assert worker.invoke("timers") == "11 11"
         assert 32 <= int(worker.invoke("shares")) < 512

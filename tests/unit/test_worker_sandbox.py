@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import struct
+import termios
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,12 +103,21 @@ def test_signals_limits_and_turns_are_those_of_the_process_itself(machine: str) 
 
 
 @pytest.mark.parametrize("machine", list(MACHINES))
-def test_descriptors_send_no_signals_and_type_on_no_terminal(machine: str) -> None:
-    column = MACHINES[machine][1]
-    for numbers, commands in sandbox._COMMANDS.values():
-        for command in commands:
-            assert decide(machine, numbers[column], 0, second=command) == EPERM
-        assert decide(machine, numbers[column], 0, second=1) == ALLOW  # F_GETFD
+def test_descriptors_send_no_signals_and_keep_nobody_from_a_file(machine: str) -> None:
+    fcntl = sandbox._FCNTL[0][MACHINES[machine][1]]
+    for command in (8, 10, 15, 1024):  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE
+        assert decide(machine, fcntl, 0, second=command) == EPERM
+    assert decide(machine, fcntl, 0, second=1) == ALLOW  # F_GETFD
+
+
+@pytest.mark.parametrize("machine", list(MACHINES))
+def test_descriptors_type_on_no_terminal_and_change_no_file(machine: str) -> None:
+    ioctl = sandbox._IOCTL[0][MACHINES[machine][1]]
+    # TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP, FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, BTRFS_IOC_SNAP_DESTROY
+    for command in (0x5412, 0x541C, 0x8901, 0x8902, 0x40086602, 0x401C5820, 0x5000940F):
+        assert decide(machine, ioctl, 0, second=command) == EPERM
+    for command in (termios.TCGETS, termios.FIONREAD, termios.FIONBIO, termios.FIOCLEX):
+        assert decide(machine, ioctl, 0, second=command) == ALLOW
 
 
 def test_another_architectures_calls_end_the_process() -> None:
