@@ -66,10 +66,10 @@ _SELF_ONLY: Final = {
 _ZERO_IS_SELF: Final = frozenset(_SELF_ONLY) - {"kill", "tgkill"}
 # Calls with many commands. For one, all are allowed except F_SETOWN, F_SETSIG, F_SETOWN_EX and F_SETLEASE: with these,
 # a descriptor sends signals to others, or keeps others from opening the file. For the other, few are allowed: TCGETS,
-# TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX. File systems have commands that change any file of the same uid, and
-# terminals have some that type on them.
+# TCGETS2, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX. File systems have commands that change any file of the same
+# uid, and terminals have some that type on them.
 _FCNTL: Final = ((72, 25), (8, 10, 15, 1024))
-_IOCTL: Final = ((16, 29), (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451))
+_IOCTL: Final = ((16, 29), (0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451))
 _REFUSED: Final[dict[str, tuple[int | None, int | None]]] = {
     "fork": (57, None),
     "vfork": (58, None),
