@@ -296,11 +296,12 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
     from circleosd.api import plugins as contracts
     from circleosd.database import Database
     from circleosd.identities import Identities
+    from circleosd.plugins.artifacts import Artifacts
     from circleosd.plugins.compiled import Compiled
     from circleosd.plugins.runner import Runners
     from circleosd.plugins.service import HOST_MIGRATIONS, PluginService
     from circleosd.plugins.signatures import Signatures
-    from circleosd.plugins.store import MIGRATIONS, Artifacts
+    from circleosd.plugins.store import MIGRATIONS
 
     database = Database(f"{state}/plugins.db", MIGRATIONS)
     artifacts = Artifacts(Path(state, "store"))

@@ -17,10 +17,11 @@ from circleosd.fair import Fair
 from circleosd.places import Places
 from circleosd.plugins import capabilities
 from circleosd.plugins import manifest as manifests
+from circleosd.plugins.artifacts import Artifacts, Staged
 from circleosd.plugins.files import Given
 from circleosd.plugins.manifest import MAX_MANIFEST, Manifest
 from circleosd.plugins.signatures import MAX_SIGNATURE, MAX_SIGNERS, Signatures
-from circleosd.plugins.store import Artifacts, Loaded, Staged
+from circleosd.plugins.store import Loaded
 from circleosd.plugins.trust import Trust
 from circleosd.worker.frames import Ready
 

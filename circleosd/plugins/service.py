@@ -18,6 +18,7 @@ from circleosd.errors import BadRequest, Conflict, Denied, NotFound, Unavailable
 from circleosd.handlers import Act, Handlers
 from circleosd.ledger import Entry, Ledger
 from circleosd.plugins import capabilities, events, keyvalue, store
+from circleosd.plugins.artifacts import Artifacts
 from circleosd.plugins.cause import Cause
 from circleosd.plugins.delivery import Delivery
 from circleosd.plugins.events import Events
@@ -30,7 +31,7 @@ from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners, Superseded
 from circleosd.plugins.signatures import Signatures
 from circleosd.plugins.standing import Standing
-from circleosd.plugins.store import Artifacts, Record
+from circleosd.plugins.store import Record
 from circleosd.plugins.trust import Trusting
 from circleosd.plugins.views import brief, brief_of, details, itself, shown, to_say
 

@@ -18,9 +18,9 @@ from circleosd import __main__
 
 # By step: the module or class, and the name of the function there.
 STEPS = {
-    "stage": ("circleosd.plugins.store:Artifacts", "stage"),
+    "stage": ("circleosd.plugins.artifacts:Artifacts", "stage"),
     "probe": ("circleosd.plugins.runner:Runners", "probe"),
-    "keep": ("circleosd.plugins.store:Artifacts", "keep"),
+    "keep": ("circleosd.plugins.artifacts:Artifacts", "keep"),
     "put": ("circleosd.plugins.store", "put"),
     "put_record": ("circleosd.plugins.store", "put_record"),  # the last statement but the ledger's before COMMIT
     "delete": ("circleosd.plugins.store", "delete"),
@@ -29,7 +29,7 @@ STEPS = {
     "remove": ("circleosd.plugins.runner:Runners", "remove"),
     "forget": ("circleosd.plugins.keyvalue:KeyValue", "forget"),
     "sweep": ("circleosd.plugins.service:PluginService", "_sweep"),
-    "unlink": ("circleosd.plugins.store:Artifacts", "sweep"),
+    "unlink": ("circleosd.plugins.artifacts:Artifacts", "sweep"),
 }
 
 changing: list[str] = []

@@ -14,11 +14,11 @@ import pytest
 from circleosd.api.plugins import Load, Verified, Verify
 from circleosd.config import PluginSettings
 from circleosd.errors import BadRequest, CircleError, Limit, NotFound, Unavailable
-from circleosd.plugins import store
+from circleosd.plugins import artifacts
+from circleosd.plugins.artifacts import Artifacts
 from circleosd.plugins.files import Given
 from circleosd.plugins.loading import VERIFIED_AT_ONCE, Loading
 from circleosd.plugins.signatures import Signatures, Signer
-from circleosd.plugins.store import Artifacts
 from circleosd.policy import Peer
 from circleosd.wire import encode
 from tests.waiting import SECONDS, until
@@ -33,7 +33,7 @@ def test_an_artifact_that_is_still_being_copied_keeps_its_descriptor(
     artifact = tmp_path / "p.wasm"
     artifact.write_bytes(b"\0asm" + bytes(100))
     waits, goes_on, ended = threading.Event(), threading.Event(), threading.Event()
-    read, found, seen = store._read, [], []
+    read, found, seen = artifacts._read, [], []
 
     def slow_read(source: int, offset: int) -> bytes:
         waits.set()
@@ -43,7 +43,7 @@ def test_an_artifact_that_is_still_being_copied_keeps_its_descriptor(
         ended.set()
         return b""
 
-    monkeypatch.setattr(store, "_read", slow_read)
+    monkeypatch.setattr(artifacts, "_read", slow_read)
     loading = Loading(Artifacts(tmp_path / "store"), Signatures([], os.environ), PluginSettings())
 
     async def load() -> None:

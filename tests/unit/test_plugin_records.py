@@ -23,13 +23,14 @@ from circleosd.handlers import Act
 from circleosd.ledger import Ledger
 from circleosd.plugins import service as plugin_service
 from circleosd.plugins import store
+from circleosd.plugins.artifacts import Artifacts
 from circleosd.plugins.compiled import Compiled
 from circleosd.plugins.manifest import Capability, Manifest
 from circleosd.plugins.plugin import Plugin
 from circleosd.plugins.runner import Runners
 from circleosd.plugins.service import HOST_MIGRATIONS, PluginService
 from circleosd.plugins.signatures import Signatures
-from circleosd.plugins.store import Artifacts, Loaded, Record
+from circleosd.plugins.store import Loaded, Record
 from tests.unit.fakes import ROOT, LateNews, NoFiles, identify
 from tests.waiting import SECONDS, until
 
