@@ -31,7 +31,7 @@ ROUNDS = 20  # how often a catalog that keeps changing is read again
 
 # For manage-units, polkit is told the unit and the verb, which is the job's type. It is not told which unit files
 # manage-unit-files is about (systemd 252), so the registry never gets that: instead it may start a unit that enables
-# just one unit file (systemd.units.switch_unit), and the user of that unit has the right. The failure of such a unit is
+# just one unit file (systemd.names.switch_unit), and the user of that unit has the right. The failure of such a unit is
 # reported to the caller: the registry may reset it, so that nobody looks for a problem of the host.
 _TEMPLATE = """\
 // Made from the catalog by `circleosd polkit-rule`; changes made here are lost.

@@ -284,7 +284,9 @@ def _size(body: Sequence[Any]) -> int:
 
 
 def _note(future: asyncio.Future[Any]) -> None:
-    """Log an error of which all waiting callers are told in another way, such as that a message could not be sent."""
+    """Retrieve an error of which all waiting callers are told in another way, such as that a message could not be sent:
+    asyncio would log it as forgotten.
+    """
     if not future.cancelled():
         future.exception()
 

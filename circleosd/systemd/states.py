@@ -72,7 +72,7 @@ def listed(row: Sequence[Any], began: float) -> dict[str, Any]:
 
 
 def absent(unit: str) -> UnitState:
-    """The properties of a unit that does not exist."""
+    """The state of a unit that does not exist."""
     return UnitState(unit, unit, "not-found", "inactive", "dead")
 
 
