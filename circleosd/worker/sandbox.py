@@ -175,15 +175,16 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def confine(readable: int | None = None) -> list[str]:
+def confine(artifact: int | None = None) -> list[str]:
     """Confines this thread and those that it starts, permanently; returns the names of the mechanisms used.
 
-    `readable` is an open file that may be opened again, and mapped for execution: a native plugin's artifact.
+    `artifact` is that of a native plugin, an open file that may be opened again, and mapped for execution. What such a
+    plugin may read besides is where its process has its memory: garbage collectors look for their stack there.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     used = []
     if version := _landlock_version(libc):
-        _landlock(libc, version, readable)
+        _landlock(libc, version, artifact)
         used.append(f"landlock-{version}")
     if _seccomp(libc):
         used.append("seccomp")
@@ -199,7 +200,7 @@ def _landlock_version(libc: ctypes.CDLL) -> int:
     return _checked(version, "landlock")
 
 
-def _landlock(libc: ctypes.CDLL, version: int, readable: int | None) -> None:
+def _landlock(libc: ctypes.CDLL, version: int, artifact: int | None) -> None:
     rights = _FS_RIGHTS[min(version, 5)]
     attributes = struct.pack("=Q", rights)
     if version >= 4:
@@ -218,8 +219,10 @@ def _landlock(libc: ctypes.CDLL, version: int, readable: int | None) -> None:
                 _allow(libc, ruleset, descriptor, allowed)
             finally:
                 os.close(descriptor)
-        if readable is not None:
-            _allow(libc, ruleset, readable, _FILE_RIGHTS)
+        if artifact is not None:
+            _allow(libc, ruleset, artifact, _FILE_RIGHTS)
+            # It stays open: the kernel may forget a file of /proc that is not, and the rule with it.
+            _allow(libc, ruleset, os.open("/proc/self/maps", os.O_PATH), _FILE_RIGHTS)
         _checked(libc.syscall(_RESTRICT_SELF, ruleset, 0), "landlock")
     finally:
         os.close(ruleset)

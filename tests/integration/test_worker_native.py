@@ -483,6 +483,7 @@ def test_what_a_native_plugin_may_not_do_even_without_systemds_sandbox(tmp_path:
         assert worker.invoke("reads", str(there)) == "13"
         assert worker.invoke("reads", "/etc/passwd") == "13"
         assert worker.invoke("reads", f"/proc/{os.getpid()}/maps") == "13"
+        assert worker.invoke("reads", "/proc/self/environ") == "13"
         for path in (
             there,
             tmp_path / "new",
@@ -499,6 +500,19 @@ def test_what_a_native_plugin_may_not_do_even_without_systemds_sandbox(tmp_path:
         assert worker.invoke("echo", "fine") == "fine"
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     assert there.read_text() == "untouched"
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_a_garbage_collector_finds_the_stack_to_look_through(concurrency: int) -> None:
+    """The C library reads the bounds of the first thread's from /proc/self/maps, at each call."""
+    stack = """
+HANDLER(stack) { UNUSED; pthread_attr_t attributes; void *lowest; size_t room;
+  int error = pthread_getattr_np(pthread_self(), &attributes);
+  if (!error) error = pthread_attr_getstack(&attributes, &lowest, &room);
+  SAY("%d %d", error, !error && (size_t)((char *)&room - (char *)lowest) < room); return 0; }"""
+    with start(native(stack, "stack"), plugin_type="native", concurrency=concurrency) as worker:
+        worker.ready()
+        assert [worker.invoke("stack") for _ in range(2)] == ["0 1", "0 1"]
 
 
 ENVIRONMENT = """
