@@ -112,7 +112,7 @@ def test_the_limits_of_a_plugin_have_units() -> None:
 
 
 def test_the_columns_of_a_table_are_as_wide_as_their_widest_cell_on_a_terminal() -> None:
-    names = ("a", "größer", "e\u0301e\u0301", "東京都港", "दुनिया", "สวัสดี", "\u1112\u1161\u11ab", "a\u200bb")
+    names = ("a", "größer", "e\u0301e\u0301", "東京都港", "दुनिया", "สวัสดี", "\u1112\u1161\u11ab", "a\u200bb", "1\u20dd")
     rows = [{"name": name, "last_login": None, "state": "x"} for name in names]
     assert render.table(rows, ("name", "last_login", "state")).split("\n") == [
         "NAME      LAST LOGIN  STATE",
@@ -124,6 +124,7 @@ def test_the_columns_of_a_table_are_as_wide_as_their_widest_cell_on_a_terminal()
         "สวัสดี      -           x",
         "\u1112\u1161\u11ab        -           x",
         "a\u200bb        -           x",
+        "1\u20dd         -           x",
     ]
 
 
