@@ -59,7 +59,7 @@ def cut_off(gone: WorkerGone, end: End, bounds: Bounds, took: float) -> CircleEr
     limit = exceeded(end, bounds)
     if limit is None:
         return WorkerGone(f"{gone}{end}")
-    if end == OVERDUE and bounds.concurrency > 1 and took < bounds.time:
+    if end == OVERDUE and took < bounds.time:
         return WorkerGone(f"{gone}, for something else in it {limit}")
     return type(limit)(f"{limit}, and its worker was ended")
 

@@ -152,15 +152,16 @@ def test_calls_that_wait_are_held_back_too(tmp_path: Path) -> None:
         (60, "plugin-failed: the worker of p ended during the call, for something else in it took longer than 60 s"),
     ],
 )
+@pytest.mark.parametrize("concurrency", [1, 2])  # what took too long may also be the making of the call's instance
 def test_who_did_not_take_too_long_is_not_told_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float, told: str, concurrency: int
 ) -> None:
 
     async def ended(self: WorkerUnits, instance: str) -> End:
         return OVERDUE
 
     async def called() -> CircleError:
-        runners, plugin = with_worker(tmp_path, Dying(0.002), time=limit, concurrency=2)
+        runners, plugin = with_worker(tmp_path, Dying(0.002), time=limit, concurrency=concurrency)
         with pytest.raises(CircleError) as caught:
             await runners.call(plugin, "f", "x")
         return caught.value
