@@ -151,7 +151,7 @@ in
       {
         polkit.restartTriggers = [ polkitRule ];
         # journalctl reads this directory and systemd's own, which is in the Nix store. It is a copy because a link would
-        # dangle once the module is gone, and fail every later update.
+        # dangle if it outlived the module, after a crash say, and fail every later update.
         circleosd-journal-catalog = {
           description = "Entries of CircleOSD in the journal's catalog";
           wantedBy = [ "multi-user.target" ];
@@ -162,6 +162,7 @@ in
               "${pkgs.coreutils}/bin/install -D -m 444 -t /usr/local/lib/systemd/catalog ${cfg.package}/lib/systemd/catalog/circleosd.catalog"
               "${config.systemd.package}/bin/journalctl --update-catalog"
             ];
+            ExecStop = "${pkgs.coreutils}/bin/rm -f /usr/local/lib/systemd/catalog/circleosd.catalog";
           };
         };
       }

@@ -191,6 +191,9 @@ in
         )
         "/made/systemd/bin/journalctl --update-catalog"
       ];
+  "the journal's catalog goes with the module" =
+    plain.systemd.services.circleosd-journal-catalog.serviceConfig.ExecStop
+    == "/made/coreutils/bin/rm -f /usr/local/lib/systemd/catalog/circleosd.catalog";
   "declared services become the catalog" =
     full.environment.etc."circleosd/services.d/nixos.toml".source.value.service == [
       {
