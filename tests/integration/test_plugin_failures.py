@@ -405,8 +405,11 @@ def test_a_disabled_plugin_is_not_called_and_stays_so_over_an_upgrade(host: Embe
     refused = host.ctl("plugin", "invoke", "paused", "echo", "x")
     assert refused.returncode == 7
     assert "disabled: audit" in refused.stderr
+    before = details(host, "paused")
     host.load(path)
-    assert details(host, "paused")["state"] == "disabled"
+    after = details(host, "paused")
+    assert all(after[name] == before[name] for name in ("state", "reason", "since"))
+    assert after["loaded"] > before["loaded"]
     host.ok("plugin", "enable", "paused")
     assert host.ok("plugin", "invoke", "paused", "echo", "x") == "x\n"
     host.unload("paused")
