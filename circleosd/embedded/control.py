@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -57,8 +56,8 @@ class Control:
 
     def _now(self, kind: type, names: list[str]) -> list[dict[str, Any]]:
         if kind is UnitState:
-            return [asdict(self._supervisor.state(name)) for name in names]
-        return [asdict(line) for name in names for line in self._supervisor.lines(name)]
+            return [self._supervisor.state(name)._asdict() for name in names]
+        return [line._asdict() for name in names for line in self._supervisor.lines(name)]
 
     async def _follow(self, kind: type, names: list[str], pattern: str) -> AsyncGenerator[bytes, None]:
         """The current items of `kind`, then new ones until the connection ends. A slow reader misses the oldest."""
@@ -75,6 +74,6 @@ class Control:
             there = [*names, *(name for name in self._supervisor.matching(pattern) if name not in names)]
             yield wire.success(self._now(kind, there), more=True)
             while True:
-                yield wire.success([asdict(await queue.get())], more=True)
+                yield wire.success([(await queue.get())._asdict()], more=True)
         finally:
             self._supervisor.listeners.remove(hear)

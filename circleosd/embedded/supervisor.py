@@ -9,7 +9,6 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from circleosd.embedded.unitfile import UnitFile
@@ -111,6 +110,6 @@ class Supervisor:
         except CircleError as exc:
             return UnitState(name, str(exc), "not-found" if isinstance(exc, NotFound) else "error", "inactive", "dead")
         if state.pid:
-            state = replace(state, memory=_memory(state.pid))
+            state = state._replace(memory=_memory(state.pid))
         listening = self.socket_of(name)
-        return replace(state, triggered_by=(listening.state.unit,), listening=True) if listening else state
+        return state._replace(triggered_by=(listening.state.unit,), listening=True) if listening else state

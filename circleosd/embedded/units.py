@@ -13,7 +13,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 from circleosd.embedded.process import Process
@@ -95,7 +94,7 @@ class Unit:
             await asyncio.wait([self._task])
 
     def _enter(self, active: str, sub: str, **more: Any) -> None:
-        self.state = replace(self.state, active=active, sub=sub, since=time.time(), **more)
+        self.state = self.state._replace(active=active, sub=sub, since=time.time(), **more)
         self._supervisor.tell(self.state.unit, self.state)
         if active == "active":
             _answer(self._started, "done")
@@ -107,13 +106,13 @@ class Unit:
             print(f"{self.state.unit.removesuffix('.service')}: {self.lines[-1].text}", file=sys.stderr, flush=True)
 
     async def _main(self) -> None:
-        self.state = replace(self.state, restarts=0, **FRESH)
+        self.state = self.state._replace(restarts=0, **FRESH)
         try:
             self._file = self._supervisor.file(self.state.unit)
-            self.state = replace(self.state, description=self._file.get("Unit", "Description"))
+            self.state = self.state._replace(description=self._file.get("Unit", "Description"))
             await self._work()
         except (CircleError, OSError, ValueError, OverflowError, subprocess.SubprocessError) as exc:
-            self.state = replace(self.state, result="resources")
+            self.state = self.state._replace(result="resources")
             self._say(f"cannot run {self.state.unit}: {exc}")
         finally:
             failed = self.state.result != "success" and self.state.sub != "auto-restart"
@@ -186,7 +185,7 @@ class Service(Unit):
         begun, listener = time.monotonic(), listening.listener if listening else None
         process = Process(file, self._supervisor.specifiers, self._watchdog, listener)
         reading = asyncio.create_task(self._read(process))
-        self.state = replace(self.state, pid=process.pid)
+        self.state = self.state._replace(pid=process.pid)
         try:
             result = await self._in_time(process, start, notifies=notifies)
         except asyncio.CancelledError:
@@ -198,12 +197,12 @@ class Service(Unit):
         finally:
             process.signal(signal.SIGKILL)  # the process, or its remaining children
             status, killed = await process.reap()
-            self.state = replace(self.state, pid=None)
+            self.state = self.state._replace(pid=None)
             await asyncio.wait([reading], timeout=LEFTOVERS)
             reading.cancel()
             if result == "success" and not tolerates and (killed or str(status)) not in clean:
                 result = "signal" if killed else "exit-code"
-            self.state = replace(self.state, result=result, exit_status=status, signal=killed)
+            self.state = self.state._replace(result=result, exit_status=status, signal=killed)
         return (notifies and self.state.sub == "running") or time.monotonic() - begun > LONGEST_DELAY
 
     async def _in_time(self, process: Process, start: float, *, notifies: bool) -> str:

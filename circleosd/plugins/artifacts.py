@@ -7,9 +7,8 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from circleosd.errors import BadRequest, Limit, Unavailable, shortage
 
@@ -18,8 +17,7 @@ log = logging.getLogger(__name__)
 CHUNK = 1024 * 1024
 
 
-@dataclass(frozen=True)
-class Staged:
+class Staged(NamedTuple):
     """An artifact copied into the store's directory, not yet under its final name."""
 
     path: Path

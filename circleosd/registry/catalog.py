@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
 
 from circleosd.api.contract import Length, Pattern
 from circleosd.api.plugins import PLUGIN_NAME
@@ -68,8 +68,7 @@ OWN = tuple(Entry(name, f"circleosd-{part}.service") for name, part in SERVICES.
 OWN_UNITS = frozenset(re.sub(r"service$", kind, entry.unit) for entry in OWN for kind in ("service", "socket"))
 
 
-@dataclass(frozen=True)
-class Catalog:
+class Catalog(NamedTuple):
     """Names and their entries. `problems`: why files could not be used; `unread`: one could not even be read."""
 
     entries: dict[str, Entry]

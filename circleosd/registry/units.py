@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from signal import Signals
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 Verb = Literal["start", "stop", "restart", "reload"]
 Switch = Literal["enable", "disable"]
 Scope = Literal["system", "user"]  # whose service manager
 
 
-@dataclass(frozen=True)
-class UnitState:
+class UnitState(NamedTuple):
     """A unit's state in systemd's words (org.freedesktop.systemd1(5)).
 
     `load`: loaded, not-found, masked, …; `active`: active, inactive, failed, activating, deactivating. `since`: when it
@@ -54,8 +52,7 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-@dataclass(frozen=True)
-class LogLine:
+class LogLine(NamedTuple):
     """A line that a unit logged, without control characters, and its time in seconds since the epoch."""
 
     time: float

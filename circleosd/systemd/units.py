@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -77,7 +76,7 @@ class SystemdUnits(UnitManager):
         properties = await self._properties(unit)
         state = state_of(unit, properties)
         triggers = await self.states(state.triggered_by)
-        return replace(state, listening=any(trigger.active == "active" for trigger in triggers))
+        return state._replace(listening=any(trigger.active == "active" for trigger in triggers))
 
     async def listening(self, unit: str) -> list[str]:
         """For everything that `detail` returns, systemd needs 2 ms if the unit has just stopped."""
