@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
+import binascii
 import contextlib
 import os
 import threading
@@ -99,7 +99,7 @@ def _give_way() -> None:
 
 def _decoy(settings: AuthSettings) -> str:
     """A hash with the current parameters that no password has; making it is free."""
-    salt, digest = (base64.b64encode(os.urandom(size)).rstrip(b"=").decode() for size in (16, 32))
+    salt, digest = (binascii.b2a_base64(os.urandom(size), newline=False).rstrip(b"=").decode() for size in (16, 32))
     return f"$argon2id$v=19$m={settings.hash_memory},t={settings.hash_passes},p=1${salt}${digest}"
 
 

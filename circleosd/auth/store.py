@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from base64 import urlsafe_b64encode
 from typing import NamedTuple
 
 from circleosd.api.auth import Rule, User
@@ -232,6 +231,8 @@ def _session(row: sqlite3.Row) -> Session:
 
 def open_session(tx: Transaction, user: Account, uid: int, now: float, expires: float) -> tuple[str, str]:
     """Begin a session of `user` for the process owner `uid`; return its token and its id."""
+    from base64 import urlsafe_b64encode  # most starts of the service only have to verify a session
+
     tx.execute(
         "DELETE FROM sessions WHERE hash IN (SELECT hash FROM sessions WHERE expires <= ? LIMIT ?)",
         (now, SWEPT_AT_ONCE),
