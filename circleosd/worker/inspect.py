@@ -33,6 +33,7 @@ WASI_PACKAGES: Final = ("wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:i
 
 _WASI: Final = "wasi_snapshot_preview1"
 _HANDLER: Final = ((I32,), (I64,))
+_MACHINES: Final = {62: "x86_64", 183: "aarch64"}  # e_machine, elf(5)
 _SEGMENT: Final = struct.Struct("<IIQQQQQ8x")  # Elf64_Phdr: p_type, flags, offset, addresses, filesz, memsz; elf(5)
 _PT_LOAD: Final = 1
 _PF_W: Final = 2
@@ -86,10 +87,10 @@ def inspect_native(data: Data, memory: int) -> None:
         refuse("is not a 64-bit little-endian ELF file")
     if int.from_bytes(data[16:18], "little") != 3:
         refuse("is an ELF file, but not a shared object: link it with -shared")
-    machine = int.from_bytes(data[18:20], "little")
-    wanted = {"x86_64": 62, "aarch64": 183}.get(os.uname().machine)
-    if wanted is not None and machine != wanted:
-        refuse(f"is for another machine (ELF machine {machine}), not for {os.uname().machine}")
+    number, here = int.from_bytes(data[18:20], "little"), os.uname().machine
+    machine = _MACHINES.get(number, f"another machine (ELF machine {number})")
+    if here in _MACHINES.values() and machine != here:
+        refuse(f"is for {machine}, not for {here}")
     # Otherwise the worker would end by SIGBUS: dlopen(3) maps what is not there.
     table, entries = int.from_bytes(data[32:40], "little"), int.from_bytes(data[56:58], "little")
     variables = 0

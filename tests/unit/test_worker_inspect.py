@@ -7,6 +7,7 @@ import random
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -300,6 +301,17 @@ def test_any_damage_is_a_refusal_or_another_valid_reading() -> None:
 def test_a_native_artifact_is_checked_before_it_is_opened(data: bytes, reason: str) -> None:
     with pytest.raises(PluginFailure, match=reason):
         inspect_native(data, 1 << 20)
+
+
+@pytest.mark.parametrize(("here", "there"), [("x86_64", "aarch64"), ("aarch64", "x86_64")])
+def test_a_native_artifact_for_the_other_usual_machine_is_told_by_name(
+    here: str, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.uname", lambda: SimpleNamespace(machine=here))
+    number = {"x86_64": 62, "aarch64": 183}[there]
+    header = b"\x7fELF\2\1" + bytes(10) + b"\3\0" + number.to_bytes(2, "little") + bytes(44)
+    with pytest.raises(PluginFailure, match=f"it is for {there}, not for {here}"):
+        inspect_native(header, 1 << 20)
 
 
 @pytest.mark.parametrize("length", [65, 119, 120, 4095])
