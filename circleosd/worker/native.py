@@ -149,6 +149,8 @@ def _initialize(artifact: int, entry: str, memory: int) -> _Plugin:
     except OSError as exc:
         # dlerror(3) starts or ends with the file: `libx.so.1: version … not found (required by …)`
         reason = f"{exc}".removeprefix(f"{path}: ").replace(path, "it")
+        if reason.startswith("cannot dynamically load"):
+            reason = "it is an executable, not a shared object: link it with -shared"
         if "failed to map segment" not in reason:
             raise PluginFailure("bad-request", reason) from exc
         # This does not give the reason.

@@ -189,6 +189,16 @@ def test_a_library_that_cannot_be_linked_is_refused_with_the_linkers_words() -> 
         worker.ready()
 
 
+@pytest.mark.parametrize("form", ["-pie", "-static-pie"])
+def test_a_program_is_refused_as_what_it_is(form: str, tmp_path: Path) -> None:
+    """A position-independent one has the type of a shared object (ET_DYN, elf(5))."""
+    gcc = ["gcc", "-xc", "-fPIE", form, "-o", "program", "-"]
+    subprocess.run(gcc, cwd=tmp_path, input=b"int main(void) { return 0; }", check=True)
+    refused = pytest.raises(CallFailed, match=r"it is an executable, not a shared object: link it with -shared$")
+    with start((tmp_path / "program").read_bytes(), plugin_type="native") as worker, refused:
+        worker.ready()
+
+
 @pytest.mark.parametrize("size", ["2 << 20", "200 << 20", "1 << 30"])
 def test_a_library_whose_variables_are_larger_than_its_memory_is_refused_for_that(size: str) -> None:
     fill = f"static char room[{size}]; HANDLER(fill) {{ UNUSED; memset(room, 1, sizeof room); return 0; }}"
