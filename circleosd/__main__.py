@@ -78,7 +78,8 @@ def run(argv: list[str]) -> int:
             from circleosd import config
             from circleosd.plugins import capabilities
 
-            config.load(_environment_of_services(), capabilities.check_configured)
+            may_write = paths.only(0) if _is_root_for_the_system() else paths.anybody
+            config.load(_environment_of_services(), capabilities.check_configured, may_write)
         case ["up"]:
             up(None)
         case ["up", "--dir", directory] if _is_name(directory):
@@ -97,16 +98,20 @@ def run(argv: list[str]) -> int:
     return 0
 
 
+def _is_root_for_the_system() -> bool:
+    """Whether root asks about the system's services; a directory that is given explicitly may be a draft."""
+    return os.geteuid() == 0 and "CIRCLEOSD_CONFIG_DIR" not in os.environ
+
+
 def _environment_of_services() -> dict[str, str]:
     """The variables that determine which settings are read. Root becomes a user of the services, if there is one.
 
-    Root can read files that the services cannot, and may have some at home that they do not look for. If a directory is
-    given explicitly, it is read as root: it may be a draft.
+    Root can read files that the services cannot, and may have some at home that they do not look for.
     """
     import pwd
 
     environment = dict(os.environ)
-    if os.geteuid() == 0 and "CIRCLEOSD_CONFIG_DIR" not in environment:
+    if _is_root_for_the_system():
         with contextlib.suppress(KeyError):
             service = pwd.getpwnam("circleosd-auth")
             os.setgroups([])
@@ -189,9 +194,9 @@ async def _composed(name: str, listener: socket.socket) -> tuple[Settings, Compo
     if name == "plugin-manager":
         from circleosd.plugins import capabilities
 
-        settings = config.load(os.environ, capabilities.check_configured)
+        settings = config.load(os.environ, capabilities.check_configured, _may_write())
     else:
-        settings = config.load(os.environ)
+        settings = config.load(os.environ, may_write=_may_write())
     # The other services listen next to this one, in every mode and directory.
     runtime = os.path.dirname(listener.getsockname())
     state = os.environ.get("STATE_DIRECTORY") or f"{paths.state_home(os.environ)}/circleosd/{name}"
@@ -249,9 +254,7 @@ async def _registry(settings: Settings, runtime: str, state: str) -> Composed:
     database = Database(f"{state}/registry.db", MIGRATIONS)
     directories = [Path(path) / "services.d" for path in paths.config_dirs(os.environ)]
     units = _unit_manager(settings.registry.unit_timeout)
-    # Whoever writes the system's catalog decides which unit a name, and so a right, is about.
-    check = catalog.only(0) if _is_of_the_system() else catalog.anybody
-    handlers = RegistryService(catalog.Reader(directories, check), units)
+    handlers = RegistryService(catalog.Reader(directories, _may_write()), units)
     # The plugin manager runs its workers as units, and reads and restarts the services that plugins were granted.
     workers = tuple(Grant(f"service:{verb}", "plugin@*") for verb in ("start", "stop"))
     workers += tuple(Grant(f"service:{verb}", "*") for verb in ("status", "restart"))
@@ -281,6 +284,12 @@ def _is_of_the_system() -> bool:
     return not os.environ.get("CIRCLEOSD_SUPERVISOR") and not os.environ.get("XDG_RUNTIME_DIR")
 
 
+def _may_write() -> paths.Check:
+    """Whose settings, catalog and signers this service goes by: they decide what others may do, to which unit."""
+    given = "CIRCLEOSD_CONFIG_DIR" in os.environ  # by whoever starts the service
+    return paths.only(0) if _is_of_the_system() and not given else paths.anybody
+
+
 def _take_short_turns() -> None:
     with contextlib.suppress(ImportError, OSError, MemoryError):  # if it cannot be read now, go on without
         from circleosd.scheduling import take_short_turns  # it imports ctypes, which a start need not wait for
@@ -308,12 +317,13 @@ async def _plugins(settings: Settings, runtime: str, state: str) -> Composed:
     registry_path = paths.socket_path(registry.SERVICE, runtime)
     compiled = Compiled(Path(os.environ.get("CACHE_DIRECTORY") or f"{state}/compiled"), settings.plugins.cache)
     compiled.sweep(starting=True)
+    directories = [Path(path) for path in paths.config_dirs(os.environ)]
     ledger = _ledger(contracts, database, settings)
     handlers = PluginService(
         database,
         Database(f"{state}/kept.db", HOST_MIGRATIONS),
         artifacts,
-        Signatures([Path(path) for path in paths.config_dirs(os.environ)], os.environ),
+        Signatures(directories, os.environ, _may_write()),
         ledger,
         settings.plugins,
         registry_path,

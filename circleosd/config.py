@@ -6,12 +6,13 @@ CIRCLEOSD_SERVER_IDLE_EXIT=5). If set, `$CIRCLEOSD_CONFIG_DIR` replaces all thre
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, dataclass_transform, get_args
 
-from circleosd.errors import BadRequest, unreadable
-from circleosd.paths import config_dirs
+from circleosd.errors import BadRequest, Denied, unreadable
+from circleosd.paths import Check, anybody, config_dirs
 
 TrustPolicy = Literal["require", "warn", "off"]
 
@@ -176,10 +177,15 @@ def _from_variables(env: Mapping[str, str]) -> dict[str, dict[str, _Variable]]:
     return tables
 
 
-def load(env: Mapping[str, str], check: Callable[[Settings], None] = lambda settings: None) -> Settings:
+def load(
+    env: Mapping[str, str],
+    check: Callable[[Settings], None] = lambda settings: None,
+    may_write: Check = anybody,
+) -> Settings:
     """Read all sources. Raises `BadRequest`, which names the wrong key and its file or variable.
 
-    `check` raises ValueError for further errors.
+    `check` raises ValueError for further errors, `may_write` raises `Denied` for files and directories of somebody who
+    must not decide on settings.
     """
     merged: dict[str, Any] = {}
     sources: dict[str, Mapping[str, Any]] = {}
@@ -187,9 +193,13 @@ def load(env: Mapping[str, str], check: Callable[[Settings], None] = lambda sett
         path = f"{directory}/config.toml"
         try:
             with open(path, encoding="utf-8-sig") as file:  # with a byte order mark or without
+                for place, found in ((directory, os.stat(directory)), (path, os.fstat(file.fileno()))):
+                    may_write(place, found)
                 text = file.read()
         except (FileNotFoundError, NotADirectoryError):  # for example if the home is /dev/null
             continue
+        except Denied as exc:
+            raise BadRequest(f"cannot use {place}: {exc}") from exc
         except (OSError, ValueError) as exc:
             what = unreadable(path, exc) if isinstance(exc, OSError) else exc
             raise BadRequest(f"cannot read {path}: {what}") from exc

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-from circleosd.errors import BadRequest
+from circleosd.errors import BadRequest, Denied
 
 # The services, each with what follows "circleosd-" in the names of its units and of its user.
 SERVICES = {"auth-service": "auth", "service-registry": "registry", "plugin-manager": "plugins"}
@@ -27,6 +27,25 @@ def config_dirs(env: Mapping[str, str]) -> list[str]:
     if home:
         dirs.append(f"{home}/.circleosd")
     return dirs
+
+
+Check = Callable[[str | os.PathLike[str], os.stat_result], None]  # raises `Denied` for a file that must not be used
+
+
+def anybody(path: str | os.PathLike[str], found: os.stat_result) -> None:
+    """A `Check` that accepts everything."""
+
+
+def only(owner: int) -> Check:
+    """A check that accepts what only the user `owner` can have written."""
+
+    def check(path: str | os.PathLike[str], found: os.stat_result) -> None:
+        if found.st_uid != owner:
+            raise Denied(f"it belongs to uid {found.st_uid}, not to uid {owner}")
+        if found.st_mode & 0o022:
+            raise Denied(f"it is writable by others than its owner; see: chmod go-w {path}")
+
+    return check
 
 
 def runtime_dir(env: Mapping[str, str], scope: str | None = None) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from circleosd.errors import BadRequest, CircleError, Denied, NotFound
+from circleosd.paths import Check, only
 from circleosd.registry import catalog
 from circleosd.registry.catalog import ALL_VERBS, Catalog, Entry
 from circleosd.systemd import journal
@@ -94,7 +95,7 @@ def rule(entries: Iterable[Entry]) -> str:
 def trusted(directory: Path, owner: int) -> Catalog:
     """The part of the catalog in `directory` that only the user `owner` can have written."""
 
-    def text(path: Path, check: catalog.Check) -> str:
+    def text(path: Path, check: Check) -> str:
         # The checked file is the one that is read; the target of a link could not be trusted.
         if path.is_symlink():
             raise Denied("it is a symbolic link; put the file itself there")
@@ -106,7 +107,7 @@ def trusted(directory: Path, owner: int) -> Catalog:
                 raise Denied("it is a symbolic link; put the directory itself there")
     except Denied as error:
         return Catalog(catalog.read([]).entries, (f"{place}: {error}",))
-    return catalog.read([directory], text, catalog.only(owner))
+    return catalog.read([directory], text, only(owner))
 
 
 def write(text: str, target: Path) -> None:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from circleosd.api.plugins import NAMESPACE
 from circleosd.errors import Denied, Timeout, Unavailable, unreadable
+from circleosd.paths import Check, anybody
 
 SIGNERS = "trusted-signers"
 REVOKED = "revoked-signers"
@@ -75,10 +76,14 @@ class _Ran(NamedTuple):
 
 
 class Signatures:
-    """Verifies signatures, by the last trusted-signers and revoked-signers in `directories`."""
+    """Verifies signatures, by the last trusted-signers and revoked-signers in `directories`.
 
-    def __init__(self, directories: Sequence[Path], environment: Mapping[str, str]) -> None:
+    `may_write` raises `Denied` for files and directories of somebody who must not decide on signers.
+    """
+
+    def __init__(self, directories: Sequence[Path], environment: Mapping[str, str], may_write: Check = anybody) -> None:
         self._directories = directories
+        self._may_write = may_write
         self._environment = {name: environment[name] for name in ("PATH", "TZ", "HOME") if name in environment} | {
             "LC_ALL": "C"
         }
@@ -210,16 +215,26 @@ class Signatures:
     def _found(self, name: str) -> str | None:
         """The file of that name that counts, even if it is a dangling link: its reader reports that.
 
-        Raises `Unavailable` if that cannot be determined.
+        Raises `Unavailable` if that cannot be determined, or if others could have written it.
         """
         for directory in reversed(self._directories):
+            path = directory / name
             try:
-                (directory / name).lstat()
+                path.lstat()
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as exc:
-                raise _unreadable(str(directory / name), exc) from exc
-            return str(directory / name)
+                raise _unreadable(str(path), exc) from exc
+            try:
+                for place in (directory, path):
+                    self._may_write(place, place.stat())
+            except Denied as error:
+                raise Unavailable(f"cannot use {place}: {error}") from error
+            except FileNotFoundError:  # a dangling link, which its reader reports
+                return str(path)
+            except OSError as exc:
+                raise _unreadable(str(path), exc) from exc
+            return str(path)
         return None
 
     async def _run(self, arguments: Sequence[str], given: bytes) -> _Ran:

@@ -24,7 +24,7 @@ from circleosd.api.contract import Length, Pattern
 from circleosd.api.plugins import PLUGIN_NAME
 from circleosd.api.registry import ServiceName
 from circleosd.errors import BadRequest, CircleError, Denied, NotFound, shortage, unreadable
-from circleosd.paths import SERVICES
+from circleosd.paths import SERVICES, Check, anybody
 from circleosd.registry.units import Switch, Verb
 
 AnyVerb = Literal[Verb, Switch]
@@ -61,8 +61,6 @@ class Entry:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic's own protocol
 
 
-Check = Callable[[Path, os.stat_result], None]  # raises `Denied` for what must not be used
-
 OWN = tuple(Entry(name, f"circleosd-{part}.service") for name, part in SERVICES.items())
 # Under another name, the registry could stop itself while it waits for the result.
 OWN_UNITS = frozenset(re.sub(r"service$", kind, entry.unit) for entry in OWN for kind in ("service", "socket"))
@@ -94,22 +92,6 @@ def plugin_entry(unit: str) -> Entry:
     """The entry of a worker's unit, `circleosd-plugin@X.service`."""
     name = unit.removeprefix(WORKER_UNITS).removesuffix(".service")
     return Entry(PLUGIN_PREFIX + name, unit, f"worker of the plugin {name}", [*WORKER_VERBS])
-
-
-def anybody(path: Path, found: os.stat_result) -> None:
-    """A `Check` that accepts everything."""
-
-
-def only(owner: int) -> Check:
-    """A check that accepts what only the user `owner` can have written."""
-
-    def check(path: Path, found: os.stat_result) -> None:
-        if found.st_uid != owner:
-            raise Denied(f"it belongs to uid {found.st_uid}, not to uid {owner}")
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise Denied(f"it is writable by others than its owner; see: chmod go-w {path}")
-
-    return check
 
 
 class Reader:

@@ -13,6 +13,7 @@ import pytest
 
 from circleosd.config import TrustPolicy
 from circleosd.errors import Denied, Timeout, Unavailable
+from circleosd.paths import only
 from circleosd.plugins.manifest import Manifest
 from circleosd.plugins.signatures import MAX_LINES, BadSignature, Problem, Signatures
 from circleosd.plugins.trust import Trust, Trusting
@@ -54,6 +55,28 @@ class Host:
 @pytest.fixture
 def signers(tmp_path: Path) -> Host:
     return Host(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["trusted-signers", "revoked-signers"])
+def test_lists_of_keys_that_others_may_write_are_not_used_where_one_user_decides_on_them(
+    signers: Host, name: str
+) -> None:
+    directory, file = signers.directory, signers.directory / name
+    (directory / "revoked-signers").touch()
+    for place, mode in (
+        (directory, 0o755),
+        (directory / "trusted-signers", 0o644),
+        (directory / "revoked-signers", 0o644),
+    ):
+        place.chmod(mode)
+    strict = Signatures([directory], os.environ, only(os.getuid()))
+    signature = sign(signers.alice, MANIFEST)
+    assert asyncio.run(strict.verify(MANIFEST, signature)).principal == "alice@example.org"
+    file.chmod(0o664)
+    said = f"^cannot use {file}: it is writable by others than its owner; see: chmod go-w {file}$"
+    with pytest.raises(Unavailable, match=said):
+        asyncio.run(strict.verify(MANIFEST, signature))
+    assert signers.judge(signature).signer == "alice@example.org"
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "rsa", "ecdsa"])

@@ -259,6 +259,28 @@ def test_signers_that_root_alone_can_read_are_named_with_what_to_do(machine: Mac
     machine.succeed(f"rm {signers}")
 
 
+def test_settings_and_signers_that_others_may_write_are_refused_with_what_to_do(machine: Machine) -> None:
+    settings, signers = "/etc/circleosd/config.toml", "/etc/circleosd/trusted-signers"
+    stop = "systemctl stop circleosd-auth.service circleosd-plugins.service 2>&1"
+    machine.succeed("circleosd check-settings", f"chmod o+w {settings}", stop)
+    said = f"{settings}: it is writable by others than its owner; see: chmod go-w {settings}"
+    assert said in machine.execute("circleosd check-settings 2>&1")[1]
+    for command in ("user list", "plugin list"):
+        assert said in refused(machine, command, 12)
+    machine.succeed(f"chmod go-w {settings}", "circleosd check-settings")
+    machine.wait_until_succeeds("circlectl user list && circlectl plugin list")
+    machine.succeed(
+        "cp /usr/share/circleosd/plugins/example.wasm /usr/share/circleosd/plugins/example.json /tmp",
+        "ssh-keygen -q -t ed25519 -N '' -f /tmp/loose",
+        f'echo "alice@example.org $(cat /tmp/loose.pub)" >{signers}; chmod 666 {signers}',
+        "circlectl plugin sign /tmp/example.wasm --key /tmp/loose",
+    )
+    said = refused(machine, "plugin load /tmp/example.wasm", 12)
+    step = f"chmod go-w {signers}"
+    assert f"cannot use {signers}: it is writable by others than its owner; see: {step}" in said
+    machine.succeed(step, "circlectl plugin verify /tmp/example.wasm", f"rm {signers}")
+
+
 def test_what_the_manual_says_of_one_service_and_of_a_new_key_works(machine: Machine) -> None:
     manual = (PROJECT / "man/circleosd.8").read_text().replace("\\-", "-")
     restart, replace = (

@@ -14,7 +14,7 @@ import pytest
 from circleosd.api import registry
 from circleosd.api.contract import Effect
 from circleosd.errors import BadRequest, Limit, NotFound
-from circleosd.paths import SERVICES
+from circleosd.paths import SERVICES, only
 from circleosd.registry import catalog
 from tests import PROJECT
 
@@ -205,7 +205,7 @@ def test_a_reader_believes_only_what_one_user_alone_can_write_if_it_must_not_bel
     file.write_text(GOOD.replace("nginx.service", "ssh.service"))
     for place, mode in ((tmp_path, 0o755), (directory / "a.toml", 0o644), (file, 0o664)):
         place.chmod(mode)
-    reader = catalog.Reader([directory], catalog.only(os.getuid()))
+    reader = catalog.Reader([directory], only(os.getuid()))
     assert reader().find("nginx").unit == "nginx.service"
     assert reader().problems == (f"{file}: it is writable by others than its owner; see: chmod go-w {file}",)
     file.chmod(0o644)
@@ -216,7 +216,7 @@ def test_a_reader_believes_only_what_one_user_alone_can_write_if_it_must_not_bel
         assert {*reader().entries.values()} == {*catalog.OWN}
         place.chmod(0o755)
         assert (reader().problems, "nginx" in reader().entries) == ((), True)
-    others = catalog.Reader([directory], catalog.only(os.getuid() + 1))
+    others = catalog.Reader([directory], only(os.getuid() + 1))
     assert "belongs to uid" in others().problems[0]
     assert {*others().entries.values()} == {*catalog.OWN}
 

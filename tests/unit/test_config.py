@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from circleosd import config
 from circleosd.errors import BadRequest
+from circleosd.paths import only
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -124,6 +126,27 @@ def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(BadRequest, match=f"^cannot read {path}: Is a directory$"):
         config.load({"CIRCLEOSD_CONFIG_DIR": str(tmp_path)})
+
+
+def test_settings_that_others_may_write_are_refused_where_one_user_decides_on_them(tmp_path: Path) -> None:
+    directory, file = tmp_path / "circleosd", tmp_path / "circleosd" / "config.toml"
+    directory.mkdir(mode=0o755)
+    file.write_text("[server]\nidle_exit = 7\n")
+    file.chmod(0o644)
+    env, mine = {"CIRCLEOSD_CONFIG_DIR": str(directory)}, only(os.getuid())
+    for place, mode in ((file, 0o664), (file, 0o646), (directory, 0o775)):
+        before = place.stat().st_mode
+        place.chmod(mode)
+        said = f"^cannot use {place}: it is writable by others than its owner; see: chmod go-w {place}$"
+        with pytest.raises(BadRequest, match=said):
+            config.load(env, may_write=mine)
+        assert config.load(env).server.idle_exit == 7
+        place.chmod(before)
+    assert config.load(env, may_write=mine).server.idle_exit == 7
+    with pytest.raises(
+        BadRequest, match=f"cannot use {directory}: it belongs to uid {os.getuid()}, not to uid {os.getuid() + 1}"
+    ):
+        config.load(env, may_write=only(os.getuid() + 1))
 
 
 def test_values_of_all_kinds(tmp_path: Path) -> None:

@@ -61,10 +61,10 @@ ALLOWED = {
     },
     "plugins": {
         "api", "config", "database", "delegation", "discarding", "errors", "fair", "handlers", "handoff", "ledger",
-        "places", "policy", "rows", "upstream", "validation", "worker.cachekey", "worker.frames", "worker.host",
-        "worker.limits", "worker.receiving",
+        "paths", "places", "policy", "rows", "upstream", "validation", "worker.cachekey", "worker.frames",
+        "worker.host", "worker.limits", "worker.receiving",
     },
-    "polkit": {"errors", "registry.catalog", "systemd"},
+    "polkit": {"errors", "paths", "registry.catalog", "systemd"},
     "embedded": {
         "activation", "config", "errors", "paths", "policy", "refusal", "registry.units", "server", "steering",
         "systemd", "wire",
