@@ -61,7 +61,6 @@ _SELF_ONLY: Final = {
     "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119),
     "sched_setaffinity": (203, 122),
-    "sched_setattr": (314, 274),
 }
 _ZERO_IS_SELF: Final = frozenset(_SELF_ONLY) - {"kill", "tgkill"}
 # Calls with many commands. For one, all are allowed except F_SETOWN, F_SETSIG, F_SETOWN_EX and F_SETLEASE: with these,
@@ -129,6 +128,7 @@ _REFUSED: Final[dict[str, tuple[int | None, int | None]]] = {
     "adjtimex": (159, 171),
     "clock_adjtime": (305, 266),
     "setpriority": (141, 140),
+    "sched_setattr": (314, 274),  # also itself: GLib tries it on its first thread, and then relies on it on others
     "ioprio_set": (251, 30),
     "process_madvise": (440, 440),
     "migrate_pages": (256, 238),
