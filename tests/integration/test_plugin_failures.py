@@ -324,6 +324,7 @@ def test_a_plugin_that_keeps_failing_is_held_back_then_quarantined_and_can_be_br
     assert aside["error"] == "conflict"
     assert "quarantined: 3 failures in a row, the last: trap: " in aside["message"]
     assert "circlectl plugin enable weak" in aside["message"]
+    assert details(host, "weak")["worker"] == "none"
     assert host.invoke("strong", "echo", "x")["data"] == "x"
     os.kill(host.pid("plugin-manager"), signal.SIGKILL)
     shown = details(host, "weak")
