@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from circleosd import chain
 from circleosd.actor import actor
@@ -25,8 +25,10 @@ from circleosd.database import Database, Transaction
 from circleosd.errors import Conflict, Unavailable
 from circleosd.flood import MEMORY, STRANGERS, Counted, Flood, Who
 from circleosd.policy import Caller, Peer, role_of_uid
-from circleosd.pruning import Pruned, prune
 from circleosd.rows import as_event, chain_ends, first_left, matching
+
+if TYPE_CHECKING:
+    from circleosd.pruning import Pruned
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +91,8 @@ class Ledger:
 
     def append(self, tx: Transaction, entry: Entry) -> int:
         """Add a row within a transaction; return its number."""
+        from circleosd.pruning import prune  # a start of the service need not wait for it
+
         seq = self._insert(tx, entry)
         if pruned := prune(tx, self._settings, time.time()):
             self._insert(tx, _about(pruned))
