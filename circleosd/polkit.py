@@ -32,8 +32,10 @@ ROUNDS = 20  # how often a catalog that keeps changing is read again
 
 # For manage-units, polkit is told the unit and the verb, which is the job's type. It is not told which unit files
 # manage-unit-files is about (systemd 252), so the registry never gets that: instead it may start a unit that enables
-# just one unit file (systemd.names.switch_unit), and the user of that unit has the right. The failure of such a unit is
-# reported to the caller: the registry may reset it, so that nobody looks for a problem of the host.
+# just one unit file (systemd.names.switch_unit), and the user of that unit has the right. In systemd's policy, this
+# right includes manage-units, whatever the rule says (org.freedesktop.policykit.imply): that user could do what root
+# can, and only the commands of the unit limit it. The failure of such a unit is reported to the caller: the registry
+# may reset it, so that nobody looks for a problem of the host.
 _TEMPLATE = """\
 // Made from the catalog by `circleosd polkit-rule`; changes made here are lost.
 polkit.addRule(function (action, subject) {
