@@ -28,7 +28,8 @@ MAX_TEXT = 2048  # characters of a line that are shown; journald itself cuts at 
 BATCH = 200  # lines after which `follow` delivers what it has read so far
 SETTLE = 1.0  # seconds for journald to write how a unit ended: 2–4 ms when idle, over 300 when flooded
 STRAGGLERS = 0.05  # seconds by which lines may come later than systemd's message that the run is over; measured: 0.1 ms
-MOST_READ = 50_000  # entries, in some seconds: a unit may log any number of them that have no lines
+MOST_READ = 50_000  # entries, in some seconds: a unit may log any number of them that have no lines …
+READING = 20.0  # seconds: … or that have very many fields
 EARLY = 0.05  # seconds by which a line may seem older than its run, whose time is taken after the process was created
 
 # systemd's messages that a unit could not be started; that its run ended badly, or well.
@@ -242,17 +243,17 @@ def _entry(step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _backwards(reader: Any, source: Source, since: float | None) -> Iterator[dict[str, Any]]:
-    """The entries from the newest to that of `since`. Raises `Limit` after `MOST_READ` of them."""
+    """The entries from the newest to that of `since`. Raises `Limit` after `MOST_READ` entries or `READING` seconds."""
+    left, deadline = MOST_READ, time.monotonic() + READING
     reader.seek_tail()
-    left = MOST_READ
     while entry := _entry(reader.get_previous):
         if since is not None and entry["__REALTIME_TIMESTAMP"].timestamp() < since:
             return
         yield entry
         left -= 1
-        if not left:
+        if not left or time.monotonic() > deadline:
             raise Limit(
-                f"the last {MOST_READ} entries in the log of {source.unit} have fewer lines than that; "
+                f"so many lines in the log of {source.unit} are too far back; "
                 "ask for fewer of them, or only for later ones (--since)"
             )
 

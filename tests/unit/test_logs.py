@@ -80,17 +80,20 @@ def test_a_follower_goes_on_behind_a_damaged_entry(journal: Callable[..., Reader
     assert [line.text for line in follower.read()] == ["three"]
 
 
+@pytest.mark.parametrize("bound", ["entries", "seconds"])
 def test_a_unit_that_logs_nothing_but_empty_messages_keeps_no_reader_for_long(
-    journal: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch
+    journal: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    monkeypatch.setattr(logs, "MOST_READ", 50)
+    if bound == "entries":
+        monkeypatch.setattr(logs, "MOST_READ", 50)
+    else:
+        now = iter(range(1000))
+        monkeypatch.setattr("time.monotonic", lambda: float(next(now)))
     journal("first", *[""] * 100, "last")
     assert [line.text for line in logs.tail(UNIT, 1, None)] == ["last"]
-    with pytest.raises(
-        Limit, match=r"the last 50 entries in the log of a\.service have fewer lines than that; ask for fewer"
-    ):
+    with pytest.raises(Limit, match=r"^so many lines in the log of a\.service are too far back; ask for fewer of them"):
         logs.tail(UNIT, 2, None)
-    with pytest.raises(Limit, match="the last 50 entries"):
+    with pytest.raises(Limit, match="too far back"):
         logs._Follower().open(UNIT, 2, None)
     assert logs._Follower().open(UNIT, 0, None) == []
 
