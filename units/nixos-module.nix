@@ -46,6 +46,10 @@ let
     circleosd polkit-rule services.d >$out
   '';
 
+  # The system's services go by nothing but files of root's. In a virtual machine that shares the store of its host, the
+  # store is nobody's, so that links to it do not count.
+  copied.mode = "0444";
+
   # For NixOS, a group's members are users with the group in extraGroups, but not those whose primary group it is.
   primaryUsers = lib.filter (user: user.enable && user.group == cfg.adminGroup) (
     lib.attrValues config.users.users
@@ -114,20 +118,23 @@ in
     environment.systemPackages = [ cfg.package ];
 
     environment.etc = {
-      "circleosd/config.toml".source = configFile;
-      "circleosd/services.d/nixos.toml".source = catalog;
+      "circleosd/config.toml" = copied // { source = configFile; };
+      "circleosd/services.d/nixos.toml" = copied // { source = catalog; };
       "polkit-1/rules.d/49-circleosd.rules".source = polkitRule;
     }
     # If no signers are declared, an administrator may manage the file.
     // lib.optionalAttrs (cfg.trustedSigners != [ ]) {
       "circleosd/trusted-signers" =
         if lib.isList cfg.trustedSigners then
-          {
+          copied
+          // {
             # A key read from its file ends in a newline.
             text = lib.concatMapStrings (line: lib.removeSuffix "\n" line + "\n") cfg.trustedSigners;
           }
         else
-          { source = cfg.trustedSigners; };
+          # A file outside of the store can be changed without a switch.
+          { source = cfg.trustedSigners; }
+          // lib.optionalAttrs (lib.hasPrefix builtins.storeDir "${cfg.trustedSigners}") copied;
     };
 
     security.polkit.enable = true;

@@ -238,6 +238,19 @@ in
     &&
       (enabled { trustedSigners = "/signers"; }).environment.etc."circleosd/trusted-signers".source
       == "/signers";
+  "the services go by files of root's, whoever owns the store" =
+    let
+      mode = trustedSigners: name: (enabled { inherit trustedSigners; }).environment.etc.${name}.mode;
+    in
+    lib.all (name: mode [ key ] "circleosd/${name}" == "0444") [
+      "config.toml"
+      "services.d/nixos.toml"
+      "trusted-signers"
+    ]
+    && mode ./cases.nix "circleosd/trusted-signers" == "0444";
+  "signers can change without a switch in a file that is not in the store" =
+    (enabled { trustedSigners = "/signers"; }).environment.etc."circleosd/trusted-signers".mode
+    == "symlink";
   "every declared plugin is handed over" =
     failures full == [ ]
     && lib.hasSuffix " /made/circleosd-plugin-counter /made/circleosd-plugin-reverse" start;

@@ -83,6 +83,10 @@ lib.evalModules {
                   type = types.path;
                   default = "/made/${name}";
                 };
+                options.mode = mkOption {
+                  type = types.str;
+                  default = "symlink";
+                };
               }
             )
           );
