@@ -28,6 +28,7 @@ SWITCH_USER = "circleosd-switch"  # of the units that enable or disable one unit
 CATALOG = Path("/etc/circleosd/services.d")
 RULES = Path("/etc/polkit-1/rules.d/49-circleosd.rules")  # before the distribution's 50-default.rules
 SWITCHING = ("org.freedesktop.systemd1.manage-unit-files", "org.freedesktop.systemd1.reload-daemon")
+LABEL = "security.selinux"  # selinux(8), in xattr(7)
 ROUNDS = 20  # how often a catalog that keeps changing is read again
 
 # For manage-units, polkit is told the unit and the verb, which is the job's type. It is not told which unit files
@@ -133,6 +134,9 @@ def _replace(text: str, target: Path) -> None:
             file.write(text)
             file.flush()
             os.fchmod(descriptor, 0o644)
+            with contextlib.suppress(OSError):  # there are no labels here, or only others may give them
+                # SELinux labels what a service creates in /etc as something that polkitd may not read.
+                os.setxattr(descriptor, LABEL, os.getxattr(target.parent, LABEL))
             os.fsync(descriptor)
         os.replace(name, target)
     except BaseException:

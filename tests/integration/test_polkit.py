@@ -214,6 +214,18 @@ def test_the_rule_is_written_for_polkitd_to_read(places: tuple[Path, Path]) -> N
     assert [path.name for path in rules.parent.iterdir()] == [rules.name]
 
 
+def test_the_rule_gets_the_label_of_its_directory(places: tuple[Path, Path]) -> None:
+    """With SELinux, polkitd may not read a file with the label that a service's new files in /etc get."""
+    _, target = places
+    label = b"system_u:object_r:etc_t:s0"
+    try:
+        os.setxattr(target.parent, polkit.LABEL, label)
+    except OSError as exc:
+        pytest.skip(f"no labels here: {exc}")
+    polkit.write("text", target)
+    assert os.getxattr(target, polkit.LABEL) == label
+
+
 def test_a_rule_that_is_up_to_date_is_not_touched(places: tuple[Path, Path]) -> None:
     generate(places)
     before = places[1].stat()
