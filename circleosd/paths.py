@@ -41,7 +41,7 @@ def only(owner: int) -> Check:
 
     def check(path: str | os.PathLike[str], found: os.stat_result) -> None:
         if found.st_uid != owner:
-            raise Denied(f"it belongs to uid {found.st_uid}, not to uid {owner}")
+            raise Denied(f"it belongs to uid {found.st_uid}, not to uid {owner}; see: chown {owner} {path}")
         if found.st_mode & 0o022:
             raise Denied(f"it is writable by others than its owner; see: chmod go-w {path}")
 

@@ -272,9 +272,10 @@ def test_a_file_that_others_may_write_is_refused(places: tuple[Path, Path], mode
 def test_a_file_of_somebody_else_is_refused(places: tuple[Path, Path]) -> None:
     if os.getuid() != 0:
         pytest.skip("needs root to give a file away")
-    (places[0] / "web.toml").chmod(0o644)
-    os.chown(places[0] / "web.toml", 4242, 4242)
-    assert generate(places) == (f"{places[0] / 'web.toml'}: it belongs to uid 4242, not to uid 0",)
+    file = places[0] / "web.toml"
+    file.chmod(0o644)
+    os.chown(file, 4242, 4242)
+    assert generate(places) == (f"{file}: it belongs to uid 4242, not to uid 0; see: chown 0 {file}",)
     assert "nginx" not in places[1].read_text()
 
 
