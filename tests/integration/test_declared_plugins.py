@@ -164,6 +164,7 @@ def test_one_plugin_that_fails_does_not_keep_back_the_others(host: EmbeddedHost,
     (broken / "sha256").write_text("0" * 64 + "\n")
     done = sync(host, tmp_path / "state", broken, bundle(host, tmp_path / "counter", "counter"))
     assert (done.returncode, "sha256" in done.stderr.lower()) == (1, True), done.stderr
+    assert "cannot load the declared plugin reverse" in done.stderr
     assert "counter" in loaded(host)
     assert "reverse" not in loaded(host)
     assert sync(host, tmp_path / "state").returncode == 0

@@ -35,7 +35,10 @@ for bundle in "$@"; do
     declared+="$name "
     echo "$name" | tee -a "$names.new" >>"$names"
     circlectl plugin load "$bundle/$(<"$bundle/artifact")" --manifest "$bundle/$name.json" \
-        --sha256 "$(<"$bundle/sha256")" "${options[@]}" || failed=1
+        --sha256 "$(<"$bundle/sha256")" "${options[@]}" || {
+        echo "cannot load the declared plugin $name, for the reason above" >&2
+        failed=1
+    }
     revoke_others "$name" "$bundle/grants" || failed=1
 done
 
