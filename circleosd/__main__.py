@@ -286,7 +286,7 @@ def _is_of_the_system() -> bool:
 
 def _may_write() -> paths.Check:
     """Whose settings, catalog and signers this service goes by: they decide what others may do, to which unit."""
-    given = "CIRCLEOSD_CONFIG_DIR" in os.environ  # by whoever starts the service
+    given = os.environ.get("CIRCLEOSD_CONFIG_DIR")  # by whoever starts the service
     return paths.only(0) if _is_of_the_system() and not given else paths.anybody
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from circleosd import __main__ as program
 from circleosd import config
-from circleosd.errors import BadRequest
+from circleosd.errors import BadRequest, Denied
 from circleosd.paths import only
 
 
@@ -119,6 +120,29 @@ def test_a_command_checks_the_settings(tmp_path: Path, text: str, status: int, s
     env = {"CIRCLEOSD_CONFIG_DIR": str(tmp_path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", says.format(path=path))
+
+
+def test_a_service_of_the_system_checks_the_usual_directories_unless_another_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CIRCLEOSD_SUPERVISOR", "XDG_RUNTIME_DIR", "CIRCLEOSD_CONFIG_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    loose = tmp_path / "config.toml"
+    loose.touch()
+    loose.chmod(0o666)
+
+    def accepts_it() -> bool:
+        try:
+            program._may_write()(loose, loose.stat())
+        except Denied:
+            return False
+        return True
+
+    assert not accepts_it()
+    monkeypatch.setenv("CIRCLEOSD_CONFIG_DIR", "")  # counts as not set
+    assert not accepts_it()
+    monkeypatch.setenv("CIRCLEOSD_CONFIG_DIR", str(tmp_path))
+    assert accepts_it()
 
 
 def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path) -> None:
