@@ -78,8 +78,8 @@ def run(argv: list[str]) -> int:
             from circleosd import config
             from circleosd.plugins import capabilities
 
-            may_write = paths.only(0) if _is_root_for_the_system() else paths.anybody
-            config.load(_environment_of_services(), capabilities.check_configured, may_write)
+            environment, may_write = _as_services()
+            config.load(environment, capabilities.check_configured, may_write)
         case ["up"]:
             up(None)
         case ["up", "--dir", directory] if _is_name(directory):
@@ -98,20 +98,17 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _is_root_for_the_system() -> bool:
-    """Whether root asks about the system's services; a directory that is given explicitly may be a draft."""
-    return os.geteuid() == 0 and "CIRCLEOSD_CONFIG_DIR" not in os.environ
+def _as_services() -> tuple[dict[str, str], paths.Check]:
+    """The variables that determine which settings are read, and whose. Root becomes a user of the system's services, if
+    there is one.
 
-
-def _environment_of_services() -> dict[str, str]:
-    """The variables that determine which settings are read. Root becomes a user of the services, if there is one.
-
-    Root can read files that the services cannot, and may have some at home that they do not look for.
+    Root can read files that the services cannot, and may have some at home that they do not look for. A directory that
+    is given explicitly may be a draft.
     """
     import pwd
 
     environment = dict(os.environ)
-    if _is_root_for_the_system():
+    if os.geteuid() == 0 and not os.environ.get("CIRCLEOSD_CONFIG_DIR"):
         with contextlib.suppress(KeyError):
             service = pwd.getpwnam("circleosd-auth")
             os.setgroups([])
@@ -119,7 +116,8 @@ def _environment_of_services() -> dict[str, str]:
             os.setuid(service.pw_uid)
             environment.pop("XDG_CONFIG_HOME", None)
             environment["HOME"] = service.pw_dir
-    return environment
+            return environment, paths.only(0)
+    return environment, paths.anybody
 
 
 def _is_name(word: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import shlex
 import shutil
 import signal
@@ -471,6 +472,22 @@ def test_a_place_in_the_hands_of_another_user_is_refused(
             running.terminate()
     assert (says or "listening below") in said
     assert running.returncode == (2 if says else 0)
+
+
+@pytest.mark.usefixtures("other_users")
+def test_where_no_services_of_the_system_are_installed_root_checks_settings_as_up_reads_them(tmp_path: Path) -> None:
+    if "circleosd-auth" in {user.pw_name for user in pwd.getpwall()}:
+        pytest.skip("the services of the system are installed on this machine")
+    path = tmp_path / ".circleosd" / "config.toml"
+    path.parent.mkdir()
+    path.write_text("[server]\nidle_exit = 5\n")
+    for place in (path.parent, path):
+        os.chown(place, 4_000_000, 4_000_000)
+    done = subprocess.run(
+        [BIN / "circleosd", "check-settings"],
+        env={"HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.usefixtures("other_users")
