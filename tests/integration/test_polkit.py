@@ -396,6 +396,7 @@ def test_a_catalog_that_cannot_be_read_for_want_of_descriptors_takes_no_rights_a
 def test_the_rule_for_a_catalog_of_ones_own_is_printed(places: tuple[Path, Path]) -> None:
     generate(places)
     command = [sys.executable, "-m", "circleosd", "polkit-rule", str(places[0])]
+    places[0].parent.chmod(0o777)  # as /tmp; a draft may be anywhere
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == places[1].read_text()
     (places[0] / "bad.toml").write_text('[[service]]\nname = "cron"\nunit = "cron@.service"\n')
     done = subprocess.run(command, capture_output=True, text=True, check=False)
