@@ -65,6 +65,7 @@ def test_the_demo_prints_what_readme_shows_of_it_however_slow_the_host_and_leave
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([DEMO], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+    assert done.stderr == ""
     block = (PROJECT / "README.md").read_text(encoding="utf-8").partition("The output of `make demo`, shortened:")[2]
     told = [line[4:] for line in block.partition("\n## ")[0].splitlines() if line.startswith("    ")]
     assert len([line for line in told if line.startswith("$ circlectl ")]) > 5
