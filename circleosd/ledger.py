@@ -22,7 +22,7 @@ from circleosd.actor import actor
 from circleosd.api.common import Audited, Event, Follow, History
 from circleosd.config import LedgerSettings
 from circleosd.database import Database, Transaction
-from circleosd.errors import Conflict, Unavailable
+from circleosd.errors import Conflict, Limit, Unavailable
 from circleosd.flood import MEMORY, STRANGERS, Counted, Flood, Who
 from circleosd.policy import Caller, Peer, role_of_uid
 from circleosd.rows import as_event, chain_ends, first_left, matching
@@ -155,8 +155,9 @@ class Ledger:
         """Record a refused attempt: in a row that is on disk on return, or, for repeated ones, soon in a count."""
         caller = entry.caller
         who = _whose(caller.peer.uid, caller.user, caller.plugin)
-        by = entry.params.get("called_by")  # otherwise the last of several callers would be blamed for all
-        kind = (caller.user, entry.action, entry.object, entry.phase, entry.error, by)
+        asked = json.dumps(dict(entry.params), sort_keys=True)
+        answered = None if entry.error == Limit.code else entry.message  # a limit may tell how long to wait
+        kind = (caller.user, entry.action, entry.object, entry.phase, entry.error, asked, answered)
         try:
             if not self._recalled and time.monotonic() < self._opened + MEMORY:
                 await self._recall()

@@ -479,6 +479,22 @@ def test_a_repeated_refusal_is_one_row_and_a_count(opened: Open) -> None:
     assert [(row["object"], row["count"]) for row in opened.history()] == [("nginx", 1), ("apache", 1), ("nginx", 49)]
 
 
+def test_refusals_of_other_requests_or_for_other_reasons_have_their_own_rows(opened: Open) -> None:
+    plain = Entry("denied", Caller(ROOT), "load", "counter", {"path": "/a.wasm"}, error="denied", message="not signed")
+
+    async def scenario() -> None:
+        for path, reason in (("/a.wasm", "not signed"), ("/a.wasm", "revoked"), ("/b.wasm", "not signed")):
+            await opened.ledger.refuse(plain._replace(params={"path": path}, message=reason))
+        for seconds in (3, 2, 1):
+            await opened.ledger.refuse(plain._replace(error="limit", message=f"try again in {seconds} s"))
+        await opened.ledger.close()
+
+    asyncio.run(scenario())
+    told = [(row["params"]["path"], row["message"], row["count"]) for row in opened.history()]
+    assert told[:3] == [("/a.wasm", "not signed", 1), ("/a.wasm", "revoked", 1), ("/b.wasm", "not signed", 1)]
+    assert told[3:] == [("/a.wasm", "try again in 3 s", 1), ("/a.wasm", "try again in 1 s", 2)]
+
+
 def test_what_a_plugin_is_refused_in_calls_of_several_is_told_of_each(opened: Open) -> None:
     async def scenario() -> None:
         for name in ("alice", "bob", "alice"):
