@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._ended = False  # the peer sends no more
+        self._owes = False  # the current request has no reply yet
         self._streaming = False  # the current request continues until somebody ends it
         self._draining = False  # refused: its input is dropped until it has read why
         self._since = time.monotonic()  # when the connection last changed between working and waiting
@@ -178,12 +179,14 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     async def give_up(self, error: CircleError) -> None:
-        """Answer the current request with an error, and end it; wait for its cleanup."""
-        if not self._task:
-            return
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        self._transport.write(wire.failure(error))
+        """End the current request and wait for its cleanup; answer it with an error if it has no reply by then."""
+        if self._task and self._busy:
+            self._ended = True
+            self._buffer = wire.LineBuffer(0)  # a request that cannot be cancelled any more is the last
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            if self._owes:
+                self._transport.write(wire.failure(error))
         self._transport.close()
 
     # the work
@@ -255,6 +258,7 @@ class Connection(asyncio.Protocol):
     async def _answer(self, line: bytes | None) -> None:
         """Answer `line` and the complete lines after it."""
         while line is not None and not self._transport.is_closing():
+            self._owes = True
             if (turn := self._server.turns.take(self.peer.uid, len(line))) is not None:
                 await turn
             reply = await self._server.service.dispatch(line, self.peer, self._descriptors)
@@ -264,6 +268,7 @@ class Connection(asyncio.Protocol):
                 if len(reply) > SMALL or self._booked:
                     reply = self._affordable(reply)
                 self._transport.write(reply)
+                self._owes = False
                 if not self._writable.is_set():
                     await self._writable.wait()
             elif not self._transport.is_closing():  # a stream that starts after the peer has gone would never end
@@ -281,7 +286,7 @@ class Connection(asyncio.Protocol):
 
     async def _pass_on(self, stream: AsyncGenerator[bytes, None]) -> None:
         """Send a stream as fast as the peer reads it."""
-        self._streaming = True
+        self._owes, self._streaming = False, True
         async with contextlib.aclosing(stream):
             async for part in stream:
                 if self._transport.is_closing():  # asyncio logs every write to a peer that is gone

@@ -182,6 +182,59 @@ def test_at_the_end_a_request_in_hand_is_answered_and_who_has_none_is_let_go(tmp
     asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
+@pytest.mark.parametrize("service", [Patient(), Generous()], ids=["read", "not read yet"])
+def test_who_has_its_reply_as_the_time_at_the_end_runs_out_is_sent_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: Patient | Generous
+) -> None:
+    monkeypatch.setattr("circleosd.server.SHUTDOWN", 0.0)
+    path = str(tmp_path / "s")
+
+    async def run() -> None:
+        async with serving(service, path) as server:
+            with connected(path) as peer:
+                first = await ask(peer)
+                server.stop()
+                assert b'"unavailable"' not in first + await received(peer)
+
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
+
+
+class Determined(Patient):
+    """A service that finishes what it has begun even if that is `cancelled`, as a transaction is finished."""
+
+    cancelled = False
+
+    async def dispatch(self, line: bytes, peer: Peer, files: Descriptors) -> bytes:
+        self.requests += 1
+        while not self.go.is_set():
+            try:
+                await self.go.wait()
+            except asyncio.CancelledError:
+                self.cancelled = True
+        return b"reply\n"
+
+
+def test_a_request_that_is_finished_though_the_time_at_the_end_has_run_out_is_answered_as_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circleosd.server.SHUTDOWN", 0.0)
+    monkeypatch.setattr("circleosd.server.GIVEN_UP", SECONDS)
+    path = str(tmp_path / "s")
+
+    async def run() -> None:
+        async with serving(service := Determined(), path) as server:
+            with connected(path) as peer:
+                peer.send(b"one\ntwo\n")
+                await until(lambda: service.requests)
+                server.stop()
+                await until(lambda: service.cancelled)
+                service.go.set()
+                assert await received(peer) == b"reply\n"
+        assert service.requests == 1
+
+    asyncio.run(asyncio.wait_for(run(), SECONDS / 2))
+
+
 def refuse_memory(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """From now on there is none for what a buffer does."""
 
