@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -41,6 +41,11 @@ class Endpoint:
     def secrets(self) -> frozenset[str]:
         """The parameters that must not be stored in rows. Determined for the first row, not at the start."""
         return frozenset(item.name for item in parameters(self.contract) if Mark.SECRET in item.marks)
+
+    def claimed(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What to store of parameters that were not validated: texts and numbers that a user may have given."""
+        known = {item.name for item in parameters(self.contract) if not item.marks & {Mark.SECRET, Mark.HIDDEN}}
+        return {key: shown(value) for key, value in params.items() if key in known and isinstance(value, (str, int))}
 
 
 class Service:
@@ -147,6 +152,8 @@ class Service:
             if contract.access is Access.ANYONE:
                 # A login with an invalid token: nobody has looked up the name, which may be a password.
                 act.object = None
+            elif contract.effect is not Effect.NONE:
+                act.params = endpoint.claimed(envelope.params)
             if _matters(contract):
                 await act.refuse("denied", error)
             raise

@@ -52,6 +52,18 @@ def test_a_login_is_not_done_for_a_user_who_was_changed_while_the_password_was_l
     assert told(accounts, ROOT, "login", **alice) == refused
 
 
+def test_a_denial_tells_what_was_asked_for_without_secrets_and_what_is_no_parameter(accounts: Accounts) -> None:
+    told(accounts, STRANGER, "role", name="alice", role="admin", nonsense="x" * 1000)
+    told(accounts, STRANGER, "grant", name="alice", verb="*", object="x" * 1000, deny=False, on_behalf="plugin")
+    told(accounts, STRANGER, "create", name="eve", password=OLD, role=["admin"], uid=61500)
+    rows = accounts.ask({"action": "history"}, ROOT)["data"]
+    assert [row["params"] for row in rows] == [
+        {"name": "alice", "role": "admin"},
+        {"name": "alice", "verb": "*", "object": "x" * 256 + "…", "deny": False},
+        {"name": "eve", "uid": 61500},
+    ]
+
+
 @pytest.mark.parametrize("more", [{"token": "of-no-session"}, {"on_behalf": "plugin"}])
 def test_a_login_that_is_refused_before_its_name_is_looked_up_is_recorded_without_the_name(
     accounts: Accounts, more: dict[str, str]
