@@ -49,9 +49,11 @@ class Incoming:
 
     async def keep(self) -> None:
         """Give the complete compilation its final name, durably. Cancelling only means not waiting for that."""
-        file, self._file = self._file, None  # from now on it belongs to the thread
-        assert file is not None
-        await asyncio.to_thread(_keep, file, self._name, self._directory / self._key)
+        assert self._file is not None
+        loop, path = asyncio.get_running_loop(), self._directory / self._key
+        kept = loop.run_in_executor(None, _keep, self._file, self._name, path)
+        self._file = None  # from now on it belongs to a thread, which may not be free yet
+        await asyncio.shield(kept)
 
     def discard(self) -> None:
         """Discard the data; after `keep`, there is nothing to discard."""

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,48 @@ def test_a_compilation_is_kept_also_when_nobody_waits_for_that(tmp_path: Path, m
     other = asyncio.run(given_up())  # waits for the thread
     os.close(other)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"key": b"code"}
+
+
+def test_a_compilation_for_which_no_thread_is_free_is_kept_later_also_when_nobody_waits_for_that(
+    tmp_path: Path,
+) -> None:
+    free = threading.Event()
+
+    async def given_up() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, free.wait, SECONDS)
+        incoming = Compiled(tmp_path, 1 << 20).incoming("key")
+        incoming.write(memoryview(b"code"))
+        keeping = asyncio.create_task(incoming.keep())
+        await asyncio.sleep(0)
+        keeping.cancel()
+        await asyncio.wait([keeping])
+        incoming.discard()
+        free.set()
+        assert await busy
+
+    before = os.listdir("/proc/self/fd")
+    asyncio.run(given_up())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"key": b"code"}
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_compilation_belongs_to_no_thread_if_none_can_be_started(tmp_path: Path) -> None:
+    async def refused() -> None:
+        incoming = Compiled(tmp_path, 1 << 20).incoming("key")
+        incoming.write(memoryview(b"code"))
+        executor = ThreadPoolExecutor(1)
+        executor.shutdown()
+        asyncio.get_running_loop().set_default_executor(executor)
+        with pytest.raises(RuntimeError):
+            await incoming.keep()
+        incoming.discard()
+
+    before = os.listdir("/proc/self/fd")
+    asyncio.run(refused())
+    assert [*tmp_path.iterdir()] == []
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_what_is_not_kept_leaves_nothing(tmp_path: Path) -> None:
