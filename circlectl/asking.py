@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from circleosd import client, paths
+from circleosd.api.contract import cut
+from circleosd.errors import Internal
+
+# What Python raises for a reply that does not have the form that its contract declares.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+@contextlib.contextmanager
+def going_by_replies() -> Iterator[None]:
+    """Around what uses the data of replies: raises `Internal` if they are malformed."""
+    try:
+        yield
+    except MALFORMED as exc:
+        what = cut(f"{type(exc).__name__}: {exc}")
+        step = "is circlectl newer than the service? see: circlectl system status"
+        raise Internal(f"a reply does not have the form that circlectl expects ({what}); {step}") from exc
 
 
 class Asking:

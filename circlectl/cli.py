@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TextIO
 
 from circlectl import commands, helptext
-from circlectl.asking import Asking
+from circlectl.asking import Asking, going_by_replies
 from circlectl.commands import Command
 from circleosd import client, paths
 from circleosd.api.contract import quoted
@@ -135,9 +135,10 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
     request, files = composing.request(command, arguments, Asking(runtime, token), stdin="--password-stdin" in flags)
     if command.contract.stream or "follow" in request:
         _end_with_the_reader()
-    for data in _replies(command, request, Asking(runtime, token, files, said=_note)):
-        _show(command, data, as_json="--json" in flags)
-        sys.stdout.flush()
+    with going_by_replies():
+        for data in _replies(command, request, Asking(runtime, token, files, said=_note)):
+            _show(command, data, as_json="--json" in flags)
+            sys.stdout.flush()
     return 0
 
 

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from circlectl import commands, shellwords
-from circlectl.asking import Asking
+from circlectl.asking import MALFORMED, Asking
 from circlectl.commands import Command
 from circlectl.helptext import FLAGS, choices, phrase
 from circleosd import paths
@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
         return FILES
     except BrokenPipeError:
         raise
-    except (CircleError, OSError, ValueError, TypeError, LookupError):
+    except (CircleError, OSError, *MALFORMED):
         return 0  # without an answer from the service there are no names to offer
     return 0
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from circlectl import adapter
-from circlectl.asking import Asking
+from circlectl.asking import Asking, going_by_replies
 from circlectl.commands import Command
 from circlectl.helptext import choices
 from circleosd.api.contract import Mark, Parameter, quoted
@@ -103,7 +103,9 @@ def _read_text(name: str) -> str:
 
 def _require_oneself(ask: Asking, command: Command) -> None:
     """Raises `BadRequest` unless the caller is a user, before prompting for passwords in vain."""
-    if ask.once(command.service, {"action": "whoami"})["user"] is None:
+    with going_by_replies():
+        user = ask.once(command.service, {"action": "whoami"})["user"]
+    if user is None:
         raise BadRequest(f"{command.group} {command.verb} needs NAME: you are not a CircleOSD user")
 
 

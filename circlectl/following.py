@@ -10,7 +10,7 @@ from typing import Any
 
 from circlectl.asking import Asking
 from circlectl.ordering import merged
-from circleosd.errors import CircleError, Unavailable
+from circleosd.errors import Unavailable
 
 TOGETHER = 0.1  # seconds within which rows of different services are sorted by time
 RETRY = 1.0  # seconds until a service that went away is asked again
@@ -22,7 +22,7 @@ def follow(
     """The known `rows`, then new ones as they come; never ends.
 
     `known`: the number of each service's last known row; 0: only rows since `since`. Raises the error of the first
-    service that refuses.
+    service that refuses, or whose rows are malformed.
     """
     yield from rows
     waiting: queue.Queue[Any] = queue.Queue()
@@ -38,8 +38,8 @@ def follow(
                 together.append(waiting.get(timeout=left))
             except queue.Empty:
                 break
-        errors = [item for item in together if isinstance(item, CircleError)]
-        new = [item for item in together if not isinstance(item, CircleError)]
+        errors = [item for item in together if isinstance(item, Exception)]
+        new = [item for item in together if not isinstance(item, Exception)]
         yield from merged([[row for row in new if row["service"] == name] for name in known], time.time())
         if errors:
             raise errors[0]
@@ -57,6 +57,6 @@ def _follow_one(ask: Asking, service: str, query: dict[str, Any], last: int, sin
                 put(row)
         except Unavailable:
             time.sleep(RETRY)
-        except CircleError as error:
+        except Exception as error:  # noqa: BLE001  # `follow` raises it
             put(error)
             return

@@ -54,7 +54,7 @@ def value(name: str, item: Any) -> str:
         return ", ".join(f"{key}={value(key, part)}" for key, part in item.items()) or "-"
     if isinstance(item, (int, float)):
         if name in _TIMES:
-            return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item))
+            return _moment(item)
         if name in _SIZES:
             return _size(item)
         if name in _SPANS:
@@ -65,6 +65,13 @@ def value(name: str, item: Any) -> str:
 def printable(text: str, keep: str = "") -> str:
     """`text` with control characters, except those in `keep`, shown as escapes."""
     return "".join(repr(char)[1:-1] if char in STEERING and char not in keep else char for char in text)
+
+
+def _moment(seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (OverflowError, OSError):  # no calendar has it, as in an altered record
+        return str(seconds)
 
 
 def _size(count: float) -> str:

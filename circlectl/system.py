@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from circlectl.asking import Asking
+from circlectl.asking import Asking, going_by_replies
 from circleosd.api import common
 from circleosd.api.contract import Doc, Mark, Request, contract, quoted
 from circleosd.errors import BadRequest, CircleError, Conflict, Internal, Limit, Timeout, Unavailable
@@ -51,7 +51,8 @@ def status(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | Non
     first: CircleError | None = None
     for service in SERVICES:
         try:
-            rows.append({"state": "running", **ask.once(service, {"action": "health"}, timeout=ANSWER)})
+            with going_by_replies():
+                rows.append({"state": "running", **ask.once(service, {"action": "health"}, timeout=ANSWER)})
         except CircleError as failed:
             # It hangs, or systemd keeps restarting it in vain: its log has the details.
             late = isinstance(failed, Timeout)

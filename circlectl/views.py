@@ -24,9 +24,7 @@ def of(command: Command, data: Any, *, room: int | None = None) -> str | None:
         row_type = get_args(command.contract.reply)[0]
         hidden = _HIDDEN.get((command.group, command.verb), ())
         return render.table(data, [name for name in row_type.__annotations__ if name not in hidden], room)
-    if isinstance(data, dict):
-        return render.fields(data)
-    return None
+    return None if data is None else render.fields(data)
 
 
 def _login(data: dict[str, Any]) -> str:

@@ -34,7 +34,8 @@ def call(
     `files` are descriptors to pass along. `timeout` is how many seconds a reply may take (None: no limit once the
     request was read, since the service itself limits the time). `stream` says that the reply is a stream. `said` is
     called with the message that a reply may carry. Raises the error in the reply, `NotListening` if nobody listens,
-    `Unavailable` if the service cannot be reached otherwise or goes away, `Timeout`.
+    `Unavailable` if the service cannot be reached otherwise or goes away, `Internal` if it sends what is not a reply,
+    `Timeout`.
     """
     name = path.rpartition("/")[2].removesuffix(".sock")
     try:
@@ -114,7 +115,7 @@ def _replies(sock: socket.socket, name: str, said: Callable[[str], None], *, str
             if not data:
                 raise ConnectionResetError("it closed the connection without a reply")
             buffer.feed(data)
-        reply = wire.decode_reply(line)
+        reply = wire.decode_reply(line, name)
         if message := reply.get("message"):
             said(str(message))
         yield reply.get("data")

@@ -38,7 +38,7 @@ async def ask(path: str, request: dict[str, Any], *, timeout: float) -> Any:
         raise Limit(f"the answer of {name} has more than {MAX_REPLY} bytes") from exc
     if not line.endswith(b"\n"):  # it may have died while replying
         raise Unavailable(f"{name} closed the connection without {'the whole' if line else 'an'} answer")
-    return wire.decode_reply(line).get("data")
+    return wire.decode_reply(line, name).get("data")
 
 
 async def follow(path: str, request: dict[str, Any]) -> AsyncGenerator[Any, None]:
@@ -51,7 +51,7 @@ async def follow(path: str, request: dict[str, Any]) -> AsyncGenerator[Any, None
         reader, writer = await _asked(path, request)
         try:
             while (line := await reader.readline()).endswith(b"\n"):
-                reply = wire.decode_reply(line)
+                reply = wire.decode_reply(line, name)
                 if not reply.get("more"):
                     return
                 yield reply.get("data")

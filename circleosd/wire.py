@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, NoReturn
 
-from circleosd.errors import BadRequest, CircleError, Limit, from_code
+from circleosd.errors import BadRequest, CircleError, Internal, Limit, from_code
 
 JSON = Any  # a value that json.loads can return
 MAX_TOKEN = 256  # characters; ours have 43
@@ -124,15 +124,24 @@ def decode_object(line: bytes) -> dict[str, JSON]:
     except ValueError as exc:  # an integer of more than 4300 digits, sys.int_info
         raise BadRequest("the line holds a number that is too large") from exc
     if not isinstance(value, dict):
-        raise BadRequest("a request must be a JSON object with an action")
+        raise BadRequest("the line is not a JSON object")
     return value
 
 
-def decode_reply(line: bytes) -> dict[str, JSON]:
-    """The reply in a line to a successful request. Otherwise raises the error in it."""
-    reply = decode_object(line)
+def decode_reply(line: bytes, name: str) -> dict[str, JSON]:
+    """The reply in a line to a successful request. Otherwise raises the error in it.
+
+    Raises `Internal` for a line that is no reply, which is the fault of the service `name`.
+    """
+    try:
+        reply = decode_object(line)
+    except BadRequest as exc:
+        raise Internal(f"{name} sent what is not a reply: {exc}") from exc
     if not reply.get("ok"):
-        raise from_code(str(reply.get("error")), str(reply.get("message")))
+        error = reply.get("error")
+        if not isinstance(error, str):
+            raise Internal(f"{name} sent what is not a reply: it is neither a success nor an error")
+        raise from_code(error, str(reply.get("message")))
     return reply
 
 

@@ -247,7 +247,7 @@ def test_a_row_of_no_time_that_could_be_told_hides_no_other(opened: Open, moment
         opened.record(f"act{number}", object="x")
     altered = f"UPDATE ledger SET body = '{{\"time\":{moment},' || substr(json_remove(body, '$.time'), 2) WHERE seq = 2"
     asyncio.run(opened.database.write(lambda tx: tx.execute(altered)))
-    rows = wire.decode_reply(wire.success(opened.history()))["data"]
+    rows = wire.decode_reply(wire.success(opened.history()), "s")["data"]
     assert [row["action"] for row in rows] == ["act0", "?", "act2"]
     assert "?" in str(views.of(commands.of_group("system")["history"], rows))
 
@@ -267,7 +267,7 @@ def test_a_row_nested_so_deeply_that_it_could_only_be_read_hides_no_other(opened
     after = f'"after":{"[" * depth}{"]" * depth}'
     altered = f"UPDATE ledger SET body = replace(body, '\"after\":null', '{after}') WHERE seq = 2"
     asyncio.run(opened.database.write(lambda tx: tx.execute(altered)))
-    rows = wire.decode_reply(wire.success(opened.history()))["data"]
+    rows = wire.decode_reply(wire.success(opened.history()), "s")["data"]
     assert [row["action"] for row in rows] == ["act0", "?", "act2"]
 
 

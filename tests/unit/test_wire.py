@@ -132,11 +132,20 @@ def test_replies_have_the_documented_form() -> None:
 
 
 def test_a_reply_is_read_as_what_it_was_or_as_the_error_that_it_names() -> None:
-    assert wire.decode_reply(wire.success([1], more=True))["data"] == [1]
+    assert wire.decode_reply(wire.success([1], more=True), "s")["data"] == [1]
     with pytest.raises(NotFound, match="no such thing"):
-        wire.decode_reply(wire.failure(NotFound("no such thing")))
+        wire.decode_reply(wire.failure(NotFound("no such thing")), "s")
     with pytest.raises(Internal, match="odd"):  # as of a newer service
-        wire.decode_reply(b'{"ok":false,"message":"odd","data":null,"error":"new-code"}')
+        wire.decode_reply(b'{"ok":false,"message":"odd","data":null,"error":"new-code"}', "s")
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"rubbish", b"[1]", b'{"ok":true,"data":\xff}', b'{"ok":true,"data":' + b"[" * 10_000, b"{}",
+             b'{"ok":false,"message":"odd"}']
+)  # fmt: skip
+def test_what_is_no_reply_is_the_fault_of_who_sent_it(line: bytes) -> None:
+    with pytest.raises(Internal, match=r"^auth-service sent what is not a reply: "):
+        wire.decode_reply(line, "auth-service")
 
 
 def test_a_reply_is_one_line_whatever_it_holds() -> None:
