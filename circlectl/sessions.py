@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import time
 from typing import Any
 
-from circlectl.asking import Asking
+from circlectl.asking import MALFORMED, Asking
 from circleosd.errors import BadRequest, Conflict, Denied
 from circleosd.paths import state_home
+
+MAX_SESSION = 4096  # bytes of a file; what `save` writes has a tenth of that
 
 
 def login(ask: Asking, service: str, request: dict[str, Any]) -> Any:
@@ -52,15 +55,18 @@ def load(runtime: str) -> str | None:
 
 
 def _kept(runtime: str) -> tuple[str, float] | None:
-    """The saved token and its expiry, if it is valid for this uid.
+    """The saved token and its expiry, if it is valid for this uid. Never blocks, as opening a pipe would.
 
     Root with the HOME of another user who has a session acts as root: services refuse a token of another uid.
     """
     try:
-        with open(_path(runtime), encoding="utf-8") as file:
-            session = json.load(file)
+        file = os.open(_path(runtime), os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            session = json.loads(os.read(file, MAX_SESSION)) if stat.S_ISREG(os.fstat(file).st_mode) else {}
+        finally:
+            os.close(file)
         return (str(session["token"]), float(session["expires"])) if session["uid"] == os.getuid() else None
-    except (OSError, ValueError, KeyError, TypeError, BadRequest):  # there is no file, no valid session, or no home
+    except (OSError, BadRequest, *MALFORMED):  # there is no file, no valid session, or no home
         return None
 
 

@@ -190,6 +190,23 @@ def test_a_session_of_another_uid_is_neither_sent_nor_forgotten(host: EmbeddedHo
     host.ok("user", "logout")
 
 
+@pytest.mark.parametrize("content", [None, "[" * 10_000, '{"token": "x", "expires": null}', " " * 100_000])
+def test_what_is_no_session_is_neither_waited_for_nor_sent(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    sessions.save("/run/circleosd", {"user": "ada", "token": "first", "expires": time.time() + 60})
+    (kept,) = (tmp_path / "circleosd/sessions").iterdir()
+    kept.unlink()
+    if content is None:
+        os.mkfifo(kept)
+    else:
+        kept.write_text(content)
+    assert sessions.load("/run/circleosd") is None
+    sessions.save("/run/circleosd", {"user": "ada", "token": "first", "expires": time.time() + 60})
+    assert sessions.load("/run/circleosd") == "first"
+
+
 def test_a_session_is_of_one_circleosd(host: EmbeddedHost, new_host: NewHost) -> None:
     other = new_host({"XDG_STATE_HOME": host.environment["XDG_STATE_HOME"]})
     log_circlectl_in(host, "olga")
