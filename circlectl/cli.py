@@ -49,8 +49,8 @@ def run(argv: Sequence[str]) -> int:
         return error.exit_status
     except BrokenPipeError:
         raise
-    except OSError as exc:  # standard output or the session's file; errors of the service are translated by the client
-        what = f"cannot write {exc.filename or 'the output'}: {exc.strerror or exc}; the request may have succeeded"
+    except OSError as exc:
+        what = f"cannot write the output: {exc.strerror or exc}; no request was made"
         _complain(Unavailable(what), " ".join(words[:2]))
         return Unavailable.exit_status
 
@@ -135,10 +135,16 @@ def _carry_out(command: Command, arguments: Sequence[str], flags: Mapping[str, s
     request, files = composing.request(command, arguments, Asking(runtime, token), stdin="--password-stdin" in flags)
     if command.contract.stream or "follow" in request:
         _end_with_the_reader()
-    with going_by_replies():
-        for data in _replies(command, request, Asking(runtime, token, files, said=_note)):
-            _show(command, data, as_json="--json" in flags)
-            sys.stdout.flush()
+    try:
+        with going_by_replies():
+            for data in _replies(command, request, Asking(runtime, token, files, said=_note)):
+                _show(command, data, as_json="--json" in flags)
+                sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as exc:  # standard output or the session's file; errors of the service are translated by the client
+        what = f"cannot write {exc.filename or 'the output'}: {exc.strerror or exc}"
+        raise Unavailable(f"{what}; the request may have succeeded") from exc
     return 0
 
 

@@ -72,8 +72,13 @@ def run(argv: list[str]) -> int:
             from pathlib import Path
 
             from circleosd import polkit
+            from circleosd.systemd import journal
 
-            return polkit.show(Path(directory))
+            text, problems = polkit.of_draft(Path(directory))
+            for problem in problems:
+                journal.complain(f"circleosd: {problem}")
+            _print(text)
+            return 1 if problems else 0
         case ["check-settings"]:
             from circleosd import config
             from circleosd.plugins import capabilities
@@ -85,9 +90,9 @@ def run(argv: list[str]) -> int:
         case ["up", "--dir", directory] if _is_name(directory):
             up(directory)
         case ["--version"]:
-            print(f"circleosd {__version__}")
+            _print(f"circleosd {__version__}\n")
         case [*_, "--help" | "-h"]:
-            print(USAGE, end="")
+            _print(USAGE)
         case _:
             import shlex
 
@@ -96,6 +101,17 @@ def run(argv: list[str]) -> int:
                 print(f"circleosd: invalid command line: circleosd {shlex.join(argv)}", file=sys.stderr)
             return 2
     return 0
+
+
+def _print(text: str) -> None:
+    """Write to standard output. Raises `Unavailable`; exits if nobody reads it any more."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as exc:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python tries again at exit, and would report that too
+        if isinstance(exc, BrokenPipeError):
+            sys.exit(141)  # as a shell counts SIGPIPE
+        raise Unavailable(f"cannot write the output: {exc.strerror or exc}") from exc
 
 
 def _as_services() -> tuple[dict[str, str], paths.Check]:

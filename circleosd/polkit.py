@@ -172,8 +172,8 @@ def _fingerprint(directory: Path) -> list[tuple[str, int, int]]:
     return []
 
 
-def show(directory: Path) -> int:
-    """Print the rule for a catalog of the caller's own; return the exit status, 1 if a part of it is refused.
+def of_draft(directory: Path) -> tuple[str, tuple[str, ...]]:
+    """The rule for a catalog of the caller's own, and which files of it could not be used, and why.
 
     Raises `NotFound` if there is no such directory, `BadRequest` if the caller may not read it.
     """
@@ -184,10 +184,7 @@ def show(directory: Path) -> int:
         raise NotFound(f"no directory {directory}") from None
     except OSError as exc:
         raise BadRequest(f"cannot read {directory}: {exc.strerror}") from exc
-    for problem in found.problems:
-        journal.complain(f"circleosd: {problem}")
-    print(rule(found.entries.values()), end="")
-    return 1 if found.problems else 0
+    return rule(found.entries.values()), found.problems
 
 
 def main() -> NoReturn:

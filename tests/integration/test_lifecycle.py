@@ -546,6 +546,25 @@ def test_what_keeps_a_service_from_starting_is_an_error_in_the_journal(tmp_path:
         assert journal.read().startswith(b"<3>circleosd: cannot start auth-service: ")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["--help", "--version", "polkit-rule ."])
+def test_an_output_that_is_full_or_read_by_nobody_is_no_traceback(
+    command: str, unbuffered: str, tmp_path: Path
+) -> None:
+    unread, pipe = os.pipe()
+    os.close(unread)
+    with open("/dev/full", "wb") as full, open(pipe, "wb") as closed:
+        for output, status, says in [
+            (full, 12, "circleosd: cannot write the output: No space left on device\n"),
+            (closed, 141, ""),
+        ]:
+            done = subprocess.run(
+                [BIN / "circleosd", *command.split()], cwd=tmp_path, stdout=output, stderr=subprocess.PIPE, text=True,
+                timeout=SECONDS, check=False, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            )  # fmt: skip
+            assert (done.returncode, done.stderr) == (status, says)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["up", "-h"], ["polkit-rule", "--help"], ["nonsense", "--help"]])
 def test_help_is_had_everywhere(arguments: list[str], tmp_path: Path) -> None:
     done = subprocess.run([BIN / "circleosd", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
