@@ -28,7 +28,6 @@ class Sessions:
         self._most = settings.max_sessions
         self._every = min(FLUSH, settings.session_idle / 10)
         self._uses: dict[bytes, float] = {}
-        self._being_written: dict[bytes, float] = {}
         self._written = time.monotonic()
         self._task: asyncio.Task[None] | None = None
 
@@ -50,7 +49,7 @@ class Sessions:
 
     def used(self, session: Session) -> float:
         """When a session was last used."""
-        return max(session.used, self._uses.get(session.hash, 0.0), self._being_written.get(session.hash, 0.0))
+        return max(session.used, self._uses.get(session.hash, 0.0))
 
     def expiry(self, session: Session) -> float:
         """When a session ends if it is not used again."""
@@ -83,14 +82,6 @@ class Sessions:
     async def flush(self) -> None:
         """Write the uses that are only in memory to the database."""
         self._written = time.monotonic()
-        uses, self._uses = self._uses, {}
-        if not uses:
-            return
-        self._being_written |= uses
-        try:
+        if uses := dict(self._uses):
             await self._database.write(lambda tx: store.note_uses(tx, uses))
-        except BaseException:
-            self._uses = uses | self._uses
-            raise
-        finally:
-            self._being_written = {}
+            self._uses = {hashed: used for hashed, used in self._uses.items() if used != uses.get(hashed)}
