@@ -101,7 +101,8 @@ def _refusal(path: str) -> str:
         return f"cannot connect to {path}: only its owner may; choose another CircleOSD with --scope"
     return (
         f"cannot connect to {path}: only members of the group {group} may; "
-        f"as root: usermod --append --groups {group} USER, who then has to log in again"
+        f"as root: usermod --append --groups {group} USER, who then has to log in again; "
+        "or use your own CircleOSD: --scope user"
     )
 
 

@@ -77,7 +77,9 @@ def test_a_user_runs_the_packages_units_beside_the_systems(machine: Machine) -> 
     assert "see: systemctl --user daemon-reload" in said
     machine.systemctl("daemon-reload", "carol")
     # The system's is meant without the flag, and she is a stranger to it.
-    assert "only members of the group" in machine.fail(as_carol("circlectl service list 2>&1"))
+    said = machine.fail(as_carol("circlectl service list 2>&1"))
+    assert "only members of the group" in said
+    assert "use your own CircleOSD: --scope user" in said
     machine.succeed("circlectl --scope system user create dora --password-stdin <<<'long enough'")
     assert "dora" not in machine.succeed(as_carol("circlectl --scope user user list"))
     machine.systemctl("disable --now circleosd.target", "carol")
