@@ -125,7 +125,7 @@ def _action(name: str) -> tuple[list[str], str]:
         return [actions.SERVICES[group]], action
     if name in OF_NO_REQUEST or name in {contract.action for contract in actions.BY_VERB.values()}:
         return [*SERVICES], action
-    raise BadRequest(f"no action {quoted(name)}; available: {', '.join([*actions.BY_VERB, *OF_NO_REQUEST])}")
+    raise BadRequest(f"no action {quoted(name)}; available: {', '.join([*actions.similar(name), *OF_NO_REQUEST])}")
 
 
 def _newest(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

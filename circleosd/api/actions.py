@@ -14,6 +14,11 @@ BY_VERB: Mapping[str, type[Request]] = {
 }
 
 
+def similar(verb: str) -> list[str]:
+    """What somebody may have meant who named an action that there is not: those of its group, or all."""
+    return [known for known in BY_VERB if known.partition(":")[0] == verb.partition(":")[0]] or [*BY_VERB]
+
+
 def object_verbs(group: str) -> frozenset[str]:
     """The verbs of a group that rules can allow; one about any of them lets its user see the object in a listing."""
     return frozenset(

@@ -16,7 +16,7 @@ def action(verb: str) -> type[Request]:
 
     contract = actions.BY_VERB.get(verb)
     if contract is None:
-        raise BadRequest(f"no action {verb}; available: {', '.join(actions.BY_VERB)}")
+        raise BadRequest(f"no action {verb}; available: {', '.join(actions.similar(verb))}")
     return contract
 
 
@@ -53,7 +53,7 @@ def require_known(given: Grant) -> None:
 
     covered = [verb for verb in actions.BY_VERB if given._replace(object="*").covers(verb, None)]
     if not covered:
-        raise BadRequest(f"no action {given.verb}; available: {', '.join(actions.BY_VERB)}")
+        raise BadRequest(f"no action {given.verb}; available: {', '.join(actions.similar(given.verb))}")
     if given.deny:
         covered = [verb for verb in covered if actions.BY_VERB[verb].access is not Access.ANYONE]
         if not covered:

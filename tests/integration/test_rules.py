@@ -66,13 +66,14 @@ def test_can_explains_which_rule_decides(host: EmbeddedHost) -> None:
 @pytest.mark.parametrize(
     ("verb", "object_", "says"),
     [
-        ("service:restrat", "nginx", "no action service:restrat"),
+        ("service:restrat", "nginx", "no action service:restrat; available: service:list, "),
+        ("plugin:exec*", "x", "no action plugin:exec*; available: plugin:load, "),
         ("restart", "nginx", "is not an action such as service:restart"),
         ("service:restart", "a b", "is not the name of a service"),
         ("service:restart", "[ab]", "is not the name of a service"),
         ("user:whoami", "x", "a rule about an object cannot allow user:whoami: anyone may do it"),
         ("plugin:load", "x", "a rule about an object cannot allow plugin:load: it needs the role admin"),
-        ("system:history", "x", "no action system:history"),
+        ("system:history", "x", "no action system:history; available: user:create, "),
     ],
 )
 def test_a_rule_that_could_never_apply_is_refused(host: EmbeddedHost, verb: str, object_: str, says: str) -> None:
