@@ -97,7 +97,7 @@ typedef struct circleosd_handler {
 typedef struct circleosd_plugin {
     uint32_t abi_version;   /* CIRCLEOSD_ABI_VERSION */
     uint32_t handler_count; /* 1 to 256 */
-    const char *name;
+    const char *name;                  /* not read by the host, which goes by the manifest */
     const char *description;           /* one sentence, or NULL */
     const circleosd_handler *handlers; /* handler_count of them */
     circleosd_handler_fn init;         /* called once after loading, with an empty payload, or NULL */
