@@ -148,7 +148,7 @@ class Worker(asyncio.BufferedProtocol):
         take events, `WorkerGone`. Cancelling does not stop the call: while others want the worker, it continues and
         keeps its place.
         """
-        if len(self._calls) >= self._concurrency:
+        if self.lost or len(self._calls) >= self._concurrency:
             await self._until_room()
         named = self._names.get(name)
         if named is None:

@@ -555,6 +555,20 @@ def test_a_worker_whose_calls_are_all_given_up_is_ended_at_once(tmp_path: Path) 
     assert run(tmp_path, loaded, manage, concurrency=2) == [False, True]
 
 
+def test_a_call_of_a_worker_that_has_ended_since_it_was_loaded_fails_at_once(tmp_path: Path) -> None:
+    def ends(channel: Channel) -> None:
+        loaded(channel)
+        channel._socket.shutdown(socket.SHUT_RDWR)
+
+    async def manage(worker: Worker, path: str) -> None:
+        await worker.load(path, Load("example", "wasm"), [0], SECONDS, None)
+        await until(lambda: worker.lost)
+        with pytest.raises(WorkerGone, match="the worker of example ended before the call"):
+            await asyncio.wait_for(call(worker), SECONDS)
+
+    run(tmp_path, ends, manage)
+
+
 def test_a_call_that_was_given_up_before_its_turn_keeps_no_worker(tmp_path: Path) -> None:
     async def manage(worker: Worker, path: str) -> list[bool]:
         await worker.load(path, Load("example", "wasm"), [0], 10, None)
