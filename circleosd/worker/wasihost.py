@@ -78,7 +78,7 @@ class LineLog:
     def _remember(self, text: str) -> None:
         if re.match(_FRAME, text):
             self.last = self._before
-        elif not re.match(_AFTERWORD, text):
+        elif not self.last or not re.match(_AFTERWORD, text):
             self._before, self.last = self.last, text.strip()[:200]
 
 

@@ -133,6 +133,7 @@ def test_a_trap_is_explained_by_the_last_line_of_stderr_that_gives_a_reason(said
     [
         ("cannot connect to\n\tdb.example.org:5432\n", "db.example.org:5432"),
         ("there is no user\n  zoe@example.org\n", "zoe@example.org"),
+        ("note: the input is empty\n", "note: the input is empty"),
         ("it begins\nthread 'main' (1) panicked at main.rs:2:5:\n\n", "thread 'main' (1) panicked at main.rs:2:5:"),
     ],
 )
