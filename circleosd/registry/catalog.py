@@ -73,6 +73,14 @@ class Catalog(NamedTuple):
     problems: tuple[str, ...]
     unread: bool = False
 
+    @property
+    def complaint(self) -> str | None:
+        """What to tell whoever may miss an entry: the first problem, and how many more there are."""
+        if not self.problems:
+            return None
+        more = f" (and {len(self.problems) - 1} more)" if self.problems[1:] else ""
+        return f"cannot use a catalog file{more}: {self.problems[0]}"
+
     def find(self, name: str, *, workers: bool = True, sockets: bool = True) -> Entry:
         """The entry with that name; with `workers`, `plugin@X` is the worker of the plugin X, and with `sockets`,
         `plugin@X.socket` is its socket.
@@ -85,7 +93,8 @@ class Catalog(NamedTuple):
         if worker and workers and (sockets or not worker[2]):
             unit = f"{WORKER_UNITS}{worker[1]}{worker[2] or '.service'}"
             return Entry(name, unit, f"worker of the plugin {worker[1]}", [*WORKER_VERBS])
-        raise NotFound(f"no service {name} in the catalog; see: circlectl service list; to add it, see circleosd(8)")
+        step = self.complaint or "see: circlectl service list; to add it, see circleosd(8)"
+        raise NotFound(f"no service {name} in the catalog; {step}")
 
 
 def plugin_entry(unit: str) -> Entry:

@@ -76,9 +76,7 @@ class RegistryService(Handlers):
         if _sees_workers(act):
             entries += [plugin_entry(unit) for unit in await self._units.matching(f"{WORKER_UNITS}*.service")]
         states = await self._units.states([entry.unit for entry in entries])
-        if catalog.problems:
-            more = f" (and {len(catalog.problems) - 1} more)" if catalog.problems[1:] else ""
-            act.message = f"cannot use a catalog file{more}: {catalog.problems[0]}"
+        act.message = catalog.complaint
         return [_service(entry, state) for entry, state in zip(entries, states, strict=True)]
 
     async def status(self, request: api.Status, act: Act) -> api.ServiceStatus:

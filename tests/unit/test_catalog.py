@@ -214,6 +214,10 @@ def test_a_reader_believes_only_what_one_user_alone_can_write_if_it_must_not_bel
         place.chmod(0o775)
         assert reader().problems == (f"{place}: it is writable by others than its owner; see: chmod go-w {place}",)
         assert {*reader().entries.values()} == {*catalog.OWN}
+        with pytest.raises(
+            NotFound, match=rf"^no service nginx in the catalog; cannot use .*; see: chmod go-w {place}$"
+        ):
+            reader().find("nginx")
         place.chmod(0o755)
         assert (reader().problems, "nginx" in reader().entries) == ((), True)
     others = catalog.Reader([directory], only(os.getuid() + 1))
