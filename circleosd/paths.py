@@ -13,6 +13,7 @@ SERVICES = {"auth-service": "auth", "service-registry": "registry", "plugin-mana
 SYSTEM_RUNTIME = "/run/circleosd"
 USER_RUNTIMES = "/run/user"  # the runtime directories of users, by uid
 BOOTED = "/run/systemd/system"  # exists if the system was booted with systemd, sd_booted(3)
+UNMAPPED = 65534  # the uid shown for users that a user namespace does not map (user_namespaces(7))
 SUN_PATH = 107  # bytes of a Unix socket's path, unix(7)
 
 
@@ -41,7 +42,12 @@ def only(owner: int) -> Check:
 
     def check(path: str | os.PathLike[str], found: os.stat_result) -> None:
         if found.st_uid != owner:
-            raise Denied(f"it belongs to uid {found.st_uid}, not to uid {owner}; see: chown {owner} {path}")
+            step = f"see: chown {owner} {path}"
+            if found.st_uid == UNMAPPED:
+                step += (
+                    "; if this user namespace does not map its owner, have CIRCLEOSD_CONFIG_DIR name another directory"
+                )
+            raise Denied(f"it belongs to uid {found.st_uid}, not to uid {owner}; {step}")
         if found.st_mode & 0o022:
             raise Denied(f"it is writable by others than its owner; see: chmod go-w {path}")
 

@@ -19,7 +19,7 @@ from circleosd.embedded.control import Control
 from circleosd.embedded.sockets import bound, listens
 from circleosd.embedded.supervisor import Supervisor
 from circleosd.errors import BadRequest, Conflict, UnitFailed
-from circleosd.paths import SERVICES, home, runtime_dir, socket_path
+from circleosd.paths import SERVICES, UNMAPPED, home, runtime_dir, socket_path
 from circleosd.server import Server
 from circleosd.systemd.notify import Notifier
 
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 TARGET = "circleosd.target"
 MOST = 1 << 16  # connections, all of one uid: the registry's, which opens one per question and limits those
-UNMAPPED = 65534  # the uid shown for users that a user namespace does not map, such as root (user_namespaces(7))
 MAX_LINE = 16 << 20  # bytes: the registry asks about all units of the catalog at once, whose files may have 1 MiB each
 
 

@@ -11,7 +11,7 @@ import pytest
 from circlectl import sessions
 from circleosd import paths
 from circleosd.embedded.up import found_with
-from circleosd.errors import BadRequest
+from circleosd.errors import BadRequest, Denied
 
 
 def test_where_the_sockets_are() -> None:
@@ -79,6 +79,13 @@ def test_the_systems_sockets_are_not_roots_own_where_systemd_runs(
     assert paths.runtime_dir({"HOME": "/root", "XDG_RUNTIME_DIR": "/y"}, "user") == "/y/circleosd"
     monkeypatch.setattr(paths, "BOOTED", str(tmp_path / "none"))
     assert paths.runtime_dir({"HOME": "/root"}, "user") == "/run/circleosd", "where `up` listens"
+
+
+def test_who_cannot_give_a_file_to_its_owner_is_told_what_else_helps() -> None:
+    """As in a container with the host's /etc, whose owner, root, is not mapped."""
+    for uid, said in ((1000, "see: chown 0 /etc/circleosd$"), (65534, "; if .* CIRCLEOSD_CONFIG_DIR name another")):
+        with pytest.raises(Denied, match=rf"^it belongs to uid {uid}, not to uid 0; .*{said}"):
+            paths.only(0)("/etc/circleosd", os.stat_result((0o40755, 0, 0, 0, uid, 0, 0, 0, 0, 0)))
 
 
 def test_a_relative_path_in_a_variable_of_xdg_is_ignored() -> None:
