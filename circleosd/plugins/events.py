@@ -24,7 +24,8 @@ CREATE TABLE events (
     plugin TEXT NOT NULL,
     topic TEXT NOT NULL,
     payload TEXT NOT NULL
-)
+);
+CREATE INDEX events_by_plugin ON events (plugin)
 """
 KEPT = 1000  # events
 MAX_PAYLOAD = 16 * 1024  # bytes of one event
@@ -83,9 +84,9 @@ class Events:
                 "INSERT INTO events (time, plugin, topic, payload) VALUES (?, ?, ?, ?)",
                 (now, plugin.name, topic, payload),
             )
-            seq = cursor.lastrowid or 0
-            tx.execute("DELETE FROM events WHERE seq <= ?", (seq - KEPT,))
-            return seq, now
+            if tx.execute("SELECT count(*) FROM events").fetchone()[0] > KEPT:
+                tx.execute(f"DELETE FROM events WHERE seq = ({_LEAST_MISSED})")
+            return cursor.lastrowid or 0, now
 
         seq, now = await self._database.write(work)
         event = PluginEvent(seq=seq, time=now, plugin=plugin.name, topic=topic, payload=payload)
@@ -119,6 +120,8 @@ class Events:
             self._followers.discard(follower)
 
 
+# The oldest event of the plugin that has most: one that emits very many must not displace those of others.
+_LEAST_MISSED = "SELECT min(seq) FROM events GROUP BY plugin ORDER BY count(*) DESC, min(seq) LIMIT 1"
 _EVENTS = "SELECT seq, time, plugin, topic, payload FROM events WHERE (?1 IS NULL OR topic = ?1)"
 
 

@@ -146,6 +146,23 @@ def test_the_newest_events_are_kept_and_no_others(tmp_path: Path, monkeypatch: p
     with_events(tmp_path, use)
 
 
+def test_a_plugin_that_emits_very_many_events_displaces_only_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circleosd.plugins.events.KEPT", 5)
+
+    async def use(events: Events, emitting: Plugin) -> None:
+        calm = Plugin(Manifest("calm"), "", Record(), {}, PluginSettings())
+        await events.emit(calm, "t", "rare", Cause())
+        for number in range(10):
+            await events.emit(emitting, "t", str(number), Cause())
+        await events.emit(calm, "t", "again", Cause())
+        found = await events.last(10, None, None)
+        assert [event["payload"] for event in found] == ["rare", "7", "8", "9", "again"]
+
+    with_events(tmp_path, use)
+
+
 def test_an_event_has_no_more_bytes_and_follows_from_no_more_others_than_the_reference_says(tmp_path: Path) -> None:
     async def use(events: Events, emitting: Plugin) -> None:
         await events.emit(emitting, "t", "é" * 8192, Cause(3))
