@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -39,6 +41,15 @@ class _Loop(asyncio.SelectorEventLoop):
         super().__init__()
         self._threads = Threads(thread_name_prefix="asyncio")
         self.set_default_executor(self._threads)
+
+    def close(self) -> None:
+        """Close the loop; a signal that arrives meanwhile has no effect.
+
+        The base class closes the socket that handlers write to before it removes them.
+        """
+        with contextlib.suppress(ValueError):  # only the main thread handles signals
+            signal.set_wakeup_fd(-1)
+        super().close()
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Wait for the threads. The base class uses another thread for that, which may be one too many."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from typing import NoReturn
 
@@ -37,3 +39,25 @@ def test_what_has_used_threads_ends_without_another_one(monkeypatch: pytest.Monk
 
     with runner() as one:
         assert one.run(main()) == 7
+
+
+def test_a_signal_that_arrives_while_the_loop_is_closed_is_no_error() -> None:
+    code = """
+import asyncio, os, signal
+from circleosd import threads
+
+class Interrupted(threads._Loop):
+    def _close_self_pipe(self):
+        super()._close_self_pipe()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
+
+threads._Loop = Interrupted
+with threads.runner() as runner:
+    runner.run(main())
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
