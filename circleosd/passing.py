@@ -96,7 +96,7 @@ class PassingSocket(socket.socket):
             numbers = array.array("i")
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+                    numbers.frombytes(content)  # Linux gives whole descriptors only
             self.descriptors.add(list(numbers), cut=bool(told & _TRUNCATED))
         return data
 
