@@ -322,7 +322,7 @@ def bus_address(scope: Scope, env: Mapping[str, str]) -> str:
     if address := env.get("DBUS_SESSION_BUS_ADDRESS"):
         return address
     if runtime := env.get("XDG_RUNTIME_DIR"):
-        return f"unix:path={quote(f'{runtime}/bus', safe='/')}"
+        return f"unix:path={quote(f'{runtime}/bus')}"
     raise Unavailable("cannot find the user's message bus: XDG_RUNTIME_DIR is not set; log in with a systemd session")
 
 
