@@ -34,9 +34,9 @@ class Channel:
         count, ancillary, _, _ = self._socket.recvmsg_into([buffer], space, socket.MSG_CMSG_CLOEXEC)
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+                descriptors.frombytes(data)
         self._received.extend(self._receiver.received(count))
-        return (self.receive() if count else None), list(descriptors)
+        return self.receive(), list(descriptors)
 
     def receive(self) -> Frame | None:
         """The next frame, or None at the end of the stream. Raises `FrameError`."""
