@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
 
 from circleosd.api import plugins as api
 from circleosd.config import PluginSettings
@@ -34,8 +32,6 @@ from circleosd.plugins.standing import Standing
 from circleosd.plugins.store import Record
 from circleosd.plugins.trust import Trusting
 from circleosd.plugins.views import brief, brief_of, details, itself, shown, to_say
-
-log = logging.getLogger(__name__)
 
 HOST_MIGRATIONS = (f"{keyvalue.SCHEMA};{events.SCHEMA}",)  # of the database that plugins write to through host calls
 WRITE_DOWN = 5.0  # seconds between checks for changed records
@@ -87,7 +83,9 @@ class PluginService(Handlers):
         await self._sweep()
         await self._forget()
         for work in (self._clean(), runners.watch_idle(), self._write_down()):
-            self._later(work)
+            task = asyncio.create_task(work)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)  # asyncio logs its error, if it has one
 
     async def _clean(self) -> None:
         """Stop the workers of a manager that died; a load, possibly of the same name, waits for this."""
@@ -99,9 +97,7 @@ class PluginService(Handlers):
         return self._delivery.busy
 
     async def close(self) -> None:
-        """End the workers and save the plugins' records. A second call does nothing."""
-        if self._closed:
-            return
+        """End the workers and save the plugins' records."""
         self._closed = True
         self._delivery.close()
         for task in [*self._tasks]:
@@ -336,16 +332,6 @@ class PluginService(Handlers):
             await asyncio.sleep(WRITE_DOWN)
             with contextlib.suppress(Unavailable):  # logged by the database; the next time may succeed
                 await self._standing.write_down()
-
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("background work failed", exc_info=error)
 
 
 def _require_entry(manifest: Manifest, functions: Sequence[str]) -> None:
