@@ -18,7 +18,6 @@ from tests.systemd.machine import Machine, MachineError
 from tests.systemd.scenario_runner import run_scenario
 from tests.waiting import wait_until
 
-TRANSIENT = "systemd-run --wait --quiet --pipe"
 PYTEST = ("-m", "pytest", "-q", "-p", "tests.systemd.conftest", "-p", "no:cacheprovider")
 
 
@@ -88,76 +87,6 @@ def test_systemd_sees_its_own_cgroups_and_none_of_the_machine(booted: Machine) -
     of_the_machine = sorted(map(str, cgroups.hierarchies().values()))
     assert sorted(mounted) in (of_the_machine, ["/sys/fs/cgroup"])
     assert booted.succeed("grep --count circleosd /proc/1/cgroup || true").strip() == "0"
-
-
-def test_polkit_lets_a_user_start_the_unit_that_a_rule_names_and_no_other(booted: Machine) -> None:
-    booted.succeed("useradd --system keeper")
-    for name in ("allowed", "other"):
-        booted.succeed(f"printf '[Service]\\nExecStart=sleep infinity\\n' >/run/systemd/system/{name}.service")
-    booted.succeed("systemctl daemon-reload")
-    condition = 'who.user == "keeper" && action.lookup("unit") == "allowed.service"'
-    rule = f'polkit.addRule(function (action, who) {{ if ({condition}) return "yes"; }});'
-    booted.succeed(f"echo '{rule}' >/etc/polkit-1/rules.d/10-test.rules")
-    as_keeper = "setpriv --reuid keeper --regid keeper --init-groups systemctl --no-ask-password start"
-    booted.wait_until_succeeds(f"{as_keeper} allowed")
-    booted.wait_for_unit("allowed.service")
-    booted.fail(f"{as_keeper} other")
-    booted.require_unit_state("other.service", "inactive")
-
-
-def test_journal_keeps_what_a_unit_writes(booted: Machine) -> None:
-    booted.succeed("systemd-run --wait --quiet --unit=writer sh -c 'echo words of a unit'")
-    assert "words of a unit" in booted.wait_until_succeeds("journalctl -b -u writer -o cat | grep words")
-
-
-def test_a_dynamic_user_gets_its_credential_and_nothing_else_to_write_to(booted: Machine) -> None:
-    booted.succeed("echo secret >/etc/secret; chmod 600 /etc/secret")
-    unit = f"{TRANSIENT} -p DynamicUser=yes -p StateDirectory=probe -p LoadCredential=key:/etc/secret"
-    output = booted.succeed(f"{unit} sh -c 'id -u; cat $CREDENTIALS_DIRECTORY/key; cat /etc/secret || echo refused'")
-    uid, credential, refused = output.split()
-    assert 61184 <= int(uid) <= 65519  # systemd.exec(5), DynamicUser=
-    assert (credential, refused) == ("secret", "refused")
-    booted.fail(f"{unit} touch /etc/written")
-    booted.succeed(f"{unit} touch /var/lib/probe/written")
-
-
-def require_controller(machine: Machine, name: str) -> None:
-    version_1, version_2 = (
-        f"test -d /sys/fs/cgroup/{name}",
-        f"grep -w {name} /sys/fs/cgroup/cgroup.controllers",
-    )
-    if machine.execute(f"{version_1} || {version_2}")[0] != 0:
-        pytest.skip(f"the machine's cgroup version 2 has no {name} controller to give")
-
-
-def test_memory_limit_kills(booted: Machine) -> None:
-    require_controller(booted, "memory")
-    unit = "systemd-run --wait --quiet -p MemoryMax=64M -p MemorySwapMax=0 python3 -c 'bytearray(%d << 20)'"
-    booted.succeed(unit % 16)
-    booted.fail(unit % 256)
-
-
-def test_tasks_limit_stops_forks(booted: Machine) -> None:
-    require_controller(booted, "pids")
-    forks = "for n in 1 2 3 4 5 6 7 8; do sleep 0.2 & done; wait"
-    booted.succeed(f"systemd-run --wait --quiet -p TasksMax=20 sh -c '{forks}'")
-    booted.fail(f"systemd-run --wait --quiet -p TasksMax=4 sh -c '{forks}'")
-
-
-def test_sandboxed_unit_is_sandboxed(booted: Machine) -> None:
-    unit = f"{TRANSIENT} -p ProtectSystem=strict -p PrivateNetwork=yes -p SystemCallFilter=~@mount"
-    booted.fail(f"{unit} touch /var/written")
-    booted.fail(f"{unit} -p SystemCallErrorNumber=EPERM mount -t tmpfs tmpfs /mnt")
-    assert booted.succeed(f"{unit} ls /sys/class/net").split() == ["lo"]
-
-
-def test_a_user_manager_answers_its_user(booted: Machine) -> None:
-    booted.succeed("useradd --create-home alice", "loginctl enable-linger alice")
-    booted.wait_until_succeeds("systemctl is-active user@$(id -u alice)")
-    booted.wait_for_unit("default.target", user="alice")
-    assert booted.get_unit_property("default.target", "ActiveState", user="alice") == "active"
-    who = booted.container.run(["sh", "-c", "id -un; echo $HOME $XDG_RUNTIME_DIR"], user="alice")
-    assert who.stdout == f"alice\n/home/alice /run/user/{booted.succeed('id -u alice').strip()}\n"
 
 
 def test_machine_tells_what_a_command_did(booted: Machine) -> None:
