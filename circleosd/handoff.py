@@ -70,9 +70,6 @@ class Handoff(Generic[T]):
         return self._loop
 
     def add_done_callback(self, callback: Callable[[Any], object], *, context: Context) -> None:
-        if self._done:
-            self._loop.call_soon(callback, self, context=context)
-            return
         assert self._callback is None, "only one task may wait"
         self._callback, self._context = callback, context
 

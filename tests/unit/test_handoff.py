@@ -97,13 +97,3 @@ def test_a_cancelled_task_stops_waiting() -> None:
             await task
 
     assert scenario(steps) == ["CancelledError()"]
-
-
-def test_a_timeout_ends_the_waiting() -> None:
-    async def steps(loop: asyncio.AbstractEventLoop, noted: list[str]) -> None:
-        handoff: Handoff[str] = Handoff(loop)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await take(handoff, noted)
-
-    assert scenario(steps) == ["CancelledError()"]
