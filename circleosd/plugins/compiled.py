@@ -1,7 +1,7 @@
 """The cache of compilations: a directory of limited size that only the manager writes to.
 
-The name of a file covers everything that it depends on (circleosd/worker/cachekey.py). Its contents are native code
-that Wasmtime runs as it is, so a file is complete or missing, even after a power failure.
+The name of a file covers what it depends on (circleosd/worker/cachekey.py). Its contents are native code that Wasmtime
+runs as it is, so a file is complete or missing, even after a power failure.
 """
 
 from __future__ import annotations

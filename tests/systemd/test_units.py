@@ -24,7 +24,7 @@ SWITCH = {*ALL, "RestrictAddressFamilies_AF_UNIX", "PrivateUsers", "PrivateMount
 OPEN = {
     "auth": {*SERVICE, "SystemCallFilter_resources"},
     "registry": {*SERVICE, "SupplementaryGroups"},
-    "plugins": {*SERVICE, "SupplementaryGroups", "SystemCallFilter_resources", "ProcSubset"},
+    "plugins": {*SERVICE, "SupplementaryGroups", "SystemCallFilter_resources"},
     "plugin@": {
         *ALL, "SystemCallFilter_resources", "SystemCallFilter_privileged", "MemoryDenyWriteExecute", "ProcSubset"
     },

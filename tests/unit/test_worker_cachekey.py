@@ -18,11 +18,11 @@ def test_a_key_is_the_same_for_the_same_artifact_and_mode_only() -> None:
     assert cachekey.cache_key("a" * 64) == keys[0]
 
 
-def test_a_key_changes_with_configuration_and_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_changes_with_configuration_and_wasmtime(monkeypatch: pytest.MonkeyPatch) -> None:
     before = cachekey.cache_key("a" * 64)
     monkeypatch.setattr(cachekey, "CONFIGURATION", cachekey.CONFIGURATION + 1)
     changed = cachekey.cache_key("a" * 64)
-    monkeypatch.setattr(cachekey, "_host", lambda: "another wasmtime or CPU")
+    monkeypatch.setattr(cachekey, "_wasmtime", lambda: "another wasmtime")
     assert len({before, changed, cachekey.cache_key("a" * 64)}) == 3
 
 
@@ -39,7 +39,7 @@ def test_a_key_changes_with_a_library_that_is_not_wasmtimes_own(
     for release in ("46.0.1", "46.0.2", "46.0.1"):
         library.unlink(missing_ok=True)
         library.symlink_to(f"/nix/store/wasmtime-{release}-lib/lib/libwasmtime.so")
-        cachekey._host.cache_clear()
+        cachekey._wasmtime.cache_clear()
         keys.append(cachekey.cache_key("a" * 64))
-    cachekey._host.cache_clear()
+    cachekey._wasmtime.cache_clear()
     assert keys[0] == keys[2] != keys[1]
