@@ -12,7 +12,7 @@ import pytest
 from dbus_fast import Message, Variant
 
 from circleosd.errors import BadRequest, CircleError, Conflict, Denied, Limit, NotFound, Timeout, Unavailable
-from circleosd.registry.units import UnitState
+from circleosd.registry.units import Scope, UnitState
 from circleosd.systemd.buserrors import ErrorReply, Lost, explained
 from circleosd.systemd.names import MANAGER, object_path, switch_unit
 from circleosd.systemd.states import state_of
@@ -79,13 +79,22 @@ class Bus:
         return time.time(), await self.call(MANAGER, "ListUnitsByNames", "as", [units])
 
 
+def over(*connections: Bus, scope: Scope = "system") -> SystemdUnits:
+    """What uses these connections, one after the other, and the last one from then on."""
+    manager, left = SystemdUnits(scope, timeout=1), [*connections]
+
+    async def connected() -> Bus:
+        return left.pop(0) if left[1:] else left[0]
+
+    manager._connected = connected  # type: ignore[assignment,method-assign]  # no bus here
+    return manager
+
+
 def watched(bus: Bus, number: int) -> list[tuple[str, float | None]]:
     """The first states that a watcher of `bus` sees, and since when they are; the first is said to be of now."""
 
     async def main() -> list[tuple[str, float | None]]:
-        manager = SystemdUnits("system", timeout=1)
-        manager._connection = bus  # type: ignore[assignment]  # what a watcher needs of one
-        changes = manager.watch([UNIT])
+        changes = over(bus).watch([UNIT])
         async with asyncio.timeout(SECONDS):
             found = [await anext(changes) for _ in range(number)]
         assert abs((found[0].since or 0) - time.time()) < 5
@@ -135,10 +144,9 @@ def test_a_watch_asks_one_question_however_many_units_and_is_silent_where_unit_f
             return Message(path="/", member="x", body=[rows], serial=len(asked))
 
     async def main() -> list[tuple[str, str]]:
-        manager, bus = SystemdUnits("system", timeout=1), Many((0, {}), [])
+        bus = Many((0, {}), [])
         bus.waiting = [Message(path="/", member="Reloading", body=[begins]) for begins in (True, False) * 2]
-        manager._connection = bus  # type: ignore[assignment]  # what a watcher needs of one
-        changes = manager.watch(names)
+        changes = over(bus).watch(names)
         async with asyncio.timeout(SECONDS):
             assert [(await anext(changes)).unit for _ in names] == names
             assert asked == ["ListUnitsByNames"]
@@ -174,9 +182,7 @@ class Scripted(Bus):
         """The first states that a watcher sees."""
 
         async def main() -> list[tuple[str, str]]:
-            manager = SystemdUnits("system", timeout=1)
-            manager._connection = self  # type: ignore[assignment]  # what a watcher needs of one
-            changes = manager.watch(units, pattern)
+            changes = over(self).watch(units, pattern)
             async with asyncio.timeout(SECONDS):
                 return [(state.unit, state.active) for state in [await anext(changes) for _ in range(number)]]
 
@@ -226,19 +232,10 @@ def test_a_question_is_asked_again_on_a_new_connection_but_not_forever() -> None
         async def call(self, *_: Any) -> Message:
             raise Lost
 
-    async def main(connections: list[Bus]) -> UnitState:
-        manager = SystemdUnits("system", timeout=1)
-
-        async def connected() -> Bus:
-            return connections.pop(0)
-
-        manager._connected = connected  # type: ignore[assignment,method-assign]  # no bus here
-        return await manager.detail(UNIT)
-
     alive, dying = Bus((1, properties("active", "running")), []), Dying((1, {}), [])
-    assert asyncio.run(main([dying] * 4 + [alive])).active == "active"
+    assert asyncio.run(over(*[dying] * 4, alive).detail(UNIT)).active == "active"
     with pytest.raises(Unavailable):
-        asyncio.run(main([dying] * 5 + [alive]))
+        asyncio.run(over(*[dying] * 5, alive).detail(UNIT))
 
 
 @pytest.mark.parametrize(("dead", "seen"), [(4, "active"), (5, None)])
@@ -250,14 +247,8 @@ def test_a_watch_that_begins_as_the_bus_goes_away_begins_again_but_not_forever(d
             yield
 
     async def main() -> str:
-        manager = SystemdUnits("system", timeout=1)
         connections = [Dying((1, {}), [])] * dead + [Bus((1, properties("active", "running")), [])]
-
-        async def connected() -> Bus:
-            return connections.pop(0)
-
-        manager._connected = connected  # type: ignore[assignment,method-assign]  # no bus here
-        return (await anext(manager.watch([UNIT]))).active
+        return (await anext(over(*connections).watch([UNIT]))).active
 
     if seen:
         assert asyncio.run(main()) == seen
@@ -274,17 +265,11 @@ def test_a_watch_outlives_any_number_of_connections_that_told_it_of_its_units() 
             return await super().call(target, member, *more)
 
     async def main() -> list[str]:
-        manager = SystemdUnits("system", timeout=1)
         connections = [Ending((1, properties("active", "running")), []) for _ in range(TRIES + 1)]
         for ending in connections:
             ending.waiting = [None]
         connections.append(Ending((1, properties("failed", "failed")), []))
-
-        async def connected() -> Bus:
-            return connections.pop(0)
-
-        manager._connected = connected  # type: ignore[assignment,method-assign]  # no bus here
-        changes = manager.watch([UNIT])
+        changes = over(*connections).watch([UNIT])
         return [(await anext(changes)).active for _ in range(2)]
 
     assert asyncio.run(main()) == ["active", "failed"]
@@ -310,8 +295,7 @@ def test_a_restart_whose_answer_was_lost_is_asked_for_again_unless_it_was_done_o
             return Message(path="/", member="x", body=["/job"])
 
     async def main() -> str:
-        manager = SystemdUnits("user", timeout=1)
-        manager._connection = Restarting((1, {}), [])  # type: ignore[assignment]  # what a job needs of one
+        manager = over(Restarting((1, {}), []), scope="user")
         shown = iter([(b"old", 0), (invocation, job), (invocation, 0)])
 
         async def shows(unit: str) -> dict[str, Any]:
@@ -336,17 +320,13 @@ def test_a_unit_is_enabled_again_where_the_bus_went_away_over_it_but_not_forever
                 raise Lost
             return Message(path="/", member="x", body=["enabled"])
 
-    async def main() -> str:
-        manager = SystemdUnits("user", timeout=1)
-        manager._connection = Dying((1, {}), [])  # type: ignore[assignment]  # what this needs of one
-        return await manager.switch("enable", UNIT)
-
+    switching = over(Dying((1, {}), []), scope="user").switch("enable", UNIT)
     if state:
-        assert asyncio.run(main()) == state
+        assert asyncio.run(switching) == state
         assert asked == ["EnableUnitFiles", "Reload"] * (lost + 1) + ["GetUnitFileState"]
     else:
         with pytest.raises(Unavailable, match=r"cannot enable a\.service"):
-            asyncio.run(main())
+            asyncio.run(switching)
 
 
 def test_where_the_configuration_enables_units_nobody_else_can(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,14 +338,9 @@ def test_where_the_configuration_enables_units_nobody_else_can(monkeypatch: pyte
         async def call(self, *_: Any) -> Message:
             raise ErrorReply("org.freedesktop.systemd1.NoSuchUnit", f"Unit {switch_unit('enable', UNIT)} not found.")
 
-    async def main() -> None:
-        manager = SystemdUnits("system", timeout=1)
-        manager._connection = Bare((1, {}), [])  # type: ignore[assignment]  # what a job needs of one
-        await manager.switch("enable", UNIT)
-
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(Conflict, match=r"this host has no circleosd-enable@\.service"):
-        asyncio.run(main())
+        asyncio.run(over(Bare((1, {}), [])).switch("enable", UNIT))
 
 
 @pytest.mark.parametrize(
