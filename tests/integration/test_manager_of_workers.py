@@ -48,6 +48,7 @@ from tests.waiting import SECONDS, until
 T = TypeVar("T")
 
 READY_FRAME = frames.encode(READY, 0, frames.ready_body(Ready("core", ["handle"], [], None, [])))
+USUAL = Limits()
 QUESTION = frames.json_body({"call": "kv.keys", "args": {"prefix": ""}})
 
 
@@ -171,6 +172,27 @@ def loaded(channel: Channel) -> None:
     channel.send(READY, 0, frames.ready_body(Ready("core", ["handle"], [], None, [])))
 
 
+def run_loaded(
+    directory: Path,
+    peer: Callable[[Channel], None],
+    manage: Callable[[Worker], Awaitable[T]],
+    host_calls: HostCalls = refuse,
+    concurrency: int = 1,
+    limits: Limits = USUAL,
+) -> T:
+    """The same of a worker that has loaded a plugin of WebAssembly."""
+
+    def behind_a_load(channel: Channel) -> None:
+        loaded(channel)
+        peer(channel)
+
+    async def with_a_load(worker: Worker, path: str) -> T:
+        await worker.load(path, Load("example", "wasm", limits), [0], 10, None)
+        return await manage(worker)
+
+    return run(directory, behind_a_load, with_a_load, host_calls, concurrency)
+
+
 def called(channel: Channel) -> int:
     """The id of the next call."""
     frame = channel.receive()
@@ -223,7 +245,6 @@ def test_a_loaded_worker_asks_and_logs_for_a_call_or_to_prepare_the_next_of_wasm
 
 def test_a_worker_that_asks_more_at_once_than_its_calls_and_preparations_can_is_ended(tmp_path: Path) -> None:
     def peer(channel: Channel) -> None:
-        loaded(channel)
         number = called(channel)
         for _ in range(4):
             channel.send(HOST_CALL, number, QUESTION)
@@ -233,11 +254,7 @@ def test_a_worker_that_asks_more_at_once_than_its_calls_and_preparations_can_is_
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def manage(worker: Worker, path: str) -> str:
-        await worker.load(path, Load("example", "wasm"), [0], 10, None)
-        return await why_lost(worker)
-
-    assert "too many at once" in run(tmp_path, peer, manage, never)
+    assert "too many at once" in run_loaded(tmp_path, peer, why_lost, never)
 
 
 @pytest.mark.parametrize("reads", [True, False])
@@ -245,7 +262,6 @@ def test_a_worker_that_asks_without_reading_the_replies_is_ended(tmp_path: Path,
     answered = Semaphore(0)
 
     def peer(channel: Channel) -> None:
-        loaded(channel)
         number = called(channel)
         channel.send(HOST_CALL, number, QUESTION)
         for _ in range(3):
@@ -259,46 +275,38 @@ def test_a_worker_that_asks_without_reading_the_replies_is_ended(tmp_path: Path,
         answered.release()
         return bytes(1 << 20)  # more than the socket holds
 
-    async def manage(worker: Worker, path: str) -> str:
-        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+    async def manage(worker: Worker) -> str:
         lost = await why_lost(worker)
         worker.abort()  # nobody reads what is left
         return lost
 
-    lost = run(tmp_path, peer, manage, answer)
+    lost = run_loaded(tmp_path, peer, manage, answer)
     assert "too many at once" in lost if not reads else not lost
 
 
 def test_nothing_more_is_taken_from_a_worker_that_has_broken_the_protocol(tmp_path: Path) -> None:
     def peer(channel: Channel) -> None:
-        loaded(channel)
         number = called(channel)
         question = frames.encode(HOST_CALL, number | PREPARING, QUESTION)
         channel._socket.sendall(frames.encode(frames.FAILED, number, b"{}") + question)
 
-    async def manage(worker: Worker, path: str) -> str:
-        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+    async def manage(worker: Worker) -> str:
         lost = await why_lost(worker)
         for _ in range(3):  # in which it would be answered
             await asyncio.sleep(0)
         return lost
 
     asked = Asked()
-    assert "broke the protocol" in run(tmp_path, peer, manage, asked)
+    assert "broke the protocol" in run_loaded(tmp_path, peer, manage, asked)
     assert asked.causes == []
 
 
 @pytest.mark.parametrize("size", [1000, 1001])
 def test_a_reply_is_held_to_its_plugins_limit_whatever_the_worker_sends(tmp_path: Path, size: int) -> None:
     def peer(channel: Channel) -> None:
-        loaded(channel)
         channel.send(RESULT, called(channel), b"x" * size)
 
-    async def manage(worker: Worker, path: str) -> str:
-        await worker.load(path, Load("example", "wasm", Limits(output=1000)), [0], 10, None)
-        return await why_lost(worker)
-
-    lost = run(tmp_path, peer, manage)
+    lost = run_loaded(tmp_path, peer, why_lost, limits=Limits(output=1000))
     assert "the bound is 1000" in lost if size > 1000 else not lost
 
 
@@ -361,21 +369,19 @@ def test_a_worker_may_prepare_for_as_long_as_for_a_call(tmp_path: Path) -> None:
     asked = Asked()
 
     def peer(channel: Channel) -> None:
-        loaded(channel)
         number = called(channel)
         channel.send(RESULT, number, b"")
         while True:
             channel.send(HOST_CALL, number | PREPARING, QUESTION)
             channel.receive()
 
-    async def manage(worker: Worker, path: str) -> float:
-        await worker.load(path, Load("example", "wasm", Limits(time=0.1)), [0], 10, None)
+    async def manage(worker: Worker) -> float:
         await call(worker)
         began = asyncio.get_running_loop().time()
         await until(lambda: worker.lost)
         return asyncio.get_running_loop().time() - began
 
-    assert run(tmp_path, peer, manage, asked) >= GRACE
+    assert run_loaded(tmp_path, peer, manage, asked, limits=Limits(time=0.1)) >= GRACE
     assert asked.causes
 
 
@@ -383,18 +389,16 @@ def test_the_time_of_a_call_does_not_count_while_the_worker_prepares(tmp_path: P
     limits = Limits(time=0.1)
 
     def peer(channel: Channel) -> None:
-        loaded(channel)
         channel.send(RESULT, called(channel), b"")
         number = called(channel)
         time.sleep(limits.time + GRACE + 0.4)  # beyond a call's own time, within that of a preparation and a call
         channel.send(RESULT, number, b"at last")
 
-    async def manage(worker: Worker, path: str) -> bytes:
-        await worker.load(path, Load("example", "wasm", limits), [0], 10, None)
+    async def manage(worker: Worker) -> bytes:
         await call(worker, limits.time)
         return await call(worker, limits.time)
 
-    assert run(tmp_path, peer, manage) == b"at last"
+    assert run_loaded(tmp_path, peer, manage, limits=limits) == b"at last"
 
 
 def test_what_a_preparation_emits_follows_from_the_events_that_the_calls_before_it_followed_from(
@@ -403,18 +407,16 @@ def test_what_a_preparation_emits_follows_from_the_events_that_the_calls_before_
     asked = Asked()
 
     def peer(channel: Channel) -> None:
-        loaded(channel)
         for _ in range(2):
             channel.send(RESULT, called(channel), b"")
         channel.send(HOST_CALL, 2 | PREPARING, QUESTION)
 
-    async def manage(worker: Worker, path: str) -> None:
-        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+    async def manage(worker: Worker) -> None:
         await call(worker, depth=3)
         await call(worker)  # the one before may still be followed by its preparation
         await until(lambda: bool(asked.causes))
 
-    run(tmp_path, peer, manage, asked)
+    run_loaded(tmp_path, peer, manage, asked)
     assert asked.causes == [Cause(3)]
 
 
@@ -440,18 +442,16 @@ def test_what_a_preparation_does_is_laid_to_a_caller_only_where_it_can_follow_no
     asked = Asked()
 
     def peer(channel: Channel) -> None:
-        loaded(channel)
         for _ in callers:
             channel.send(RESULT, called(channel), b"")
         channel.send(HOST_CALL, 1 | PREPARING, QUESTION)
 
-    async def manage(worker: Worker, path: str) -> None:
-        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+    async def manage(worker: Worker) -> None:
         for caller in callers:
             await call(worker, caller=caller)
         await until(lambda: bool(asked.causes))
 
-    run(tmp_path, peer, manage, asked, concurrency)
+    run_loaded(tmp_path, peer, manage, asked, concurrency)
     assert asked.causes == [Cause(0, named)]
 
 
@@ -460,34 +460,27 @@ def test_preparations_side_by_side_may_each_log_as_much_as_a_call(
     tmp_path: Path, concurrency: int, allowed: bool
 ) -> None:
     def peer(channel: Channel) -> None:
-        loaded(channel)
         channel.send(RESULT, called(channel), b"")
         for number in range(8):
             for _ in range(LOG_BUDGET // MAX_LOG):
                 channel.send(LOG, number | PREPARING, frames.log_body(0, "x" * MAX_LOG))
         channel.send(RESULT, called(channel), b"")
 
-    async def manage(worker: Worker, path: str) -> str:
-        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+    async def manage(worker: Worker) -> str:
         await call(worker)
         return await why_lost(worker)
 
-    lost = run(tmp_path, peer, manage, concurrency=concurrency)
+    lost = run_loaded(tmp_path, peer, manage, concurrency=concurrency)
     assert "logged more than a call may" in lost if not allowed else not lost
 
 
 def test_messages_of_no_length_count_too(tmp_path: Path) -> None:
     def peer(channel: Channel) -> None:
-        loaded(channel)
         number = called(channel)
         for _ in range(5000):
             channel.send(LOG, number, frames.log_body(0, ""))
 
-    async def manage(worker: Worker, path: str) -> str:
-        await worker.load(path, Load("example", "wasm"), [0], 10, None)
-        return await why_lost(worker)
-
-    assert "logged more than a call may" in run(tmp_path, peer, manage)
+    assert "logged more than a call may" in run_loaded(tmp_path, peer, why_lost)
 
 
 async def in_hand(worker: Worker, *seconds: float) -> list[asyncio.Task[bytes]]:
@@ -504,7 +497,6 @@ def test_a_call_that_is_given_up_leaves_the_others_alone_and_keeps_its_place_unt
     go_on = Event()
 
     def peer(channel: Channel) -> None:
-        loaded(channel)
         given_up, other = called(channel), called(channel)
         go_on.wait(SECONDS)
         assert not select.select([channel._socket], [], [], 0)[0], "a third call came beside the two"
@@ -513,8 +505,7 @@ def test_a_call_that_is_given_up_leaves_the_others_alone_and_keeps_its_place_unt
         channel.send(RESULT, other, b"other")
         channel.send(RESULT, third, b"third")
 
-    async def manage(worker: Worker, path: str) -> bytes:
-        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+    async def manage(worker: Worker) -> bytes:
         given_up, other = await in_hand(worker, 5, 5)
         given_up.cancel()
         [third] = await in_hand(worker, 5)
@@ -525,26 +516,23 @@ def test_a_call_that_is_given_up_leaves_the_others_alone_and_keeps_its_place_unt
         assert both or await other == b"other"
         return await third
 
-    assert run(tmp_path, peer, manage, concurrency=2) == b"third"
+    assert run_loaded(tmp_path, peer, manage, concurrency=2) == b"third"
 
 
 def test_a_payload_that_no_frame_holds_is_refused_and_costs_the_worker_nothing(tmp_path: Path) -> None:
     def peer(channel: Channel) -> None:
-        loaded(channel)
         channel.send(RESULT, called(channel), b"served")
 
-    async def manage(worker: Worker, path: str) -> bytes:
-        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+    async def manage(worker: Worker) -> bytes:
         with pytest.raises(Limit, match=f"at most {frames.MAX_PAYLOAD} bytes"):
             await worker.call(frames.INVOKE, "handle", bytes(frames.MAX_PAYLOAD + frames.MAX_NAME), 5, Cause())
         return await call(worker)
 
-    assert run(tmp_path, peer, manage) == b"served"
+    assert run_loaded(tmp_path, peer, manage) == b"served"
 
 
 def test_a_worker_whose_calls_are_all_given_up_is_ended_at_once(tmp_path: Path) -> None:
-    async def manage(worker: Worker, path: str) -> list[bool]:
-        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+    async def manage(worker: Worker) -> list[bool]:
         lost = []
         for task in await in_hand(worker, 60, 60):
             task.cancel()
@@ -552,7 +540,7 @@ def test_a_worker_whose_calls_are_all_given_up_is_ended_at_once(tmp_path: Path) 
             lost.append(worker.lost)
         return lost
 
-    assert run(tmp_path, loaded, manage, concurrency=2) == [False, True]
+    assert run_loaded(tmp_path, lambda _: None, manage, concurrency=2) == [False, True]
 
 
 def test_a_call_of_a_worker_that_has_ended_since_it_was_loaded_fails_at_once(tmp_path: Path) -> None:
@@ -570,8 +558,7 @@ def test_a_call_of_a_worker_that_has_ended_since_it_was_loaded_fails_at_once(tmp
 
 
 def test_a_call_that_was_given_up_before_its_turn_keeps_no_worker(tmp_path: Path) -> None:
-    async def manage(worker: Worker, path: str) -> list[bool]:
-        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+    async def manage(worker: Worker) -> list[bool]:
         [in_turn] = await in_hand(worker, 60)
         waiting = asyncio.create_task(call(worker))
         await asyncio.sleep(0)
@@ -582,17 +569,15 @@ def test_a_call_that_was_given_up_before_its_turn_keeps_no_worker(tmp_path: Path
             lost.append(worker.lost)
         return lost
 
-    assert run(tmp_path, loaded, manage) == [False, True]
+    assert run_loaded(tmp_path, lambda _: None, manage) == [False, True]
 
 
 def test_a_call_that_was_given_up_and_never_ends_ends_the_worker(tmp_path: Path) -> None:
     def peer(channel: Channel) -> None:
-        loaded(channel)
         called(channel)
         channel.send(RESULT, called(channel), b"other")
 
-    async def manage(worker: Worker, path: str) -> None:
-        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+    async def manage(worker: Worker) -> None:
         given_up, other = await in_hand(worker, 0.1, 0.1)
         given_up.cancel()
         assert await other == b"other"
@@ -602,7 +587,7 @@ def test_a_call_that_was_given_up_and_never_ends_ends_the_worker(tmp_path: Path)
         ends = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(end) for end in ends] == [Timeout, WorkerGone]
 
-    run(tmp_path, peer, manage, concurrency=2)
+    run_loaded(tmp_path, peer, manage, concurrency=2)
 
 
 def test_a_reply_that_came_while_the_manager_was_stopped_came_in_time(
@@ -623,16 +608,14 @@ def test_a_reply_that_came_while_the_manager_was_stopped_came_in_time(
             return []
 
     def peer(channel: Channel) -> None:
-        loaded(channel)
         channel.send(RESULT, called(channel), b"done")
         replied.set()
 
-    async def manage(worker: Worker, path: str) -> bytes:
-        await worker.load(path, Load("example", "wasm"), [0], 10, None)
+    async def manage(worker: Worker) -> bytes:
         [task] = await in_hand(worker, 0.01)
         called_now.set()
         return await task
 
     monkeypatch.setattr(selectors, "DefaultSelector", Stopped)
     monkeypatch.setattr("circleosd.plugins.workers.GRACE", 0.01)
-    assert run(tmp_path, peer, manage) == b"done"
+    assert run_loaded(tmp_path, peer, manage) == b"done"
