@@ -15,7 +15,7 @@ BY_VERB: Mapping[str, type[Request]] = {
 
 
 def similar(verb: str) -> list[str]:
-    """What somebody may have meant who named an action that there is not: those of its group, or all."""
+    """The actions that an unknown `verb` may stand for: those of its group, or all if there is no such group."""
     return [known for known in BY_VERB if known.partition(":")[0] == verb.partition(":")[0]] or [*BY_VERB]
 
 
