@@ -27,7 +27,7 @@ async def explain(
         missing = await _missing(units, state) if result == "dependency" else ""
         down = f", and the unit is {state.active}" if result == "done" else ""
         return f"the job's result is {result}{down}{missing}{await _logged_since(units, began, state.unit)}"
-    ended = [] if state.result in (None, "success", START_LIMIT) else [f"the unit's is {state.result}"]
+    ended = [] if state.result in (None, "success", START_LIMIT) else [f"the unit's result is {state.result}"]
     if state.exit_status:
         ended.append(f"exit status {state.exit_status}")
     if state.signal:

@@ -223,7 +223,7 @@ def test_any_cataloged_unit_is_started_stopped_and_restarted(host: EmbeddedHost)
             "[Service]\nType=notify\nExecStart=/bin/sh -c 'echo no license; exit 3'\n",
             "exit status 3; it said: no license",
         ),
-        ("[Service]\nType=notify\nTimeoutStartSec=300ms\nExecStart=/bin/sleep 60\n", "the unit's is timeout"),
+        ("[Service]\nType=notify\nTimeoutStartSec=300ms\nExecStart=/bin/sleep 60\n", "the unit's result is timeout"),
         ("[Service\n", "line 1 is neither"),
         ("[Service]\n", "one ExecStart="),
         ("[Service]\nUser=somebody\nExecStart=/bin/true\n", "not as User=somebody"),

@@ -68,7 +68,7 @@ def test_a_unit_that_fails_too_often_is_said_to_be_held_back_by_systemd(machine:
         assert "systemd did not start it again (start-limit-hit)" in said
         assert "systemctl reset-failed ct-loop.service" in said
         if machine.get_unit_property("ct-loop.service", "Result") != "start-limit-hit":  # as it is on systemd 262
-            assert "ct-loop.service; as for its last run, the unit's is exit-code, exit status 4" in said
+            assert "ct-loop.service; as for its last run, the unit's result is exit-code, exit status 4" in said
             assert said.count("last words") == 1
     machine.succeed("systemctl reset-failed ct-loop.service")
     assert "too often" not in refused(machine, "service start loop", 11)
@@ -129,7 +129,7 @@ def test_a_reload_that_fails_is_explained_by_what_was_logged_of_it_alone(machine
 
 def test_a_start_that_fails_without_a_word_is_explained_by_what_systemd_logged(machine: Machine) -> None:
     said = refused(machine, "service start mute", 11)
-    assert "the job's result is failed, the unit's is exit-code; the log says: " in said
+    assert "the job's result is failed, the unit's result is exit-code; the log says: " in said
     assert "status=7" in said
 
 

@@ -70,9 +70,9 @@ def told(verb: Verb, result: str, state: UnitState, before: UnitState | None = N
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        (unit(exit_status=3), "the job's result is failed, the unit's is exit-code, exit status 3"),
-        (unit(exit_status=0), "the job's result is failed, the unit's is exit-code"),
-        (unit(result="signal", signal="SIGSEGV"), "the job's result is failed, the unit's is signal, SIGSEGV"),
+        (unit(exit_status=3), "the job's result is failed, the unit's result is exit-code, exit status 3"),
+        (unit(exit_status=0), "the job's result is failed, the unit's result is exit-code"),
+        (unit(result="signal", signal="SIGSEGV"), "the job's result is failed, the unit's result is signal, SIGSEGV"),
         (unit("inactive", result="success"), "the job's result is failed"),
         (unit(result=None), "the job's result is failed"),
     ],
@@ -84,7 +84,7 @@ def test_a_run_that_failed_is_told_with_its_end_and_its_last_words(state: UnitSt
 
 def test_a_unit_that_was_not_even_tried_is_held_back_and_its_last_run_told_as_that() -> None:
     failed = unit(exit_status=3)
-    last = "; as for its last run, the unit's is exit-code, exit status 3"
+    last = "; as for its last run, the unit's result is exit-code, exit status 3"
     assert told("start", "failed", failed, failed) == TOO_OFTEN + last + SAID
     assert told("start", "failed", unit(result="start-limit-hit"), units=Silent()) == TOO_OFTEN
     assert told("start", "failed", unit(result="start-limit-hit")) == TOO_OFTEN
@@ -95,12 +95,16 @@ def test_a_unit_that_was_not_even_tried_is_held_back_and_its_last_run_told_as_th
     [unit(since=1.0), unit("active"), unit(result="signal"), unit("inactive", 2.0, "exit-code")],
 )
 def test_a_unit_that_was_otherwise_before_did_run(before: UnitState) -> None:
-    assert told("start", "failed", unit(), before).startswith("the job's result is failed, the unit's is exit-code")
+    assert told("start", "failed", unit(), before).startswith(
+        "the job's result is failed, the unit's result is exit-code"
+    )
 
 
 def test_a_unit_that_lacked_resources_was_tried() -> None:
     failed = unit(result="resources")
-    assert told("start", "failed", failed, failed) == "the job's result is failed, the unit's is resources" + SAID
+    assert (
+        told("start", "failed", failed, failed) == "the job's result is failed, the unit's result is resources" + SAID
+    )
 
 
 @pytest.mark.parametrize(("verb", "result"), [("reload", "failed"), ("start", "canceled"), ("start", "dependency")])
@@ -115,14 +119,14 @@ def test_of_a_run_that_said_nothing_it_is_told_what_was_logged_of_it() -> None:
         async def log_tail(self, unit: str, lines: int) -> list[str]:
             return []
 
-    says = "the unit's is exit-code"
+    says = "the unit's result is exit-code"
     assert told("start", "failed", unit(), units=Speechless()) == f"the job's result is failed, {says}{LOGGED}"
     assert told("start", "failed", unit(), unit(), Speechless()).endswith(f"; as for its last run, {says}")
 
 
 @pytest.mark.parametrize("result", ["done", "failed", "timeout"])
 def test_a_job_that_may_have_run_the_unit_is_told_by_that_run(result: str) -> None:
-    assert told("start", result, unit(exit_status=3)).endswith("the unit's is exit-code, exit status 3" + SAID)
+    assert told("start", result, unit(exit_status=3)).endswith("the unit's result is exit-code, exit status 3" + SAID)
 
 
 def test_what_is_in_the_journal_only_later_is_waited_for() -> None:
