@@ -34,6 +34,7 @@ class Supervisor:
     def __init__(self, specifiers: Mapping[str, str], places: Sequence[Path]) -> None:
         self.specifiers, self._places = specifiers, places
         self._units: dict[str, Unit] = {}
+        self.stopping = False
         self.listeners: list[Callable[[str, UnitState | LogLine], None]] = []
 
     def file(self, name: str) -> UnitFile:
@@ -76,7 +77,8 @@ class Supervisor:
         return await unit.start() if verb != "stop" else "done"
 
     async def stop(self) -> None:
-        """Stop everything: first the sockets, so that nothing starts again."""
+        """Stop everything: first the sockets, so that nothing starts again. Waiting jobs are canceled."""
+        self.stopping = True
         for kind in (".socket", ".service"):
             await asyncio.gather(*(unit.stop() for name, unit in self._units.items() if name.endswith(kind)))
 

@@ -36,6 +36,7 @@ class Owner(Protocol):
     """What a unit needs of its supervisor."""
 
     specifiers: Mapping[str, str]
+    stopping: bool  # nothing starts any more
 
     def file(self, name: str) -> UnitFile: ...
 
@@ -65,6 +66,8 @@ class Unit:
         """Start it unless it is active; return the job's result."""
         if self._task and self._task.cancelling():
             await self.ended()
+        if self._supervisor.stopping:
+            return "canceled"
         if not self._task or self._task.done():
             self._started = started = asyncio.get_running_loop().create_future()
             self._task = asyncio.create_task(self._main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,10 +17,11 @@ from typing import Any
 import pytest
 
 from circleosd.embedded.process import BURST
+from circleosd.embedded.supervisor import Supervisor
 from tests.integration.conftest import NewHost, running
 from tests.integration.embedded_host import EmbeddedHost, read_reply
 from tests.integration.people import ALICE, ask
-from tests.waiting import ended
+from tests.waiting import SECONDS, ended, until
 
 LIVELY = """
 import os, socket, time
@@ -159,6 +161,29 @@ def test_a_start_waits_for_the_end_of_a_stop(host: EmbeddedHost) -> None:
         assert read_reply(starting)["data"]["state"] == "active"
     assert host.data("service-registry", "status", name="slow")["state"] == "active"
     host.data("service-registry", "stop", name="slow")
+
+
+@pytest.mark.parametrize("verb", ["restart", "start"])
+def test_what_waits_to_start_as_everything_is_stopped_does_not_start_any_more(tmp_path: Path, verb: str) -> None:
+    mark, script = tmp_path / "may-end", tmp_path / "slow"
+    waiting = f"until [ -e {mark} ]; do sleep 0.1; done"
+    script.write_text(f"trap '{waiting}; exit 0' TERM; echo up; while :; do sleep 0.1; done\n")
+    unit = f"[Service]\nTimeoutStopSec=60\nExecStart=/bin/sh {script}\n"
+    (tmp_path / "slow.service").write_text(unit)
+
+    async def stopped() -> tuple[str, str]:
+        supervisor = Supervisor({}, [tmp_path])
+        await supervisor.job("start", "slow.service")
+        await until(lambda: supervisor.lines("slow.service"))
+        jobs = [asyncio.create_task(supervisor.job(job, "slow.service")) for job in ("stop", verb)]
+        await until(lambda: supervisor.state("slow.service").active == "deactivating")
+        stopping = asyncio.create_task(supervisor.stop())
+        await asyncio.sleep(0)
+        mark.touch()
+        await stopping
+        return await jobs[-1], supervisor.state("slow.service").active
+
+    assert asyncio.run(asyncio.wait_for(stopped(), SECONDS)) == ("canceled", "inactive")
 
 
 def test_a_service_that_is_stopped_while_its_restart_is_due_has_not_failed(host: EmbeddedHost) -> None:
