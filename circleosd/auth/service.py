@@ -11,7 +11,7 @@ from circleosd.auth import passwords, rules, store
 from circleosd.auth.callers import Callers
 from circleosd.auth.logins import Logins
 from circleosd.auth.passwords import Passwords
-from circleosd.auth.sessions import Sessions
+from circleosd.auth.sessions import NO_SESSION, Sessions
 from circleosd.auth.store import Account
 from circleosd.config import AuthSettings
 from circleosd.database import Database, Transaction
@@ -269,7 +269,8 @@ class AuthService(Handlers):
             raise Conflict("no session to end: no token was sent")
 
         def work(tx: Transaction) -> None:
-            store.close_sessions(tx, user, only=session)
+            if not store.close_sessions(tx, user, only=session):  # it has ended since the token was looked up
+                raise Denied(NO_SESSION)
             act.commit(tx, before={"session": session})
 
         act.object = user

@@ -64,6 +64,19 @@ def test_a_denial_tells_what_was_asked_for_without_secrets_and_what_is_no_parame
     ]
 
 
+def test_of_two_logouts_at_once_one_ends_the_session_and_the_other_finds_none(accounts: Accounts) -> None:
+    alice = {"name": "alice", "password": OLD}
+    assert told(accounts, ROOT, "create", **alice) == "ok"
+    token = accounts.ask({"action": "login", **alice})["data"]["token"]
+    line = json.dumps({"action": "logout", "token": token}).encode()
+
+    async def both() -> list[bytes]:
+        return await asyncio.gather(*(reply_to(accounts.service, line, ROOT) for _ in range(2)))
+
+    assert {json.loads(reply).get("error") for reply in asyncio.run(both())} == {None, "denied"}
+    assert [phase for phase, action, _ in accounts.history() if action == "logout"] == ["done", "denied"]
+
+
 @pytest.mark.parametrize("more", [{"token": "of-no-session"}, {"on_behalf": "plugin"}])
 def test_a_login_that_is_refused_before_its_name_is_looked_up_is_recorded_without_the_name(
     accounts: Accounts, more: dict[str, str]
