@@ -60,14 +60,21 @@ class Connection:
         return self._finished or not self._bus.connected
 
     async def call(
-        self, target: tuple[str, str, str], member: str, signature: str = "", body: Sequence[Any] = ()
+        self,
+        target: tuple[str, str, str],
+        member: str,
+        signature: str = "",
+        body: Sequence[Any] = (),
+        *,
+        timeout: float | None = None,
     ) -> Message:
         """Call a method of `target` (name, object path, interface). Raises `ErrorReply`, `Lost`, `Timeout`."""
+        within = timeout or CALL_TIMEOUT
         try:
-            async with asyncio.timeout(CALL_TIMEOUT), self._room(_size(body)):
+            async with asyncio.timeout(within), self._room(_size(body)):
                 answer = await self._reply(target, member, signature, body)
         except TimeoutError as exc:
-            raise Timeout(f"{target[0]} did not answer within {CALL_TIMEOUT:g} s") from exc
+            raise Timeout(f"{target[0]} did not answer within {within:g} s") from exc
         if answer is None or answer.error_name == NO_REPLY:
             raise Lost
         if answer.message_type is MessageType.ERROR:

@@ -36,6 +36,7 @@ T = TypeVar("T")
 RULE_MAKER = "circleosd-polkit.service"  # updates the polkit rule; the registry may start it
 RULE_ARRIVAL = (0.0, 0.1, 0.2, 0.4)  # seconds between updating the rule and checking whether polkit has it
 LOOK = 0.1  # seconds between checks of a job whose end will not be reported
+RELOAD_TIMEOUT = 180.0  # seconds; systemctl's: generators, which systemd runs then, may take half of that
 TRIES = 5  # of a lost call: systemd may be re-executed more than once in a row
 METHODS: dict[Verb, str] = {
     "start": "StartUnit",
@@ -182,7 +183,7 @@ class SystemdUnits(UnitManager):
                 await connection.call(MANAGER, "EnableUnitFiles", "asbb", [[unit], False, False])
             else:
                 await connection.call(MANAGER, "DisableUnitFiles", "asb", [[unit], False])
-            await connection.call(MANAGER, "Reload")
+            await connection.call(MANAGER, "Reload", timeout=RELOAD_TIMEOUT)
 
         await self._repeated(f"{verb} {unit}", work)
 

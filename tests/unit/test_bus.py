@@ -124,6 +124,8 @@ def test_a_call_that_nobody_answers_is_a_timeout(monkeypatch: pytest.MonkeyPatch
         connection = Connection(Bus())  # type: ignore[arg-type]  # what it needs of one
         with pytest.raises(Timeout, match=r"systemd1 did not answer within 0\.01 s"):
             await connection.call(MANAGER, "GetUnit")
+        with pytest.raises(Timeout, match=r"systemd1 did not answer within 0\.02 s"):
+            await connection.call(MANAGER, "Reload", timeout=0.02)
 
     asyncio.run(asyncio.wait_for(main(), SECONDS))
 

@@ -314,8 +314,11 @@ def test_a_unit_is_enabled_again_where_the_bus_went_away_over_it_but_not_forever
     asked: list[str] = []
 
     class Dying(Bus):
-        async def call(self, target: tuple[str, str, str], member: str, *_: Any) -> Message:
+        async def call(
+            self, target: tuple[str, str, str], member: str, *_: Any, timeout: float | None = None
+        ) -> Message:
             asked.append(member)
+            assert (timeout is not None) == (member == "Reload")
             if member == "Reload" and asked.count("Reload") <= lost:
                 raise Lost
             return Message(path="/", member="x", body=["enabled"])
