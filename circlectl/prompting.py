@@ -8,6 +8,8 @@ import sys
 from circleosd.api.contract import Mark, Parameter
 from circleosd.errors import BadRequest
 
+MAX_LINE = 64 * 1024  # characters of a line on standard input; a password has a fraction of that
+
 
 def secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
     """Read a password, called `name` in messages: a line of standard input, or from the terminal without echo.
@@ -26,9 +28,11 @@ def secret(item: Parameter, name: str, *, stdin: bool) -> str | None:
 
 def _read(item: Parameter, name: str, *, stdin: bool) -> str | None:
     if stdin:
-        line = sys.stdin.readline()
+        line = sys.stdin.readline(MAX_LINE)
         if not line:
             raise BadRequest(f"no {name} on standard input")
+        if len(line) == MAX_LINE:
+            raise BadRequest(f"the {name} on standard input has too many characters")
         secret = line.removesuffix("\n").removesuffix("\r")  # of a file from Windows: nobody could type it
         return secret if secret or item.required else None
     if not sys.stdin.isatty():

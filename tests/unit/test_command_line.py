@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 
-from circlectl import adapter, cli, commands, helptext, system
+from circlectl import adapter, cli, commands, helptext, prompting, system
 from circleosd.errors import BadRequest
 from circleosd.paths import SERVICES
 from tests import PROJECT
@@ -293,6 +294,13 @@ def test_a_file_without_a_name_is_quoted(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setenv("CIRCLEOSD_RUNTIME_DIR", "/nonexistent")
     assert cli.run(["plugin", "load", ""]) == 5
     assert capsys.readouterr().err == "circlectl: no such file: '' [not-found]\n"
+
+
+def test_a_password_without_end_on_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    (password,) = commands.of_group("user")["login"].secrets
+    monkeypatch.setattr(sys, "stdin", io.StringIO("x" * 10_000_000))
+    with pytest.raises(BadRequest, match=r"^the password on standard input has too many characters$"):
+        prompting.secret(password, "password", stdin=True)
 
 
 def test_the_command_line_is_made_without_heavy_imports() -> None:
