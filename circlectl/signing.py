@@ -1,9 +1,11 @@
 """Signing a plugin: completes its manifest and lets ssh-keygen sign it; the private key never leaves its owner."""
 
+import contextlib
 import json
 import os
 import stat
-from typing import Annotated, Any, TypedDict
+from collections.abc import Iterator
+from typing import Annotated, Any, BinaryIO, TypedDict
 
 from circlectl.asking import Asking
 from circlectl.replacing import replace
@@ -57,7 +59,7 @@ def sign(ask: Asking, request: dict[str, Any]) -> tuple[Any, CircleError | None]
 
 def _manifest(path: str) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
+        with _opened(path) as file:
             manifest = json.load(file, object_pairs_hook=once)
         json.dumps(manifest, ensure_ascii=False, allow_nan=False).encode()
     except FileNotFoundError:
@@ -68,6 +70,15 @@ def _manifest(path: str) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise BadRequest(f"the manifest {path} is not a JSON object")
     return manifest
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    """A regular file, as plugin-manager requires. Never waits, as for a pipe. Raises OSError, `BadRequest`."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise BadRequest(f"{path} is not a regular file")
+        yield file
 
 
 def _require_loadable(content: bytes, head: bytes) -> None:
@@ -85,7 +96,7 @@ def _measure(path: str) -> tuple[str, int, bytes]:
 
     digest, size, head = hashlib.sha256(), 0, b""
     try:
-        with open(path, "rb") as file:
+        with _opened(path) as file:
             while piece := file.read(PIECE):
                 head = head or piece[:16]
                 if not head.startswith((WASM, ELF)):

@@ -230,7 +230,10 @@ def test_a_signature_that_is_named_is_looked_at_wherever_it_is(signer: Signer) -
 def test_signing_says_what_is_wrong(signer: Signer, tmp_path: Path) -> None:
     alone = tmp_path / "alone.wasm"
     shutil.copy(signer.path, alone)
+    os.mkfifo(pipe := tmp_path / "pipe.wasm")
     for arguments, status, reason in (
+        ([str(pipe), "--key", str(signer.key)], 2, f"{pipe} is not a regular file"),
+        ([str(signer.path), "--key", str(signer.key), "--manifest", str(pipe)], 2, f"{pipe} is not a regular file"),
         ([str(alone), "--key", str(signer.key)], 5, "without a manifest"),
         ([str(signer.path), "--key", "/nonexistent"], 5, "no such key: /nonexistent"),
         ([str(signer.path), "--key", str(signer.manifest)], 2, f"cannot sign with {signer.manifest}: "),
