@@ -242,6 +242,11 @@ def test_a_command_of_a_later_wasi_is_refused_with_what_to_build_instead(version
     assert "imports wasi:http/types" in refusal(command("http/types")), "that would not help"
 
 
+def test_a_component_with_a_function_handle_may_be_a_command_too() -> None:
+    run = '(instance $x) (export "wasi:cli/run@0.2.6" (instance $x))'
+    assert inspect(component(exports=run)).functions == ["handle"]
+
+
 def test_gc_types_are_refused_by_name() -> None:
     assert "has a type of the form" in refusal(wat("(module (type (struct)))"))
 
