@@ -251,7 +251,10 @@ class Signatures:
                 env=self._environment,
             )
         except OSError as exc:
-            raise Unavailable(f"cannot run ssh-keygen, which verifies signatures: {exc.strerror or exc}") from exc
+            why = f"cannot run ssh-keygen, which verifies signatures: {exc.strerror or exc}"
+            if isinstance(exc, FileNotFoundError):
+                why += "; install the OpenSSH client"
+            raise Unavailable(why) from exc
         try:
             out, err = await process.communicate(given)
         finally:
