@@ -85,7 +85,6 @@ class Worker(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._calls: dict[int, _Call] = {}
         self._number = LOADING
-        self._names: dict[str, bytes] = {}
         self._room = asyncio.Event()  # there may be fewer running calls now
         self._in_line = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -150,11 +149,7 @@ class Worker(asyncio.BufferedProtocol):
         """
         if self.lost or len(self._calls) >= self._concurrency:
             await self._until_room()
-        named = self._names.get(name)
-        if named is None:
-            named = frames.named_body(name, b"")
-            if kind == frames.INVOKE:  # there may be any number of topics
-                self._names[name] = named
+        named = frames.named_body(name, b"")
         number = self._number = self._number % frames.LAST_ID + 1
         length = len(named) + len(payload)
         if length > frames.TO_WORKER[kind]:
