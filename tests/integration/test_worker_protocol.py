@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import socket
@@ -56,6 +57,20 @@ def test_an_unusable_compilation_is_replaced(precompiled: bytes) -> None:
         worker.ready()
         assert worker.compiled
         assert worker.invoke("echo", "hello") == "hello"
+
+
+def test_a_compilation_that_needs_what_the_cpu_lacks_is_replaced() -> None:
+    with start(core()) as worker:
+        worker.ready()
+    assert worker.compiled
+    # It lists the features of CPUs, each with whether the code may use it; now it may use all of them.
+    wanting = re.sub(rb"(has_[a-z0-9_]+\x02)\0", lambda found: found[1] + b"\1", worker.compiled)
+    if wanting == worker.compiled:
+        pytest.skip("this CPU has every feature")
+    with start(core(), wanting) as second:
+        second.ready()
+        assert second.compiled
+        assert second.invoke("echo", "hello") == "hello"
 
 
 def test_a_compilation_for_the_other_mode_is_replaced() -> None:
