@@ -84,7 +84,7 @@ class Loading:
             os.close(source)
 
     async def verify(self, files: Given, request: Verify, uid: int | None) -> Verified:
-        """The reply to `plugin verify`; limited per `uid`. Raises `Limit`, `BadSignature`, and as `candidate` does."""
+        """The reply to `plugin verify`; limited per `uid`. Raises `Limit`, `Denied`, and as `candidate` does."""
         with self._verifications.held(uid):
             async with self._verifying.turn(uid):
                 return await self._verify(files, request)

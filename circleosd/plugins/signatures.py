@@ -13,7 +13,6 @@ import os
 import re
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,31 +30,15 @@ SECONDS = 10.0  # for one signature; a run of ssh-keygen takes some 10 ms
 MAX_LINES = 16  # lines of trusted-signers that are tried for one key; each takes two runs
 
 
-class Problem(StrEnum):
-    """Why a signature is not accepted."""
-
-    MALFORMED = "malformed"
-    NAMESPACE = "namespace"
-    TAMPERED = "tampered"
-    UNKNOWN = "unknown"
-    EXPIRED = "expired"
-    NOT_YET = "not-yet-valid"
-    REVOKED = "revoked"
+class UnknownSigner(Denied):
+    """The signature is intact, but not by a trusted signer: whoever loads the plugin may know them better."""
 
 
-class BadSignature(Denied):
-    """A signature that is not accepted, and why."""
-
-    def __init__(self, problem: Problem, message: str) -> None:
-        super().__init__(message)
-        self.problem = problem
-
-
-class _OtherPurpose(BadSignature):
+class _OtherPurpose(UnknownSigner):
     """The line of trusted-signers with the key is for other namespaces."""
 
     def __init__(self, message: str, line: int) -> None:
-        super().__init__(Problem.UNKNOWN, message)
+        super().__init__(message)
         self.line = line
 
 
@@ -91,7 +74,7 @@ class Signatures:
     async def verify(self, manifest: bytes, signature: bytes, signers: bytes | None = None) -> Signer:
         """The signer of `manifest`. `signers` replaces the host's trusted-signers.
 
-        Raises `BadSignature`, `Unavailable` if ssh-keygen or a list of keys cannot be used, `Timeout`.
+        Raises `Denied`, `Unavailable` if ssh-keygen or a list of keys cannot be used, `Timeout`.
         """
         try:
             async with asyncio.timeout(SECONDS):
@@ -109,7 +92,7 @@ class Signatures:
 
     async def _trusted(self, manifest: bytes, signature: str, trusted: str, key: str) -> str:
         """The principal for a key that trusted-signers trusts for plugins."""
-        refusal: BadSignature | None = None
+        refusal: UnknownSigner | None = None
         with contextlib.ExitStack() as file:
             for _ in range(MAX_LINES):
                 try:
@@ -121,12 +104,11 @@ class Signatures:
                     rest = b"".join(Path(trusted).read_bytes().splitlines(keepends=True)[error.line :])
                     file.close()
                     trusted = file.enter_context(_in_memory(rest))
-                except BadSignature as error:
+                except UnknownSigner as error:
                     raise refusal or error from None
                 else:
                     return principal
-        raise BadSignature(
-            Problem.UNKNOWN,
+        raise UnknownSigner(
             f"{SIGNERS} has {MAX_LINES} lines with the key {key} that do not allow {NAMESPACE}; "
             "move the line that does before them",
         )
@@ -137,21 +119,19 @@ class Signatures:
         if ran.status == 0 and (good := re.search(r"\bwith (\S+) key (\S+)", ran.out)):
             return f"{good[1]} {good[2]}"
         if "namespace" in ran.err:
-            raise BadSignature(
-                Problem.NAMESPACE,
+            raise Denied(
                 f"the signature was made for another purpose: its namespace is not {NAMESPACE}; "
                 "sign it with: circlectl plugin sign",
             )
         if "incorrect signature" in ran.err:
-            raise BadSignature(
-                Problem.TAMPERED,
+            raise Denied(
                 "the signature does not match the manifest: one of them was changed after signing; "
                 "get both from the author again",
             )
-        raise BadSignature(Problem.MALFORMED, f"the signature cannot be read: {_last_line(ran.err)}; get it again")
+        raise Denied(f"the signature cannot be read: {_last_line(ran.err)}; get it again")
 
     async def _not_revoked(self, manifest: bytes, signature: str, key: str) -> None:
-        """Raises `BadSignature` for a revoked key, trusted or not, `Unavailable` if revoked-signers cannot be read."""
+        """Raises `Denied` for a revoked key, trusted or not, `Unavailable` if revoked-signers cannot be read."""
         revoked = self._found(REVOKED)
         if revoked is None:
             return
@@ -160,7 +140,7 @@ class Signatures:
         ran = await self._run(["-vvv", *nobody, "-r", revoked], manifest)
         reason = re.search(r"sshkey_check_revoked: (.*)", ran.err)
         if reason and "revoked" in reason[1]:
-            raise BadSignature(Problem.REVOKED, f"the signer's key {key} is revoked; do not use what it signed")
+            raise Denied(f"the signer's key {key} is revoked; do not use what it signed")
         if reason:
             raise _unreadable(revoked, reason[1].strip())
 
@@ -173,26 +153,22 @@ class Signatures:
             if named := next((pattern for pattern in patterns if not pattern.startswith("!")), None):
                 return named
         if reason := re.search(r"key has expired.*valid-before (\S+)", ran.err):
-            raise BadSignature(
-                Problem.EXPIRED, f"the signer's key {key} was valid only until {reason[1]}; have it signed again"
-            )
+            raise UnknownSigner(f"the signer's key {key} was valid only until {reason[1]}; have it signed again")
         if reason := re.search(r"key is not yet valid.*valid-after (\S+)", ran.err):
-            raise BadSignature(
-                Problem.NOT_YET,
+            raise UnknownSigner(
                 f"the signer's key {key} is not valid until {reason[1]}; wait, or have it signed again",
             )
         if reason := re.search(r'Unable to (?:open|read) allowed keys file ".*": (.*)', ran.err):
             raise _unreadable(trusted, reason[1].strip())
         if "-CERT " in key:  # ssh-keygen does not say which of these it is
-            raise BadSignature(
-                Problem.UNKNOWN,
+            raise UnknownSigner(
                 f"it is signed with the certificate {key}, which no cert-authority in {SIGNERS} vouches for: it has "
                 "expired, is not yet valid, or is for other principals or from another authority; see: ssh-keygen -L",
             )
         why = f"it is signed with the key {key}, which {SIGNERS} does not name"
         if unusable := re.search(r":(\d+): (.*)", ran.err):
             why += f" (its line {unusable[1]} is not valid, see ssh-keygen(1), ALLOWED SIGNERS: {unusable[2].strip()})"
-        raise BadSignature(Problem.UNKNOWN, f"{why}; add it if you trust it")
+        raise UnknownSigner(f"{why}; add it if you trust it")
 
     async def _valid(self, manifest: bytes, signature: str, trusted: str, principal: str, key: str) -> None:
         arguments = ["-Y", "verify", "-f", trusted, "-I", principal, "-n", NAMESPACE, "-s", signature]
@@ -207,8 +183,7 @@ class Signatures:
                 "see namespaces in ssh-keygen(1)",
                 int(other[1]),
             )
-        raise BadSignature(
-            Problem.UNKNOWN,
+        raise UnknownSigner(
             f"the signature by {principal} is not accepted: {_last_line(ran.err)}; see ssh-keygen(1), ALLOWED SIGNERS",
         )
 

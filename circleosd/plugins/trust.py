@@ -7,11 +7,8 @@ from typing import NamedTuple
 from circleosd.config import TrustPolicy
 from circleosd.errors import Denied
 from circleosd.plugins.manifest import Manifest
-from circleosd.plugins.signatures import SIGNERS, BadSignature, Problem, Signatures
+from circleosd.plugins.signatures import SIGNERS, Signatures, UnknownSigner
 from circleosd.plugins.store import Loaded
-
-# With these, the signature is intact: somebody vouches, and the caller may know them better than the host does.
-OPEN_TO_TRUST = frozenset({Problem.UNKNOWN, Problem.EXPIRED, Problem.NOT_YET})
 
 
 class Trust(NamedTuple):
@@ -51,8 +48,8 @@ class Trusting:
             return self._unsigned("it is not signed", None, native=native, explicit=explicit)
         try:
             signer = await self._signatures.verify(content, signature)
-        except BadSignature as error:
-            if not (explicit and error.problem in OPEN_TO_TRUST and self._policy != "require"):
+        except UnknownSigner as error:
+            if not explicit or self._policy == "require":
                 raise
             return Trust(None, None, f"loaded on trust: {error}")
         if signer.principal is None:

@@ -15,7 +15,7 @@ from circleosd.config import TrustPolicy
 from circleosd.errors import Denied, Timeout, Unavailable
 from circleosd.paths import only
 from circleosd.plugins.manifest import Manifest
-from circleosd.plugins.signatures import MAX_LINES, BadSignature, Problem, Signatures
+from circleosd.plugins.signatures import MAX_LINES, Signatures, UnknownSigner
 from circleosd.plugins.trust import Trust, Trusting
 from tests.integration.keys import NAMESPACE, new_key, public, sign
 
@@ -46,8 +46,8 @@ class Host:
         plugin = Manifest("example", plugin_type="native" if native else "wasm")
         return asyncio.run(trusting.judge(plugin, manifest, signature, explicit=explicit, before=None))
 
-    def refusal(self, signature: bytes, manifest: bytes = MANIFEST, *, policy: TrustPolicy = "require") -> BadSignature:
-        with pytest.raises(BadSignature) as caught:
+    def refusal(self, signature: bytes, manifest: bytes = MANIFEST, *, policy: TrustPolicy = "require") -> Denied:
+        with pytest.raises(Denied) as caught:
             self.judge(signature, manifest, policy=policy)
         return caught.value
 
@@ -100,19 +100,18 @@ def test_a_byte_order_mark_is_no_part_of_a_signers_name(signers: Host) -> None:
 
 def test_a_manifest_that_was_changed_after_signing_is_refused(signers: Host) -> None:
     error = signers.refusal(sign(signers.alice, MANIFEST), MANIFEST.replace(b"00", b"01"))
-    assert error.problem is Problem.TAMPERED
     assert "changed after signing" in str(error)
 
 
 def test_an_unknown_signer_is_refused_with_the_key(signers: Host) -> None:
     error = signers.refusal(sign(signers.mallory, MANIFEST))
-    assert error.problem is Problem.UNKNOWN
+    assert isinstance(error, UnknownSigner)
     assert "SHA256:" in str(error)
 
 
 def test_a_signature_for_another_purpose_is_refused(signers: Host) -> None:
     error = signers.refusal(sign(signers.alice, MANIFEST, "git"))
-    assert error.problem is Problem.NAMESPACE
+    assert not isinstance(error, UnknownSigner)
     assert "was made for another purpose: its namespace is not circleosd-plugin" in str(error)
 
 
@@ -124,7 +123,7 @@ def test_a_key_may_have_a_line_for_each_purpose(signers: Host, others: int) -> N
     assert signers.judge(sign(signers.alice, MANIFEST)).signer == "alice@example.org"
     signers.trust(*git, f"mallory@example.org {public(signers.mallory)}")
     refused = signers.refusal(sign(signers.alice, MANIFEST))
-    assert refused.problem is Problem.UNKNOWN
+    assert isinstance(refused, UnknownSigner)
     assert "of git0@example.org, but not for circleosd-plugin" in str(refused)
 
 
@@ -133,7 +132,7 @@ def test_a_signer_is_not_named_by_whose_key_it_is_not(signers: Host) -> None:
     assert signers.judge(sign(signers.alice, MANIFEST)).signer == "*@example.org"
     for nobody in ("!bob@example.org", "*@example.org,!*@example.org"):
         signers.trust(f"{nobody} {public(signers.alice)}")
-        assert signers.refusal(sign(signers.alice, MANIFEST)).problem is Problem.UNKNOWN
+        assert isinstance(signers.refusal(sign(signers.alice, MANIFEST)), UnknownSigner)
 
 
 def slowed(host: Host, before: str) -> Mapping[str, str]:
@@ -153,7 +152,7 @@ def for_other_purposes(host: Host) -> bytes:
 def test_a_key_with_endless_lines_for_other_purposes_costs_few_runs_and_no_memory(signers: Host) -> None:
     environment = slowed(signers, "ls -l /proc/$PPID/fd | grep -c memfd: >> runs")
     signatures = Signatures([signers.directory], environment)
-    with pytest.raises(BadSignature, match="move the line that does before them"):
+    with pytest.raises(Denied, match="move the line that does before them"):
         asyncio.run(signatures.verify(MANIFEST, sign(signers.alice, MANIFEST), for_other_purposes(signers)))
     files = (signers.directory / "runs").read_text().split()
     assert len(files) == 1 + 2 * MAX_LINES
@@ -168,19 +167,17 @@ def test_a_verification_has_one_deadline_for_all_its_runs(signers: Host, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("options", "problem", "says"),
+    ("options", "says"),
     [
-        ('valid-before="20200101"', Problem.EXPIRED, "was valid only until 2020-01-01"),
-        ('valid-after="20990101"', Problem.NOT_YET, "is not valid until 2099-01-01"),
-        ('namespaces="git"', Problem.UNKNOWN, "but not for circleosd-plugin"),
+        ('valid-before="20200101"', "was valid only until 2020-01-01"),
+        ('valid-after="20990101"', "is not valid until 2099-01-01"),
+        ('namespaces="git"', "but not for circleosd-plugin"),
     ],
 )
-def test_a_key_that_is_not_valid_now_or_not_for_plugins_is_refused(
-    signers: Host, options: str, problem: Problem, says: str
-) -> None:
+def test_a_key_that_is_not_valid_now_or_not_for_plugins_is_refused(signers: Host, options: str, says: str) -> None:
     signers.trust(f"alice@example.org {options} {public(signers.alice)}")
     error = signers.refusal(sign(signers.alice, MANIFEST))
-    assert error.problem is problem
+    assert isinstance(error, UnknownSigner)
     assert says in str(error)
 
 
@@ -194,7 +191,6 @@ def test_a_revoked_key_is_refused(signers: Host, form: str) -> None:
     else:
         revoked.write_text(public(bob) + "\n")
     error = signers.refusal(sign(bob, MANIFEST))
-    assert error.problem is Problem.REVOKED
     assert "revoked" in str(error)
     assert signers.judge(sign(signers.alice, MANIFEST)).signer == "alice@example.org"
 
@@ -211,7 +207,8 @@ def test_a_revoked_key_is_refused(signers: Host, form: str) -> None:
 )
 def test_what_is_no_signature_is_refused(signers: Host, signature: bytes) -> None:
     error = signers.refusal(signature)
-    assert error.problem is Problem.MALFORMED
+    assert not isinstance(error, UnknownSigner)
+    assert "the signature cannot be read" in str(error)
 
 
 def certified(host: Host, *options: str) -> bytes:
@@ -242,7 +239,7 @@ def test_a_certificate_of_a_trusted_authority_is_accepted(signers: Host) -> None
 )
 def test_a_certificate_that_does_not_count_now_is_called_one(signers: Host, options: tuple[str, ...]) -> None:
     refused = signers.refusal(certified(signers, *options))
-    assert refused.problem is Problem.UNKNOWN
+    assert isinstance(refused, UnknownSigner)
     assert "no cert-authority in trusted-signers vouches for" in str(refused)
 
 
@@ -264,15 +261,15 @@ def test_native_code_needs_a_signature_or_somebodys_word(signers: Host, policy: 
 
 
 def test_a_bad_signature_is_refused_also_where_none_is_needed(signers: Host) -> None:
-    assert signers.refusal(sign(signers.mallory, MANIFEST), policy="warn").problem is Problem.UNKNOWN
-    assert signers.refusal(sign(signers.alice, b"other"), policy="warn").problem is Problem.TAMPERED
+    assert isinstance(signers.refusal(sign(signers.mallory, MANIFEST), policy="warn"), UnknownSigner)
+    assert "changed after signing" in str(signers.refusal(sign(signers.alice, b"other"), policy="warn"))
 
 
 def test_somebodys_word_stands_for_an_unknown_signer_but_not_for_a_changed_manifest(signers: Host) -> None:
     trust = signers.judge(sign(signers.mallory, MANIFEST), policy="warn", explicit=True)
     assert trust.signer is None
     assert "does not name" in (trust.warning or "")
-    with pytest.raises(BadSignature, match="changed after signing"):
+    with pytest.raises(Denied, match="changed after signing"):
         signers.judge(sign(signers.alice, b"other"), policy="warn", explicit=True)
 
 
@@ -280,7 +277,7 @@ def test_a_host_that_trusts_nobody_yet_still_notices_a_changed_manifest(tmp_path
     host = Host(tmp_path)
     (tmp_path / "trusted-signers").unlink()
     assert "trusts no signers" in (host.judge(sign(host.alice, MANIFEST), policy="warn").warning or "")
-    assert host.refusal(sign(host.alice, b"other"), policy="warn").problem is Problem.TAMPERED
+    assert "changed after signing" in str(host.refusal(sign(host.alice, b"other"), policy="warn"))
     with pytest.raises(Denied, match="trusts no signers"):
         host.judge(sign(host.alice, MANIFEST), policy="require")
 
@@ -310,9 +307,8 @@ def test_a_revoked_key_is_refused_whomever_trusted_signers_names(
         (signers.directory / "trusted-signers").unlink()
     else:
         signers.trust(*([f"mallory@example.org {public(signers.mallory)}"] if named == "mallory" else []))
-    with pytest.raises(BadSignature) as caught:
+    with pytest.raises(Denied, match="is revoked"):
         signers.judge(sign(signers.alice, MANIFEST), policy=policy, explicit=True)
-    assert caught.value.problem is Problem.REVOKED
 
 
 def test_a_revoked_key_is_refused_by_an_ssh_keygen_that_says_nothing_of_it(
