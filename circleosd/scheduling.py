@@ -14,14 +14,11 @@ TURN = 100_000  # nanoseconds, the shortest that the kernel grants
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 
-def take_short_turns() -> bool:
-    """Request short time slices for this thread, and for processes and threads that it starts later.
-
-    Returns whether the kernel accepted the request; an older kernel accepts and ignores it.
-    """
+def take_short_turns() -> None:
+    """Request short time slices for this thread, and for processes and threads that it starts later."""
     number = _SCHED_SETATTR.get(os.uname().machine)
     if number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
-        return False
+        return
     # struct sched_attr: size, policy; flags; nice, priority; runtime, deadline, period
     attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, 0, os.getpriority(os.PRIO_PROCESS, 0), 0, TURN, 0, 0)
-    return bool(ctypes.CDLL(None).syscall(number, 0, attributes, 0) == 0)
+    ctypes.CDLL(None).syscall(number, 0, attributes, 0)
