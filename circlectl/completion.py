@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple
 
 from circlectl import commands, shellwords
 from circlectl.asking import MALFORMED, Asking
@@ -180,10 +180,8 @@ class _Line:
 
     def _group_named_by(self, parameter: Parameter) -> str | None:
         """The group whose names are the values of a parameter, by its rule, its name, or an argument before it."""
-        assert self.command is not None
-        hint = get_type_hints(self.command.contract, include_extras=True)[parameter.name]
         for group in commands.GROUPS:
-            if parameter.name == group or ((rule := _name_rule(group)) and rule in _leaves(hint)):
+            if parameter.name == group or _name_rule(group) in parameter.rules:
                 return group
         if parameter.name == "object":  # of the verb before it, such as service:restart
             groups = [word.partition(":")[0] for word in self.arguments[2:] if ":" in word]
@@ -199,12 +197,6 @@ def _actions(*, with_group: bool) -> list[Candidate]:
     return [Candidate(word, about) for word, about in found.items()]
 
 
-def _leaves(hint: Any) -> list[Any]:
-    """The parts of a type, recursively, with the extras of Annotated."""
-    parts = get_args(hint)
-    return [leaf for part in parts for leaf in [part, *_leaves(part)]] if parts else []
-
-
 @cache
 def _listing(group: str) -> Command | None:
     return commands.of_group(group).get("list")
@@ -213,13 +205,11 @@ def _listing(group: str) -> Command | None:
 @cache
 def _name_rule(group: str) -> Pattern | None:
     """The rule for all names of a group, which is that of the object of its commands."""
-    for command in commands.of_group(group).values():
-        if field := command.contract.object_field:
-            hint = get_type_hints(command.contract, include_extras=True).get(field)
-            for leaf in _leaves(hint):
-                if isinstance(leaf, Pattern):
-                    return leaf
-    return None
+    of_group = commands.of_group(group).values()
+    objects = (
+        item for command in of_group for item in command.parameters if item.name == command.contract.object_field
+    )
+    return next((rule for item in objects for rule in item.rules if isinstance(rule, Pattern)), None)
 
 
 def _describe(row: dict[str, Any]) -> str:
