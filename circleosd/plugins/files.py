@@ -95,6 +95,9 @@ def _open(field: str, path: str, directory: str) -> int:
         fd = os.open(os.path.join(directory, path), os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise NotFound(f"no such file: {path}") from None
+    except PermissionError as exc:  # as for /proc/PID/cwd of another user's process, proc(5)
+        why = f"cannot open {quoted(path)}: {exc.strerror}"
+        raise BadRequest(f"{why}; this service opens it with its own rights, so pass its descriptor") from exc
     except (OSError, ValueError) as exc:
         why = f"cannot open {quoted(path)}: {getattr(exc, 'strerror', None) or exc}"
         raise shortage(exc) or BadRequest(why) from exc

@@ -127,15 +127,21 @@ def test_an_artifact_may_be_as_large_as_the_setting_says_and_no_larger(tmp_path:
         assert artifacts.stage(file.fileno(), len(WASM)).size == len(WASM)
 
 
-@pytest.mark.parametrize(("number", "error"), [(errno.EACCES, BadRequest), (errno.EMFILE, Limit)])
+@pytest.mark.parametrize(
+    ("number", "error", "step"),
+    [
+        (errno.EACCES, BadRequest, "; this service opens it with its own rights, so pass its descriptor"),
+        (errno.EMFILE, Limit, ""),
+    ],
+)
 def test_a_file_that_a_request_names_and_cannot_be_opened_is_told_with_the_reason(
-    number: int, error: type[CircleError], monkeypatch: pytest.MonkeyPatch
+    number: int, error: type[CircleError], step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(path: str, flags: int) -> int:
         raise OSError(number, os.strerror(number), path)
 
     monkeypatch.setattr(os, "open", fail)
-    with pytest.raises(error, match=os.strerror(number)):
+    with pytest.raises(error, match=f"{os.strerror(number)}{step}"):
         Given({}, US).open("path", "p.wasm")
 
 
