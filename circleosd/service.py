@@ -43,9 +43,9 @@ class Endpoint:
         return frozenset(item.name for item in parameters(self.contract) if Mark.SECRET in item.marks)
 
     def claimed(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """What to store of parameters that were not validated: texts and numbers that a user may have given."""
+        """What to store of parameters that were not validated: short texts and numbers that a user may have given."""
         known = {item.name for item in parameters(self.contract) if not item.marks & {Mark.SECRET, Mark.HIDDEN}}
-        return {key: shown(value) for key, value in params.items() if key in known and isinstance(value, (str, int))}
+        return {key: shown(value) for key, value in params.items() if key in known and _is_short(value)}
 
 
 class Service:
@@ -316,6 +316,11 @@ def _speaker(caller: Caller, params: dict[str, Any]) -> Caller:
     if (isinstance(plugin, str) or params.get("called_by") is not None) and not caller.vouches:
         raise Denied(f"only CircleOSD itself may act on behalf of a plugin, not {caller}")
     return caller._replace(plugin=plugin[:64]) if isinstance(plugin, str) else caller
+
+
+def _is_short(value: Any) -> bool:
+    """Whether this is a text, which `shown` cuts, or a number without thousands of digits, which JSON allows."""
+    return isinstance(value, str) or (isinstance(value, int) and value.bit_length() < 64)
 
 
 def _matters(contract: type[Request]) -> bool:

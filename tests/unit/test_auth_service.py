@@ -56,11 +56,13 @@ def test_a_denial_tells_what_was_asked_for_without_secrets_and_what_is_no_parame
     told(accounts, STRANGER, "role", name="alice", role="admin", nonsense="x" * 1000)
     told(accounts, STRANGER, "grant", name="alice", verb="*", object="x" * 1000, deny=False, on_behalf="plugin")
     told(accounts, STRANGER, "create", name="eve", password=OLD, role=["admin"], uid=61500)
+    told(accounts, STRANGER, "uid", name="eve", uid=10**4000)
     rows = accounts.ask({"action": "history"}, ROOT)["data"]
     assert [row["params"] for row in rows] == [
         {"name": "alice", "role": "admin"},
         {"name": "alice", "verb": "*", "object": "x" * 256 + "…", "deny": False},
         {"name": "eve", "uid": 61500},
+        {"name": "eve"},
     ]
 
 
