@@ -266,7 +266,7 @@ class Connection(asyncio.Protocol):
                 self._descriptors.answered(len(self._buffer))
             if isinstance(reply, bytes):
                 if len(reply) > SMALL or self._booked:
-                    reply = self._affordable(reply)
+                    reply = self._affordable(reply, line)
                 self._transport.write(reply)
                 self._owes = False
                 if not self._writable.is_set():
@@ -296,12 +296,13 @@ class Connection(asyncio.Protocol):
                 await asyncio.sleep(0)  # give other connections a turn, as above
         self._streaming = False
 
-    def _affordable(self, reply: bytes) -> bytes:
-        """The reply, if it may be held until the peer reads it; otherwise an error in its place."""
+    def _affordable(self, reply: bytes, line: bytes) -> bytes:
+        """The reply to `line`, if it may be held until the peer reads it; otherwise an error in its place."""
         try:
             self._book(len(self._buffer) + len(reply))
         except Limit as error:
-            return wire.failure(Limit(f"the request was carried out, but its reply cannot be kept: {error}"))
+            why = Limit(f"the request was carried out, but its reply cannot be kept: {error}")
+            return wire.failure(why, tag=wire.tag_in(line))
         return reply
 
     def _resume_reading(self) -> None:

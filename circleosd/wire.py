@@ -194,6 +194,14 @@ def tag_of(request: dict[str, JSON]) -> JSON:
     return tag
 
 
+def tag_in(line: bytes) -> JSON:
+    """The tag of the request in a line, or `ABSENT` if there is none that could be echoed."""
+    try:
+        return tag_of(decode_shallow(line))
+    except CircleError:
+        return ABSENT
+
+
 def envelope(request: dict[str, JSON]) -> Envelope:
     """The envelope of a decoded request; its other members remain in `request` as the parameters.
 

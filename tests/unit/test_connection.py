@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import selectors
 import socket
@@ -522,6 +523,20 @@ def test_one_uid_leaves_others_room_for_what_they_send_as_long_as_there_is_some(
                 await hold(fourth, 3)
                 await loop.sock_sendall(fifth, part)
                 assert b"too much data is being sent and received here" in await received(fifth)
+
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
+
+
+def test_an_error_in_the_place_of_a_reply_that_is_too_large_has_the_tag_of_its_request(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+
+    async def run() -> None:
+        async with serving(Generous(), path, ServerSettings(max_buffered=1 << 20)):
+            with connected(path) as peer:
+                peer.send(b'{"tag":7}\nno request\n')
+                peer.shutdown(socket.SHUT_WR)
+                errors = [json.loads(line) for line in (await received(peer)).splitlines()]
+        assert [(error["error"], error.get("tag")) for error in errors] == [("limit", 7), ("limit", None)]
 
     asyncio.run(asyncio.wait_for(run(), SECONDS))
 
