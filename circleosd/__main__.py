@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from circleosd import __version__, paths
 from circleosd.activation import passed_socket
@@ -42,6 +42,7 @@ def main() -> NoReturn:
     """Run one command and exit with its status."""
     gc.disable()  # nothing becomes garbage before everything is imported: see `serve`
     argv = sys.argv[1:]
+    sys.stderr = sys.stderr or _null()  # if it is closed, print() would use standard output
     try:
         sys.exit(run(argv))
     except CircleError as error:
@@ -51,6 +52,10 @@ def main() -> NoReturn:
         sys.exit(error.exit_status)
     except KeyboardInterrupt:  # while it starts; later, `up` ends in order
         sys.exit(130)  # as a shell counts SIGINT
+
+
+def _null() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def run(argv: list[str]) -> int:

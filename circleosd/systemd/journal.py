@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -62,8 +63,9 @@ def set_up() -> None:
 
 
 def complain(text: str) -> None:
-    """Report an error on one line of standard error, with a priority if that is the journal."""
-    print("<3>" * _is_the_journal(2) + _one_line(text), file=sys.stderr)
+    """Report an error on one line of standard error, with a priority if that is the journal. If it is full, do not."""
+    with contextlib.suppress(OSError):
+        print("<3>" * _is_the_journal(2) + _one_line(text), file=sys.stderr)
 
 
 def _is_the_journal(descriptor: int) -> bool:

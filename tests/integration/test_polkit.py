@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -401,6 +402,9 @@ def test_the_rule_for_a_catalog_of_ones_own_is_printed(places: tuple[Path, Path]
     (places[0] / "bad.toml").write_text('[[service]]\nname = "cron"\nunit = "cron@.service"\n')
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "not the full name of a unit" in done.stderr) == (1, True)
+    for errors in ("2>&-", "2>/dev/full"):
+        shell = ["bash", "-c", f"{shlex.join(command)} {errors}"]
+        assert subprocess.run(shell, stdout=subprocess.PIPE, text=True, check=False).stdout == done.stdout, errors
     done = subprocess.run([*command[:-1], "/nonexistent"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, "no directory /nonexistent" in done.stderr) == (5, "", True)
     done = subprocess.run([*command[:-1], "x" * 300], capture_output=True, text=True, check=False)
