@@ -33,6 +33,7 @@ USERS = {
     "operator": Caller(STRANGER, Role.OPERATOR, "olga", "s1"),
     "nginx only": Caller(STRANGER, None, "alice", "s2", (Grant("service:restart", "nginx"),)),
     "all but nginx": Caller(STRANGER, Role.OPERATOR, "otto", "s3", (Grant("service:*", "nginx", deny=True),)),
+    "root": Caller(ROOT, Role.ADMIN, "olga", "s4", privileged=True),
 }
 
 

@@ -209,6 +209,7 @@ def test_a_workers_socket_is_for_the_plugin_manager_and_root(registry: Registry)
     assert registry.units.jobs == []
     assert registry.ask({"action": "stop", "name": "plugin@echo", **operator}, STRANGER)["ok"]
     assert registry.ask({"action": "stop", "name": "plugin@echo.socket"})["ok"]
+    assert registry.ask({"action": "stop", "name": "plugin@echo.socket", "token": "root"})["ok"]
 
 
 def test_workers_are_no_services_to_plugins(registry: Registry) -> None:
