@@ -14,7 +14,7 @@ import pytest
 from circleosd import identities, wire
 from circleosd.errors import Denied
 from circleosd.identities import Identities
-from circleosd.policy import Peer
+from circleosd.policy import Grant, Peer
 from tests.waiting import SECONDS, until
 
 
@@ -115,10 +115,12 @@ def test_who_sends_a_token_is_a_person_and_speaks_for_no_plugin(tmp_path: Path) 
     path = str(tmp_path / "auth-service.sock")
 
     async def run() -> None:
-        known, own = Identities(path, timeout=10), Peer(os.getuid(), 0, 0)
+        own, manager = Peer(os.getuid(), 0, 0), Peer(os.getuid() + 1, 0, 0)
+        known = Identities(path, timeout=10, trusted={manager.uid: (Grant("service:restart", "*"),)})
         async with auth_service(path) as (go, _):
             go.set()
             assert (await known.identify(own, None)).vouches
+            assert (await known.identify(manager, None)).vouches
             person = await known.identify(own, "token")
             assert (person.user, person.vouches) == ("olga", False)
 
