@@ -45,7 +45,7 @@ def _secrets(command: Command, given: Mapping[str, str], ask: Asking, *, stdin: 
     """The passwords that the command takes."""
     from circlectl import prompting
 
-    if command.contract.own_object and "name" not in given:
+    if "name" not in given:
         _require_oneself(ask, command)
     found: dict[str, str] = {}
     for item in command.secrets:
