@@ -384,6 +384,8 @@ def test_how_a_process_ended_is_told_by_its_exit_status_or_its_signal() -> None:
     for code, told in ((1, (6, None)), (2, (None, "SIGABRT")), (3, (None, "SIGABRT"))):  # CLD_DUMPED, waitid(2)
         state = state_of(UNIT, properties("failed", "failed", ExecMainCode=code, ExecMainStatus=6))
         assert (state.exit_status, state.signal) == told
+    state = state_of(UNIT, properties("failed", "failed", ExecMainCode=2, ExecMainStatus=40))
+    assert state.signal == "signal 40", "a real-time signal has no name of its own"
 
 
 @pytest.mark.parametrize(
