@@ -215,7 +215,8 @@ def test_a_plugin_that_cannot_be_read_can_be_unloaded(
         await database.write(lambda tx: tx.execute(f"UPDATE plugins SET {damage}"))
         service = await opened(tmp_path, database, ledger)
         act = await by_root(ledger, Unload)
-        assert (await service.unload(Unload(id="p"), act))["version"] == "unknown"
+        told = await service.unload(Unload(id="p"), act)
+        assert (told["version"], told["plugin_type"]) == ("unknown", "wasm")
         assert await service._kv.used("p") == 0
         with pytest.raises(NotFound, match="no plugin p is loaded"):
             await service.unload(Unload(id="p"), act)
