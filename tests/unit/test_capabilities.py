@@ -122,5 +122,7 @@ def test_an_upgrade_that_asks_for_every_name_does_not_bring_back_a_revoked_one()
 def test_a_list_of_capabilities_is_split_and_checked() -> None:
     assert capabilities.split("kv, clock,kv") == ("kv", "clock")
     assert capabilities.split("all") == ("all",)
+    assert capabilities.split(", kv,,") == ("kv",)
+    assert capabilities.split("") == ()
     with pytest.raises(BadRequest):
         capabilities.split("kv,nonsense")
