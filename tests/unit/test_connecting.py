@@ -67,6 +67,18 @@ def test_a_caller_waits_for_a_place_in_a_full_queue(tmp_path: Path) -> None:
             assert answers == ["here"]
 
 
+def test_a_caller_who_waits_in_vain_for_a_place_in_a_full_queue_is_told_of_the_time(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    with listener(path):
+        held = fill(path)
+        with pytest.raises(Timeout):
+            asyncio.run(upstream.ask(str(path), {"action": "x"}, timeout=0.01))
+        with pytest.raises(Timeout):
+            next(client.call(str(path), {"action": "x"}, timeout=0.01))
+        for one in held:
+            one.close()
+
+
 def test_circlectl_waits_for_a_reply_as_long_as_the_service_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
