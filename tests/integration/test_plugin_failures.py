@@ -250,7 +250,7 @@ def test_code_that_ends_its_worker_while_it_is_loaded_is_told_with_where_its_wor
 @pytest.mark.parametrize(
     ("payload", "error", "words"),
     [
-        ("s", "plugin-failed", "SIGSEGV"),
+        ("s", "plugin-failed", "ended during the call by SIGSEGV"),
         ("e", "plugin-failed", "exit status 12"),
         ("z", "plugin-failed", "exit status 0"),
         ("h", "timeout", "longer than 1 s"),
