@@ -40,7 +40,7 @@ def test_a_core_plugins_functions_are_its_exports_of_the_handler_type() -> None:
         core(
             '(func (export "other") (param i32) (result i32) local.get 0) (func (export "größe") (param i32)'
             " (result i64) i64.const 0)",
-            imports='(import "circleosd" "log" (func (param i32 i32 i32)))',
+            imports='(import "circleosd" "log" (func (param i32 i32 i32)))' * 2,
         )
     )
     assert artifact.abi == "core"
