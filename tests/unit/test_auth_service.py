@@ -114,6 +114,11 @@ def test_the_own_password_is_changed_with_the_present_one_and_guesses_at_it_coun
     database.close()
 
 
+def test_nobody_may_have_a_session_but_somebody_who_is_named_must_exist(accounts: Accounts) -> None:
+    assert accounts.ask({"action": "sessions"}, ROOT)["data"] == []
+    assert told(accounts, ROOT, "sessions", name="alice").startswith("not-found: no user alice")
+
+
 def test_who_somebody_is_can_be_told_while_all_users_are_listed_over_and_over(
     accounts: Accounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
