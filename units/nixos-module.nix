@@ -172,6 +172,19 @@ in
             ExecStop = "${pkgs.coreutils}/bin/rm -f /usr/local/lib/systemd/catalog/circleosd.catalog";
           };
         };
+        # To circlectl, this directory means that the system runs CircleOSD, and systemd leaves the files of stopped sockets
+        # there. A switch that drops the module stops this service after the sockets; one to a module that lacks it stops
+        # it alone.
+        circleosd-runtime-directory = {
+          description = "Directory of CircleOSD's sockets";
+          wantedBy = [ "multi-user.target" ];
+          before = map (daemon: "${daemon}.socket") names.daemons;
+          restartIfChanged = false;
+          unitConfig.DefaultDependencies = false; # the sockets start before what has them
+          serviceConfig.Type = "oneshot";
+          serviceConfig.RemainAfterExit = true;
+          preStop = "systemctl --quiet is-active circleosd-auth.socket || rm -rf /run/circleosd";
+        };
       }
     ];
   };

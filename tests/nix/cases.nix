@@ -194,6 +194,15 @@ in
   "the journal's catalog goes with the module" =
     plain.systemd.services.circleosd-journal-catalog.serviceConfig.ExecStop
     == "/made/coreutils/bin/rm -f /usr/local/lib/systemd/catalog/circleosd.catalog";
+  "the directory of the sockets goes with the module, after them, and not by another switch" =
+    let
+      service = plain.systemd.services.circleosd-runtime-directory;
+    in
+    service.wantedBy == [ "multi-user.target" ]
+    && service.before == map (name: "${name}.socket") (lib.attrNames plain.systemd.sockets)
+    && !service.restartIfChanged
+    && !service.unitConfig.DefaultDependencies
+    && service.preStop == "systemctl --quiet is-active circleosd-auth.socket || rm -rf /run/circleosd";
   "declared services become the catalog" =
     full.environment.etc."circleosd/services.d/nixos.toml".source.value.service == [
       {

@@ -39,6 +39,7 @@ let
   section = set (types.either value (types.listOf value));
   service = {
     environment = set types.str;
+    preStop = text;
     restartIfChanged = yes;
     stopIfChanged = yes;
     serviceConfig = section;
@@ -52,6 +53,7 @@ let
           wantedBy = list unit;
           wants = list unit;
           after = list unit;
+          before = list unit;
           unitConfig = section;
           restartTriggers = list types.raw;
         }
