@@ -154,24 +154,12 @@ def open_quote(command: str) -> bool:
 
 def commands(text: str) -> list[tuple[list[str], str]]:
     """The `circlectl plugin invoke` lines of a README, split into words, with the output shown below each."""
-    found: list[tuple[list[str], str]] = []
-    lines = iter(text.splitlines())
-    words: list[str] | None = None
-    output: list[str] = []
-    for line in lines:
-        if words is not None and line.startswith("    ") and not line.startswith("    $ "):
-            output.append(line[4:])
-            continue
-        if words is not None:
-            found.append((words, "\n".join(output)))
-            words, output = None, []
-        if line.startswith("    $ circlectl plugin invoke "):
-            command = line[6:]
-            while open_quote(command):
-                command += "\n" + next(lines)[4:]
-            words = shlex.split(command)[3:]
-    if words is not None:
-        found.append((words, "\n".join(output)))
+    found = []
+    for shown in re.findall(r"^    \$ (circlectl plugin invoke .*\n(?:    (?!\$ ).*\n)*)", text, re.M):
+        command, *output = shown.replace("\n    ", "\n").splitlines()
+        while open_quote(command):
+            command += "\n" + output.pop(0)
+        found.append((shlex.split(command)[3:], "\n".join(output)))
     return found
 
 
