@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -131,17 +132,12 @@ def test_no_act_begins_that_took_all_its_time_to_be_recorded(
 def test_an_act_that_cannot_even_be_intended_in_its_time_has_failed_on_record(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deadlines, writer = Ending(), registry.database._writer
-    busy, free = threading.Event(), threading.Event()
-
-    def be_busy() -> None:
-        busy.set()
-        free.wait()
+    deadlines, writer, free = Ending(), registry.database._writer, threading.Event()
 
     async def scenario() -> dict[str, Any]:
-        writer.submit(be_busy)
+        busy = writer.submit(free.wait)
         asking = asyncio.create_task(reply_to(registry.service, b'{"action":"start","name":"nginx"}', ROOT))
-        await until(lambda: busy.is_set() and writer._work_queue.qsize())
+        await until(lambda: busy.running() and writer._work_queue.qsize())
         deadlines.pass_now()
         await asyncio.sleep(0)
         free.set()
@@ -417,20 +413,16 @@ def test_an_outcome_that_the_disk_did_not_take_is_told_and_written_later(
 def test_the_outcome_of_an_act_that_the_end_of_the_service_cuts_off_is_written_if_it_is_known(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, result: str, error: str | None
 ) -> None:
-    job, writer = registry.units.job, registry.database._writer
-    busy, free = threading.Event(), threading.Event()
-
-    def be_busy() -> None:
-        busy.set()
-        free.wait()
+    job, writer, free = registry.units.job, registry.database._writer, threading.Event()
+    busy: list[Future[bool]] = []
 
     async def job_and_busy_disk(verb: Verb, unit: str) -> str:
-        writer.submit(be_busy)
+        busy.append(writer.submit(free.wait))
         return await job(verb, unit)
 
     async def scenario() -> None:
         acting = asyncio.create_task(reply_to(registry.service, b'{"action":"start","name":"nginx"}', ROOT))
-        await until(lambda: busy.is_set() and writer._work_queue.qsize())
+        await until(lambda: busy and busy[0].running() and writer._work_queue.qsize())
         acting.cancel()
         await asyncio.wait([acting])
         closing = asyncio.create_task(registry.service.close())
@@ -460,21 +452,16 @@ def test_the_outcome_of_an_act_that_the_end_of_the_service_cuts_off_is_written_i
 def test_a_denial_that_the_end_of_the_service_cuts_off_is_recorded(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, action: str, name: str, callers: list[Caller], thread: str
 ) -> None:
-    database, known = getattr(registry.database, thread), iter(callers)
-    busy, free = threading.Event(), threading.Event()
-
-    def be_busy() -> None:
-        busy.set()
-        free.wait()
+    database, known, free = getattr(registry.database, thread), iter(callers), threading.Event()
 
     async def identify(peer: Peer, token: str | None) -> Caller:
         return next(known)
 
     async def scenario() -> None:
-        database.submit(be_busy)
+        busy = database.submit(free.wait)
         line = json.dumps({"action": action, "name": name}).encode()
         asking = asyncio.create_task(reply_to(registry.service, line, STRANGER))
-        await until(lambda: busy.is_set() and database._work_queue.qsize())
+        await until(lambda: busy.running() and database._work_queue.qsize())
         asking.cancel()
         await asyncio.wait([asking])
         free.set()
