@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import math
 import os
@@ -77,8 +78,13 @@ class Process:
         os.killpg(self.pid, number)
 
     async def reap(self) -> tuple[int | None, str | None]:
-        """Wait for its end; return its exit status, or None and the name of the signal that ended it."""
-        await self.ended
+        """Wait for its end; return its exit status, or None and the name of the signal that ended it.
+
+        Cancelling is ignored: the process would remain as a zombie.
+        """
+        while not self.ended.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([self.ended])
         os.close(self._pidfd)
         code = self._child.wait()
         return (code, None) if code >= 0 else (None, signal_name(-code))

@@ -200,12 +200,15 @@ class Service(Unit):
         finally:
             process.signal(signal.SIGKILL)  # the process, or its remaining children
             status, killed = await process.reap()
-            self.state = self.state._replace(pid=None)
-            await asyncio.wait([reading], timeout=LEFTOVERS)
-            reading.cancel()
             if result == "success" and not tolerates and (killed or str(status)) not in clean:
                 result = "signal" if killed else "exit-code"
-            self.state = self.state._replace(result=result, exit_status=status, signal=killed)
+            self.state = self.state._replace(pid=None, result=result, exit_status=status, signal=killed)
+            try:
+                await asyncio.wait([reading], timeout=LEFTOVERS)
+            finally:
+                reading.cancel()
+        if (task := asyncio.current_task()) and task.cancelling():  # it was stopped as it ended
+            raise asyncio.CancelledError
         return (notifies and self.state.sub == "running") or time.monotonic() - begun > LONGEST_DELAY
 
     async def _in_time(self, process: Process, start: float, *, notifies: bool) -> str:

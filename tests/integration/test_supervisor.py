@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from circleosd.embedded.process import BURST
+from circleosd.embedded.process import BURST, Process
 from circleosd.embedded.supervisor import Supervisor
+from circleosd.registry.units import UnitState
 from tests.integration.conftest import NewHost, running
 from tests.integration.embedded_host import EmbeddedHost, read_reply
 from tests.integration.people import ALICE, ask
@@ -184,6 +185,41 @@ def test_what_waits_to_start_as_everything_is_stopped_does_not_start_any_more(tm
         return await jobs[-1], supervisor.state("slow.service").active
 
     assert asyncio.run(asyncio.wait_for(stopped(), SECONDS)) == ("canceled", "inactive")
+
+
+@pytest.mark.parametrize(
+    ("lines", "how"),
+    [
+        ("Type=notify\nTimeoutStartSec=100ms\nExecStart=/bin/sleep 600", ("timeout", None, "SIGKILL")),
+        ("ExecStart=/bin/sh -c 'setsid sleep 600 & echo $!; exit 3'", ("exit-code", 3, None)),
+    ],
+    ids=["killed", "its output still open"],
+)
+def test_a_service_that_is_stopped_as_it_ends_has_failed_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, how: tuple[str, int | None, str | None]
+) -> None:
+    (tmp_path / "ending.service").write_text(f"[Service]\n{lines}\n")
+    kill, killed = Process.signal, asyncio.Event()
+
+    def noted(process: Process, number: int) -> None:
+        kill(process, number)
+        killed.set()
+
+    async def stopped() -> UnitState:
+        supervisor, before = Supervisor({}, [tmp_path]), len(asyncio.all_tasks())
+        starting = asyncio.create_task(supervisor.job("start", "ending.service"))
+        await killed.wait()
+        await supervisor.job("stop", "ending.service")
+        await starting
+        await until(lambda: len(asyncio.all_tasks()) == before)
+        for line in supervisor.lines("ending.service"):
+            os.kill(int(line.text), signal.SIGKILL)
+        return supervisor.state("ending.service")
+
+    monkeypatch.setattr(Process, "signal", noted)
+    state = asyncio.run(asyncio.wait_for(stopped(), SECONDS))
+    assert (state.active, state.pid) == ("failed", None)
+    assert (state.result, state.exit_status, state.signal) == how
 
 
 def test_a_service_that_is_stopped_while_its_restart_is_due_has_not_failed(host: EmbeddedHost) -> None:
