@@ -180,7 +180,9 @@ class Connection(asyncio.Protocol):
 
     async def give_up(self, error: CircleError) -> None:
         """End the current request and wait for its cleanup; answer it with an error if it has no reply by then."""
-        if self._task and self._busy:
+        if not self._task:  # perhaps it is not even open yet
+            return
+        if self._busy:
             self._ended = True
             self._buffer = wire.LineBuffer(0)  # a request that cannot be cancelled any more is the last
             self._task.cancel()

@@ -20,6 +20,7 @@ import pytest
 
 from circleosd.config import ServerSettings
 from circleosd.connection import SMALL, Connection
+from circleosd.errors import Unavailable
 from circleosd.passing import PIECE, Descriptors
 from circleosd.policy import Peer
 from tests.unit.serving import Patient, Silent, ask, connected, received, served, serving
@@ -196,6 +197,16 @@ def test_who_has_its_reply_as_the_time_at_the_end_runs_out_is_sent_nothing_more(
                 first = await ask(peer)
                 server.stop()
                 assert b'"unavailable"' not in first + await received(peer)
+
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
+
+
+def test_a_connection_that_is_not_open_yet_as_the_time_at_the_end_runs_out_keeps_no_other_from_its_end(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        async with serving(Patient(), str(tmp_path / "s")) as server:
+            await Connection(server, Peer(0, 0, 0), Descriptors(0)).give_up(Unavailable("it ends"))
 
     asyncio.run(asyncio.wait_for(run(), SECONDS))
 
