@@ -21,6 +21,10 @@ LISTS = (
 )  # fmt: skip
 
 
+# What the unit of one service has and those of the others need not have.
+OWN = {"auth": ("Environment=",), "plugins": ("LogRateLimitIntervalSec=", "CacheDirectory")}
+
+
 def unit(path: str) -> UnitFile:
     return UnitFile(
         (UNITS / path).read_text(encoding="utf-8"), {"t/circleosd": "/run/circleosd", "S": "/state", "C": "/cache"}
@@ -39,6 +43,17 @@ def test_a_service_has_contracts_commands_units_and_a_user(service: str, part: s
     assert unit(f"{name}.service").get("Service", "StateDirectory") == f"circleosd/{part}"
     assert unit(f"system/{name}.service.d/10-system.conf").get("Service", "User") == name
     assert f'\nu {name} - "CircleOSD {service}"\n' in (UNITS / "circleosd.sysusers.conf").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["service", "socket"])
+def test_what_the_unit_of_one_service_has_those_of_all_have(kind: str) -> None:
+    found = []
+    for service, part in SERVICES.items():
+        text = (UNITS / f"circleosd-{part}.{kind}").read_text(encoding="utf-8").replace(service, "SERVICE")
+        others = ("#", "Description=", *OWN.get(part, ()))
+        lines = re.sub(rf"\b{part}\b", "PART", text).splitlines()
+        found.append([line for line in lines if not line.startswith(others)])
+    assert found == [found[0]] * len(SERVICES)
 
 
 def test_nothing_else_is_taken_for_a_service() -> None:
