@@ -69,6 +69,18 @@ def test_no_call_is_answered_without_its_capability(tmp_path: Path, call: str) -
     assert denied == ([("p", call, "x")] if call == "services.restart" else [])
 
 
+def test_a_fault_in_a_call_is_an_error_to_the_plugin_and_has_its_details_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*about: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(KeyValue, "get", broken)
+    (ok, why), _ = asyncio.run(answered(tmp_path, "kv.get", {"key": "a"}, granted=True))
+    assert (ok, why) == (False, "internal: an internal error; the host's log has the details")
+    assert "RuntimeError: a bug" in caplog.text
+
+
 @pytest.mark.parametrize("call", ["kv.set", "kv.delete", "services.restart", "events.emit"])
 def test_nothing_lasts_that_is_asked_for_during_a_load(tmp_path: Path, call: str) -> None:
     args = dict.fromkeys(CALLS[call].arguments, "x")
