@@ -127,7 +127,8 @@ def test_a_module_that_is_no_plugin_is_refused_with_what_is_missing(body: str, r
     ],
 )
 def test_a_module_for_another_host_is_told_what_it_is_made_for(source: str, reason: str) -> None:
-    imports = "".join(f'(import "{module}" "call" (func))' for module in ("env", source, source))
+    imports = '(import "env" "table" (table 1 9 funcref))'
+    imports += "".join(f'(import "{module}" "call" (func))' for module in ("env", source, source))
     assert reason in refusal(wat(f"(module {imports} {MEMORY})"))
 
 
