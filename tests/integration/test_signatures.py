@@ -18,6 +18,7 @@ from circleosd.plugins.manifest import Manifest
 from circleosd.plugins.signatures import MAX_LINES, Signatures, UnknownSigner
 from circleosd.plugins.trust import Trust, Trusting
 from tests.integration.keys import NAMESPACE, new_key, public, sign
+from tests.waiting import SECONDS
 
 MANIFEST = b'{"name": "example", "sha256": "00"}\n'
 
@@ -149,7 +150,10 @@ def for_other_purposes(host: Host) -> bytes:
     return f'a namespaces="x" {public(host.alice)}\n'.encode() * 1000
 
 
-def test_a_key_with_endless_lines_for_other_purposes_costs_few_runs_and_no_memory(signers: Host) -> None:
+def test_a_key_with_endless_lines_for_other_purposes_costs_few_runs_and_no_memory(
+    signers: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circleosd.plugins.signatures.SECONDS", SECONDS)
     environment = slowed(signers, "ls -l /proc/$PPID/fd | grep -c memfd: >> runs")
     signatures = Signatures([signers.directory], environment)
     with pytest.raises(Denied, match="move the line that does before them"):
