@@ -123,8 +123,10 @@ class Runners:
                 log.warning("plugin %s: its worker runs without %s, which this host lacks", plugin.name, missing)
             return runner, ready
         except BaseException as exc:
-            error = await self._why_gone(runner, exc) if isinstance(exc, WorkerGone) else None
-            await self.discard(runner)
+            try:
+                error = await self._why_gone(runner, exc) if isinstance(exc, WorkerGone) else None
+            finally:
+                await self.discard(runner)
             if error:
                 raise error from exc
             raise

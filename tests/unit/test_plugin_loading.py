@@ -16,11 +16,15 @@ from circleosd.config import PluginSettings
 from circleosd.errors import BadRequest, CircleError, Limit, NotFound, Unavailable
 from circleosd.plugins import artifacts
 from circleosd.plugins.artifacts import Artifacts
+from circleosd.plugins.failures import WorkerGone
 from circleosd.plugins.files import Given
 from circleosd.plugins.loading import VERIFIED_AT_ONCE, Loading
+from circleosd.plugins.runner import Runners
 from circleosd.plugins.signatures import Signatures, Signer
+from circleosd.plugins.workerunits import WorkerUnits
 from circleosd.policy import Peer
 from circleosd.wire import encode
+from tests.unit.fakes import with_worker
 from tests.waiting import SECONDS, until
 
 US = Peer(os.getuid(), os.getgid(), os.getpid())
@@ -207,3 +211,35 @@ def test_who_verifies_much_at_once_leaves_places_for_others(tmp_path: Path) -> N
     found = asyncio.run(scenario())
     assert [isinstance(item, Limit) for item in found] == [False] * 16 + [True] * 4 + [False]
     assert isinstance(found[-1], NotFound)
+
+
+def test_a_load_that_is_given_up_while_it_asks_why_its_worker_ended_leaves_no_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, removed = asyncio.Event(), list[str]()
+
+    async def dies(*about: object) -> None:
+        raise WorkerGone("the worker of p ended while it loaded the plugin")
+
+    async def no_answer(*about: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async def remove(units: WorkerUnits, instance: str) -> None:
+        removed.append(instance)
+
+    monkeypatch.setattr(Runners, "_connect", dies)
+    monkeypatch.setattr(WorkerUnits, "held_back", no_answer)
+    monkeypatch.setattr(WorkerUnits, "remove", remove)
+
+    async def given_up() -> None:
+        runners, plugin = with_worker(tmp_path, None)
+        loading = asyncio.create_task(runners.probe(plugin, -1, upgrade=True))
+        async with asyncio.timeout(SECONDS):
+            await asked.wait()
+        loading.cancel()
+        await asyncio.wait([loading])
+        assert loading.cancelled()
+
+    asyncio.run(given_up())
+    assert removed == ["p.staged"]
