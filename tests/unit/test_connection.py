@@ -152,6 +152,24 @@ def test_the_service_manager_is_told_what_a_service_does(tmp_path: Path) -> None
     asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
+def test_a_connection_that_cannot_be_served_is_closed_and_no_longer_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*about: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # epoll_ctl(2), max_user_watches
+
+    async def run() -> None:
+        async with serving(service := Patient(), path := str(tmp_path / "s")) as server:
+            with monkeypatch.context() as broken, connected(path) as one:
+                broken.setattr(server.loop, "connect_accepted_socket", fail)
+                assert await received(one) == b""
+            assert service.connections() == 0
+            with connected(path) as other:
+                assert await ask(other) == b"reply\n"
+
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
+
+
 def test_who_connects_as_a_service_is_about_to_end_is_left_in_the_queue_for_the_next_start(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
 
