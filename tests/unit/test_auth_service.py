@@ -114,6 +114,12 @@ def test_the_own_password_is_changed_with_the_present_one_and_guesses_at_it_coun
     database.close()
 
 
+def test_a_uid_has_the_role_of_its_user_without_a_login(accounts: Accounts) -> None:
+    assert told(accounts, STRANGER, "list").startswith("denied")
+    assert told(accounts, ROOT, "create", name="ada", uid=STRANGER.uid, role="admin") == "ok"
+    assert told(accounts, STRANGER, "list") == "ok"
+
+
 def test_nobody_may_have_a_session_but_somebody_who_is_named_must_exist(accounts: Accounts) -> None:
     assert accounts.ask({"action": "sessions"}, ROOT)["data"] == []
     assert told(accounts, ROOT, "sessions", name="alice").startswith("not-found: no user alice")
