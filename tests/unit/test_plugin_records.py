@@ -181,6 +181,24 @@ def test_a_plugin_that_is_gone_when_it_is_to_be_quarantined_is_not(
     assert quarantines
 
 
+def test_a_quarantine_is_carried_out_also_if_the_call_that_led_to_it_is_given_up(
+    tmp_path: Path, database: LateNews, ledger: Ledger
+) -> None:
+    async def given_up() -> str | None:
+        service = await started(tmp_path, database, ledger)
+        plugin = service._plugins["p"]
+        for _ in range(PluginSettings().quarantine_after):
+            plugin.health.failed("trap", 0.0, 0.0)
+        call = asyncio.create_task(service.quarantine(plugin))
+        await asyncio.sleep(0)  # it has begun
+        call.cancel()
+        await asyncio.wait([call])
+        await service.close()
+        return plugin.health.record.aside
+
+    assert asyncio.run(given_up()) == "quarantined"
+
+
 def test_what_a_plugin_keeps_survives_a_version_that_cannot_read_its_manifest(
     tmp_path: Path, database: LateNews, ledger: Ledger
 ) -> None:
