@@ -264,7 +264,10 @@ in
     failures full == [ ]
     && lib.hasSuffix " /made/circleosd-plugin-counter /made/circleosd-plugin-reverse" start;
   "plugins are unloaded when none is declared anymore" =
-    plain.systemd.services.circleosd-declared-plugins.unitConfig ? ConditionPathExists
+    let
+      service = plain.systemd.services.circleosd-declared-plugins;
+    in
+    lib.hasPrefix "/var/lib/${service.serviceConfig.StateDirectory}/" service.unitConfig.ConditionPathExists
     && !(full.systemd.services.circleosd-declared-plugins.unitConfig ? ConditionPathExists);
   "members of another admin group may connect" =
     lib.naturalSort wheel.users.groups.circleosd.members == [
@@ -399,24 +402,41 @@ in
     )
     && plain.warnings == [ ]
     && (enabled { trustedSigners = [ key ]; }).warnings == [ ];
-  "the build of a plugin knows whether signatures are required" =
+  "the build of a plugin knows what is required of it, and what it is granted" =
     let
+      signature = file "reverse.json.sig";
+      sha256 = lib.concatStrings (lib.genList (_: "a") 64);
       told =
         (import ./evaluate.nix {
           inherit lib;
           pkgs = pkgs // {
             runCommand = _: environment: _: {
               type = "derivation";
-              outPath = "/${environment.trust or ""}";
+              outPath =
+                "/"
+                + lib.concatMapStringsSep "," (name: environment.${name} or "") [
+                  "trust"
+                  "extension"
+                  "signature"
+                  "expected"
+                  "grants"
+                ];
             };
           };
         } {
-          services.circleosd = full.services.circleosd // {
+          services.circleosd = {
+            enable = true;
+            plugins.counter.artifact = file "counter.so";
+            plugins.counter.manifest.version = "1";
+            plugins.reverse = plugin // {
+              inherit signature sha256;
+              grant = [ "kv" ];
+            };
             settings.plugins.trust = "require";
           };
         }).config;
     in
-    lib.hasSuffix " /require /require"
+    lib.hasSuffix " /require,so,,, /require,wasm,${signature},${sha256},kv\n"
       told.systemd.services.circleosd-declared-plugins.serviceConfig.ExecStart;
   "a declared plugin has its grants in one place" =
     refusedBecause "in settings.plugins.grants" {
