@@ -26,7 +26,6 @@ READ_CACHE = 2048
 SCAN_CACHE = 512
 LEAST_SPACE = 64 * 1024  # bytes that SQLite may need to open a file: its index of the WAL has 32 KiB
 LEAST_INODES = 2  # for the WAL and its index
-PATIENCE = 10.0  # seconds to wait for another process that holds a lock, such as an administrator's sqlite3(1)
 LOGGED_EVERY = 60.0  # seconds: others decide how often a database that cannot be used is asked
 RESTORE = "restore a backup, see: man circleosd"
 # SQLite quotes data of a damaged file that it cannot read; if that is not text, Python's sqlite3 fails on the message.
@@ -71,7 +70,6 @@ class Database:
         self.path = os.fspath(path)
         self._migrations = migrations
         self._logged = -LOGGED_EVERY
-        self._patient = True
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="database-read")
         self._scanner = Threads(1, thread_name_prefix="database-scan")
@@ -127,7 +125,7 @@ class Database:
             raise Unavailable(f"cannot use {name}: it was removed or replaced; the service has to be restarted")
 
     def _connect(self, set_up: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, isolation_level=None, timeout=PATIENCE)
+        connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
         try:
             connection.row_factory = sqlite3.Row
             # Text that a failing disk made invalid UTF-8 must not hide other rows; a ledger's hashes reveal it.
@@ -175,7 +173,7 @@ class Database:
     def _write(self, work: Callable[[Transaction], T]) -> T:
         self._require_file()
         transaction = Transaction(self._connection)
-        self._begin()
+        self._connection.execute("BEGIN IMMEDIATE")
         try:
             result = work(transaction)
             self._commit()
@@ -189,21 +187,6 @@ class Database:
             raise
         transaction.committed()
         return result
-
-    def _begin(self) -> None:
-        """Start to write. After waiting for a lock in vain, do not wait again until it is free: others are in line."""
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as exc:
-            if exc.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
-                self._be_patient(patient=False)
-            raise
-        self._be_patient(patient=True)
-
-    def _be_patient(self, *, patient: bool) -> None:
-        if self._patient != patient:
-            self._patient = patient
-            self._connection.execute(f"PRAGMA busy_timeout={PATIENCE * 1000 * patient:.0f}")
 
     def _commit(self) -> None:
         self._connection.execute("COMMIT")

@@ -196,33 +196,3 @@ def test_why_a_database_cannot_be_used_is_logged_but_not_as_often_as_it_is_asked
     monkeypatch.setattr("circleosd.database.LOGGED_EVERY", 0.0)
     asyncio.run(refused())
     assert len(caplog.messages) == 2
-
-
-def test_only_the_first_of_several_writes_waits_for_a_lock_that_another_process_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("circleosd.database.PATIENCE", 0.5)
-    opened = Database(tmp_path / "d.db", ("CREATE TABLE numbers (number INTEGER)",))
-
-    def patience() -> int:
-        """In milliseconds."""
-        asked = opened._writer.submit(lambda: opened._connection.execute("PRAGMA busy_timeout").fetchone()[0])
-        return int(asked.result())
-
-    async def add() -> None:
-        await opened.write(lambda tx: tx.execute("INSERT INTO numbers VALUES (1)"))
-
-    other = sqlite3.connect(tmp_path / "d.db", isolation_level=None)
-    try:
-        other.execute("BEGIN IMMEDIATE")
-        assert patience() == 500
-        for _ in range(2):
-            with pytest.raises(Unavailable, match=r"cannot use d\.db: database is locked"):
-                asyncio.run(add())
-            assert patience() == 0
-        other.execute("ROLLBACK")
-        asyncio.run(add())
-        assert patience() == 500
-    finally:
-        other.close()
-        opened.close()
