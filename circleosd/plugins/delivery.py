@@ -37,9 +37,12 @@ class Delivery:
         self._deaf: WeakSet[Plugin] = WeakSet()  # plugins that only emit have an events capability too
         self._waiting: dict[Plugin, deque[_Waiting]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def offer(self, plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
         """Deliver an event of `plugin` that `cause` led to, to every other plugin that may receive it."""
+        if self._closed:
+            return
         event = _Waiting(topic, payload, cause._replace(depth=cause.depth + 1))
         for other in self._plugins():
             if other.name != plugin.name and other not in self._deaf and other.holds(f"events:{topic}"):
@@ -51,7 +54,8 @@ class Delivery:
         return bool(self._waiting)
 
     def close(self) -> None:
-        """Stop delivering."""
+        """Stop delivering, also what is emitted from now on."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
 

@@ -53,6 +53,22 @@ def test_a_plugin_gets_in_order_what_waits_for_it_and_what_is_too_much_is_lost()
     assert got == [str(number) for number in range(1 + WAITING)]
 
 
+def test_what_is_emitted_after_the_end_is_not_delivered() -> None:
+    got: list[str] = []
+
+    async def use(delivery: Delivery, emitting: Plugin) -> None:
+        delivery.close()
+        delivery.offer(emitting, "t", "late", Cause())
+        assert not delivery.busy
+        await asyncio.sleep(0)
+
+    async def deliver(plugin: Plugin, topic: str, payload: str, cause: Cause) -> None:
+        got.append(payload)
+
+    delivering(deliver, use)
+    assert got == []
+
+
 def test_a_plugin_that_fails_at_events_or_loses_them_fills_the_log_no_faster_than_with_its_own_messages(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
