@@ -264,6 +264,13 @@ def test_a_constant_that_this_host_does_not_run_is_refused_by_its_instruction() 
     assert "has a constant with the instruction 0xfb" in refusal(wat(module))
 
 
+@pytest.mark.parametrize("calculation", [f"{kind}.{name}" for kind in ("i32", "i64") for name in ("add", "sub", "mul")])
+def test_a_constant_may_be_calculated(calculation: str) -> None:
+    kind = calculation[:3]
+    constant = f"({calculation} ({kind}.const 3) ({kind}.const 2))"
+    assert inspect(wat(f"(module (global {kind} {constant}) {ABI} {MEMORY} {BUFFER} {HANDLER})")).abi == "core"
+
+
 def test_a_constant_after_other_globals_is_found() -> None:
     before = (
         "(global f64 (f64.const 1.5)) (global i64 (i64.const -9000000000)) (global f32 (f32.const 1))"
