@@ -183,7 +183,7 @@ in
           unitConfig.DefaultDependencies = false; # the sockets start before what has them
           serviceConfig.Type = "oneshot";
           serviceConfig.RemainAfterExit = true;
-          preStop = "systemctl --quiet is-active circleosd-auth.socket || rm -rf /run/circleosd";
+          preStop = ''[ "$(systemctl is-active circleosd-auth.socket)" != inactive ] || rm -rf /run/circleosd'';
         };
       }
     ];

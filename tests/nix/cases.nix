@@ -202,7 +202,9 @@ in
     && service.before == map (name: "${name}.socket") (lib.attrNames plain.systemd.sockets)
     && !service.restartIfChanged
     && !service.unitConfig.DefaultDependencies
-    && service.preStop == "systemctl --quiet is-active circleosd-auth.socket || rm -rf /run/circleosd";
+    &&
+      service.preStop
+      == ''[ "$(systemctl is-active circleosd-auth.socket)" != inactive ] || rm -rf /run/circleosd'';
   "declared services become the catalog" =
     full.environment.etc."circleosd/services.d/nixos.toml".source.value.service == [
       {
