@@ -122,21 +122,24 @@ class Events:
 
 # The oldest event of the plugin that has most: one that emits very many must not displace those of others.
 _LEAST_MISSED = "SELECT min(seq) FROM events GROUP BY plugin ORDER BY count(*) DESC, min(seq) LIMIT 1"
-_EVENTS = "SELECT seq, time, plugin, topic, payload FROM events WHERE (?1 IS NULL OR topic = ?1)"
+_EVENTS = "SELECT seq, time, plugin, topic, payload FROM events WHERE (:topic IS NULL OR topic = :topic)"
 
 
 def _last(connection: sqlite3.Connection, count: int, topic: str | None) -> list[PluginEvent]:
-    rows = connection.execute(f"{_EVENTS} ORDER BY seq DESC LIMIT ?2", (topic, count)).fetchall()
+    given = {"topic": topic, "count": count}
+    rows = connection.execute(f"{_EVENTS} ORDER BY seq DESC LIMIT :count", given).fetchall()
     return [cast(PluginEvent, dict(row)) for row in reversed(rows)]
 
 
 def _before(connection: sqlite3.Connection, count: int, topic: str | None) -> int:
     """The number of the event before the newest `count`; 0 if there is none."""
-    row = connection.execute(f"{_EVENTS} ORDER BY seq DESC LIMIT 1 OFFSET ?2", (topic, count)).fetchone()
+    given = {"topic": topic, "count": count}
+    row = connection.execute(f"{_EVENTS} ORDER BY seq DESC LIMIT 1 OFFSET :count", given).fetchone()
     return row["seq"] if row else 0
 
 
 def _after(connection: sqlite3.Connection, seq: int, topic: str | None) -> list[PluginEvent]:
     """The first events after that number."""
-    rows = connection.execute(f"{_EVENTS} AND seq > ?2 ORDER BY seq LIMIT ?3", (topic, seq, FOLLOWED_AT_ONCE))
+    given = {"topic": topic, "seq": seq, "count": FOLLOWED_AT_ONCE}
+    rows = connection.execute(f"{_EVENTS} AND seq > :seq ORDER BY seq LIMIT :count", given)
     return [cast(PluginEvent, dict(row)) for row in rows]
