@@ -25,9 +25,7 @@ OPEN = {
     "auth": {*SERVICE, "SystemCallFilter_resources"},
     "registry": {*SERVICE, "SupplementaryGroups"},
     "plugins": {*SERVICE, "SupplementaryGroups", "SystemCallFilter_resources"},
-    "plugin@": {
-        *ALL, "SystemCallFilter_resources", "SystemCallFilter_privileged", "MemoryDenyWriteExecute", "ProcSubset"
-    },
+    "plugin@": {*ALL, "SystemCallFilter_resources", "SystemCallFilter_privileged", "MemoryDenyWriteExecute"},
     "polkit": {
         *(SWITCH - {"RemoveIPC"}), "UserOrDynamicUser", "CapabilityBoundingSet_CAP_DAC_FOWNER_IPC_OWNER", "ProcSubset",
         "UMask"
