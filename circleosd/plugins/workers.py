@@ -122,7 +122,8 @@ class Worker(asyncio.BufferedProtocol):
         try:
             frame = frames.encode(frames.LOAD, LOADING, frames.load_body(load))
             sent = socket.send_fds(sock, [frame], descriptors)
-            await self._loop.sock_sendall(sock, frame[sent:])
+            if rest := frame[sent:]:  # a worker that has everything may have answered and ended by now
+                await self._loop.sock_sendall(sock, rest)
         except BaseException:
             sock.close()
             raise

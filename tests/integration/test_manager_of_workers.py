@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Semaphore
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -543,7 +543,20 @@ def test_a_worker_whose_calls_are_all_given_up_is_ended_at_once(tmp_path: Path) 
     assert run_loaded(tmp_path, lambda _: None, manage, concurrency=2) == [False, True]
 
 
-def test_a_call_of_a_worker_that_has_ended_since_it_was_loaded_fails_at_once(tmp_path: Path) -> None:
+def test_a_call_of_a_worker_that_has_ended_since_it_was_loaded_fails_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = socket.send_fds
+
+    def sent_and_ended(connection: socket.socket, *what: Any) -> int:
+        sent = send(connection, *what)
+        ended = select.poll()
+        ended.register(connection, 0)  # errors and hang-ups alone
+        assert ended.poll(SECONDS * 1000)
+        return sent
+
+    monkeypatch.setattr(socket, "send_fds", sent_and_ended)
+
     def ends(channel: Channel) -> None:
         loaded(channel)
         channel._socket.shutdown(socket.SHUT_RDWR)
