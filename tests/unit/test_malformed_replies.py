@@ -48,7 +48,8 @@ def reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         yield from given
 
     monkeypatch.setattr(client, "call", call)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for name in ("XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
     return given
 
 
