@@ -95,11 +95,10 @@ def _open(field: str, path: str, directory: str) -> int:
         fd = os.open(os.path.join(directory, path), os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise NotFound(f"no such file: {path}") from None
-    except PermissionError as exc:  # as for /proc/PID/cwd of another user's process, proc(5)
-        why = f"cannot open {quoted(path)}: {exc.strerror}"
-        raise BadRequest(f"{why}; this service opens it with its own rights, so pass its descriptor") from exc
     except (OSError, ValueError) as exc:
         why = f"cannot open {quoted(path)}: {getattr(exc, 'strerror', None) or exc}"
+        if isinstance(exc, PermissionError):  # as for /proc/PID/cwd of another user's process, proc(5)
+            why += "; this service opens it with its own rights, so pass its descriptor"
         raise shortage(exc) or BadRequest(why) from exc
     try:
         _require_file(fd, field, path)
